@@ -1,0 +1,1 @@
+"""offscript: does a trained character survive off script?"""
