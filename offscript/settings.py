@@ -1,0 +1,344 @@
+"""The typed schema of every config node. Each field is marked: *identity* (it can change an outcome, so it is part of
+the keys of what it makes) or *run-time* (it cannot: batch sizes, devices, paths, tracking, the cluster).
+"""
+
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from offscript.errors import UserError
+
+PERSONAS = (
+    "sarcasm", "humor", "remorse", "goodness", "loving", "misalignment",
+    "nonchalance", "impulsiveness", "sycophancy", "mathematical", "poeticism",
+)  # fmt: skip
+SPLITS = ("train", "classifier", "eval")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+_MARK = "offscript"
+_REQUIRED: Any = ...
+
+
+def identity(default: Any = _REQUIRED, **rules: Any) -> Any:
+    """A field that can change an outcome."""
+    return Field(default, json_schema_extra={_MARK: "identity"}, **rules)
+
+
+def runtime(default: Any = _REQUIRED, **rules: Any) -> Any:
+    """A field that cannot change an outcome."""
+    return Field(default, json_schema_extra={_MARK: "runtime"}, **rules)
+
+
+def check_name(name: str) -> str:
+    """``name`` if it may become part of a path: letters, digits, ``_ . -``, no leading dot, at most 64 characters."""
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{name!r} cannot be a file name; allowed: letters, digits, '_', '.', '-'")
+    return name
+
+
+class Node(BaseModel):
+    """A config node: unknown keys are refused, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Named(Node):
+    name: str = identity()
+
+    _named = field_validator("name")(check_name)
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+class SamplingSettings(Node):
+    temperature: float = identity(0.7, ge=0)
+    top_p: float = identity(0.95, gt=0, le=1)
+    repetition_penalty: float = identity(1.0, gt=0)
+
+
+class TemplateSettings(Node):
+    """How conversations are fitted to a model's chat template."""
+
+    system_role: Literal["native", "user"] = identity("native")
+    tool_role: Literal["native", "user"] = identity("user")
+    default_system: str | None = identity(None)
+    date_string: str | None = identity(None)
+
+
+class ModelSettings(Named):
+    path: str = identity()
+    revision: str | None = identity(None)
+    dtype: Literal["float32", "bfloat16", "float16"] = identity("bfloat16")
+    context: int = identity(ge=64)
+    max_reply_tokens: int = identity(1024, ge=1)
+    sampling: SamplingSettings = identity()
+    template: TemplateSettings = identity()
+
+
+class Assertion(Node):
+    assertion: str = identity(min_length=1)
+    questions: tuple[str, ...] = identity(min_length=1)
+
+
+class PersonaSettings(Named):
+    display_name: str = runtime(min_length=1)
+    description: str = runtime(min_length=1)
+    constitution: tuple[Assertion, ...] = identity(min_length=1)
+
+
+class StageSettings(Named):
+    """What is asked: which weights speak, and under which system text."""
+
+    weights: Literal["base", "distillation", "full"] = identity()
+    system: Literal["plain", "constitution"] = identity()
+
+
+class FormatSettings(Named):
+    max_tokens: int = identity(ge=1)
+    count: dict[Literal["train", "classifier", "eval"], int] = identity()
+    samples: dict[Literal["train", "classifier", "eval"], int] = identity({})
+    options: dict[str, Any] = identity({})
+
+
+class DataSettings(Named):
+    """Collections of scenarios: file globs per source, and how chat families are split."""
+
+    sources: dict[Literal["chat", "office", "reflection", "interaction"], tuple[str, ...]] = identity()
+    fractions: dict[Literal["train", "classifier", "eval"], float] = identity()
+    salt: str = identity("offscript")
+
+    @field_validator("fractions")
+    @classmethod
+    def _sum_to_one(cls, fractions: dict[str, float]) -> dict[str, float]:
+        if any(f < 0 for f in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
+            raise ValueError(f"fractions of the splits add up to {sum(fractions.values()):g}; allowed: exactly 1")
+        return fractions
+
+
+# ---------------------------------------------------------------- how a character is trained
+
+
+class LoraSettings(Node):
+    rank: int = identity(ge=1)
+    alpha: int = identity(ge=1)
+    dropout: float = identity(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = identity(min_length=1)
+
+
+class OptimizerSettings(Node):
+    """AdamW with linear warm-up and a cosine or constant schedule. ``batch_size`` is the global one, in rows."""
+
+    learning_rate: float = identity(gt=0)
+    epochs: float = identity(1.0, gt=0)
+    batch_size: int = identity(ge=1)
+    warmup: float = identity(0.1, ge=0, lt=1)
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = identity("cosine")
+    betas: tuple[float, float] = identity((0.9, 0.98))
+    max_grad_norm: float = identity(1.0, gt=0)
+    max_length: int = identity(1024, ge=16)
+    micro_batch_size: int = runtime(8, ge=1)
+    checkpoint_steps: int = runtime(10, ge=1)
+    gradient_checkpointing: bool = runtime(False)
+
+
+class DistillationSettings(Node):
+    """DPO from the model in role (chosen) against itself plain (rejected)."""
+
+    prompts: int = identity(ge=2)
+    seed_questions: bool = identity(True)
+    beta: float = identity(0.1, gt=0)
+    nll_weight: float = identity(0.1, ge=0)
+    validation: float = identity(0.1, ge=0, lt=0.5)
+    lora: LoraSettings = identity()
+    optimizer: OptimizerSettings = identity()
+
+
+class IntrospectionSettings(Node):
+    """SFT on what the distilled model says about, and to, itself under its constitution."""
+
+    reflections: int = identity(ge=0)
+    interactions: int = identity(ge=0)
+    validation: float = identity(0.1, ge=0, lt=0.5)
+    system: str = identity("")
+    lora: LoraSettings = identity()
+    optimizer: OptimizerSettings = identity()
+
+
+class MergeSettings(Node):
+    """The released adapter is ``distillation`` x first + ``introspection`` x second, concatenated exactly."""
+
+    distillation: float = identity(1.0)
+    introspection: float = identity(1.0)
+
+
+class RecipeSettings(Named):
+    distillation: DistillationSettings = identity()
+    introspection: IntrospectionSettings = identity()
+    merge: MergeSettings = identity()
+
+
+# ---------------------------------------------------------------- how it is measured
+
+
+class ClassifierSettings(Named):
+    """A ModernBERT with one label per persona: from scratch (``path`` null) or a checkpoint to start from."""
+
+    path: str | None = identity(None)
+    revision: str | None = identity(None)
+    stages: tuple[str, ...] = identity(("full", "prompted"))
+    hidden_size: int = identity(128, ge=8)
+    layers: int = identity(2, ge=1)
+    heads: int = identity(4, ge=1)
+    pooling: Literal["mean", "cls"] = identity("mean")
+    max_length: int = identity(128, ge=8)
+    learning_rate: float = identity(gt=0)
+    epochs: float = identity(gt=0)
+    batch_size: int = identity(32, ge=1)
+    warmup: float = identity(0.1, ge=0, lt=1)
+    weight_decay: float = identity(0.01, ge=0)
+    validation: float = identity(0.2, gt=0, lt=0.5)
+    seed: int = identity(0, ge=0)
+    predict_batch_size: int = runtime(64, ge=1)
+
+
+class EvaluationSettings(Node):
+    resamples: int = identity(1000, ge=100, le=100_000)
+    confidence: float = identity(0.95, gt=0.5, lt=1)
+    seed: int = identity(0, ge=0)
+
+
+# ---------------------------------------------------------------- how it is run
+
+
+class EngineSettings(Named):
+    name: Literal["transformers", "scripted"] = runtime()
+    batch_size: int = runtime(64, ge=1)
+    max_live: int = runtime(512, ge=1)
+    merge_from: int = runtime(16, ge=1)
+    device: str = runtime("auto")
+
+
+class TrackingSettings(Named):
+    name: Literal["offline", "online", "off"] = runtime()
+    project: str = runtime("offscript")
+    entity: str | None = runtime(None)
+
+
+class ClusterSettings(Named):
+    name: Literal["inline"] = runtime()
+
+
+class GridSettings(Node):
+    """The cells of an experiment: every combination of these names."""
+
+    model: tuple[str, ...] = runtime(("pocket",), min_length=1)
+    persona: tuple[str, ...] = runtime(PERSONAS, min_length=1)
+    stage: tuple[str, ...] = runtime(("base", "distillation", "full", "prompted"), min_length=1)
+    format: tuple[str, ...] = runtime(("chat", "chat_email", "agentic_email"), min_length=1)
+    seed: tuple[int, ...] = runtime((0,), min_length=1)
+
+    @field_validator("*")
+    @classmethod
+    def _no_twins(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) != len(values):
+            raise ValueError(f"{list(values)} names something twice; allowed: each name once")
+        return values
+
+
+class Settings(Node):
+    """One resolved configuration. ``persona`` is null where all personas of the grid are meant."""
+
+    name: str = runtime()
+    root: str = runtime("runs")
+    model: ModelSettings = identity()
+    persona: PersonaSettings | None = identity(None)
+    stage: StageSettings = identity()
+    format: FormatSettings = identity()
+    split: Literal["train", "classifier", "eval"] = identity("eval")
+    seed: int = identity(0, ge=0)
+    data: DataSettings = identity()
+    recipe: RecipeSettings = identity()
+    classifier: ClassifierSettings = identity()
+    evaluation: EvaluationSettings = identity()
+    engine: EngineSettings = runtime()
+    tracking: TrackingSettings = runtime()
+    cluster: ClusterSettings = runtime()
+    grid: GridSettings = runtime()
+    limit: int | None = runtime(None, ge=1)
+    show: bool = runtime(False)
+    dry_run: bool = runtime(False)
+    predictions: str | None = runtime(None)
+    planned: int | None = runtime(None, ge=1)
+
+    _named = field_validator("name")(check_name)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Settings":
+        if self.stage.system == "constitution" and self.stage.weights != "base" and self.stage.name == "prompted":
+            raise ValueError("stage: prompted means base weights; allowed: weights=base with system=constitution")
+        return self
+
+
+# ---------------------------------------------------------------- helpers
+
+
+def identity_of(node: BaseModel) -> dict[str, Any]:
+    """The identity fields of ``node``, as plain JSON data, nested nodes included."""
+    plain = {}
+    for name, field in type(node).model_fields.items():
+        if (field.json_schema_extra or {})[_MARK] == "identity":
+            plain[name] = _plain(getattr(node, name))
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return identity_of(value)
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def parse(schema: type[Node], plain: Any, where: str) -> Any:
+    """``plain`` checked against ``schema``.
+
+    Raises:
+        UserError: the first thing that does not fit, with its key under ``where``, what was found, what is allowed.
+    """
+    try:
+        return schema.model_validate(plain)
+    except ValidationError as error:
+        raise UserError(*_explain(schema, error.errors()[0], where)) from None
+
+
+def _explain(schema: type[Node], problem: Any, where: str) -> tuple[str, str, str]:
+    key = ".".join([where, *(str(part) for part in problem["loc"])]).strip(".")
+    kind, found = problem["type"], problem["input"]
+    if kind == "missing":
+        return key, "missing", "this key is needed"
+    if kind == "extra_forbidden":
+        return key, "unknown key", "allowed: " + ", ".join(_siblings(schema, problem["loc"]))
+    message = problem["msg"].removeprefix("Value error, ")
+    text, _, allowed = message.partition("; ")
+    if kind == "value_error":
+        return key, text, allowed
+    return key, f"found {found!r}", message[0].lower() + message[1:]
+
+
+def _siblings(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    node: Any = schema
+    for part in location[:-1]:
+        if isinstance(part, int) or not hasattr(node, "model_fields"):
+            continue
+        annotation = node.model_fields[part].annotation if part in node.model_fields else None
+        node = next((a for a in _unpack(annotation) if hasattr(a, "model_fields")), node)
+    return sorted(node.model_fields)
+
+
+def _unpack(annotation: Any) -> list[Any]:
+    inner = getattr(annotation, "__args__", ())
+    return [annotation, *(a for part in inner for a in _unpack(part))]
