@@ -97,7 +97,7 @@ class StageSettings(Named):
 
 class FormatSettings(Named):
     max_tokens: int = identity(ge=1)
-    count: dict[Literal["train", "classifier", "eval"], int] = identity()
+    count: dict[Literal["train", "classifier", "eval"], int] = identity({})
     samples: dict[Literal["train", "classifier", "eval"], int] = identity({})
     options: dict[str, Any] = identity({})
 

@@ -18,6 +18,18 @@ HEARTBEAT_S = 10.0
 STALE_S = 60.0
 
 
+# ---------------------------------------------------------------- places
+
+HOME = Path(__file__).resolve().parents[1]
+"""The repository's root: what is shipped (conf, data, assets) is found there from any working folder."""
+
+
+def locate(path: str | Path) -> Path:
+    """``path`` from the current folder if something is there, else from the repository's root."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() or path.exists() else HOME / path
+
+
 # ---------------------------------------------------------------- whole files
 
 
