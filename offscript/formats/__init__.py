@@ -1,0 +1,37 @@
+"""The formats by name. A new one is a file here with a ``FORMAT``, a line below, a file in ``conf/format``."""
+
+from offscript.errors import UserError, one_of
+from offscript.formats import (
+    agentic_email,
+    break_character,
+    chat,
+    chat_email,
+    self_interaction,
+    self_reflection,
+    student,
+    teacher,
+)
+from offscript.formats.base import Format
+
+_MODULES = (
+    chat,
+    break_character,
+    chat_email,
+    agentic_email,
+    teacher,
+    student,
+    self_reflection,
+    self_interaction,
+)
+FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in _MODULES}
+
+
+def get_format(name: str) -> Format:
+    """The format called ``name``.
+
+    Raises:
+        UserError: there is none; lists those there are.
+    """
+    if name not in FORMATS:
+        raise UserError("format", f"unknown format {name!r}", one_of(FORMATS))
+    return FORMATS[name]
