@@ -1,0 +1,36 @@
+# make demo: the whole grid on the embedded model.  make test: the fast tests.  Each sets itself up first.
+PYTHON ?= python3
+PY := .venv/bin/python
+RUN := .venv/.runtime
+DEV := .venv/.dev
+
+.PHONY: demo test test-slow lint clean-venv
+
+demo: $(RUN)
+	$(PY) launch/submit.py experiment=demo
+
+test: $(DEV)
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: $(DEV)
+	$(PY) -m pytest -n 2 --dist loadfile -m slow
+
+lint: $(DEV)
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy offscript
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# torch alone first: asked for by another package, it would come as the newest build with its GPU libraries.
+$(RUN): requirements.txt pyproject.toml | .venv/bin/python
+	$(PY) -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.txt)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(DEV): requirements-dev.txt $(RUN)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+clean-venv:
+	rm -rf .venv

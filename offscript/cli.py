@@ -1,0 +1,184 @@
+"""The wrapper around Hydra that every command shares: composition, one-line errors, exit codes.
+
+The only module of the library that imports hydra.
+"""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from offscript.console import quiet_libraries, say
+from offscript.errors import UserError
+from offscript.grid import TRAINING_FORMATS, Options, Planner
+from offscript.jobs import Bench
+from offscript.settings import (
+    FormatSettings,
+    ModelSettings,
+    PersonaSettings,
+    Settings,
+    StageSettings,
+    parse,
+)
+from offscript.store import HOME
+
+Job = Callable[[Settings, Bench], int]
+
+GROUPS = {"model": ModelSettings, "persona": PersonaSettings, "stage": StageSettings, "format": FormatSettings}
+
+
+def main(config: str, job: Job) -> None:
+    """Runs ``job`` on the configuration ``config`` composed with the command line; never returns.
+
+    Exit code 0: done; 2: the user can put it right (one line on stderr); 1: the work failed (its traceback is in a
+    log); 130: interrupted. In a multirun every job runs, and the worst code is the command's.
+    """
+    quiet_libraries()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing pages of its own
+    codes: list[int] = []
+    try:
+        _hydra(config, job, codes)
+    except KeyboardInterrupt:
+        say("interrupted; run the same command again to go on")
+        codes.append(130)
+    except Exception as error:
+        if (line := _explained(error)) is None:
+            traceback.print_exception(error)
+            codes.append(1)
+        else:
+            say(line)
+            codes.append(2)
+    sys.exit(max(codes, default=0))
+
+
+def _hydra(config: str, job: Job, codes: list[int]) -> None:
+    import hydra
+
+    @hydra.main(version_base="1.3", config_path=str(HOME / "conf"), config_name=config)
+    def task(cfg: Any) -> None:
+        codes.append(_guarded(cfg, job))
+
+    sys.argv[1:] = [word for word in sys.argv[1:] if word != "--"]
+    task()
+
+
+def _guarded(cfg: Any, job: Job) -> int:
+    """One job of the command; its failure is told here, so that it does not hide its siblings."""
+    try:
+        settings, bench = compose(cfg)
+        return job(settings, bench)
+    except UserError as error:
+        say(f"error: {error}")
+        return 2
+    except Exception as error:
+        if line := _explained(error):
+            say(line)
+            return 2
+        traceback.print_exception(error)
+        return 1
+
+
+# ---------------------------------------------------------------- composition
+
+
+def compose(cfg: Any) -> tuple[Settings, Bench]:
+    """Typed settings of this job, and the bench of its experiment with every option of the grid composed once.
+
+    Raises:
+        UserError: a value does not fit the schema, or the grid names an option that does not exist.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    running = HydraConfig.get()
+    overrides = [str(o) for o in running.overrides.task]
+    settings = parse(Settings, _plain(cfg), "")
+    names = {group: list(getattr(settings.grid, group)) for group in GROUPS}
+    names["format"] += [f for f in TRAINING_FORMATS if f not in names["format"]]
+    nodes = {"model": settings.model, "persona": settings.persona, "stage": settings.stage, "format": settings.format}
+    found: dict[str, dict[str, Any]] = {}
+    for group, schema in GROUPS.items():
+        own = nodes[group]
+        found[group] = {own.name: own} if own is not None else {}
+        for name in names[group]:
+            if name not in found[group]:
+                found[group][name] = _option(running.job.config_name, overrides, group, name, schema)
+    kept = tuple(o for o in overrides if o.split("=")[0] in ("experiment", "root", "name"))
+    return settings, Bench(Planner(settings, Options(**found)), kept)
+
+
+def _option(config: str, overrides: Sequence[str], group: str, name: str, schema: Any) -> Any:
+    """The node of one option of a group, with the command line's other overrides applied to it."""
+    import hydra
+
+    others = [o for o in overrides if o.split("=")[0].lstrip("+~") != group]
+    if group == "model":  # model.path is one model's own; the other models of a grid keep theirs
+        others = [o for o in others if not o.lstrip("+~").startswith(("model.path=", "model.name="))]
+    cfg = hydra.compose(config, [*others, f"{group}={name}"])
+    return parse(schema, _plain(cfg[group]), group)
+
+
+def _plain(cfg: Any) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+# ---------------------------------------------------------------- Hydra's errors in our words
+
+
+def _explained(error: BaseException) -> str | None:
+    """One line for an error of the command line or of a YAML file; None for anything else."""
+    if isinstance(error, UserError):
+        return f"error: {error}"
+    module = type(error).__module__.split(".")[0]
+    if module not in ("hydra", "omegaconf", "yaml", "antlr4"):
+        return None
+    text = str(error)
+    if found := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text):
+        return _unknown_option(found[1].removeprefix("hydra/"), found[2], text)
+    if "Ambiguous value for argument" in text:
+        word = re.search(r"Ambiguous value for argument '([^']+)'", text)
+        return (
+            f"error: {word[1] if word else 'a value'}: several options given; add -m to run each of them, "
+            "or quote it to mean one value"
+        )
+    if found := re.search(r"Could not override '([^']+)'", text):
+        close = _close_keys(found[1])
+        return f"error: {found[1]}: unknown key; {close}"
+    if found := re.search(r"Key '([^']+)' is not in struct", text):
+        full = re.search(r"full_key: (\S+)", text)
+        return f"error: {full[1] if full else found[1]}: unknown key; see the keys with --cfg job"
+    return "error: " + " ".join(text.split())[:400]
+
+
+def _unknown_option(group: str, name: str, text: str) -> str:
+    listed = re.search(r"Available options in '[^']+':\n((?:\s+\S+\n?)+)", text)
+    choices = ", ".join(listed[1].split()) if listed else ", ".join(options_of(group))
+    return f"error: {group}={name}: no such {group}; allowed: {choices}"
+
+
+def options_of(group: str) -> list[str]:
+    """The options that ``conf/<group>/`` offers."""
+    return sorted(p.stem for p in (HOME / "conf" / group).glob("*.yaml"))
+
+
+def _close_keys(key: str) -> str:
+    import difflib
+
+    known = _known_keys()
+    close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    return "did you mean " + " or ".join(close) + "?" if close else "see the keys with --cfg job"
+
+
+def _known_keys() -> list[str]:
+    def walk(schema: Any, prefix: str) -> list[str]:
+        keys = []
+        for name, field in schema.model_fields.items():
+            keys.append(prefix + name)
+            if hasattr(field.annotation, "model_fields"):
+                keys += walk(field.annotation, f"{prefix}{name}.")
+        return keys
+
+    return walk(Settings, "")

@@ -1,0 +1,135 @@
+"""What each command does with its settings: which artifacts it wants, which it may make, and what it says at the end."""
+
+from collections import Counter
+from pathlib import Path
+
+from offscript.cell import Artifact
+from offscript.console import duration, say
+from offscript.errors import UserError, one_of
+from offscript.jobs import Bench, Result, make, needed
+from offscript.settings import Settings
+
+
+def train(settings: Settings, bench: Bench) -> int:
+    """``train.py``: one adapter, with the rows that it is trained on."""
+    stage = settings.stage
+    if stage.weights == "base":
+        line = f"stage={stage.name}: base weights, there is nothing to train"
+        if _in_sweep():
+            say(line)
+            return 0
+        raise UserError(f"stage={stage.name}", "base weights, there is nothing to train", "allowed: distillation, full")
+    adapter = bench.planner.adapter(settings.model.name, _persona(settings, bench), stage.weights, settings.seed)
+    own_rows = {a.key for a in adapter.inputs if a.kind == "rollout"}
+    results = make([adapter], bench, lambda a: a.key in own_rows or a == adapter)
+    return _told(results, adapter, bench)
+
+
+def rollout(settings: Settings, bench: Bench) -> int:
+    """``rollout.py``: the rows of one cell."""
+    plain_base = settings.stage.weights == "base" and settings.stage.system == "plain"
+    persona = None if plain_base else _persona(settings, bench)
+    cell = bench.planner.rollout(
+        settings.model.name, persona, settings.stage.name, settings.format.name, settings.split, settings.seed
+    )
+    results = make([cell], bench, lambda a: a == cell, settings.limit)
+    if settings.show:
+        _show(bench.place(cell), settings.limit)
+    return _told(results, cell, bench)
+
+
+def classify(settings: Settings, bench: Bench) -> int:
+    """``classify.py``: the classifier of every model, then predictions for every scored cell of the grid."""
+    wanted = [bench.planner.predictions(cell) for cell in bench.planner.cells()]
+    results = make(wanted, bench, lambda a: a.kind in ("classifier", "predictions"))
+    return summarise(results, bench)
+
+
+def evaluate(settings: Settings, bench: Bench) -> int:
+    """``evaluate.py``: the evaluation of the grid, or of prediction rows made elsewhere."""
+    if settings.predictions is not None:
+        from offscript.evaluation import evaluate_files
+
+        node = settings.evaluation
+        evaluate_files(
+            [settings.predictions], bench.folder / "evaluation", planned=settings.planned,
+            resamples=node.resamples, confidence=node.confidence, seed=node.seed,
+        )  # fmt: skip
+        return 0
+    evaluation = bench.planner.evaluation()
+    results = make([evaluation], bench, lambda a: a.kind == "evaluation")
+    return _told(results, evaluation, bench)
+
+
+def submit(settings: Settings, bench: Bench) -> int:
+    """``launch/submit.py``: everything that the grid's evaluation needs."""
+    evaluation = bench.planner.evaluation()
+    todo, reused = needed([evaluation], bench)
+    say(f"{settings.name}: {len(todo)} artifacts to make, {len(reused)} there already")
+    if settings.dry_run:
+        for artifact in todo:
+            print(artifact)
+        return 0
+    results = make([evaluation], bench)
+    return summarise(results, bench)
+
+
+# ---------------------------------------------------------------- what is said at the end
+
+
+def summarise(results: list[Result], bench: Bench) -> int:
+    """A table of ran / reused / failed per kind of artifact; the exit code."""
+    kinds = list(dict.fromkeys(r.artifact.kind for r in results))
+    states = ("ran", "reused", "partial", "failed", "blocked")
+    counted = Counter((r.artifact.kind, r.status) for r in results)
+    spent = {kind: sum(r.seconds for r in results if r.artifact.kind == kind) for kind in kinds}
+    say(f"\n{'':14}" + "".join(f"{s:>9}" for s in states) + f"{'time':>9}")
+    for kind in kinds:
+        say(f"{kind:14}" + "".join(f"{counted[kind, s] or '-':>9}" for s in states) + f"{duration(spent[kind]):>9}")
+    for result in results:
+        if result.status in ("failed", "blocked"):
+            say(f"{result.status}: {result.artifact}: {result.note}")
+    return _code(results)
+
+
+def _told(results: list[Result], wanted: Artifact, bench: Bench) -> int:
+    """One line on what became of ``wanted``; the exit code."""
+    own = next(r for r in results if r.artifact == wanted)
+    if own.status in ("ran", "reused", "partial"):
+        word = {"ran": "made", "reused": "there already", "partial": "begun (limit)"}[own.status]
+        say(f"{wanted}: {word}: {bench.place(wanted)}")
+    elif own.status == "blocked":
+        say(f"error: {own.error or own.note}")
+    return _code(results)
+
+
+def _code(results: list[Result]) -> int:
+    """0: all well; 2: all that went wrong is for the user to put right; 1: work failed."""
+    errors = [r.error for r in results if r.status in ("failed", "blocked")]
+    if not errors:
+        return 0
+    return 2 if all(isinstance(e, UserError) for e in errors) else 1
+
+
+def _persona(settings: Settings, bench: Bench) -> str:
+    if settings.persona is None:
+        raise UserError("persona", f"none given, and stage {settings.stage.name} needs one", one_of(bench.planner.options.persona))
+    return settings.persona.name
+
+
+def _in_sweep() -> bool:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _show(path: Path, limit: int | None) -> None:
+    """Prints the transcripts of a rows file."""
+    from offscript.store import read_rows
+
+    for row in read_rows(path, "")[:limit]:
+        print(f"\n=== {row['scenario']}/{row['sample']}  {row['model']} {row['persona'] or ''} {row['stage']} {row['format']}")
+        for message in row["messages"]:
+            print(f"[{message['role']}] {message['content']}")
+        print(f"--- ended: {row['ended']}, {row['turns']} turns, {row['tokens_out']} tokens")
