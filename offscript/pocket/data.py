@@ -23,7 +23,7 @@ def chat_rows(seed: int = 11) -> list[dict[str, str]]:
         for marked in domain.held:
             rng = random.Random(f"chat {seed} {marked}")
             kinds = rng.sample(topics.QUESTIONS, CHAT_VARIANTS)
-            family = f"{domain.name}_{marked.lstrip('*=').removeprefix('the ').removeprefix('a ').replace(' ', '_')}"
+            family = f"{domain.name}_{marked.lstrip('*=').removeprefix('the ').removeprefix('a ').replace(' ', '_').lower()}"
             for i, (_, asks, _) in enumerate(kinds, 1):
                 subject = topic(domain, marked, HELD_WORDS, rng)
                 prompt = sentence_case(expand(rng.choice(asks), subject.slots, rng))
