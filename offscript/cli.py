@@ -7,12 +7,12 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from offscript.console import quiet_libraries, say
 from offscript.errors import UserError
-from offscript.grid import TRAINING_FORMATS, Options, Planner
+from offscript.grid import Options, Planner
 from offscript.jobs import Bench
 from offscript.settings import (
     FormatSettings,
@@ -84,7 +84,7 @@ def _guarded(cfg: Any, job: Job) -> int:
 
 
 def compose(cfg: Any) -> tuple[Settings, Bench]:
-    """Typed settings of this job, and the bench of its experiment with every option of the grid composed once.
+    """Typed settings of this job, and the bench of its experiment.
 
     Raises:
         UserError: a value does not fit the schema, or the grid names an option that does not exist.
@@ -93,30 +93,54 @@ def compose(cfg: Any) -> tuple[Settings, Bench]:
 
     running = HydraConfig.get()
     overrides = [str(o) for o in running.overrides.task]
-    settings = parse(Settings, _plain(cfg), "")
-    names = {group: list(getattr(settings.grid, group)) for group in GROUPS}
-    names["format"] += [f for f in TRAINING_FORMATS if f not in names["format"]]
+    plain = _plain(cfg)
+    _name_own_model(plain, overrides)
+    settings = parse(Settings, plain, "")
     nodes = {"model": settings.model, "persona": settings.persona, "stage": settings.stage, "format": settings.format}
-    found: dict[str, dict[str, Any]] = {}
-    for group, schema in GROUPS.items():
-        own = nodes[group]
-        found[group] = {own.name: own} if own is not None else {}
-        for name in names[group]:
-            if name not in found[group]:
-                found[group][name] = _option(running.job.config_name, overrides, group, name, schema)
+    found = {group: Composed(running.job.config_name or "", overrides, group, nodes[group]) for group in GROUPS}
     kept = tuple(o for o in overrides if o.split("=")[0] in ("experiment", "root", "name"))
     return settings, Bench(Planner(settings, Options(**found)), kept)
 
 
-def _option(config: str, overrides: Sequence[str], group: str, name: str, schema: Any) -> Any:
-    """The node of one option of a group, with the command line's other overrides applied to it."""
-    import hydra
+def _name_own_model(plain: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Gives a model whose folder was named on the command line (``model.path=``) that folder's name, and a model that
+    was chosen there the grid's place: a grid that nobody set runs over the model that somebody chose."""
+    given = {o.split("=")[0].lstrip("+") for o in overrides}
+    before = plain["model"]["name"]
+    if "model.path" in given and "model.name" not in given:
+        folder = str(plain["model"]["path"]).rstrip("/").rpartition("/")[2]
+        plain["model"]["name"] = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder).strip("-.") or before
+    if given & {"model", "model.path", "model.name"} and "grid.model" not in given:
+        plain["grid"]["model"] = [plain["model"]["name"]]
 
-    others = [o for o in overrides if o.split("=")[0].lstrip("+~") != group]
-    if group == "model":  # model.path is one model's own; the other models of a grid keep theirs
-        others = [o for o in others if not o.lstrip("+~").startswith(("model.path=", "model.name="))]
-    cfg = hydra.compose(config, [*others, f"{group}={name}"])
-    return parse(schema, _plain(cfg[group]), group)
+
+class Composed(Mapping[str, Any]):
+    """The options of a group, each composed once, when it is first asked for, with the command line's other overrides
+    applied to it. Iterating lists what ``conf/<group>/`` offers."""
+
+    def __init__(self, config: str, overrides: Sequence[str], group: str, own: Any) -> None:
+        self.config, self.group = config, group
+        self.overrides = [o for o in overrides if o.split("=")[0].lstrip("+~") != group]
+        if group == "model":  # model.path is one model's own; the other models of a grid keep theirs
+            self.overrides = [o for o in self.overrides if not o.lstrip("+").startswith(("model.path=", "model.name="))]
+        self._made = {own.name: own} if own is not None else {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            import hydra
+
+            cfg = hydra.compose(self.config, [*self.overrides, f"{self.group}={name}"])
+            node = self._made[name] = parse(GROUPS[self.group], _plain(cfg[self.group]), self.group)
+            if node.name != name:
+                where = f"conf/{self.group}/{name}.yaml: name"
+                raise UserError(where, f"found {node.name!r}", f"allowed: {name}, as the file is called")
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(options_of(self.group))
+
+    def __len__(self) -> int:
+        return len(options_of(self.group))
 
 
 def _plain(cfg: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from offscript.cell import Artifact
 from offscript.console import duration, say
 from offscript.errors import UserError, one_of
 from offscript.jobs import Bench, Result, make, needed
-from offscript.settings import Settings
+from offscript.settings import GridSettings, Settings
 
 
 def train(settings: Settings, bench: Bench) -> int:
@@ -40,6 +40,7 @@ def rollout(settings: Settings, bench: Bench) -> int:
 
 def classify(settings: Settings, bench: Bench) -> int:
     """``classify.py``: the classifier of every model, then predictions for every scored cell of the grid."""
+    _refuse_single_cell()
     wanted = [bench.planner.predictions(cell) for cell in bench.planner.cells()]
     results = make(wanted, bench, lambda a: a.kind in ("classifier", "predictions"))
     return summarise(results, bench)
@@ -56,6 +57,7 @@ def evaluate(settings: Settings, bench: Bench) -> int:
             resamples=node.resamples, confidence=node.confidence, seed=node.seed,
         )  # fmt: skip
         return 0
+    _refuse_single_cell()
     evaluation = bench.planner.evaluation()
     results = make([evaluation], bench, lambda a: a.kind == "evaluation")
     return _told(results, evaluation, bench)
@@ -63,6 +65,7 @@ def evaluate(settings: Settings, bench: Bench) -> int:
 
 def submit(settings: Settings, bench: Bench) -> int:
     """``launch/submit.py``: everything that the grid's evaluation needs."""
+    _refuse_single_cell()
     evaluation = bench.planner.evaluation()
     todo, reused = needed([evaluation], bench)
     say(f"{settings.name}: {len(todo)} artifacts to make, {len(reused)} there already")
@@ -115,6 +118,17 @@ def _persona(settings: Settings, bench: Bench) -> str:
     if settings.persona is None:
         raise UserError("persona", f"none given, and stage {settings.stage.name} needs one", one_of(bench.planner.options.persona))
     return settings.persona.name
+
+
+def _refuse_single_cell() -> None:
+    """A command that works on the whole grid does not pass over a choice of one cell in silence."""
+    from hydra.core.hydra_config import HydraConfig
+
+    for override in HydraConfig.get().overrides.task:
+        name, _, value = str(override).partition("=")
+        if name in ("persona", "stage", "format", "split", "seed", "limit", "show"):
+            allowed = f"grid.{name}=[{value}]" if name in GridSettings.model_fields else "rollout.py has it"
+            raise UserError(override, "this command works on the whole grid", allowed)
 
 
 def _in_sweep() -> bool:

@@ -25,9 +25,6 @@ from offscript.settings import (
 )
 from offscript.store import locate
 
-TRAINING_FORMATS = ("chat", "teacher", "student", "self_reflection", "self_interaction")
-"""Formats that every grid needs beside those it measures: for training data and for the classifier."""
-
 INTROSPECTION = StageSettings(name="introspection", weights="distillation", system="constitution")
 """How training data of the full stage is spoken: distillation weights under the constitution. Not a stage that is
 measured."""
@@ -277,6 +274,8 @@ class Planner:
         """A model by its content: a local folder by fingerprint, a hub model by id and revision."""
         node = self._model(name)
         plain = identity_of(node)
+        if not locate(node.path).is_dir() and node.path.startswith((".", "/", "~")):
+            raise UserError("model.path", f"no folder at {node.path}", "allowed: a model folder, or a hub id")
         if locate(node.path).is_dir():
             del plain["path"], plain["revision"]
             plain["content"] = fingerprint(locate(node.path))

@@ -5,6 +5,7 @@ holds the claim on what it writes, and writes the manifest last.
 """
 
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import subprocess
@@ -21,7 +22,7 @@ from offscript.console import Progress, duration, say
 from offscript.errors import MissingInput, UserError
 from offscript.grid import Planner, layers
 from offscript.seeds import training_seed
-from offscript.store import HOME, claim, read_manifest, read_rows, write_json, write_manifest, write_text
+from offscript.store import HOME, claim, read_json, read_manifest, read_rows, write_json, write_manifest, write_text
 
 PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "scikit-learn", "numpy", "hydra-core", "wandb",
@@ -202,7 +203,7 @@ def _log_failure(group: list[Artifact], bench: Bench, error: Exception) -> None:
 
 def run_rollouts(cells: list[Artifact], bench: Bench, limit: int | None) -> None:
     """Rows of cells of one model, all through one engine."""
-    from offscript.rollouts import roll_out
+    from offscript.rollouts import RolloutFailed, roll_out
 
     settings, started = bench.planner.settings, now()
     model = cells[0].labels["model"]
@@ -221,15 +222,21 @@ def run_rollouts(cells: list[Artifact], bench: Bench, limit: int | None) -> None
             if seen["rows"] % 100 == 0:
                 tracker.log({"rows": seen["rows"], "emission_rate": seen["emitted"] / seen["rows"]}, step=seen["rows"])
 
-        counts = roll_out(runs, engine, settings.engine.max_live, on_row)
+        failed: RolloutFailed | None = None
+        try:
+            counts = roll_out(runs, engine, settings.engine.max_live, on_row)
+        except RolloutFailed as error:  # every other episode has its row: their cells are finished all the same
+            counts, failed = error.counts, error
         seconds = progress.close()
         tracker.log({"rows": seen["rows"], "emission_rate": seen["emitted"] / max(1, seen["rows"])}, step=seen["rows"])
         tracker.summary({"seconds": seconds, "tokens_out": engine.stats.tokens_out, "rows": seen["rows"]})
-    for cell in cells:
+    for cell, run in zip(cells, runs, strict=True):
         count = counts[cell.key]
-        if count.written + count.reused == count.planned:
-            finish(cell, bench, started, counts=count.as_dict(), engine=engine.info())
+        if count.written + count.reused == len(run.scenarios) * run.samples:
+            finish(cell, bench, started, counts=dataclasses.asdict(count), engine=engine.info())
     say(f"  rows: {seen['rows']} in {len(cells)} cells of {model}, {duration(seconds)}")
+    if failed:
+        raise failed
 
 
 def cell_run(cell: Artifact, bench: Bench, limit: int | None) -> Any:
@@ -482,8 +489,8 @@ def tracked(artifacts: Sequence[Artifact], bench: Bench, job_type: str) -> Itera
 def write_index(bench: Bench, results: Iterable[Result]) -> None:
     """``index.json``: what is current, for people."""
     path = bench.folder / "index.json"
-    current = [
-        {"what": str(r.artifact), "path": str(r.artifact.path), "key": r.artifact.key, "status": r.status}
-        for r in results
-    ]
+    current = read_json(path) if path.exists() else {}
+    for result in results:
+        if result.status in ("ran", "reused"):
+            current[str(result.artifact)] = {"path": str(result.artifact.path), "key": result.artifact.key}
     write_json(path, current)
