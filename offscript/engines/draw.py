@@ -1,0 +1,77 @@
+"""Drawing tokens so that a row's text depends on the row alone.
+
+A token is drawn by the Gumbel trick: the argmax of (filtered logit + Gumbel noise) is a sample of the filtered
+softmax. The noise is a hash of (row seed, step, token), not the next number of a shared generator, so it is the same
+whatever else is in the batch, in whatever order, on whatever machine.
+"""
+
+import torch
+from torch import Tensor
+
+_CANDIDATES = 64  # top-p seldom keeps more; the search widens when it does
+
+
+def _signed(constant: int) -> int:
+    return constant - 2**64 if constant >= 2**63 else constant
+
+
+# Stafford's variant 13 of the 64-bit finalizer, as in splitmix64; int64 products wrap, which is what a hash wants.
+_GOLDEN, _MIX1, _MIX2 = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def _shift(value: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(value: Tensor) -> Tensor:
+    value = (value ^ _shift(value, 30)) * _MIX1
+    value = (value ^ _shift(value, 27)) * _MIX2
+    return value ^ _shift(value, 31)
+
+
+def gumbel(seeds: Tensor, step: int, tokens: Tensor) -> Tensor:
+    """Gumbel noise for ``tokens`` (rows, n) int64 at ``step`` of rows with ``seeds`` (rows,) int64: (rows, n) float64."""
+    rows = _mix(_mix(seeds + _GOLDEN) + _signed((step + 1) * 0x9E3779B97F4A7C15 % 2**64))
+    bits = _shift(_mix(rows[:, None] + (tokens + 1) * _GOLDEN), 11)
+    uniform = (bits.double() + 0.5) * 2.0**-53  # in (0, 1), never an end
+    return -torch.log(-torch.log(uniform))
+
+
+def penalize(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
+    """Repetition penalty (rows,) on the tokens marked in ``seen`` (rows, vocabulary) bool, as published (CTRL, 2019)."""
+    factor = penalty[:, None]
+    return torch.where(seen, torch.where(logits > 0, logits / factor, logits * factor), logits)
+
+
+def nucleus(logits: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest set of likeliest tokens that holds ``top_p`` (rows,) of each row's probability.
+
+    Returns scores (rows, n), -inf outside the set, and tokens (rows, n), likeliest first. n is chosen for the whole
+    batch, the set is not: a longer list only adds tokens that are outside.
+    """
+    total = logits.logsumexp(dim=-1, keepdim=True)
+    width = min(_CANDIDATES, logits.shape[-1])
+    while True:
+        scores, tokens = logits.topk(width, dim=-1)
+        probabilities = (scores - total).exp()
+        before = probabilities.cumsum(dim=-1) - probabilities
+        if width == logits.shape[-1] or bool((before[:, -1] >= top_p).all()):
+            break
+        width = min(width * 8, logits.shape[-1])
+    inside = before < top_p[:, None]
+    inside[:, 0] = True
+    return scores.masked_fill(~inside, float("-inf")), tokens
+
+
+def draw(logits: Tensor, temperature: Tensor, top_p: Tensor, seeds: Tensor, step: int) -> Tensor:
+    """One token per row (rows,) from ``logits`` (rows, vocabulary); -1 where a row's logits are not finite.
+
+    ``temperature``, ``top_p`` and ``seeds`` are (rows,); temperature 0 takes the likeliest token.
+    """
+    logits = logits.double() if logits.shape[-1] < 4096 else logits.float()
+    greedy = temperature == 0
+    scores, tokens = nucleus(logits / temperature.masked_fill(greedy, 1.0)[:, None].to(logits.dtype), top_p)
+    noise = gumbel(seeds, step, tokens).masked_fill(greedy[:, None], 0.0)
+    chosen = tokens.gather(1, (scores + noise).argmax(dim=-1, keepdim=True)).squeeze(1)
+    return torch.where(logits.isfinite().any(dim=-1) & ~logits.isnan().any(dim=-1), chosen, -1)
