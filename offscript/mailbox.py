@@ -22,8 +22,8 @@ _BODY_KEYS = ("body", "content", "text", "message")
 _TRIES = 64
 """Braces of a reply that are tried as the start of a call: bounds the time that a hostile reply can cost."""
 
-_FINAL = re.compile(r"`{3,}[ \t]*final\b:?(.*?)(?:`{3}|\Z)", re.DOTALL | re.IGNORECASE)
-_CALL_FENCE = re.compile(r"`{3,}[ \t]*tool_?call\s*\Z", re.IGNORECASE)
+_FINAL = re.compile(r"```[ \t]*final\b:?(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_CALL_FENCE = re.compile(r"```[ \t]*tool_?call\s*\Z", re.IGNORECASE)
 _TOOL_KEY = re.compile(r'\{\s*"(?:tool|tool_name)"\s*:')
 _STRING = r'"(?:\\.|[^"\\])*"'
 _BRACKETS = re.compile(rf"{_STRING}|[{{}}\[\]]", re.DOTALL)

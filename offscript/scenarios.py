@@ -426,10 +426,12 @@ class _Loader(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [k.value for k, _ in node.value if k.tag == "tag:yaml.org,2002:str"]
-        if twice := [k for k in keys if keys.count(k) > 1]:
-            error = f"key {twice[0]!r} stands twice"
-            raise yaml.constructor.ConstructorError(None, None, error, node.start_mark)
+        seen: set[str] = set()
+        for key in [k for k, _ in node.value if isinstance(k, yaml.ScalarNode)]:
+            if key.value in seen:
+                error = f"key {key.value!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, error, key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 

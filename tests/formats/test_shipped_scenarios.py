@@ -1,0 +1,32 @@
+"""The scenarios under data/: all load together, and a diligent model drives every office one to a sent e-mail."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from offscript.formats import FORMATS
+from offscript.scenarios import load_scenarios
+from tests.formats.driver import diligent, drive, rules_for
+
+DATA = Path(__file__).parents[2] / "data"
+WORLDS = sorted(p.parent for p in DATA.glob("*/chat.jsonl"))
+OFFICE = sorted(DATA.glob("*/office/*.yaml"))
+
+
+@pytest.mark.parametrize("world", WORLDS, ids=lambda p: p.name)
+def test_the_sources_of_a_world_load_together(world: Path) -> None:
+    sources = [world / "chat.jsonl", world / "office", world / "reflection.yaml", world / "interaction.yaml"]
+    scenarios = load_scenarios(sources)
+    assert min(Counter(s.family for s in load_scenarios(world / "office")).values()) >= 2
+    assert len({s.messages[-1]["content"] for s in scenarios}) > 0.95 * len(scenarios)
+
+
+@pytest.mark.parametrize("path", OFFICE, ids=lambda p: p.stem)
+def test_a_diligent_model_sends_every_email_in_both_formats(path: Path) -> None:
+    agentic, chat = FORMATS["agentic_email"], FORMATS["chat_email"]
+    for scenario in load_scenarios(path):
+        run = drive(agentic, scenario, rules_for(agentic), diligent(scenario, "Here it is."))
+        assert (run.outcome.ended, run.outcome.text) == ("email", "Here it is."), scenario.id
+        assert len(run.asks) == len(scenario.tools) <= scenario.max_steps
+        assert drive(chat, scenario, rules_for(chat), lambda ask: "Here it is.").outcome.text == "Here it is."
