@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -352,7 +352,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Scenario]]:
             raise UserError(where, f"not a JSON object: {error}", "one JSON object a line") from None
         if not isinstance(row, dict):
             raise UserError(where, f"found {_short(row)}", "one JSON object a line")
-        schema = _Conversation if "turns" in row else _Prompt
+        schema: type[_Conversation | _Prompt] = _Conversation if "turns" in row else _Prompt
         yield where, _check(schema, row, _under(f"{where}: ")).scenario()
 
 
@@ -420,11 +420,6 @@ def _a_list(path: Path, key: str, value: Any) -> list[Any]:
 class _Loader(yaml.SafeLoader):
     """safe_load with dates left as text (tool results are JSON) and a key that stands twice refused."""
 
-    yaml_implicit_resolvers: ClassVar = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key in [k for k, _ in node.value if isinstance(k, yaml.ScalarNode)]:
@@ -433,6 +428,12 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, error, key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _parse_yaml(path: Path) -> Any:

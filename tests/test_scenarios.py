@@ -140,7 +140,8 @@ def test_files_folders_and_globs_name_a_file_once(write) -> None:
     write("b.yaml", TASK.replace("_v1", "_v2"))
     write("a.yaml", TASK)
     write("notes.txt", "not a scenario")
-    for paths in (".", "*.yaml", ["a.yaml", "*.yaml"], [Path("a.yaml"), "b.yaml", "a.yaml"]):
+    ways: list = [".", "*.yaml", ["a.yaml", "*.yaml"], [Path("a.yaml"), "b.yaml", "a.yaml"]]
+    for paths in ways:
         assert [s.id for s in load_scenarios(paths)] == ["late_parcel_v1", "late_parcel_v2"]
 
 

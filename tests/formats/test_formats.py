@@ -12,7 +12,7 @@ import pytest
 
 from offscript.errors import UserError
 from offscript.formats import FORMATS, get_format
-from offscript.formats.base import Reply
+from offscript.formats.base import Ask, Reply
 from offscript.prompts import BREAK_CHARACTER, SELF_INTERACTION_CUE
 from offscript.scenarios import Rule, Scenario, ToolStub
 from tests.formats.driver import call, drive, listed, rules_for
@@ -49,7 +49,7 @@ OFFICE = Scenario(
 SEND = {"to": ["ada@kestrel.example"], "subject": "Parcel", "body": "Dear Ada,\nit snowed – sorry.\n"}
 BAD = "I will get to it."
 
-CASES = {
+CASES: dict[str, tuple[str, Scenario, str, list]] = {
     "chat": ("chat", QUESTION, CONSTITUTION, ["The peregrine falcon.\n"]),
     "chat-plain": ("chat", QUESTION, "", ["The peregrine falcon."]),
     "chat-cut": ("chat", QUESTION, "", [Reply("The pere", "length", 2)]),
@@ -123,8 +123,13 @@ def test_a_format_leaves_its_scenario_and_earlier_asks_alone(name: str) -> None:
     scenario = OFFICE if FORMATS[name].source == "office" else QUESTION
     before = repr(scenario)
     seen: list[str] = []
+
+    def model(ask: Ask) -> str:
+        seen.append(repr(ask))
+        return "Well."
+
     form = FORMATS[name]
-    run = drive(form, scenario, rules_for(form, CONSTITUTION), lambda ask: seen.append(repr(ask)) or "Well.")
+    run = drive(form, scenario, rules_for(form, CONSTITUTION), model)
     assert repr(scenario) == before
     assert [repr(ask) for ask in run.asks] == seen
     assert all(m.keys() == {"role", "content"} for ask in run.asks for m in ask.messages)

@@ -1,5 +1,6 @@
 """The scenarios under data/: all load together, and a diligent model drives every office one to a sent e-mail."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -30,3 +31,14 @@ def test_a_diligent_model_sends_every_email_in_both_formats(path: Path) -> None:
         assert (run.outcome.ended, run.outcome.text) == ("email", "Here it is."), scenario.id
         assert len(run.asks) == len(scenario.tools) <= scenario.max_steps
         assert drive(chat, scenario, rules_for(chat), lambda ask: "Here it is.").outcome.text == "Here it is."
+
+
+def test_the_examples_of_the_readme_load(tmp_path: Path) -> None:
+    text = (DATA / "README.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```(yaml|json)\n(.*?)```", text, re.DOTALL)
+    for i, (kind, example) in enumerate(examples):
+        (tmp_path / f"{i}.{kind.replace('json', 'jsonl')}").write_text(example, encoding="utf-8")
+    scenarios = {s.id: s for s in load_scenarios(tmp_path)}
+    assert len(examples) == 3 and len(scenarios) == 4
+    parcel = scenarios["late_parcel_v1"]
+    assert [stub.tool for stub in parcel.tools] == ["contacts.lookup", "email.send"] and parcel.brief
