@@ -4,7 +4,7 @@ from, and therefore what it is called. Nothing here needs torch, and nothing is 
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,49 +43,63 @@ class Options:
     format: Mapping[str, FormatSettings]
 
 
+def once(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method whose answer is kept: planning asks the same question of every cell."""
+
+    @functools.wraps(method)
+    def kept(self: "Planner", *args: Any) -> Any:
+        question = (method.__name__, *args)
+        if question not in self._answers:
+            self._answers[question] = method(self, *args)
+        return self._answers[question]
+
+    return kept
+
+
 @dataclass
 class Planner:
-    """Makes the artifacts of one experiment. The same question gives the same object."""
+    """Plans the artifacts of one experiment. The same question gives the same object."""
 
     settings: Settings
     options: Options
+    _answers: dict[tuple[Any, ...], Any] = field(default_factory=dict)
     _made: dict[str, Artifact] = field(default_factory=dict)
 
     # ------------------------------------------------------------ rows
 
     def rollout(self, model: str, persona: str | None, stage: str, fmt: str, split: str, seed: int) -> Artifact:
         """Rows of one cell. Base weights under a plain prompt belong to no persona and to no training seed."""
-        return self._rows(model, persona, self._stage(stage), fmt, split, seed)
+        return self._cell(model, persona, self._stage(stage), fmt, split, seed)
 
     def teacher(self, model: str, persona: str) -> Artifact:
-        return self._rows(model, persona, PROMPTED, "teacher", "train", 0)
+        return self._cell(model, persona, PROMPTED, "teacher", "train", 0)
 
     def students(self, model: str, persona: str) -> tuple[Artifact, ...]:
         """Plain rows on the shared prompts, and (if asked for) on the persona's own questions."""
-        shared = self._rows(model, None, BASE, "student", "train", 0)
+        shared = self._cell(model, None, BASE, "student", "train", 0)
         if not self.settings.recipe.distillation.seed_questions:
             return (shared,)
-        return shared, self._rows(model, persona, BASE, "student", "train", 0, own_questions=True)
+        return shared, self._rows(model, persona, BASE, "student", "train", 0, True)
 
-    def _rows(
-        self,
-        model: str,
-        persona: str | None,
-        stage: StageSettings,
-        fmt: str,
-        split: str,
-        seed: int,
-        own_questions: bool = False,
+    def _cell(
+        self, model: str, persona: str | None, stage: StageSettings, fmt: str, split: str, seed: int
     ) -> Artifact:
-        trained = stage.weights != "base"
-        if not trained and stage.system == "plain" and not own_questions:
-            persona = None
-        elif persona is None:
+        if stage.weights == "base":
+            seed = 0
+            if stage.system == "plain":
+                return self._rows(model, None, stage, fmt, split, seed, False)
+        if persona is None:
             raise UserError(f"stage {stage.name}", "no persona given", one_of(self.options.persona))
-        seed = seed if trained else 0
-        adapter = self.adapter(model, persona or "", stage.weights, seed) if trained else None
+        return self._rows(model, persona, stage, fmt, split, seed, False)
+
+    @once
+    def _rows(
+        self, model: str, persona: str | None, stage: StageSettings, fmt: str, split: str, seed: int, own_questions: bool
+    ) -> Artifact:
+        adapter = None if stage.weights == "base" else self.adapter(model, persona or "", stage.weights, seed)
         spec = self._spec(model, persona, stage, fmt, split, own_questions)
         labels = {"model": model, "stage": stage.name, "persona": persona, "format": fmt, "split": split, "seed": seed}
+        digests = self._digests(spec["format"].source)
         identity = {
             "labels": labels,
             "model": self._model_identity(model),
@@ -97,7 +111,7 @@ class Planner:
                 "options": dict(spec["rules"].options),
                 "max_tokens": spec["sampling"].max_tokens,
             },
-            "scenarios": {s.id: digest(s) for s in spec["scenarios"]},
+            "scenarios": {s.id: digests.get(s.id) or digest(s) for s in spec["scenarios"]},
             "samples": spec["samples"],
         }
         return self._keep(Artifact("rollout", identity, labels, (adapter,) if adapter else (), spec))
@@ -110,7 +124,7 @@ class Planner:
             raise UserError(f"format.options.{unknown[0]}", "unknown key", one_of(sorted(code.options)))
         spoken = self._model(model)
         system = "" if stage.system == "plain" else constitution_system(self._assertions(persona))
-        scenarios, samples = self._scenarios(model, persona, code, node, split, own_questions)
+        scenarios, samples = self._scenarios(persona, code, node, split, own_questions)
         return {
             "format": code,
             "rules": Rules(system=system, options={**code.options, **node.options}),
@@ -122,26 +136,23 @@ class Planner:
         }
 
     def _scenarios(
-        self, model: str, persona: str | None, code: Format, node: FormatSettings, split: str, own_questions: bool
+        self, persona: str | None, code: Format, node: FormatSettings, split: str, own_questions: bool
     ) -> tuple[list[Scenario], int]:
         """Scenarios of a cell, and samples of each: training rows are counted by the recipe, scored ones by the format."""
-        recipe, data = self.settings.recipe, self.settings.data
-        source = self._source(code.source)
+        recipe = self.settings.recipe
         if code.name in ("teacher", "student"):
             questions = self._questions(persona) if persona and recipe.distillation.seed_questions else []
             if own_questions:
                 return questions, 1
-            shared = select(source, "train", data.fractions, data.salt, recipe.distillation.prompts)
+            shared = self._selected(code.source, "train", recipe.distillation.prompts)
             return shared + (questions if code.name == "teacher" else []), 1
         if code.source in ("reflection", "interaction"):
-            introspection = recipe.introspection
+            source, introspection = self._source(code.source), recipe.introspection
             rows = introspection.reflections if code.source == "reflection" else introspection.interactions
             return source[:rows], max(1, math.ceil(rows / len(source)))
         if split not in node.count:
             raise UserError(f"split {split}", f"format {code.name} says no count for it", one_of(node.count))
-        if code.source == "office":  # never trained on: all of it can be scored
-            return select(source, "eval", {"eval": 1.0}, data.salt, node.count[split]), node.samples.get(split, 1)
-        return select(source, split, data.fractions, data.salt, node.count[split]), node.samples.get(split, 1)
+        return self._selected(code.source, split, node.count[split]), node.samples.get(split, 1)
 
     # ------------------------------------------------------------ adapters
 
@@ -149,16 +160,18 @@ class Planner:
         """The adapter of a persona: ``distillation``, or ``full`` (both merged)."""
         return self._distillation(model, persona, seed) if weights == "distillation" else self._full(model, persona, seed)
 
+    @once
     def _distillation(self, model: str, persona: str, seed: int) -> Artifact:
         inputs = (self.teacher(model, persona), *self.students(model, persona))
         recipe = self.settings.recipe.distillation
         return self._adapter(model, persona, "distillation", seed, identity_of(recipe), inputs, {"settings": recipe})
 
+    @once
     def _full(self, model: str, persona: str, seed: int) -> Artifact:
         recipe = self.settings.recipe
         first = self._distillation(model, persona, seed)
         rows = tuple(
-            self._rows(model, persona, INTROSPECTION, fmt, "train", seed)
+            self._cell(model, persona, INTROSPECTION, fmt, "train", seed)
             for fmt, wanted in (
                 ("self_reflection", recipe.introspection.reflections),
                 ("self_interaction", recipe.introspection.interactions),
@@ -192,6 +205,7 @@ class Planner:
 
     # ------------------------------------------------------------ classifier, predictions, evaluation
 
+    @once
     def classifier(self, model: str) -> Artifact:
         """The persona classifier of a model, from chat rows of the classifier split alone."""
         node, grid = self.settings.classifier, self.settings.grid
@@ -262,14 +276,25 @@ class Planner:
             for j, question in enumerate(assertion.questions)
         ]
 
-    @functools.lru_cache(maxsize=16)  # noqa: B019 - a planner lives as long as its command
+    @once
+    def _selected(self, source: str, split: str, count: int) -> list[Scenario]:
+        """Scenarios of a split. Office families are never trained on, so all of them can be scored."""
+        data = self.settings.data
+        fractions = {"eval": 1.0} if source == "office" else data.fractions
+        return select(self._source(source), split, fractions, data.salt, count)
+
+    @once
+    def _digests(self, source: str) -> dict[str, str]:
+        return {s.id: digest(s) for s in self._source(source)}
+
+    @once
     def _source(self, source: str) -> list[Scenario]:
         patterns = self.settings.data.sources.get(source)
         if not patterns:
             raise UserError(f"data.sources.{source}", "missing", f"data {self.settings.data.name} has no such scenarios")
         return load_scenarios([str(locate(p)) if not _is_glob(p) else _located_glob(p) for p in patterns])
 
-    @functools.lru_cache(maxsize=16)  # noqa: B019
+    @once
     def _model_identity(self, name: str) -> dict[str, Any]:
         """A model by its content: a local folder by fingerprint, a hub model by id and revision."""
         node = self._model(name)
@@ -280,12 +305,6 @@ class Planner:
             del plain["path"], plain["revision"]
             plain["content"] = fingerprint(locate(node.path))
         return plain
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
 
 
 def _is_glob(pattern: str) -> bool:
