@@ -27,7 +27,7 @@ _PUBLISHED = ("base", "stage", "scenario_id", "trait_true", "trait_pred", "probs
 class Prediction:
     """What a classifier said of one episode's text.
 
-    ``persona`` is the true one, None for a base text, which stands for every persona. Where the episode left no text,
+    ``training_seed`` is the row's ``seed``: that of the cell's adapter. ``persona`` is the true one, None for a base text, which stands for every persona. Where the episode left no text,
     ``predicted``, ``probs`` and ``text_hash`` are None and ``ended`` says why; ``ended`` is None where the file holds
     scored texts only, so that how many were planned is unknown. ``where`` names the file and line.
     """
@@ -180,7 +180,7 @@ def _ours(row: Mapping[str, Any], where: str, number: int, default_format: str) 
         model=_text(row, "model", where),
         stage=_text(row, "stage", where),
         format=_text(row, "format", where) if "format" in row else default_format,
-        training_seed=_whole(row, "training_seed", where, None),
+        training_seed=_whole(row, "seed", where, None),
         persona=persona,
         scenario=scenario,
         family=_text(row, "family", where) if row.get("family") is not None else family_of(scenario),

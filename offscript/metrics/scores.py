@@ -78,8 +78,7 @@ class GroupScore:
 
     @property
     def name(self) -> str:
-        seed = "" if self.training_seed is None else f" seed {self.training_seed}"
-        return f"{self.model} {self.stage}{seed} {self.format}"
+        return f"{self.model} {self.stage} {self.format}"
 
 
 @dataclass(frozen=True)
@@ -442,13 +441,10 @@ def _notes(groups: Sequence[GroupScore], labels: Sequence[str], options: Options
     if any(g.crossed for g in groups):
         shown = "; ".join(f"{g.name} {g.unique_texts or g.emitted}" for g in groups if g.crossed)
         notes.append(f"one base text stands for all {len(labels)} personas; different texts: {shown}")
-    notes += [
-        f"{g.name}: no {'text' if p.planned else 'row'} for {p.persona}, which counts as F1 0"
-        for g in groups
-        if not g.crossed and g.emitted
-        for p in g.personas
-        if not p.emitted
-    ]
+    for g in groups:
+        absent = [p.persona for p in g.personas if not p.emitted]
+        if absent and g.emitted:
+            notes.append(f"{g.name}: no text of {', '.join(absent)}, counted as F1 0")
     notes += [
         f"{g.name}: nothing was emitted; there is no score on emitted texts" for g in groups if not g.emitted
     ]

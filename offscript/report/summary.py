@@ -5,7 +5,7 @@ import io
 from dataclasses import asdict
 from typing import Any
 
-from offscript.metrics.retention import Contrast, Interval
+from offscript.metrics.retention import Interval
 from offscript.metrics.scores import Evaluation, GroupScore, PersonaScore
 
 DECIMALS = 6
@@ -29,27 +29,23 @@ def summary(evaluation: Evaluation) -> dict[str, Any]:
     return {"schema": 1, "columns": [*evaluation.labels, "outside", "missing"], **plain}
 
 
-def retention_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """The retention table as flat rows, for a tracker."""
+def retention_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """The retention table of a ``summary`` as flat rows, for a tracker."""
     return [
         {
-            "model": r.model,
-            "stage": r.stage,
-            "format": r.format,
-            "training_seed": r.training_seed,
-            "chat_f1": rounded(r.chat),
-            "f1": rounded(r.score),
-            **_contrast("gap", r.gap),
-            **_contrast("retention", r.retention),
-            "why_not": r.why_not,
+            **{key: row[key] for key in ("model", "stage", "format", "training_seed", "chat")},
+            "f1": row["score"],
+            **_flat("gap", row["gap"]),
+            **_flat("retention", row["retention"]),
+            "why_not": row["why_not"],
         }
-        for r in evaluation.retention
+        for row in summary["retention"]
     ]
 
 
-def _contrast(name: str, contrast: Contrast) -> dict[str, Any]:
-    low, high = contrast.interval or (None, None)
-    return {name: rounded(contrast.estimate), f"{name}_low": rounded(low), f"{name}_high": rounded(high)}
+def _flat(name: str, contrast: dict[str, Any]) -> dict[str, Any]:
+    low, high = contrast["interval"] or (None, None)
+    return {name: contrast["estimate"], f"{name}_low": low, f"{name}_high": high}
 
 
 def cells_csv(evaluation: Evaluation) -> str:

@@ -93,8 +93,10 @@ def legend(evaluation: Evaluation) -> list[str]:
     ]
 
 
-def _seeded(stage: str, training_seed: int | None) -> str:
-    return stage if training_seed is None else f"{stage}/{training_seed}"
+def _stage(evaluation: Evaluation, stage: str, training_seed: int | None) -> str:
+    """The stage's name, with the training seed where the evaluation has several: ``full/1``."""
+    several = len({g.training_seed for g in evaluation.groups}) > 1
+    return f"{stage}/{training_seed}" if several and training_seed is not None else stage
 
 
 def _of(evaluation: Evaluation, model: str) -> list[GroupScore]:
@@ -108,7 +110,7 @@ def _groups(evaluation: Evaluation, model: str) -> Table:
     )  # fmt: skip
     rows = tuple(
         (
-            _seeded(g.stage, g.training_seed),
+            _stage(evaluation, g.stage, g.training_seed),
             g.format,
             f"{g.emitted}/{UNKNOWN if g.planned is None else g.planned}",
             UNKNOWN if g.emission_rate is None else f"{g.emission_rate:.0%}",
@@ -131,7 +133,7 @@ def _ended(evaluation: Evaluation, model: str) -> Table:
     groups = [g for g in _of(evaluation, model) if g.ended]
     reasons = sorted({reason for g in groups for reason in g.ended})
     rows = tuple(
-        (_seeded(g.stage, g.training_seed), g.format, *(str(g.ended.get(r, 0)) for r in reasons))
+        (_stage(evaluation, g.stage, g.training_seed), g.format, *(str(g.ended.get(r, 0)) for r in reasons))
         for g in groups
     )
     return Table(f"{model}: why episodes ended", ("stage", "format", *reasons), rows)
@@ -149,7 +151,7 @@ def _retention(evaluation: Evaluation, model: str) -> Table:
     nulls = {(g.stage, g.training_seed): g.null.mean if g.null else None for g in chats}
     rows = tuple(
         (
-            _seeded(r.stage, r.training_seed),
+            _stage(evaluation, r.stage, r.training_seed),
             r.format,
             number(r.chat),
             number(nulls[r.stage, r.training_seed]),
@@ -168,7 +170,7 @@ def _changes(evaluation: Evaluation, model: str) -> Table:
     rows = tuple(
         (
             f"{c.first} - {c.second}",
-            f"in {_seeded(c.within, c.training_seed)}",
+            f"in {_stage(evaluation, c.within, c.training_seed)}",
             *_with_interval(c.difference),
         )
         for c in evaluation.changes
@@ -184,7 +186,7 @@ def _personas(evaluation: Evaluation, model: str) -> Table:
     header = ("stage", "format", *(label[:_PERSONA_WIDTH] for label in evaluation.labels))
     rows = tuple(
         (
-            _seeded(g.stage, g.training_seed),
+            _stage(evaluation, g.stage, g.training_seed),
             g.format,
             *(number(p.f1 if p.emitted else None, 4) for p in g.personas),
         )
