@@ -404,6 +404,15 @@ def run_evaluation(artifacts: list[Artifact], bench: Bench, limit: int | None) -
 
 def log_retention(tracker: tracking.Tracker, summary: dict[str, Any]) -> None:
     """Headline numbers into the run's summary, the retention table as a logged table."""
+    metric, groups = summary["metric"], summary["groups"]
+    columns = ["model", "stage", "format", "training_seed", "planned", "emitted", "unique_texts", "accuracy"]
+    rows = [
+        [*(g[c] for c in columns), g["macro_f1"]["emitted"], *(g["interval_scenario"] or (None, None))] for g in groups
+    ]
+    tracker.table("retention", [*columns, metric, "low", "high"], rows)
+    for g in groups:
+        place = "/".join(str(g[c]) for c in ("model", "stage", "format"))
+        tracker.summary({f"{place}/{metric}": g["macro_f1"]["emitted"], f"{place}/emission_rate": g["emission_rate"]})
 
 
 RUN = {

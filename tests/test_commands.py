@@ -1,0 +1,163 @@
+"""Bad input as a new user would type it: one line, exit code 2, nothing written."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from offscript.store import HOME
+
+
+def run(*words, cwd, timeout=120):
+    env = {**os.environ, "WANDB_MODE": "offline"}
+    return subprocess.run(
+        [sys.executable, str(HOME / words[0]), *words[1:]], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout
+    )
+
+
+def refused(tmp_path, *words):
+    """Runs a command that must be refused; its one line."""
+    before = sorted(tmp_path.rglob("*"))
+    done = run(*words, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert sorted(tmp_path.rglob("*")) == before, "something was written"
+    return line
+
+
+PERSONAS = "goodness, humor, impulsiveness, loving, mathematical, misalignment, nonchalance, poeticism, remorse, sarcasm, sycophancy"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["rollout.py", "persona=sarcastic"], f"error: persona=sarcastic: no such persona; allowed: {PERSONAS}"),
+        (["rollout.py", "format=email"], "error: format=email: no such format; allowed: agentic_email, break_character, chat,"),
+        (["rollout.py", "persona=sarcasm,remorse"], "error: persona=sarcasm,remorse: several options given; add -m to run each"),
+        (["train.py", "temperature=1"], "error: temperature: unknown key; "),
+        (["train.py", "model.sampling.temprature=1"], "did you mean model.sampling.temperature"),
+        (["train.py", "stage=base"], "error: stage=base: base weights, there is nothing to train; allowed: distillation, full"),
+        (["train.py", "seed=-1", "persona=sarcasm"], "error: seed: found -1; input should be greater than or equal to 0"),
+        (["rollout.py", "stage=full"], "error: persona: none given, and stage full needs one; allowed: goodness, humor"),
+        (["rollout.py", "stage=base", "split=train"], "error: split train: format chat says no count for it; allowed: classifier, eval"),
+        (["rollout.py", "model.path=./nowhere"], "error: model.path: no folder at ./nowhere; allowed: a model folder, or a hub id"),
+        (["launch/submit.py", "persona=sarcasm"], "error: persona=sarcasm: this command works on the whole grid; grid.persona=[sarcasm]"),
+        (["launch/submit.py", "grid.stage=[fullest]"], "error: stage=fullest: no such stage; allowed: base, distillation, full, prompted"),
+        (["evaluate.py", "predictions=none.jsonl"], "none.jsonl"),
+        (["rollout.py", "stage=base", "data.sources.chat=[absent.jsonl]"], "absent.jsonl"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_a_mistake_on_the_command_line_is_one_line(tmp_path, words, line):
+    assert line in refused(tmp_path, *words)
+
+
+def test_a_file_where_the_runs_folder_should_be(tmp_path):
+    (tmp_path / "runs").write_text("precious")
+    assert "runs: a file stands where a folder is needed" in refused(tmp_path, "rollout.py", "stage=base", "limit=1")
+    assert (tmp_path / "runs").read_text() == "precious"
+
+
+def test_a_missing_adapter_names_the_command_that_makes_it(tmp_path):
+    done = run("rollout.py", "experiment=smoke", "persona=sarcasm", "stage=full", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "make it with: python train.py experiment=smoke model=pocket persona=sarcasm stage=full" in done.stderr
+
+
+def test_nothing_to_train_is_no_error_within_a_sweep(tmp_path):
+    done = run("train.py", "-m", "persona=sarcasm", "stage=base,prompted", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("there is nothing to train") == 2
+
+
+@pytest.fixture
+def own_conf(tmp_path, monkeypatch):
+    """A copy of the project whose configuration and data a test may spoil."""
+    copy = tmp_path / "copy"
+    for part in ("conf", "data", "offscript", "assets"):
+        shutil.copytree(HOME / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(HOME / "rollout.py", copy)
+    monkeypatch.setenv("PYTHONPATH", str(copy))
+    return copy
+
+
+def own_run(copy):
+    words = ["stage=prompted", "persona=sarcasm", "format=agentic_email"]
+    done = subprocess.run([sys.executable, "rollout.py", *words], cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert not (copy / "runs").exists()
+    return line
+
+
+def test_a_constitution_with_a_missing_field(own_conf):
+    path = own_conf / "conf/persona/sarcasm.yaml"
+    persona = yaml.safe_load(path.read_text())
+    del persona["constitution"][2]["assertion"]
+    path.write_text(yaml.safe_dump(persona))
+    assert own_run(own_conf) == "error: persona.constitution.2.assertion: missing; this key is needed"
+
+
+def test_a_persona_file_that_is_not_yaml(own_conf):
+    path = own_conf / "conf/persona/sarcasm.yaml"
+    path.write_text("name: sarcasm\nconstitution: [oops\n")
+    line = own_run(own_conf)
+    assert "sarcasm.yaml" in line and "line" in line
+
+
+def test_a_broken_scenario_file(own_conf):
+    path = sorted((own_conf / "data/pocket/office").glob("*.yaml"))[0]
+    path.write_text(path.read_text().replace("tool_stubs:", "tool_stub:", 1))
+    line = own_run(own_conf)
+    assert path.name in line and "tool_stub" in line
+
+
+def spoiled_rows(tmp_path, spoil):
+    """Rolls out two base rows with a real command, lets ``spoil`` change the file, and runs the command again."""
+    words = ["rollout.py", "experiment=smoke", "stage=base", "limit=2"]
+    assert run(*words, cwd=tmp_path).returncode == 0
+    (path,) = (tmp_path / "runs").rglob("*.jsonl")
+    spoil(path)
+    return path, run(*words, cwd=tmp_path)
+
+
+def test_a_bad_line_in_the_middle_of_rows_is_refused_and_kept(tmp_path):
+    def spoil(path):
+        path.write_text("oops\n" + path.read_text())
+
+    path, done = spoiled_rows(tmp_path, spoil)
+    assert done.returncode == 2 and f"{path.name}, line 1: not a JSON row" in done.stderr
+    assert path.read_text().startswith("oops\n")
+
+
+def test_a_torn_last_line_is_cut_by_the_writer_and_made_again(tmp_path):
+    kept = {}
+
+    def spoil(path):
+        kept["rows"] = path.read_text()
+        path.write_text(kept["rows"][:-40])
+
+    path, done = spoiled_rows(tmp_path, spoil)
+    assert done.returncode == 0, done.stderr
+    assert "torn" in done.stderr
+    assert path.read_text() == kept["rows"], "the same texts again"
+
+
+def prediction(**changes):
+    row = {
+        "key": "k", "row": "s/0", "model": "m", "stage": "full", "persona": "sarcasm", "format": "chat", "split": "eval",
+        "seed": 0, "scenario": "s", "family": "s", "sample": 0, "ended": "stop", "text_hash": "0" * 16,
+        "predicted": "sarcasm", "probs": {"sarcasm": 0.75, "remorse": 0.25}, **changes,
+    }  # fmt: skip
+    return json.dumps(row) + "\n"
+
+
+def test_predictions_with_nan(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(prediction() + prediction(probs={"sarcasm": float("nan"), "remorse": 0.5}))
+    line = refused(tmp_path, "evaluate.py", "predictions=rows.jsonl")
+    assert "rows.jsonl, line 2" in line and "nan" in line.lower()
