@@ -27,7 +27,8 @@ _CALL_FENCE = re.compile(r"```[ \t]*tool_?call\s*\Z", re.IGNORECASE)
 _TOOL_KEY = re.compile(r'\{\s*"(?:tool|tool_name)"\s*:')
 _STRING = r'"(?:\\.|[^"\\])*"'
 _BRACKETS = re.compile(rf"{_STRING}|[{{}}\[\]]", re.DOTALL)
-_TRAILING_COMMA = re.compile(rf"({_STRING})|,(?=\s*[}}\]])", re.DOTALL)
+_STRING_OR_TRAILING_COMMA = re.compile(rf"({_STRING})|,(?=\s*[}}\]])", re.DOTALL)
+_ESCAPE = re.compile(r'\\(["\\/bfnrtu])|\\(.)', re.DOTALL)
 _DECODER = json.JSONDecoder(strict=False)
 
 
@@ -89,12 +90,20 @@ def _object_at(text: str, start: int) -> tuple[Any, int]:
         raise ValueError("the JSON object is nested too deeply") from None
     except ValueError:
         end = _closing(text, start)
-        repaired = _TRAILING_COMMA.sub(lambda m: m[1] or "", text[start:end])
         try:
-            value = _DECODER.decode(repaired)
+            value = _DECODER.decode(_repaired(text[start:end]))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"the JSON object is not valid ({getattr(error, 'msg', error)})") from None
     return _clean(value), end
+
+
+def _repaired(text: str) -> str:
+    """JSON without commas before a closing bracket and without backslashes that escape nothing (``I\\'m``)."""
+
+    def mend(part: re.Match[str]) -> str:
+        return _ESCAPE.sub(lambda e: e[0] if e[1] else e[2], part[1] or "")
+
+    return _STRING_OR_TRAILING_COMMA.sub(mend, text)
 
 
 def _closing(text: str, start: int) -> int:
@@ -184,7 +193,7 @@ def _matches(glob: str, value: Any) -> bool:
 
 def is_refused(result: Any) -> bool:
     """Whether a tool's result is an error."""
-    return isinstance(result, dict) and "error" in result
+    return isinstance(result, dict) and bool(result.get("error"))
 
 
 def email_body(call: ToolCall) -> str:

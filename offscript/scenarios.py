@@ -320,7 +320,8 @@ def _files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
         if here.is_dir():
             found = sorted(p for p in here.iterdir() if p.suffix in ENDINGS)
         else:
-            found = [here] if here.is_file() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+            matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
+            found = [here] if here.is_file() else [p for p in matches if p.is_file()]
         if not found:
             raise UserError(
                 str(path), "no such scenario file", f"a file ({', '.join(ENDINGS)}), folder or glob"

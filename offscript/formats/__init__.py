@@ -1,5 +1,7 @@
 """The formats by name. A new one is a file here with a ``FORMAT``, a line below, a file in ``conf/format``."""
 
+from collections.abc import Iterable
+
 from offscript.errors import UserError, one_of
 from offscript.formats import (
     agentic_email,
@@ -11,7 +13,8 @@ from offscript.formats import (
     student,
     teacher,
 )
-from offscript.formats.base import Format
+from offscript.formats.base import Format, Rules
+from offscript.scenarios import Scenario
 
 _MODULES = (
     chat,
@@ -35,3 +38,13 @@ def get_format(name: str) -> Format:
     if name not in FORMATS:
         raise UserError("format", f"unknown format {name!r}", one_of(FORMATS))
     return FORMATS[name]
+
+
+def check_episodes(form: Format, scenarios: Iterable[Scenario], rules: Rules) -> None:
+    """Starts every episode up to its first Ask, which costs nothing and needs no engine.
+
+    Raises:
+        UserError: a scenario or an option does not fit the format; better now than after a model was loaded.
+    """
+    for scenario in scenarios:
+        next(form.episode(scenario, rules))

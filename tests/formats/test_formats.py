@@ -6,12 +6,13 @@ write it anew with ``OFFSCRIPT_GOLDEN=write``.
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from offscript.errors import UserError
-from offscript.formats import FORMATS, get_format
+from offscript.formats import FORMATS, check_episodes, get_format
 from offscript.formats.base import Ask, Reply
 from offscript.prompts import BREAK_CHARACTER, SELF_INTERACTION_CUE
 from offscript.scenarios import Rule, Scenario, ToolStub
@@ -209,10 +210,25 @@ def test_break_character_uses_every_instruction_and_keeps_to_it() -> None:
     assert used == set(BREAK_CHARACTER) == set(form.templates.values())
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_episodes_can_be_checked_before_an_engine_is_there(name: str) -> None:
+    form = FORMATS[name]
+    check_episodes(form, [OFFICE, OFFICE], rules_for(form))
+
+
 def test_a_scenario_without_a_brief_is_refused_by_name() -> None:
     form = FORMATS["chat_email"]
     with pytest.raises(UserError) as error:
-        drive(form, QUESTION, rules_for(form), listed([]))
+        check_episodes(form, [OFFICE, QUESTION], rules_for(form))
     assert str(error.value) == (
         "scenario birds_1: has no brief for this format; it needs a scenario with chat_email messages"
+    )
+
+
+def test_a_brief_alone_is_no_agentic_scenario() -> None:
+    form = FORMATS["agentic_email"]
+    with pytest.raises(UserError) as error:
+        check_episodes(form, [replace(OFFICE, messages=())], rules_for(form))
+    assert str(error.value) == (
+        "scenario late_parcel_v1: has no messages for this format; it needs a scenario with initial_messages"
     )
