@@ -183,7 +183,10 @@ class RecipeSettings(Named):
 
 
 class ClassifierSettings(Named):
-    """A ModernBERT with one label per persona: from scratch (``path`` null) or a checkpoint to start from."""
+    """A ModernBERT with one label per persona: from scratch (``path`` null) or a checkpoint to start from.
+
+    ``hidden_size``, ``layers``, ``heads`` and ``dropout`` are of the one from scratch; a checkpoint brings its own.
+    """
 
     path: str | None = identity(None)
     revision: str | None = identity(None)
@@ -191,16 +194,26 @@ class ClassifierSettings(Named):
     hidden_size: int = identity(128, ge=8)
     layers: int = identity(2, ge=1)
     heads: int = identity(4, ge=1)
+    dropout: float = identity(0.1, ge=0, lt=1)
     pooling: Literal["mean", "cls"] = identity("mean")
     max_length: int = identity(128, ge=8)
     learning_rate: float = identity(gt=0)
-    epochs: float = identity(gt=0)
+    epochs: int = identity(ge=1)
     batch_size: int = identity(32, ge=1)
     warmup: float = identity(0.1, ge=0, lt=1)
     weight_decay: float = identity(0.01, ge=0)
     validation: float = identity(0.2, gt=0, lt=0.5)
     seed: int = identity(0, ge=0)
     predict_batch_size: int = runtime(64, ge=1)
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> "ClassifierSettings":
+        if self.path is None and self.hidden_size % (2 * self.heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} for {self.heads} heads; "
+                f"allowed: multiples of {2 * self.heads} (an even width per head)"
+            )
+        return self
 
 
 class EvaluationSettings(Node):
