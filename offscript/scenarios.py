@@ -179,6 +179,15 @@ class _Rule(_Checked):
                 raise ValueError(f"{name}: found {_short(pattern)}; must be one glob such as '*Rosa*'")
         return match and {name: _as_text(pattern) for name, pattern in match.items()}
 
+    @field_validator("response")
+    @classmethod
+    def _is_json(cls, response: Any) -> Any:
+        try:
+            json.dumps(response, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            raise ValueError(f"found {_short(response)}; must be a JSON value, as models see it") from None
+        return response
+
     @model_validator(mode="after")
     def _one_kind(self) -> "_Rule":
         if self.default and self.match is not None:
@@ -394,7 +403,6 @@ def _read_family(path: Path, data: dict[str, Any]) -> Iterator[tuple[str, Scenar
         where = f"{path}: variants[{i}]"
         if not isinstance(variant, dict):
             raise UserError(where, f"found {_short(variant)}", "must be a mapping with an id")
-
         stubs = _merge_stubs(defaults.get("tool_stubs"), variant.get("tool_stubs"))
         merged = {**defaults, **variant} | ({} if stubs is None else {"tool_stubs": stubs})
         shared = defaults.keys() - variant.keys()
@@ -405,8 +413,8 @@ def _merge_stubs(defaults: Any, own: Any) -> list[Any] | None:
     """The variant's stubs and the defaults of all other tools; None where either is not a list."""
     if not isinstance(defaults, list) or not isinstance(own, list):
         return None
-    named = {s["tool"] for s in own if isinstance(s, dict) and isinstance(s.get("tool"), str)}
-    return own + [s for s in defaults if not (isinstance(s, dict) and s.get("tool") in named)]
+    named = [stub.get("tool") for stub in own if isinstance(stub, dict)]
+    return own + [stub for stub in defaults if not (isinstance(stub, dict) and stub.get("tool") in named)]
 
 
 def _a_list(path: Path, key: str, value: Any) -> list[Any]:
@@ -442,9 +450,16 @@ def _parse_yaml(path: Path) -> Any:
         return yaml.load(_read_text(path), _Loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        found = f"not valid YAML: {error.problem}"
+        said = error.problem or ""
+        found = (
+            f"not valid YAML: {error.context} {said}"
+            if said.startswith("but ")
+            else f"not valid YAML: {said}"
+        )
         raise UserError(f"{path}:{line}", found, "correct this line or the one above") from None
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise UserError(str(path), "not valid YAML: nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(str(path), f"not valid YAML: {error}") from None
 
 
