@@ -54,6 +54,8 @@ def permutation_null(
         counts = np.bincount(column, minlength=n_labels + 2)
         score = float(per_persona_f1(np.tile(counts, (n_labels, 1))).mean())
         return Null(score, score, 1.0, "scenario", False)
+    order = np.lexsort((column, persona, scenario))  # the draws must not depend on the order of rows
+    persona, column, scenario = persona[order], column[order], scenario[order]
     pairs = np.unique(np.stack([scenario, persona]), axis=1)
     within = "scenario" if len(np.unique(pairs[0])) < pairs.shape[1] else "all"
     place = scenario if within == "scenario" else np.zeros_like(scenario)

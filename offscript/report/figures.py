@@ -34,6 +34,7 @@ def headline(evaluation: Evaluation, folder: Path) -> list[Path]:
 
     style: Any = {
         "svg.hashsalt": "offscript",
+        "text.parse_math": False,
         "font.size": 9,
         "axes.spines.top": False,
         "axes.spines.right": False,
