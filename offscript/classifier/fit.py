@@ -53,7 +53,6 @@ def fit(
         UserError: rows or labels that nothing can be learned from (see ``check_rows``), a checkpoint that cannot be
             loaded, a loss that is not a number.
     """
-    import torch
     from transformers import set_seed
     from transformers.utils import logging
 
@@ -63,15 +62,14 @@ def fit(
     logging.disable_progress_bar()
     work = out.parent / f".{out.name}.work"
     shutil.rmtree(work, ignore_errors=True)
-    with torch.random.fork_rng():
-        set_seed(settings.seed)  # before the weights are drawn
-        tokenizer = _tokenizer(settings, model)
-        classifier = _classifier(settings, tokenizer, labels)
-        trainer = _trainer(settings, classifier, tokenizer, train, held_out, labels, work, report_to, on_step)
-        try:
-            trainer.train()
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    set_seed(settings.seed)  # before the weights are drawn
+    tokenizer = _tokenizer(settings, model)
+    classifier = _classifier(settings, tokenizer, labels)
+    trainer = _trainer(settings, classifier, tokenizer, train, held_out, labels, work, report_to, on_step)
+    try:
+        trainer.train()
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     epochs = _epochs(trainer.state.log_history)
     ensure_folder(out)
     trainer.model.save_pretrained(out)
