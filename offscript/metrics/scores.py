@@ -433,8 +433,8 @@ def _notes(groups: Sequence[GroupScore], labels: Sequence[str], options: Options
     few = where(lambda g: 0 < g.scenarios < FEW_CLUSTERS)
     unused = options.planned is not None and all(g.ended for g in groups)
     notes = [
-        f"{g.name}: {g.emitted} rows are {g.unique_texts} unique texts, scored under {len(labels)} labels as if "
-        "independent; the interval by rows is too narrow"
+        f"{g.name}: {g.emitted} rows are {g.unique_texts} unique texts, each scored under several labels; "
+        "the interval by rows takes them for independent"
         for g in groups
         if not g.crossed and g.stage == "base" and g.unique_texts is not None and g.unique_texts < g.emitted
     ]
