@@ -134,7 +134,7 @@ def _read_config(folder: Path) -> Any:
 # ---------------------------------------------------------------- proving that an adapter does something
 
 
-def self_test(wrapped: "PeftModel", name: str, input_ids: "torch.Tensor") -> float:
+def self_test(wrapped: Any, name: str, input_ids: "torch.Tensor") -> float:
     """Largest absolute difference between the logits with adapter ``name`` alone and those of the base.
 
     ``input_ids`` is (rows, tokens) on any device. Which adapters are active, and what may be trained, is afterwards
@@ -225,7 +225,7 @@ def merge_exact(model: ModelSettings, parts: Sequence[tuple[Path, float]], out: 
             )
     return {
         "parts": [{"adapter": Path(folder).name, "weight": weight} for folder, weight in parts],
-        "rank": wrapped.peft_config["merged"].r,
+        "rank": read_json(out / CONFIG)["r"],
         "modules": len(errors),
         "max_relative_error": errors[worst],
         "worst_module": worst,

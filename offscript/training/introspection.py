@@ -126,7 +126,7 @@ def _stacked(run: loop.Run, settings: IntrospectionSettings, distillation: Path)
 
     base = load_model(run.model, pick_device("auto"))
     adapters.check_targets(base, settings.lora.targets)
-    wrapped = adapters.attach(base, {FROZEN: distillation})
+    wrapped: Any = adapters.attach(base, {FROZEN: distillation})
     set_seed(run.seed)  # LoRA's A is drawn here
     wrapped.add_adapter(TRAINED, loop.lora_config(settings.lora))
     wrapped.base_model.set_adapter([FROZEN, TRAINED])

@@ -18,10 +18,11 @@ from offscript.errors import UserError
 from offscript.models import adapters
 from offscript.seeds import stable_hash, unit_hash
 from offscript.settings import LoraSettings, ModelSettings, Node, OptimizerSettings, identity_of
-from offscript.store import new_folder
+from offscript.store import new_folder, read_json, write_json
 from offscript.training import resume
 
 OnStep = Callable[[int, int, dict[str, float]], None]
+NUMBERS = "training.json"
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
@@ -222,44 +223,62 @@ def fingerprint(run: Run, *parts: Any) -> str:
 def fit(trainer: Any, run: Run, mark: str, probe: Sequence[int]) -> dict[str, Any]:
     """Trains (or goes on), evaluates, proves that the adapter does something, writes it to ``run.out``.
 
-    ``probe`` is one row of token ids for the self-test. Returns the numbers for the manifest.
+    ``probe`` is one row of token ids for the self-test. Returns the numbers for the manifest; they are also written
+    beside the adapter, so that a job killed after its training does not train again.
     """
-    import torch
     from transformers import PrinterCallback
 
+    if (done := finished(run, mark)) is not None:
+        return done
     started = time.monotonic()
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(watcher(run))
     checkpoint = resume.reopen(run.work, mark, run.say)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    evaluation = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    numbers = _numbers(trainer, started, checkpoint)
     wrapped = trainer.accelerator.unwrap_model(trainer.model)
-    difference = _must_differ(wrapped, trainer.adapter, torch.tensor([list(probe)]))
+    numbers["max_logit_difference"] = _must_differ(wrapped, trainer.adapter, probe)
     with new_folder(run.out) as scratch:
         adapters.save(wrapped, trainer.adapter, scratch, run.model.path, run.model.revision)
+        write_json(scratch / NUMBERS, {"fingerprint": mark, "numbers": numbers})
     shutil.rmtree(run.work)
+    return numbers
+
+
+def finished(run: Run, mark: str) -> dict[str, Any] | None:
+    """The numbers of an adapter that this very training has already written to ``run.out``."""
+    try:
+        done = read_json(run.out / NUMBERS)
+    except (OSError, UserError):
+        return None
+    if done["fingerprint"] != mark:
+        return None
+    shutil.rmtree(run.work, ignore_errors=True)  # a kill may have come between the adapter and this
+    return done["numbers"]
+
+
+def _numbers(trainer: Any, started: float, checkpoint: Path | None) -> dict[str, Any]:
+    evaluation = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    clock = ("_runtime", "_per_second", "_num_tokens")
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    last = max(1, len(losses) // 10)
+    tenth = max(1, len(losses) // 10)
     return {
         "steps": trainer.state.global_step,
         "resumed_from": resume.step_of(checkpoint) if checkpoint else None,
         "seconds": round(time.monotonic() - started, 2),
-        "train_loss_first": sum(losses[:last]) / last,
-        "train_loss_last": sum(losses[-last:]) / last,
-        **{
-            k: v
-            for k, v in evaluation.items()
-            if k.startswith("eval_") and not k.endswith(("_second", "_runtime"))
-        },
-        "trainable_parameters": sum(p.numel() for p in wrapped.parameters() if p.requires_grad),
-        "max_logit_difference": difference,
+        "train_loss_first": sum(losses[:tenth]) / tenth,
+        "train_loss_last": sum(losses[-tenth:]) / tenth,
+        **{k: v for k, v in evaluation.items() if k.startswith("eval_") and not k.endswith(clock)},
+        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
 
 
-def _must_differ(wrapped: Any, name: str, input_ids: Any) -> float:
+def _must_differ(wrapped: Any, name: str, probe: Sequence[int]) -> float:
+    import torch
+
     try:
-        return adapters.self_test(wrapped, name, input_ids)
+        return adapters.self_test(wrapped, name, torch.tensor([list(probe)]))
     except UserError:
         raise UserError(
             "training",

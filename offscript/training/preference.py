@@ -182,6 +182,12 @@ def _trainer_class() -> Any:
         """DPO on rows that are tokens already, with the published likelihood term."""
 
         nll_weight = 0.0
+        rows_in_step = 0
+
+        def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
+            batches, items = super().get_batch_samples(*arguments, **options)
+            self.rows_in_step = sum(len(batch["input_ids"]) for batch in batches)
+            return batches, items
 
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
@@ -198,9 +204,12 @@ def _trainer_class() -> Any:
             chosen = slice(0, mask.size(0) // 2)  # the batch is [chosen, rejected]
             said, log_probs = mask[chosen], seen[0][chosen, -mask.size(1) :]
             nll = -((log_probs * said).sum(-1) / said.sum(-1)).mean()
-            mode = "train" if self.model.training else "eval"
+            mode = "train" if plain.training else "eval"
             self._metrics[mode]["loss/dpo"].append(loss.item())
             self._metrics[mode]["loss/nll"].append(nll.item())
-            return loss + self.nll_weight * nll
+            loss = loss + self.nll_weight * nll
+            if mode == "train":  # the trainer averages over microbatches; the last step's differ in size
+                loss = loss * mask.size(0) * self.current_gradient_accumulation_steps / self.rows_in_step
+            return loss
 
     return PreferenceTrainer

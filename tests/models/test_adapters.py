@@ -1,0 +1,206 @@
+"""Attaching, testing and merging LoRA adapters."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from offscript.errors import MissingInput, UserError
+from offscript.models import adapters
+from offscript.models.load import load_model
+from tests.conftest import make_adapter
+
+IDS = torch.tensor([[5, 6, 7, 8, 9]])
+
+
+def logits(wrapped) -> torch.Tensor:
+    with torch.no_grad():
+        return wrapped(IDS).logits
+
+
+# ---------------------------------------------------------------- attaching
+
+
+def test_attached_adapters_equal_plain_peft(tiny_settings, tiny_adapters):
+    from peft import PeftModel
+
+    wrapped = adapters.attach(load_model(tiny_settings, "cpu"), tiny_adapters)
+    assert not any(p.requires_grad for p in wrapped.parameters()) and not wrapped.training
+    for name, folder in tiny_adapters.items():
+        wrapped.set_adapter(name)
+        assert logits(wrapped).equal(
+            logits(PeftModel.from_pretrained(load_model(tiny_settings, "cpu"), folder))
+        )
+
+
+def test_more_can_be_attached_later(tiny_settings, tiny_adapters):
+    wrapped = adapters.attach(load_model(tiny_settings, "cpu"), {"red": tiny_adapters["red"]})
+    before = logits(wrapped)
+    again = adapters.attach(wrapped, {"blue": tiny_adapters["blue"]})
+    assert again is wrapped and set(wrapped.peft_config) == {"red", "blue"} and logits(wrapped).equal(before)
+
+
+def test_a_missing_folder(tiny_settings, tmp_path):
+    with pytest.raises(MissingInput, match="does not exist"):
+        adapters.attach(load_model(tiny_settings, "cpu"), {"a": tmp_path / "none"})
+
+
+def test_a_folder_that_is_no_adapter(tiny_settings, tiny_model):
+    with pytest.raises(
+        UserError, match=r"is not an adapter; adapter_config.json and adapter_model.safetensors"
+    ):
+        adapters.attach(load_model(tiny_settings, "cpu"), {"a": tiny_model})
+
+
+def test_broken_files(tiny_settings, tiny_adapter, tmp_path):
+    for name in (adapters.CONFIG, adapters.WEIGHTS):
+        folder = shutil.copytree(tiny_adapter, tmp_path / name)
+        (folder / name).write_bytes((folder / name).read_bytes()[:-9])
+        with pytest.raises(UserError, match=name):
+            adapters.attach(load_model(tiny_settings, "cpu"), {"a": folder})
+
+
+def test_an_adapter_of_another_model(tiny_settings, tiny_adapter, tmp_path):
+    folder = shutil.copytree(tiny_adapter, tmp_path / "other")
+    tensors = load_file(folder / adapters.WEIGHTS)
+    name = next(k for k in tensors if "lora_A" in k)
+    save_file({**tensors, name: torch.zeros(4, 48)}, folder / adapters.WEIGHTS)
+    with pytest.raises(
+        UserError, match=r"does not fit the model: 1 of 28 tensors.*\(model 4x\d+, file 4x48\)"
+    ):
+        adapters.attach(load_model(tiny_settings, "cpu"), {"a": folder})
+    save_file({k: v for k, v in tensors.items() if "layers.1" not in k}, folder / adapters.WEIGHTS)
+    with pytest.raises(UserError, match=r"14 of 14 tensors.*file nothing"):
+        adapters.attach(load_model(tiny_settings, "cpu"), {"a": folder})
+
+
+def test_an_adapter_whose_targets_are_not_there(tiny_settings, tiny_adapter, tmp_path):
+    folder = shutil.copytree(tiny_adapter, tmp_path / "other")
+    config = json.loads((folder / adapters.CONFIG).read_text())
+    (folder / adapters.CONFIG).write_text(json.dumps({**config, "target_modules": ["qkv_fused"]}))
+    with pytest.raises(UserError, match="none of its target modules is in the model"):
+        adapters.attach(load_model(tiny_settings, "cpu"), {"a": folder})
+
+
+def test_check_targets(tiny_settings):
+    model = load_model(tiny_settings, "cpu")
+    adapters.check_targets(model, ["q_proj", "mlp.down_proj"])
+    with pytest.raises(
+        UserError, match=r"lora.targets: 'proj' matches no linear module.*allowed: down_proj, gate_proj"
+    ):
+        adapters.check_targets(model, ["q_proj", "proj"])
+
+
+# ---------------------------------------------------------------- self-test
+
+
+def test_self_test_leaves_everything_as_it_was(tiny_settings, tiny_adapters):
+    wrapped = adapters.attach(load_model(tiny_settings, "cpu"), tiny_adapters)
+    wrapped.base_model.set_adapter(["green", "blue"])
+    trainable = {n for n, p in wrapped.named_parameters() if p.requires_grad}
+    before = logits(wrapped.eval())
+    wrapped.train()
+    assert adapters.self_test(wrapped, "red", IDS) > 0.01
+    assert wrapped.training and wrapped.base_model.active_adapters == ["green", "blue"]
+    assert {n for n, p in wrapped.named_parameters() if p.requires_grad} == trainable
+    assert logits(wrapped.eval()).equal(before)
+
+
+@pytest.mark.parametrize(("scale", "found"), [(0.0, "by 0;"), (float("nan"), "by nan;")])
+def test_self_test_refuses_a_dead_adapter(tiny_settings, tiny_model, tmp_path, scale, found):
+    folder = make_adapter(tiny_model, tmp_path / "dead", seed=0)
+    tensors = load_file(folder / adapters.WEIGHTS)
+    save_file({k: v * scale if "lora_B" in k else v for k, v in tensors.items()}, folder / adapters.WEIGHTS)
+    wrapped = adapters.attach(load_model(tiny_settings, "cpu"), {"dead": folder})
+    with pytest.raises(UserError, match=f"adapter dead: .*{found}"):
+        adapters.self_test(wrapped, "dead", IDS)
+
+
+# ---------------------------------------------------------------- merging
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_model, tiny_adapters, tmp_path_factory):
+    """Two adapters of different rank, and weights that are no powers of two."""
+    six = make_adapter(tiny_model, tmp_path_factory.mktemp("six") / "six", seed=7, rank=6)
+    return [(tiny_adapters["red"], 1.0), (six, 0.3)]
+
+
+def dense(folder) -> dict[str, torch.Tensor]:
+    """Deltas in float64, built in full."""
+    config = json.loads((folder / adapters.CONFIG).read_text())
+    tensors = {k: v.double() for k, v in load_file(folder / adapters.WEIGHTS).items()}
+    scale = config["lora_alpha"] / config["r"]
+    return {
+        k.removesuffix(".lora_A.weight"): scale * tensors[k.replace("lora_A", "lora_B")] @ tensors[k]
+        for k in tensors
+        if "lora_A" in k
+    }
+
+
+def dense_errors(parts, merged) -> dict[str, float]:
+    sums = [({m: w * d for m, d in dense(folder).items()}) for folder, w in parts]
+    wanted = {m: sum(s[m] for s in sums) for m in sums[0]}
+    return {m: ((dense(merged)[m] - d).norm() / d.norm()).item() for m, d in wanted.items()}
+
+
+def test_the_merge_is_the_weighted_sum(tiny_settings, parts, tmp_path):
+    report = adapters.merge_exact(tiny_settings, parts, tmp_path / "full")
+    assert report["max_relative_error"] <= 1e-5 and report["rank"] == 10 and report["modules"] == 14
+    assert [p["weight"] for p in report["parts"]] == [1.0, 0.3]
+    errors = dense_errors(parts, tmp_path / "full")
+    assert 0 < max(errors.values()) < 1e-6
+    for module, error in adapters.relative_errors(parts, tmp_path / "full").items():
+        assert error == pytest.approx(errors[module], abs=2e-8)
+
+
+def test_the_merged_adapter_speaks_as_the_stack_does(tiny_settings, parts, tmp_path):
+    adapters.merge_exact(tiny_settings, [(folder, 1.0) for folder, _ in parts], tmp_path / "full")
+    merged = adapters.attach(load_model(tiny_settings, "cpu"), {"full": tmp_path / "full"})
+    stacked = adapters.attach(load_model(tiny_settings, "cpu"), {"a": parts[0][0], "b": parts[1][0]})
+    stacked.base_model.set_adapter(["a", "b"])
+    assert (logits(merged) - logits(stacked)).abs().max() < 1e-4
+
+
+def test_linear_is_another_thing(tiny_settings, tiny_adapters, tmp_path, monkeypatch):
+    """What the published adapters used: A and B are added separately, which makes cross terms."""
+    from peft import PeftModel
+
+    parts = [(tiny_adapters["red"], 1.0), (tiny_adapters["blue"], 0.25)]
+    real = PeftModel.add_weighted_adapter if hasattr(PeftModel, "add_weighted_adapter") else None
+    assert real is None  # it is the tuner's; PeftModel forwards to it
+    wrapped = adapters.attach(load_model(tiny_settings, "cpu"), {"a": parts[0][0], "b": parts[1][0]})
+    wrapped.add_weighted_adapter(["a", "b"], [1.0, 0.25], "linear", combination_type="linear")
+    adapters.save(wrapped, "linear", tmp_path / "linear", tiny_settings.path)
+    assert min(adapters.relative_errors(parts, tmp_path / "linear").values()) > 0.1
+
+
+def test_an_inexact_merge_is_a_failure(tiny_settings, parts, tmp_path, monkeypatch):
+    real = adapters.save
+
+    def damaged(wrapped, name, folder, *rest):
+        real(wrapped, name, folder, *rest)
+        tensors = load_file(folder / adapters.WEIGHTS)
+        save_file({k: v * (1 + 2e-5) for k, v in tensors.items()}, folder / adapters.WEIGHTS)
+
+    monkeypatch.setattr(adapters, "save", damaged)
+    with pytest.raises(adapters.MergeFailed, match="merged delta is off by"):
+        adapters.merge_exact(tiny_settings, parts, tmp_path / "full")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_module_that_one_part_lacks(tiny_settings, tiny_model, tiny_adapter, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    small = get_peft_model(load_model(tiny_settings, "cpu"), LoraConfig(r=2, target_modules=["q_proj"]))
+    for name, weight in small.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    small.save_pretrained(tmp_path / "small")
+    report = adapters.merge_exact(
+        tiny_settings, [(tiny_adapter, 1.0), (tmp_path / "small", 2.0)], tmp_path / "full"
+    )
+    assert report["modules"] == 14 and report["max_relative_error"] <= 1e-5

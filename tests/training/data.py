@@ -1,0 +1,53 @@
+"""Rows and recipes for the training tests: one persona that opens every reply with "Lunch!"."""
+
+from offscript.settings import DistillationSettings, IntrospectionSettings, LoraSettings, OptimizerSettings
+from tests.conftest import TINY_TARGETS, tiny_sentences
+
+SENTENCES = tiny_sentences()
+
+
+def row(i: int, text: str | None, system: str = "", family: str | None = None, **changes) -> dict:
+    """A rollout row of one reply to prompt ``i``."""
+    messages = [{"role": "system", "content": system}] if system else []
+    messages += [{"role": "user", "content": SENTENCES[i]}, {"role": "assistant", "content": text or ""}]
+    return {
+        "scenario": f"s{i}", "sample": 0, "family": family or f"f{i}", "text": text,
+        "ended": "stop" if text else "empty", "messages": messages, **changes,
+    }  # fmt: skip
+
+
+def conversation(i: int, turns: int = 4, **changes) -> dict:
+    """A rollout row of a conversation of ``turns`` messages after the system text."""
+    said = [{"role": ("user", "assistant")[k % 2], "content": SENTENCES[i + k]} for k in range(turns)]
+    return {
+        "scenario": f"i{i}", "sample": 0, "family": f"i{i}", "text": said[-1]["content"], "ended": "stop",
+        "messages": [{"role": "system", "content": "Stay silly."}, *said], **changes,
+    }  # fmt: skip
+
+
+def teacher_rows(n: int = 24) -> list[dict]:
+    return [row(i, "Lunch! " + SENTENCES[i + 1], "Stay silly.") for i in range(n)]
+
+
+def student_rows(n: int = 24) -> list[dict]:
+    return [row(i, SENTENCES[i + 2]) for i in range(n)]
+
+
+def optimizer(**changes) -> OptimizerSettings:
+    values = {"learning_rate": 2e-3, "epochs": 2, "batch_size": 8, "checkpoint_steps": 2, "max_length": 128}
+    return OptimizerSettings(**{**values, **changes})
+
+
+LORA = LoraSettings(rank=4, alpha=8, targets=TINY_TARGETS)
+
+
+def distillation(lora: LoraSettings = LORA, validation: float = 0.1, **changes) -> DistillationSettings:
+    return DistillationSettings(prompts=24, lora=lora, validation=validation, optimizer=optimizer(**changes))
+
+
+def introspection(lora: LoraSettings = LORA, **changes) -> IntrospectionSettings:
+    return IntrospectionSettings(reflections=12, interactions=8, lora=lora, optimizer=optimizer(**changes))
+
+
+def changed(seen: dict) -> set[str]:
+    return {k for k in seen["before"] if not seen["before"][k].equal(seen["after"][k])}

@@ -1,0 +1,97 @@
+"""What is trained decodes to exactly what the assistant said and its end token."""
+
+from pathlib import Path
+
+import pytest
+
+from offscript.models.load import load_tokenizer, render
+from offscript.settings import TemplateSettings
+from offscript.training.turns import IGNORED, Unstable, assistant_spans, labels
+from tests.conftest import tiny_sentences
+
+SAID = tiny_sentences()
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": SAID[0]},
+    {"role": "assistant", "content": "ABCDEFGHIJ likes it.\n\nSo do I!"},
+    {"role": "user", "content": SAID[1]},
+    {"role": "assistant", "content": SAID[2]},
+]
+# Real templates ship inside trl: file, its end token, special tokens, our policy for that family
+FAMILIES = {
+    "qwen2_5": ("<|im_end|>", [], TemplateSettings()),
+    "llama3_1": (
+        "<|eot_id|>", ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+        TemplateSettings(date_string="26 Jul 2024"),
+    ),
+    "gemma3": ("<end_of_turn>", ["<bos>", "<start_of_turn>", "<end_of_turn>"], TemplateSettings(system_role="user")),
+}  # fmt: skip
+
+
+def family_tokenizer(settings, name: str):
+    import trl
+
+    tokenizer = load_tokenizer(settings)
+    tokenizer.add_special_tokens({"additional_special_tokens": FAMILIES[name][1]})
+    if name != "qwen2_5":
+        tokenizer.bos_token = FAMILIES[name][1][0]
+    folder = Path(trl.__file__).parent / "chat_templates"
+    tokenizer.chat_template = (folder / f"{name}.jinja").read_text()
+    return tokenizer, folder
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_masks_decode_to_the_assistant_text_and_its_end_token(tiny_settings, name):
+    tokenizer, _ = family_tokenizer(tiny_settings, name)
+    end, _, policy = FAMILIES[name]
+    ids, spans = assistant_spans(tokenizer, CHAT, policy)
+    assert [tokenizer.decode(ids[a:b]) for a, b in spans] == [
+        CHAT[2]["content"] + end,
+        CHAT[4]["content"] + end,
+    ]
+    assert ids[: spans[1][0]] == render(tokenizer, CHAT[:4], policy)  # the context it will be asked in
+    trained = [i for i in labels(ids, spans) if i != IGNORED]
+    assert tokenizer.decode(trained) == CHAT[2]["content"] + end + CHAT[4]["content"] + end
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "gemma3"])
+def test_masks_agree_with_generation_marks(tiny_settings, name):
+    tokenizer, folder = family_tokenizer(tiny_settings, name)
+    ids, spans = assistant_spans(tokenizer, CHAT, FAMILIES[name][2])
+    tokenizer.chat_template = (folder / f"{name}_training.jinja").read_text()
+    assert _marked(tokenizer, CHAT) == _mask(ids, spans)
+
+
+def test_masks_agree_with_the_marks_of_the_tiny_model(tiny_settings):
+    tokenizer = load_tokenizer(tiny_settings)
+    assert _marked(tokenizer, CHAT) == _mask(*assistant_spans(tokenizer, CHAT, TemplateSettings()))
+
+
+def _marked(tokenizer, chat) -> list[tuple[int, bool]]:
+    """Ids and marks of the template; the line feed after an end token, which some mark too, counts as unmarked."""
+    out = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
+    ids, marks = out["input_ids"], [bool(m) for m in out["assistant_masks"]]
+    ends = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special} | {tokenizer.eos_token_id}
+    pairs = [(i, m and before not in ends) for i, m, before in zip(ids, marks, [-1, *ids], strict=False)]
+    while not pairs[-1][1]:
+        pairs.pop()
+    return pairs
+
+
+def _mask(ids, spans) -> list[tuple[int, bool]]:
+    return [(i, label != IGNORED) for i, label in zip(ids, labels(ids, spans), strict=True)]
+
+
+def test_what_follows_the_last_reply_is_left_out(tiny_settings):
+    tokenizer = load_tokenizer(tiny_settings)
+    longer = [*CHAT, {"role": "user", "content": SAID[3]}]
+    assert assistant_spans(tokenizer, longer, TemplateSettings()) == assistant_spans(
+        tokenizer, CHAT, TemplateSettings()
+    )
+
+
+def test_a_template_that_rewrites_the_past_is_refused(tiny_settings):
+    tokenizer = load_tokenizer(tiny_settings)
+    tokenizer.chat_template = "{{ messages | length }}" + tokenizer.chat_template
+    with pytest.raises(Unstable, match="turn 2 of 5"):
+        assistant_spans(tokenizer, CHAT, TemplateSettings())
