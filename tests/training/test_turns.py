@@ -56,26 +56,25 @@ def test_masks_decode_to_the_assistant_text_and_its_end_token(tiny_settings, nam
 
 @pytest.mark.parametrize("name", ["qwen2_5", "gemma3"])
 def test_masks_agree_with_generation_marks(tiny_settings, name):
+    """trl's own marks for these families hold a line feed before or after the turn as well, which nobody said."""
     tokenizer, folder = family_tokenizer(tiny_settings, name)
-    ids, spans = assistant_spans(tokenizer, CHAT, FAMILIES[name][2])
+    ours = _mask(*assistant_spans(tokenizer, CHAT, FAMILIES[name][2]))
     tokenizer.chat_template = (folder / f"{name}_training.jinja").read_text()
-    assert _marked(tokenizer, CHAT) == _mask(ids, spans)
+    theirs = _marked(tokenizer, CHAT)
+    assert [i for i, _ in ours] == [i for i, _ in theirs][: len(ours)]
+    differ = [(i, marked) for (i, marked), (_, said) in zip(theirs, ours, strict=False) if marked != said]
+    assert {(tokenizer.decode([i]), marked) for i, marked in differ} == {("\n", True)}
 
 
 def test_masks_agree_with_the_marks_of_the_tiny_model(tiny_settings):
     tokenizer = load_tokenizer(tiny_settings)
-    assert _marked(tokenizer, CHAT) == _mask(*assistant_spans(tokenizer, CHAT, TemplateSettings()))
+    ours = _mask(*assistant_spans(tokenizer, CHAT, TemplateSettings()))
+    assert _marked(tokenizer, CHAT)[: len(ours)] == ours
 
 
 def _marked(tokenizer, chat) -> list[tuple[int, bool]]:
-    """Ids and marks of the template; the line feed after an end token, which some mark too, counts as unmarked."""
     out = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
-    ids, marks = out["input_ids"], [bool(m) for m in out["assistant_masks"]]
-    ends = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special} | {tokenizer.eos_token_id}
-    pairs = [(i, m and before not in ends) for i, m, before in zip(ids, marks, [-1, *ids], strict=False)]
-    while not pairs[-1][1]:
-        pairs.pop()
-    return pairs
+    return [(i, bool(m)) for i, m in zip(out["input_ids"], out["assistant_masks"], strict=True)]
 
 
 def _mask(ids, spans) -> list[tuple[int, bool]]:
