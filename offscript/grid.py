@@ -11,7 +11,7 @@ from typing import Any
 from offscript.cell import Artifact, fingerprint
 from offscript.engines.base import Sampling
 from offscript.errors import UserError, one_of
-from offscript.formats import get_format
+from offscript.formats import check_episodes, get_format
 from offscript.formats.base import Format, Rules
 from offscript.prompts import constitution_system
 from offscript.scenarios import Scenario, digest, load_scenarios, select
@@ -125,9 +125,11 @@ class Planner:
         spoken = self._model(model)
         system = "" if stage.system == "plain" else constitution_system(self._assertions(persona))
         scenarios, samples = self._scenarios(persona, code, node, split, own_questions)
+        rules = Rules(system=system, options={**code.options, **node.options})
+        check_episodes(code, scenarios, rules)
         return {
             "format": code,
-            "rules": Rules(system=system, options={**code.options, **node.options}),
+            "rules": rules,
             "scenarios": scenarios,
             "samples": samples,
             "sampling": Sampling(
