@@ -52,10 +52,10 @@ class TransformersEngine:
     def __init__(self, model: ModelSettings, adapters: Mapping[str, Path], settings: EngineSettings) -> None:
         self.settings, self.model_settings = settings, model
         self.device = pick_device(settings.device)
-        self.tokenizer = load_tokenizer(model)
+        self.tokenizer: Any = load_tokenizer(model)
         self.stats = EngineStats()
         loaded = load_model(model, self.device)
-        self.stops = _stop_tokens(loaded, self.tokenizer)
+        self.stops = stop_tokens(loaded, self.tokenizer)
         self.weights = Weights(self._attach(loaded, adapters), tuple(adapters))
         self._waiting: list[Row] = []
 
@@ -156,7 +156,9 @@ class _Batch:
     """Rows under way with their tensors; the first dimension of all of them is the row."""
 
     def __init__(self, rows: Sequence[Row], pad: int, device: str) -> None:
-        self.rows, self.step, self.cache, self.seen = list(rows), 0, None, None
+        self.rows, self.step = list(rows), 0
+        self.cache: Any = None
+        self.seen: Tensor | None = None  # tokens that a row has read or said, where a repetition penalty asks for it
         self.length = max(len(r.prompt) for r in rows)
         width = self.length + max(r.limit for r in rows)
         self.ids = torch.full((len(rows), self.length), pad, dtype=torch.long)
@@ -222,7 +224,7 @@ def _seen(rows: Sequence[Row], logits: Tensor) -> Tensor:
     return seen.to(logits.device)
 
 
-def _stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """Tokens that end a reply: those that the model's generation config names, and the tokenizer's own."""
     named = model.generation_config.eos_token_id
     named = named if isinstance(named, list) else [named]

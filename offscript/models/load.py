@@ -123,7 +123,7 @@ def render(
     if prefix and not generation:
         raise ValueError("a prefix begins a reply: it needs generation=True")
     text = _apply(tokenizer, fit(messages, template), template, generation)
-    return tokenizer(text + prefix, add_special_tokens=False)["input_ids"]
+    return tokenizer(text + prefix, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def fit(messages: Sequence[Message], template: TemplateSettings) -> list[Message]:

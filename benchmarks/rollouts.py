@@ -1,0 +1,191 @@
+"""Episodes per second: one conversation at a time with ``generate()`` against the scheduler.
+
+    python benchmarks/rollouts.py                                  # the embedded model, random adapters
+    python benchmarks/rollouts.py --adapters runs/demo/adapters/pocket/*/full-* --scenarios 30
+
+Both sides answer the same episodes (every scenario of a format once for each adapter) on the same model and the same
+adapters, in one process, one after the other. The plain side is what a first script would do: one episode after
+another, ``model.generate()`` with the adapter active and the library's own sampling. Its texts differ from the
+scheduler's (other random numbers), so tokens per second are shown beside episodes per second. On a machine that others
+use too, the ratio in processor time says more than the one in wall time.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from offscript.engines.base import Completion, EngineStats, Request, Sampling
+from offscript.engines.transformers import TransformersEngine, stop_tokens
+from offscript.errors import UserError
+from offscript.formats import get_format
+from offscript.formats.base import Rules
+from offscript.models.adapters import attach
+from offscript.models.load import REPOSITORY, load_model, load_tokenizer, pick_device, render
+from offscript.rollouts import CellRun, roll_out
+from offscript.scenarios import load_scenarios, select
+from offscript.settings import EngineSettings, ModelSettings, SamplingSettings, TemplateSettings
+
+SOURCES = {"agentic_email": "data/pocket/office/*.yaml", "chat": "data/pocket/chat.jsonl"}
+
+
+class PlainEngine:
+    """One request at a time with ``model.generate()``."""
+
+    def __init__(self, model: ModelSettings, adapters: dict[str, Path], device: str) -> None:
+        self.settings, self.device, self.stats = model, device, EngineStats()
+        self.tokenizer = load_tokenizer(model)
+        loaded = load_model(model, device)
+        self.stops = sorted(stop_tokens(loaded, self.tokenizer))
+        self.model = attach(loaded, adapters)
+        self.waiting: list[Request] = []
+
+    def submit(self, request: Request) -> None:
+        self.waiting.append(request)
+
+    def pending(self) -> int:
+        return len(self.waiting)
+
+    def info(self) -> dict[str, str]:
+        return {"engine": "plain"}
+
+    def step(self) -> list[Completion]:
+        request = self.waiting.pop(0)
+        prompt = render(self.tokenizer, request.messages, self.settings.template, prefix=request.prefix)
+        limit = min(request.sampling.max_tokens, self.settings.context - len(prompt))
+        if limit < 1:
+            return [Completion(request.id, "", "length", len(prompt), 0)]
+        self.model.base_model.set_adapter(request.adapter)
+        ids = torch.tensor([prompt], device=self.device)
+        with torch.inference_mode():
+            out = self.model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=True,
+                temperature=request.sampling.temperature, top_p=request.sampling.top_p, top_k=0,
+                eos_token_id=self.stops, pad_token_id=self.tokenizer.pad_token_id,
+            )  # fmt: skip
+        new = out[0, len(prompt) :].tolist()
+        self.stats.tokens_in += len(prompt)
+        self.stats.tokens_out += len(new)
+        ended = "stop" if new[-1] in self.stops else "length"
+        text = request.prefix + self.tokenizer.decode(new, skip_special_tokens=True)
+        return [Completion(request.id, text, ended, len(prompt), len(new))]
+
+
+def random_adapters(model: ModelSettings, folder: Path, n: int = 3) -> dict[str, Path]:
+    """LoRA adapters of rank 16 on all linear layers, small enough that the model still says what it says."""
+    from peft import LoraConfig, get_peft_model
+
+    made = {}
+    for seed in range(n):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        wrapped = get_peft_model(load_model(model, "cpu"), config)
+        for name, weight in wrapped.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=1e-3)
+        made[f"random{seed}"] = folder / f"random{seed}"
+        wrapped.save_pretrained(str(made[f"random{seed}"]))
+    return made
+
+
+def measure(
+    engine: Any, fmt: str, adapters: dict[str, Path], scenarios: list[Any], max_live: int, max_tokens: int
+) -> dict[str, Any]:
+    """Runs every scenario once per adapter: seconds, rows, tokens and why the episodes ended."""
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [
+            CellRun(
+                key=name, path=Path(folder) / f"{name}.jsonl", labels={}, format=get_format(fmt), scenarios=scenarios,
+                samples=1, rules=Rules(), adapter=name, sampling=Sampling(max_tokens=max_tokens),
+            )
+            for name in adapters
+        ]  # fmt: skip
+        before = engine.stats.tokens_in, engine.stats.tokens_out
+        start, start_cpu = time.perf_counter(), time.process_time()
+        counts = roll_out(runs, engine, max_live)
+        seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    return {
+        "seconds": seconds,
+        "cpu": cpu,
+        "episodes": sum(c.written for c in counts.values()),
+        "emitted": sum(c.emitted for c in counts.values()),
+        "in": engine.stats.tokens_in - before[0],
+        "out": engine.stats.tokens_out - before[1],
+    }
+
+
+def show(fmt: str, plain: dict[str, Any], ours: dict[str, Any]) -> None:
+    for side, m in (("one at a time", plain), ("scheduler", ours)):
+        rate, tokens = m["episodes"] / m["seconds"], m["out"] / m["seconds"]
+        print(
+            f"{fmt:14} {side:14} {m['episodes']:5} episodes {m['seconds']:8.1f} s {rate:8.1f} episodes/s"
+            f" {tokens:8.0f} tokens/s   {m['in'] / m['episodes']:6.0f} in, {m['out'] / m['episodes']:5.0f} out,"
+            f" {m['emitted'] / m['episodes']:.2f} emitted"
+        )
+    wall, cpu = (
+        plain[clock] / plain["episodes"] / ours[clock] * ours["episodes"] for clock in ("seconds", "cpu")
+    )
+    print(f"{fmt:14} ratio {wall:.1f}x in episodes/s of wall time, {cpu:.1f}x of processor time")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", default="assets/pocket", help="model folder (default: %(default)s)")
+    add("--adapters", nargs="*", type=Path, help="adapter folders (default: three random ones)")
+    add("--scenarios", type=int, default=30, help="scenarios a format (default: %(default)s)")
+    add("--plain-scenarios", type=int, help="fewer for the slow side alone (default: the same)")
+    add("--formats", nargs="*", default=list(SOURCES), choices=list(SOURCES))
+    add("--batch-size", type=int, default=64)
+    add("--max-tokens", type=int, default=128, help="per reply (default: %(default)s)")
+    add("--device", default="auto")
+    add("--threads", type=int, help="torch threads (default: torch's own choice)")
+    return parser.parse_args()
+
+
+def main(options: argparse.Namespace) -> None:
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    model = ModelSettings(
+        name="benchmark", path=options.model, dtype="float32", context=1024, max_reply_tokens=options.max_tokens,
+        sampling=SamplingSettings(), template=TemplateSettings(tool_role="native"),
+    )  # fmt: skip
+    settings = EngineSettings(name="transformers", batch_size=options.batch_size, device=options.device)
+    with tempfile.TemporaryDirectory() as folder:
+        given = {f"adapter{i}": path for i, path in enumerate(options.adapters or [])}
+        adapters = given or random_adapters(model, Path(folder))
+        plain = PlainEngine(model, adapters, pick_device(options.device))
+        ours = TransformersEngine(model, adapters, settings)
+        print(f"{options.model}, {len(adapters)} adapters, {torch.get_num_threads()} threads, {ours.device}")
+        for fmt in options.formats:
+            compare(plain, ours, fmt, adapters, options)
+        print(f"the scheduler's replies by way: {ours.stats.by_way}")
+
+
+def compare(
+    plain: PlainEngine,
+    ours: TransformersEngine,
+    fmt: str,
+    adapters: dict[str, Path],
+    options: argparse.Namespace,
+) -> None:
+    """Both sides on the same episodes of one format."""
+    found = load_scenarios(str(REPOSITORY / SOURCES[fmt]))
+    scenarios = select(found, "eval", {"eval": 1.0}, "benchmark", options.scenarios)
+    for side in (plain, ours):  # one episode each first, so that neither pays for first calls
+        measure(side, fmt, adapters, scenarios[:1], 1, options.max_tokens)
+    one = measure(plain, fmt, adapters, scenarios[: options.plain_scenarios], 1, options.max_tokens)
+    many = measure(ours, fmt, adapters, scenarios, ours.settings.max_live, options.max_tokens)
+    show(fmt, one, many)
+
+
+if __name__ == "__main__":
+    try:
+        main(arguments())
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
