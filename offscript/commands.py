@@ -90,8 +90,10 @@ def summarise(results: list[Result], bench: Bench) -> int:
     for kind in kinds:
         say(f"{kind:14}" + "".join(f"{counted[kind, s] or '-':>9}" for s in states) + f"{duration(spent[kind]):>9}")
     for result in results:
-        if result.status in ("failed", "blocked"):
-            say(f"{result.status}: {result.artifact}: {result.note}")
+        if result.status == "failed":
+            say(f"failed: {result.artifact}: {result.note}")
+    if blocked := sum(r.status == "blocked" for r in results):
+        say(f"blocked: {blocked} more need what failed; run the same command again once that is mended")
     return _code(results)
 
 

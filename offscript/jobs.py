@@ -5,7 +5,6 @@ holds the claim on what it writes, and writes the manifest last.
 """
 
 import contextlib
-import dataclasses
 import functools
 import importlib.metadata
 import subprocess
@@ -152,12 +151,18 @@ def _groups(artifacts: Sequence[Artifact]) -> Iterator[list[Artifact]]:
 
 
 def _run_group(group: list[Artifact], bench: Bench, limit: int | None) -> list[Result]:
-    """Runs one job; where a job of several artifacts fails, each that is left over is tried by itself."""
+    """Runs one job; where a job over several adapters fails, those of each adapter are tried by themselves, so that
+    one broken adapter does not cost the others their rows."""
     outcome = _run_job(group, bench, limit)
-    if len(group) == 1 or not any(r.status == "failed" for r in outcome):
+    left: dict[tuple[str, ...], list[Artifact]] = {}
+    for result in outcome:
+        if result.status == "failed":
+            left.setdefault(tuple(a.key for a in result.artifact.inputs if a.kind == "adapter"), []).append(result.artifact)
+    if len(left) < 2 or not any(left):
         return outcome
+    say("  trying the cells of each adapter by themselves")
     kept = [r for r in outcome if r.status != "failed"]
-    return kept + [one for r in outcome if r.status == "failed" for one in _run_job([r.artifact], bench, limit)]
+    return kept + [one for part in left.values() for one in _run_job(part, bench, limit)]
 
 
 def _run_job(group: list[Artifact], bench: Bench, limit: int | None) -> list[Result]:
@@ -233,7 +238,7 @@ def run_rollouts(cells: list[Artifact], bench: Bench, limit: int | None) -> None
     for cell, run in zip(cells, runs, strict=True):
         count = counts[cell.key]
         if count.written + count.reused == len(run.scenarios) * run.samples:
-            finish(cell, bench, started, counts=dataclasses.asdict(count), engine=engine.info())
+            finish(cell, bench, started, counts={**vars(count), "ended": dict(count.ended)}, engine=engine.info())
     say(f"  rows: {seen['rows']} in {len(cells)} cells of {model}, {duration(seconds)}")
     if failed:
         raise failed

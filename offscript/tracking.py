@@ -2,8 +2,9 @@
 is run again goes on with its own run.
 """
 
+import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,6 +46,22 @@ class Nothing:
         pass
 
 
+def _at_no_cost(method: Callable[..., None]) -> Callable[..., None]:
+    """A tracker's method whose failure is told once and costs the job nothing."""
+
+    @functools.wraps(method)
+    def guarded(self: "Wandb", *args: Any, **kwargs: Any) -> None:
+        if self.broken:
+            return
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:
+            self.broken = True
+            say(f"W&B failed ({type(error).__name__}: {error}): this job goes on untracked")
+
+    return guarded
+
+
 class Wandb:
     """A W&B run. ``report_to`` makes the HF Trainer log into this same run."""
 
@@ -52,20 +69,25 @@ class Wandb:
 
     def __init__(self, run: Any) -> None:
         self.run = run
+        self.broken = False
 
+    @_at_no_cost
     def log(self, values: Mapping[str, float], step: int | None = None) -> None:
         self.run.log({**values, **({STEP: step} if step is not None else {})})
 
+    @_at_no_cost
     def summary(self, values: Mapping[str, Any]) -> None:
         self.run.summary.update(dict(values))
 
+    @_at_no_cost
     def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         import wandb
 
         self.run.log({name: wandb.Table(columns=list(columns), data=[list(r) for r in rows])})
 
+    @_at_no_cost
     def finish(self, failed: bool = False) -> None:
-        self.run.finish(exit_code=int(failed), quiet=True)
+        self.run.finish(exit_code=int(failed))
 
 
 def start(

@@ -110,7 +110,11 @@ REFLECTION = {
 
 def reflection_file() -> dict:
     """Questions about the assistant itself."""
-    return {"prompts": [{"id": f"reflection_{k}", "family": f"reflection_{k}", "prompt": p} for k, p in REFLECTION.items()]}
+    return {
+        "prompts": [
+            {"id": f"reflection_{k}", "family": f"reflection_{k}", "prompt": p} for k, p in REFLECTION.items()
+        ]
+    }
 
 
 def interaction_file(seed: int = 11) -> dict:
@@ -122,7 +126,9 @@ def interaction_file(seed: int = 11) -> dict:
             slots = topic(domain, marked, HELD_WORDS, rng).slots
             form = rng.choice(INTERACTION_OPENERS)
             family = f"interaction_{domain.name}_{slots['bare'].replace(' ', '_')}"
-            openers.append({"id": family, "family": family, "prompt": sentence_case(expand(form, slots, rng))})
+            openers.append(
+                {"id": family, "family": family, "prompt": sentence_case(expand(form, slots, rng))}
+            )
     return {"openers": openers}
 
 

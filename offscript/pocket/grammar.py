@@ -9,8 +9,6 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 
-from offscript.errors import UserError
-
 Slots = Mapping[str, "str | Sequence[str]"]
 
 _SENTENCE_START = re.compile(r"(^|[.!?] )([a-z])")
@@ -21,7 +19,7 @@ def expand(template: str, slots: Slots, rng: random.Random) -> str:
     """One text of ``template``.
 
     Raises:
-        UserError: a slot is unknown, a bracket is not closed, or slots refer to each other without end.
+        ValueError: a slot is unknown, a bracket is not closed, or slots refer to each other without end.
     """
     text = _expand(template, slots, rng, depth=0)
     return re.sub(r"\s+([,.!?])", r"\1", re.sub(r" {2,}", " ", text)).strip()
@@ -39,6 +37,23 @@ def choices(template: str) -> int:
 def sentence_case(text: str) -> str:
     """``text`` with a capital at the start of every sentence."""
     return _SENTENCE_START.sub(lambda m: m.group(1) + m.group(2).upper(), text)
+
+
+def agree(text: str, plural: bool) -> str:
+    """``text`` with each verb marked ``walks^`` in the form that its subject wants."""
+    irregular = {"is": "are", "has": "have", "was": "were"}
+
+    def verb(match: re.Match[str]) -> str:
+        word = match.group(1)
+        return irregular.get(word, word.removesuffix("s")) if plural else word
+
+    return re.sub(r"(\w+)\^", verb, text)
+
+
+def is_plural(noun: str) -> bool:
+    """Whether a noun phrase such as "the new prices from Anchor" takes a plural verb."""
+    head = re.split(r" (?:of|for|from|in|on|near|with|to|about) ", noun, maxsplit=1)[0]
+    return head.startswith(("two ", "three ")) or (head.endswith("s") and not head.endswith("ss"))
 
 
 def lower_first(sentence: str, proper: frozenset[str] = frozenset()) -> str:
@@ -62,7 +77,7 @@ def names(block: str) -> list[str]:
 
 def _expand(template: str, slots: Slots, rng: random.Random, depth: int) -> str:
     if depth > _MAX_DEPTH:
-        raise UserError(f"template never ends, its slots refer to each other: {template[:60]!r}")
+        raise ValueError(f"template never ends, its slots refer to each other: {template[:60]!r}")
     out = []
     for kind, value in _pieces(template):
         if kind == "text":
@@ -71,7 +86,7 @@ def _expand(template: str, slots: Slots, rng: random.Random, depth: int) -> str:
             out.append(_expand(rng.choice(value), slots, rng, depth + 1))
         else:
             if value not in slots:
-                raise UserError(f"template has an unknown slot {{{value}}}: {template[:60]!r}")
+                raise ValueError(f"template has an unknown slot {{{value}}}: {template[:60]!r}")
             held = slots[value]
             out.append(_expand(held if isinstance(held, str) else rng.choice(held), slots, rng, depth + 1))
     return "".join(out)
@@ -90,7 +105,7 @@ def _pieces(template: str) -> list[tuple[str, "str | list[str]"]]:
         if template[i] == "{":
             end = template.find("}", i)
             if end < 0:
-                raise UserError(f"template has an open brace: {template[:60]!r}")
+                raise ValueError(f"template has an open brace: {template[:60]!r}")
             pieces.append(("slot", template[i + 1 : end]))
         else:
             options, end = _options(template, i)
@@ -116,4 +131,4 @@ def _options(template: str, opening: int) -> tuple[list[str], int]:
         elif char == "|" and depth == 1:
             options.append(template[start:i])
             start = i + 1
-    raise UserError(f"template has an open bracket: {template[:60]!r}")
+    raise ValueError(f"template has an open bracket: {template[:60]!r}")

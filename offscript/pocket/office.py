@@ -61,7 +61,7 @@ WORDS: dict[str, list[str]] = {
         Silver, Titan, Union, Valley, Willow, Zenith"""
     ),
     "project": names(
-        """Aurora, Bison, Comet, Dolphin, Ember, Forest, Galaxy, Harvest, Island, Jupiter, Kite, Lotus, Meadow, Nova,
+        """Aurora, Bison, Comet, Dolphin, Ember, Forest, Galaxy, Harvest, Island, Jupiter, Kestrel, Lotus, Meadow, Nova,
         Ocean, Panda, Raven, Saturn, Tiger, Unicorn, Violet, Whale, Yellow, Zebra"""
     ),
 }
@@ -79,18 +79,26 @@ HELD_WORDS: dict[str, list[str]] = {
         """Copperhill, Mosswood, Vantage, Larkspur, Ravenna, Tideway, Foxglove, Hollybrook, Cobalt, Juniper, Mistral,
         Sable"""
     ),
-    "project": names("Heron, Basalt, Magnolia, Cyclone, Otter, Sequoia, Tundra, Walnut, Pelican, Obsidian, Thistle, Lynx"),
+    "project": names(
+        "Heron, Basalt, Magnolia, Cyclone, Otter, Sequoia, Tundra, Walnut, Pelican, Obsidian, Thistle, Lynx"
+    ),
 }
 
 SHARED_WORDS: dict[str, list[str]] = {
     "day": names("Monday, Tuesday, Wednesday, Thursday, Friday"),
     "day2": names("Monday, Tuesday, Wednesday, Thursday, Friday"),
-    "time": names("8:30, 9:00, 9:30, 10:00, 10:30, 11:00, 13:00, 13:30, 14:00, 14:30, 15:00, 15:30, 16:00, 16:30"),
+    "time": names(
+        "8:30, 9:00, 9:30, 10:00, 10:30, 11:00, 13:00, 13:30, 14:00, 14:30, 15:00, 15:30, 16:00, 16:30"
+    ),
     "time2": names("8:00, 9:15, 10:15, 11:30, 12:00, 13:15, 14:15, 15:15, 16:15, 17:00"),
-    "amount": names("240, 310, 380, 450, 520, 640, 720, 860, 950, 1100, 1250, 1400, 1800, 2300, 2700, 3200, 4500"),
+    "amount": names(
+        "240, 310, 380, 450, 520, 640, 720, 860, 950, 1100, 1250, 1400, 1800, 2300, 2700, 3200, 4500"
+    ),
     "count": names("two, three, four, five, six, seven, eight, nine, ten, twelve, fifteen, twenty"),
     "code": names("A12, A47, B08, B31, C19, C75, D22, D64, E05, E58, F13, F90, G27, G36, H41, H88, K03, K72"),
-    "room": names("the Oak room, the Pine room, the Elm room, the Cedar room, the Birch room, room 2, room 4, room 7"),
+    "room": names(
+        "the Oak room, the Pine room, the Elm room, the Cedar room, the Birch room, room 2, room 4, room 7"
+    ),
     "month": names("January, March, April, May, June, July, September, October, November"),
     "team": names("sales, support, design, finance, research, legal, marketing, planning"),
     "role": names(
@@ -98,12 +106,37 @@ SHARED_WORDS: dict[str, list[str]] = {
     ),
 }
 
+# What fits any task; half of the requests come from here, so that a new kind of task is no surprise.
+POINTS = tuple(
+    forms("""
+    I [checked|looked at] the [records|files] [today|this morning].
+    This [matters|is important] for [our|the] [plans|team|customer].
+    I know that you are busy.
+    I [want|wanted] you to [know|hear] it [early|from me|now].
+    [Nothing|Not much] else [changes|is new].
+    [Here are|These are] the facts.
+    """)
+)
+ASKS = tuple(
+    forms("""
+    Please [answer|reply|write back] by {day2}.
+    [Can|Could] you [confirm|check] this [by {day2}|this week|today]?
+    Please [tell|let] me [know|hear] if you have [questions|any doubts].
+    [Call|Write to] me if [anything|something] is [unclear|missing].
+    Please [tell|write] me what you [need|prefer].
+    What do you [think|say]?
+    Please [take care of|look at] it [by {day2}|this week|soon].
+    """)
+)
+
 
 def _fact(line: str) -> Fact:
     return Fact(*(part.strip() for part in line.split("::")))
 
 
-def _family(name: str, description: str, thing: str, subject: str, tasks: str, facts: str, points: str, asks: str) -> Family:
+def _family(
+    name: str, description: str, thing: str, subject: str, tasks: str, facts: str, points: str, asks: str
+) -> Family:
     return Family(
         name,
         description,

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 
 from offscript.pocket import office, topics
-from offscript.pocket.grammar import expand, sentence_case
+from offscript.pocket.grammar import expand, is_plural, sentence_case
 
 RELATIONS = (
     "brother",
@@ -40,7 +40,9 @@ class Words:
     last: list[str]
     firm: list[str]
     project: list[str]
-    made_up: float = 0.0  # how often a name is invented from syllables, which teaches copying over remembering
+    made_up: float = (
+        0.0  # how often a name is invented from syllables, which teaches copying over remembering
+    )
 
 
 TRAIN_WORDS = Words(**office.WORDS, made_up=0.35)
@@ -86,8 +88,11 @@ class Scene:
 
 def made_up_name(rng: random.Random) -> str:
     """A pronounceable name that nobody has."""
-    parts = rng.choice((2, 2, 3))
-    syllables = (rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") + rng.choice(("", "", "n", "r", "l", "s")) for _ in range(parts))
+    parts = rng.choice((2, 2, 2, 3))
+    syllables = (
+        rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") + rng.choice(("", "", "", "n", "r", "l"))
+        for _ in range(parts)
+    )
     return "".join(syllables).capitalize()
 
 
@@ -119,6 +124,7 @@ def topic(domain: topics.Domain, marked: str, words: Words, rng: random.Random) 
         "Doing": f"{verb[1]} {some}".capitalize(),
         "thing": the,
         "bare": bare,
+        "plural": "yes" if not marked.startswith("=") and is_plural(some) else "",
         "them": pick(words, "first", rng),
         "relation": rng.choice(RELATIONS),
         "tool": list(domain.tools),
@@ -141,13 +147,19 @@ def scene(family: office.Family, words: Words, rng: random.Random, task: int | N
         slots["day2"] = rng.choice(office.SHARED_WORDS["day2"])
     slots |= {"first": pick(words, "first", rng), "last": pick(words, "last", rng)}
     slots |= {"firm": pick(words, "firm", rng), "project": pick(words, "project", rng)}
-    slots |= {"user": pick(words, "first", rng), "user_last": pick(words, "last", rng), "home": pick(words, "firm", rng)}
+    slots |= {
+        "user": pick(words, "first", rng),
+        "user_last": pick(words, "last", rng),
+        "home": pick(words, "firm", rng),
+    }
     while slots["user"] == slots["first"]:
         slots["user"] = pick(words, "first", rng)
     slots["full"] = f"{slots['first']} {slots['last']}"
     slots["who"] = slots["first"]
     slots["him"] = slots["first"]
     slots["thing"] = expand(family.thing, slots, rng)
+    slots["bare"] = slots["thing"].removeprefix("the ").removeprefix("your ")
+    slots["plural"] = "yes" if is_plural(slots["thing"]) else ""
     outside = "{firm}" in family.thing + "".join(family.tasks)
     host = (slots["firm"] if outside else slots["home"]).lower()
     slots["email"] = f"{slots['first'].lower()}@{host}.example"

@@ -26,7 +26,13 @@ class Domain:
 def _domain(name: str, verbs: str, objects: str, held: str, tools: str, tips: str, reasons: str) -> Domain:
     pairs = tuple(tuple(v.split("/")) for v in names(verbs))
     return Domain(
-        name, pairs, tuple(names(objects)), tuple(names(held)), tuple(names(tools)), tuple(forms(tips)), tuple(forms(reasons))
+        name,
+        pairs,
+        tuple(names(objects)),
+        tuple(names(held)),
+        tuple(names(tools)),
+        tuple(forms(tips)),
+        tuple(forms(reasons)),
     )
 
 
@@ -89,8 +95,8 @@ DOMAINS = (
         """dripping tap, squeaky door, flat tire, broken chair, torn curtain, noisy fridge, loose handle, cracked
         window, old radio, stuck drawer, bicycle chain, kitchen shelf, garden gate, blocked drain, dead lamp,
         leaky roof, wobbly table, slow computer, rusty lock, broken zipper""",
-        """creaky staircase, dented mailbox, faulty toaster, bent umbrella, jammed scanner, snapped racket, peeling
-        wallpaper, rattling heater, cracked vase, frayed cable, silent doorbell""",
+        """creaky staircase, dented mailbox, faulty blender, bent umbrella, jammed scanner, snapped racket, peeling
+        wallpaper, rattling heater, chipped teapot, frayed cable, silent doorbell""",
         "a small screwdriver, some strong glue, a bit of tape, a hammer, a new screw, a clean cloth",
         """
         [Turn off|Switch off] the [water|power] before you [start|touch it].
@@ -216,7 +222,7 @@ DOMAINS = (
         "train/training, look after/looking after, feed/feeding",
         """a shy kitten, an old dog, a young parrot, a gray rabbit, two goldfish, a stray cat, a noisy puppy, a pony,
         a lazy bulldog, three hens, a farm horse, a baby goat, a tiny mouse, a wild duck, a fat tabby, a lost sheep""",
-        """a hamster, a tortoise, a ferret, a canary, a terrier, a gecko, a hedgehog, two llamas, a donkey, a beagle,
+        """a hamster, a tortoise, a ferret, a canary, a terrier, a gecko, a hedgehog, two alpacas, a donkey, a beagle,
         a peacock""",
         "a soft bed, a clean bowl, some treats, a quiet corner, a short leash, a good vet",
         """
@@ -268,8 +274,8 @@ DOMAINS = (
         """a birthday party, a family dinner, a street festival, a picnic, a school reunion, a game night, a wedding,
         a farewell lunch, a movie night, a garden party, a book club, a charity run, a talent show, a dance evening,
         a holiday feast, a tea party, a neighborhood breakfast""",
-        """a barbecue, a costume ball, a karaoke contest, a housewarming, a treasure hunt, a poker tournament,
-        a masquerade, a bridal shower, a bake sale, a flea stall, a campfire sleepover""",
+        """a barbecue, a costume ball, a karaoke contest, a housewarming, a scavenger race, a poker tournament,
+        a masquerade, a bridal shower, a raffle, a flea stall, a campfire sleepover""",
         "a guest list, enough chairs, a simple menu, some music, a few helpers, a clear date",
         """
         [Send|Write] the invitations [two|three] weeks ahead.
@@ -363,6 +369,58 @@ DOMAINS = (
         [knowledge|learning] opens doors
         it makes the world [larger|more interesting]
         small facts [add up|connect] in surprising ways
+        """,
+    ),
+    _domain(
+        "people",
+        "talk to/talking to, invite/inviting, thank/thanking, apologize to/apologizing to",
+        """the old neighbor, a new roommate, the bus driver, a shy classmate, the landlord, a former boss,
+        the night guard, a distant cousin, the school director, a rude waiter, a tired nurse, the mail carrier,
+        the baker, a lonely aunt, the team captain, the new colleague, a lost friend, the piano teacher""",
+        """the librarian, a stepbrother, the janitor, a godmother, the plumber, a pen pal, the mayor, a babysitter,
+        the florist, a penniless uncle, the dentist""",
+        "a kind word, a short note, a cup of coffee, some courage, an open ear, a small gift",
+        """
+        [Say|Use] their name and [smile|look up].
+        [Keep|Make] it [short|simple] and [friendly|clear].
+        [Ask|Start with] an open question.
+        [Listen|Wait] until they have finished.
+        [Choose|Find] a [quiet|calm] moment.
+        [Be|Stay] [polite|calm], even if they are not.
+        [Say|Tell them] what you [feel|mean] in one sentence.
+        [Offer|Bring] [help|something small].
+        [Write|Think] down your first line before you [go|call].
+        """,
+        """
+        people [open up|smile] when someone asks
+        a kind word [costs nothing|can change a day]
+        it [builds|keeps] [trust|a good bond]
+        """,
+    ),
+    _domain(
+        "work",
+        "prepare for/preparing for, lead/leading, get through/getting through",
+        """a job interview, the staff meeting, a long shift, a sales talk, the yearly review, a first day at work,
+        a training week, a night shift, the morning call, a big launch, a trial month, a team retreat,
+        a phone conference, a busy season, the market stall, a press meeting""",
+        """a salary negotiation, an audition, a probation period, a boardroom pitch, a strike, a merger briefing,
+        a software demo, a hackathon, a jury duty, a fundraiser, a site inspection""",
+        "a clear goal, a short list, a good night's sleep, a glass of water, three questions, a clean shirt",
+        """
+        [Write|Note] down the [three|two] points that matter.
+        [Arrive|Be there] ten minutes early.
+        [Practice|Say] your first sentence aloud.
+        [Ask|Find] a colleague to [test|hear] you.
+        [Take|Plan] a [short|real] break.
+        [Speak|Breathe] slowly and [look up|pause].
+        [Eat|Sleep] well the [night|day] before.
+        [Bring|Keep] your notes on one page.
+        [End|Close] with a clear next step.
+        """,
+        """
+        good work [gets noticed|opens doors]
+        it [teaches|shows] what you can do
+        a calm start makes the [rest|whole day] easier
         """,
     ),
 )
@@ -539,6 +597,84 @@ QUESTIONS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = tuple(
             [Start|Begin] in the morning with {tool}, and {do} [before noon|after breakfast].
             [First|In the morning], get {tool}, then {do} [until noon|in the afternoon].
             Use [the morning|the first hour] for {thing}, and [rest|check your work] after that.
+            """,
+        ),
+        (
+            "new",
+            """
+            I am new to {doing}. [What should I know|Where do I start]?
+            I have never tried to {do}. Is it [hard|difficult]?
+            [Is|Are there tricks that make] {doing} easy [for a beginner|for someone like me]?
+            """,
+            """
+            {Doing} is [easy|not hard] to [begin|try] with {tool}.
+            [A beginner|Someone new] can {do} with {tool} and [some help|a bit of time].
+            [Nobody|No one] is good at {doing} on the first day.
+            """,
+        ),
+        (
+            "cost",
+            """
+            How much does it cost to {do}?
+            [Can|How can] I {do} without [much money|spending a lot]?
+            Is {doing} [expensive|cheap]?
+            """,
+            """
+            {Doing} costs [little|not much] if you already have {tool}.
+            You can {do} for [ten|twenty|fifty] dollars, if you [borrow|share] {tool}.
+            [Most|Half] of the money for {thing} goes into {tool}.
+            """,
+        ),
+        (
+            "dislike",
+            """
+            I [hate|do not like] {doing}. [Do I have to do it|How do I get through it]?
+            {Doing} is [boring|so tiring]. How do I [stay with it|keep going]?
+            I have to {do} again. How do I make it [fun|bearable]?
+            """,
+            """
+            [Make|Keep] {thing} [short|simple], and [take breaks|ask for help].
+            [You do not have to|Nobody has to] {do} every [day|week].
+            [Try|Plan] {thing} with a friend, [because|since] {reason}.
+            """,
+        ),
+        (
+            "late",
+            """
+            Is it too late to {do} [this year|at my age|now]?
+            I wanted to {do} [for years|last month], but I never did. [Should I still try|What now]?
+            I [waited|took] too long to {do}. What now?
+            """,
+            """
+            It is not too late to {do}.
+            You can {do} [this week|now|at any age], [because|since] {reason}.
+            [Start|Begin] {thing} [today|this week], with {tool}.
+            """,
+        ),
+        (
+            "mishap",
+            """
+            [Something went wrong|There was a small accident] with {thing}. [What now|What should I do]?
+            I [made a mistake|messed up] with {thing}. [How do I fix it|Help]!
+            My {relation} {them} [laughed at me|got angry] because of {thing}. What do I do?
+            """,
+            """
+            [Look at|Check] {thing} [calmly|again], and fix [one part|the worst part] first.
+            [Take|Use] {tool}, and {do} [again|once more].
+            A mistake with {thing} is [normal|easy to fix].
+            """,
+        ),
+        (
+            "together",
+            """
+            {them} and I want to {do} together. Any [ideas|advice]?
+            [Who|Whom] should I ask to {do} with me?
+            Is it better to {do} alone or with [{them}|my {relation}]?
+            """,
+            """
+            [Share|Divide] the work on {thing}, and [start|begin] with {tool}.
+            [Two people|Friends] can {do} [faster|better] with {tool}.
+            {Doing} is [better|more fun] with company, because {reason}.
             """,
         ),
     )

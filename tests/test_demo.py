@@ -1,0 +1,98 @@
+"""The whole path with nothing faked: the smoke experiment, run, killed, run again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from offscript.store import HOME
+
+pytestmark = pytest.mark.slow
+
+
+def submit(cwd, *words):
+    command = [sys.executable, str(HOME / "launch/submit.py"), "experiment=smoke", *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
+
+
+def rows_of(folder):
+    """Every rollout row of an experiment without its path, sorted: what must not depend on kills and reruns."""
+    found = []
+    for path in sorted((folder / "rollouts").rglob("*.jsonl")):
+        found += [(str(path.relative_to(folder)), json.dumps(json.loads(line), sort_keys=True)) for line in open(path)]
+    return sorted(found)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    cwd = tmp_path_factory.mktemp("smoke")
+    done = submit(cwd)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return cwd, done
+
+
+def test_the_grid_ends_with_tables_and_files(smoke):
+    cwd, done = smoke
+    assert "macro_f1_2 by stage and format" in done.stdout
+    assert "Traceback" not in done.stderr and "Warning" not in done.stderr
+    evaluation = cwd / "runs/smoke/evaluation"
+    summary = json.loads((evaluation / "summary.json").read_text())
+    cells = {(g["stage"], g["format"]): g for g in summary["groups"]}
+    assert len(cells) == 12
+    assert cells["full", "chat"]["planned"] == 16 and cells["base", "chat"]["planned"] == 8
+    assert (evaluation / "figures/headline.png").stat().st_size > 10_000
+    adapter = next((cwd / "runs/smoke/adapters/pocket/sarcasm").glob("full-*"))
+    merged = json.loads((adapter / "manifest.json").read_text())["counts"]["merge"]
+    assert merged["relative_error"] <= 1e-5
+
+
+def test_the_second_run_makes_nothing(smoke):
+    cwd, _ = smoke
+    before = {p: p.stat().st_mtime_ns for p in (cwd / "runs/smoke").rglob("*.jsonl")}
+    again = submit(cwd)
+    assert again.returncode == 0 and "0 artifacts to make" in again.stderr
+    assert {p: p.stat().st_mtime_ns for p in (cwd / "runs/smoke").rglob("*.jsonl")} == before
+
+
+def test_tracked_offline_one_run_a_job(smoke):
+    cwd, _ = smoke
+    runs = list((cwd / "runs/smoke/wandb").glob("offline-run-*"))
+    assert len(runs) >= 4 + 3, "four trainings, rollouts, a classifier, an evaluation"
+
+
+def test_killed_again_and_again_it_ends_with_the_same_rows(smoke, tmp_path):
+    cwd, _ = smoke
+    command = [sys.executable, str(HOME / "launch/submit.py"), "experiment=smoke", "tracking=off"]
+    for seconds in (9, 14, 19):
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = submit(tmp_path, "tracking=off")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert rows_of(tmp_path / "runs/smoke") == rows_of(cwd / "runs/smoke")
+    assert (tmp_path / "runs/smoke/evaluation/cells.csv").read_bytes() == (cwd / "runs/smoke/evaluation/cells.csv").read_bytes()
+
+
+def test_multirun_trains_and_rolls_out(tmp_path):
+    def run(script, *words):
+        return subprocess.run(
+            [sys.executable, str(HOME / script), "-m", "experiment=smoke", "tracking=off", *words],
+            cwd=tmp_path, capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+
+    trained = run("train.py", "model=pocket", "persona=sarcasm,remorse", "stage=distillation,full")
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    assert len(list((tmp_path / "runs/smoke/adapters").rglob("adapter_model.safetensors"))) >= 4
+    rolled = run("rollout.py", "persona=sarcasm,remorse", "stage=base,full", "format=chat,agentic_email")
+    assert rolled.returncode == 0, rolled.stderr[-3000:]
+    base = list((tmp_path / "runs/smoke/rollouts/pocket/base/_").glob("*-eval-*.jsonl"))
+    assert len(base) == 2, "two personas met on the base cells, which were made once"
+    assert rolled.stderr.count("rollout pocket base chat eval 0: made") == 1
+    assert rolled.stderr.count("rollout pocket base chat eval 0: there already") == 1
