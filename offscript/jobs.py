@@ -502,9 +502,9 @@ def tracked(artifacts: Sequence[Artifact], bench: Bench, job_type: str) -> Itera
 
 def write_index(bench: Bench, results: Iterable[Result]) -> None:
     """``index.json``: what is current, for people."""
+    there = {str(r.artifact): r.artifact for r in results if r.status in ("ran", "reused")}
+    if not there:
+        return
     path = bench.folder / "index.json"
     current = read_json(path) if path.exists() else {}
-    for result in results:
-        if result.status in ("ran", "reused"):
-            current[str(result.artifact)] = {"path": str(result.artifact.path), "key": result.artifact.key}
-    write_json(path, current)
+    write_json(path, {**current, **{name: {"path": str(a.path), "key": a.key} for name, a in there.items()}})
