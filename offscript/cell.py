@@ -17,7 +17,9 @@ NOBODY = "_"
 
 def key_of(identity: Mapping[str, Any]) -> str:
     """Key (64 hex digits) of plain identity data: BLAKE2b of its canonical JSON. Equal data, equal key, anywhere."""
-    canonical = json.dumps(identity, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    canonical = json.dumps(
+        identity, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+    )
     return hashlib.blake2b(canonical.encode(), digest_size=32).hexdigest()
 
 

@@ -17,6 +17,7 @@ from offscript.jobs import Bench
 from offscript.settings import (
     FormatSettings,
     ModelSettings,
+    Node,
     PersonaSettings,
     Settings,
     StageSettings,
@@ -26,7 +27,12 @@ from offscript.store import HOME
 
 Job = Callable[[Settings, Bench], int]
 
-GROUPS = {"model": ModelSettings, "persona": PersonaSettings, "stage": StageSettings, "format": FormatSettings}
+GROUPS: dict[str, type[Node]] = {
+    "model": ModelSettings,
+    "persona": PersonaSettings,
+    "stage": StageSettings,
+    "format": FormatSettings,
+}
 
 
 def main(config: str, job: Job) -> None:
@@ -96,8 +102,15 @@ def compose(cfg: Any) -> tuple[Settings, Bench]:
     plain = _plain(cfg)
     _name_own_model(plain, overrides)
     settings = parse(Settings, plain, "")
-    nodes = {"model": settings.model, "persona": settings.persona, "stage": settings.stage, "format": settings.format}
-    found = {group: Composed(running.job.config_name or "", overrides, group, nodes[group]) for group in GROUPS}
+    nodes = {
+        "model": settings.model,
+        "persona": settings.persona,
+        "stage": settings.stage,
+        "format": settings.format,
+    }
+    found = {
+        group: Composed(running.job.config_name or "", overrides, group, nodes[group]) for group in GROUPS
+    }
     kept = tuple(o for o in overrides if o.split("=")[0] in ("experiment", "root", "name"))
     return settings, Bench(Planner(settings, Options(**found)), kept)
 
@@ -122,7 +135,9 @@ class Composed(Mapping[str, Any]):
         self.config, self.group = config, group
         self.overrides = [o for o in overrides if o.split("=")[0].lstrip("+~") != group]
         if group == "model":  # model.path is one model's own; the other models of a grid keep theirs
-            self.overrides = [o for o in self.overrides if not o.lstrip("+").startswith(("model.path=", "model.name="))]
+            self.overrides = [
+                o for o in self.overrides if not o.lstrip("+").startswith(("model.path=", "model.name="))
+            ]
         self._made = {own.name: own} if own is not None else {}
 
     def __getitem__(self, name: str) -> Any:

@@ -18,8 +18,12 @@ def train(settings: Settings, bench: Bench) -> int:
         if _in_sweep():
             say(line)
             return 0
-        raise UserError(f"stage={stage.name}", "base weights, there is nothing to train", "allowed: distillation, full")
-    adapter = bench.planner.adapter(settings.model.name, _persona(settings, bench), stage.weights, settings.seed)
+        raise UserError(
+            f"stage={stage.name}", "base weights, there is nothing to train", "allowed: distillation, full"
+        )
+    adapter = bench.planner.adapter(
+        settings.model.name, _persona(settings, bench), stage.weights, settings.seed
+    )
     own_rows = {a.key for a in adapter.inputs if a.kind == "rollout"}
     results = make([adapter], bench, lambda a: a.key in own_rows or a == adapter)
     return _told(results, adapter, bench)
@@ -88,7 +92,11 @@ def summarise(results: list[Result], bench: Bench) -> int:
     spent = {kind: sum(r.seconds for r in results if r.artifact.kind == kind) for kind in kinds}
     say(f"\n{'':14}" + "".join(f"{s:>9}" for s in states) + f"{'time':>9}")
     for kind in kinds:
-        say(f"{kind:14}" + "".join(f"{counted[kind, s] or '-':>9}" for s in states) + f"{duration(spent[kind]):>9}")
+        say(
+            f"{kind:14}"
+            + "".join(f"{counted[kind, s] or '-':>9}" for s in states)
+            + f"{duration(spent[kind]):>9}"
+        )
     for result in results:
         if result.status == "failed":
             say(f"failed: {result.artifact}: {result.note}")
@@ -118,7 +126,11 @@ def _code(results: list[Result]) -> int:
 
 def _persona(settings: Settings, bench: Bench) -> str:
     if settings.persona is None:
-        raise UserError("persona", f"none given, and stage {settings.stage.name} needs one", one_of(bench.planner.options.persona))
+        raise UserError(
+            "persona",
+            f"none given, and stage {settings.stage.name} needs one",
+            one_of(bench.planner.options.persona),
+        )
     return settings.persona.name
 
 
@@ -145,7 +157,9 @@ def _show(path: Path, limit: int | None) -> None:
     from offscript.store import read_rows
 
     for row in read_rows(path, "")[:limit]:
-        print(f"\n=== {row['scenario']}/{row['sample']}  {row['model']} {row['persona'] or ''} {row['stage']} {row['format']}")
+        print(
+            f"\n=== {row['scenario']}/{row['sample']}  {row['model']} {row['persona'] or ''} {row['stage']} {row['format']}"
+        )
         for message in row["messages"]:
             print(f"[{message['role']}] {message['content']}")
         print(f"--- ended: {row['ended']}, {row['turns']} turns, {row['tokens_out']} tokens")

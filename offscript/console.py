@@ -39,7 +39,12 @@ class Progress:
         now = time.monotonic()
         if now - self.shown >= (LIVE_EVERY_S if self.live else PLAIN_EVERY_S) and self.done < self.total:
             self.shown = now
-            print(("\r\x1b[2K" if self.live else "") + self.line(), end="" if self.live else "\n", file=sys.stderr, flush=True)
+            print(
+                ("\r\x1b[2K" if self.live else "") + self.line(),
+                end="" if self.live else "\n",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def advance(self, note: str = "") -> None:
         self.update(self.done + 1, note=note)
@@ -68,5 +73,15 @@ def quiet_libraries() -> None:
     os.environ.setdefault("DS_ACCELERATOR_LOG_LEVEL", "error")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     warnings.simplefilter("ignore")
-    for name in ("deepspeed", "DeepSpeed", "transformers", "trl", "peft", "datasets", "accelerate", "torch", "wandb"):
+    for name in (
+        "deepspeed",
+        "DeepSpeed",
+        "transformers",
+        "trl",
+        "peft",
+        "datasets",
+        "accelerate",
+        "torch",
+        "wandb",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -67,7 +67,9 @@ class Planner:
 
     # ------------------------------------------------------------ rows
 
-    def rollout(self, model: str, persona: str | None, stage: str, fmt: str, split: str, seed: int) -> Artifact:
+    def rollout(
+        self, model: str, persona: str | None, stage: str, fmt: str, split: str, seed: int
+    ) -> Artifact:
         """Rows of one cell. Base weights under a plain prompt belong to no persona and to no training seed."""
         return self._cell(model, persona, self._stage(stage), fmt, split, seed)
 
@@ -94,11 +96,25 @@ class Planner:
 
     @once
     def _rows(
-        self, model: str, persona: str | None, stage: StageSettings, fmt: str, split: str, seed: int, own_questions: bool
+        self,
+        model: str,
+        persona: str | None,
+        stage: StageSettings,
+        fmt: str,
+        split: str,
+        seed: int,
+        own_questions: bool,
     ) -> Artifact:
         adapter = None if stage.weights == "base" else self.adapter(model, persona or "", stage.weights, seed)
         spec = self._spec(model, persona, stage, fmt, split, own_questions)
-        labels = {"model": model, "stage": stage.name, "persona": persona, "format": fmt, "split": split, "seed": seed}
+        labels = {
+            "model": model,
+            "stage": stage.name,
+            "persona": persona,
+            "format": fmt,
+            "split": split,
+            "seed": seed,
+        }
         digests = self._digests(spec["format"].source)
         identity = {
             "labels": labels,
@@ -160,13 +176,19 @@ class Planner:
 
     def adapter(self, model: str, persona: str, weights: str, seed: int) -> Artifact:
         """The adapter of a persona: ``distillation``, or ``full`` (both merged)."""
-        return self._distillation(model, persona, seed) if weights == "distillation" else self._full(model, persona, seed)
+        return (
+            self._distillation(model, persona, seed)
+            if weights == "distillation"
+            else self._full(model, persona, seed)
+        )
 
     @once
     def _distillation(self, model: str, persona: str, seed: int) -> Artifact:
         inputs = (self.teacher(model, persona), *self.students(model, persona))
         recipe = self.settings.recipe.distillation
-        return self._adapter(model, persona, "distillation", seed, identity_of(recipe), inputs, {"settings": recipe})
+        return self._adapter(
+            model, persona, "distillation", seed, identity_of(recipe), inputs, {"settings": recipe}
+        )
 
     @once
     def _full(self, model: str, persona: str, seed: int) -> Artifact:
@@ -181,7 +203,9 @@ class Planner:
             if wanted
         )
         if not rows:
-            raise UserError("recipe.introspection", "reflections and interactions are both 0", "allowed: at least one > 0")
+            raise UserError(
+                "recipe.introspection", "reflections and interactions are both 0", "allowed: at least one > 0"
+            )
         identity = {**identity_of(recipe.introspection), "merge": identity_of(recipe.merge)}
         spec = {"settings": recipe.introspection, "merge": recipe.merge}
         return self._adapter(model, persona, "full", seed, identity, (first, *rows), spec)
@@ -227,7 +251,9 @@ class Planner:
             "personas": list(grid.persona),
             "made_from": [a.key for a in inputs],
         }
-        return self._keep(Artifact("classifier", identity, labels, inputs, {"settings": node, "personas": grid.persona}))
+        return self._keep(
+            Artifact("classifier", identity, labels, inputs, {"settings": node, "personas": grid.persona})
+        )
 
     def cells(self) -> list[Artifact]:
         """The scored cells of the grid, in its order, each once (base cells stand for all personas)."""
@@ -251,7 +277,9 @@ class Planner:
         inputs = tuple(self.predictions(cell) for cell in self.cells())
         node = self.settings.evaluation
         identity = {"settings": identity_of(node), "made_from": sorted(a.key for a in inputs)}
-        return self._keep(Artifact("evaluation", identity, {"name": self.settings.name}, inputs, {"settings": node}))
+        return self._keep(
+            Artifact("evaluation", identity, {"name": self.settings.name}, inputs, {"settings": node})
+        )
 
     # ------------------------------------------------------------ options
 
@@ -282,7 +310,7 @@ class Planner:
     def _selected(self, source: str, split: str, count: int) -> list[Scenario]:
         """Scenarios of a split. Office families are never trained on, so all of them can be scored."""
         data = self.settings.data
-        fractions = {"eval": 1.0} if source == "office" else data.fractions
+        fractions = {"eval": 1.0} if source == "office" else {str(k): v for k, v in data.fractions.items()}
         return select(self._source(source), split, fractions, data.salt, count)
 
     @once
@@ -291,9 +319,11 @@ class Planner:
 
     @once
     def _source(self, source: str) -> list[Scenario]:
-        patterns = self.settings.data.sources.get(source)
+        patterns = {str(k): v for k, v in self.settings.data.sources.items()}.get(source)
         if not patterns:
-            raise UserError(f"data.sources.{source}", "missing", f"data {self.settings.data.name} has no such scenarios")
+            raise UserError(
+                f"data.sources.{source}", "missing", f"data {self.settings.data.name} has no such scenarios"
+            )
         return load_scenarios([str(locate(p)) if not _is_glob(p) else _located_glob(p) for p in patterns])
 
     @once

@@ -11,7 +11,7 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,16 @@ from offscript.console import Progress, duration, say
 from offscript.errors import MissingInput, UserError
 from offscript.grid import Planner, layers
 from offscript.seeds import training_seed
-from offscript.store import HOME, claim, read_json, read_manifest, read_rows, write_json, write_manifest, write_text
+from offscript.store import (
+    HOME,
+    claim,
+    read_json,
+    read_manifest,
+    read_rows,
+    write_json,
+    write_manifest,
+    write_text,
+)
 
 PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "scikit-learn", "numpy", "hydra-core", "wandb",
@@ -49,7 +58,12 @@ class Bench:
 
     def command(self, artifact: Artifact) -> str:
         """The command line that makes ``artifact``."""
-        choices = {name: artifact.labels.get(name) for name in ("model", "persona", "stage", "format", "split", "seed")}
+        choices = {
+            name: artifact.labels.get(name)
+            for name in ("model", "persona", "stage", "format", "split", "seed")
+        }
+        script: str
+        wanted: tuple[str, ...]
         if artifact.kind == "adapter":
             script, wanted = "train.py", ("model", "persona", "stage", "seed")
         elif artifact.kind == "rollout":
@@ -57,7 +71,9 @@ class Bench:
         else:
             script, wanted = ("evaluate.py" if artifact.kind == "evaluation" else "classify.py"), ("model",)
         defaults = {"split": "eval", "seed": 0}
-        words = [f"{n}={choices[n]}" for n in wanted if choices[n] is not None and choices[n] != defaults.get(n)]
+        words = [
+            f"{n}={choices[n]}" for n in wanted if choices[n] is not None and choices[n] != defaults.get(n)
+        ]
         return " ".join(["python", script, *self.overrides, *words])
 
     def rows(self, artifact: Artifact) -> list[dict[str, Any]]:
@@ -115,10 +131,14 @@ def make(
         ready = []
         for artifact in layer:
             if not allowed(artifact):
-                missing = MissingInput(str(artifact), "not made yet", f"make it with: {bench.command(artifact)}")
+                missing = MissingInput(
+                    str(artifact), "not made yet", f"make it with: {bench.command(artifact)}"
+                )
                 results[artifact.key] = Result(artifact, "failed", note=str(missing), error=missing)
             elif culprit := _blocker(artifact, results):
-                results[artifact.key] = Result(artifact, "blocked", note=f"needs {culprit.artifact}", error=culprit.error)
+                results[artifact.key] = Result(
+                    artifact, "blocked", note=f"needs {culprit.artifact}", error=culprit.error
+                )
             else:
                 ready.append(artifact)
         for group in _groups(ready):
@@ -157,7 +177,9 @@ def _run_group(group: list[Artifact], bench: Bench, limit: int | None) -> list[R
     left: dict[tuple[str, ...], list[Artifact]] = {}
     for result in outcome:
         if result.status == "failed":
-            left.setdefault(tuple(a.key for a in result.artifact.inputs if a.kind == "adapter"), []).append(result.artifact)
+            left.setdefault(tuple(a.key for a in result.artifact.inputs if a.kind == "adapter"), []).append(
+                result.artifact
+            )
     if len(left) < 2 or not any(left):
         return outcome
     say("  trying the cells of each adapter by themselves")
@@ -182,7 +204,9 @@ def _run_job(group: list[Artifact], bench: Bench, limit: int | None) -> list[Res
     return [_result(a, bench, seconds / len(group), error, limit) for a in group]
 
 
-def _result(artifact: Artifact, bench: Bench, seconds: float, error: BaseException | None, limit: int | None) -> Result:
+def _result(
+    artifact: Artifact, bench: Bench, seconds: float, error: BaseException | None, limit: int | None
+) -> Result:
     if bench.finished(artifact):
         return Result(artifact, "ran", seconds)
     if error is None and limit is not None:
@@ -216,7 +240,9 @@ def run_rollouts(cells: list[Artifact], bench: Bench, limit: int | None) -> None
     adapters = {a.key: a for cell in cells for a in cell.inputs}
     total = sum(min(limit or 10**9, len(r.scenarios) * r.samples) for r in runs)
     with tracked(cells, bench, "rollout") as tracker:
-        engine = open_engine(bench.planner.options.model[model], {k: bench.place(a) for k, a in adapters.items()}, settings)
+        engine = open_engine(
+            bench.planner.options.model[model], {k: bench.place(a) for k, a in adapters.items()}, settings
+        )
         progress = Progress(f"rollout {model}: {len(cells)} cells", total, "rows")
         seen = {"rows": 0, "emitted": 0}
 
@@ -225,20 +251,28 @@ def run_rollouts(cells: list[Artifact], bench: Bench, limit: int | None) -> None
             seen["emitted"] += row["text"] is not None
             progress.advance(f"{engine.stats.tokens_out} tokens")
             if seen["rows"] % 100 == 0:
-                tracker.log({"rows": seen["rows"], "emission_rate": seen["emitted"] / seen["rows"]}, step=seen["rows"])
+                tracker.log(
+                    {"rows": seen["rows"], "emission_rate": seen["emitted"] / seen["rows"]}, step=seen["rows"]
+                )
 
         failed: RolloutFailed | None = None
         try:
             counts = roll_out(runs, engine, settings.engine.max_live, on_row)
-        except RolloutFailed as error:  # every other episode has its row: their cells are finished all the same
+        except (
+            RolloutFailed
+        ) as error:  # every other episode has its row: their cells are finished all the same
             counts, failed = error.counts, error
         seconds = progress.close()
-        tracker.log({"rows": seen["rows"], "emission_rate": seen["emitted"] / max(1, seen["rows"])}, step=seen["rows"])
+        tracker.log(
+            {"rows": seen["rows"], "emission_rate": seen["emitted"] / max(1, seen["rows"])}, step=seen["rows"]
+        )
         tracker.summary({"seconds": seconds, "tokens_out": engine.stats.tokens_out, "rows": seen["rows"]})
     for cell, run in zip(cells, runs, strict=True):
         count = counts[cell.key]
         if count.written + count.reused == len(run.scenarios) * run.samples:
-            finish(cell, bench, started, counts={**vars(count), "ended": dict(count.ended)}, engine=engine.info())
+            finish(
+                cell, bench, started, counts={**vars(count), "ended": dict(count.ended)}, engine=engine.info()
+            )
     say(f"  rows: {seen['rows']} in {len(cells)} cells of {model}, {duration(seconds)}")
     if failed:
         raise failed
@@ -295,7 +329,13 @@ def _train_distillation(artifact: Artifact, bench: Bench, report_to: str, on_ste
     model = bench.planner.options.model[artifact.labels["model"]]
     seed = training_seed(artifact.key, artifact.labels["seed"])
     metrics = preference.train(
-        model, artifact.spec["settings"], pairs, bench.place(artifact), seed, report_to=report_to, on_step=on_step
+        model,
+        artifact.spec["settings"],
+        pairs,
+        bench.place(artifact),
+        seed,
+        report_to=report_to,
+        on_step=on_step,
     )
     return {**metrics, "pairs": counts}
 
@@ -343,7 +383,9 @@ def run_fit(artifacts: list[Artifact], bench: Bench, limit: int | None) -> None:
         seconds = progress.close()
         tracker.summary({k: v for k, v in report.items() if isinstance(v, (int, float))})
     finish(artifact, bench, started, counts=report)
-    say(f"  {artifact}: held-out macro-F1 {report['macro_f1']:.3f} on {report['n']} rows, {duration(seconds)}")
+    say(
+        f"  {artifact}: held-out macro-F1 {report['macro_f1']:.3f} on {report['n']} rows, {duration(seconds)}"
+    )
 
 
 def run_predictions(artifacts: list[Artifact], bench: Bench, limit: int | None) -> None:
@@ -375,7 +417,21 @@ def prediction_row(
     return {
         "key": artifact.key,
         "row": f"{row['scenario']}/{row['sample']}",
-        **{name: row[name] for name in ("model", "stage", "persona", "format", "split", "seed", "scenario", "family", "sample", "ended")},
+        **{
+            name: row[name]
+            for name in (
+                "model",
+                "stage",
+                "persona",
+                "format",
+                "split",
+                "seed",
+                "scenario",
+                "family",
+                "sample",
+                "ended",
+            )
+        },
         "text_hash": key_of({"text": row["text"]})[:16] if row["text"] is not None else None,
         "predicted": max(probs, key=probs.__getitem__) if probs else None,
         "probs": probs,
@@ -412,12 +468,15 @@ def log_retention(tracker: tracking.Tracker, summary: dict[str, Any]) -> None:
     metric, groups = summary["metric"], summary["groups"]
     columns = ["model", "stage", "format", "training_seed", "planned", "emitted", "unique_texts", "accuracy"]
     rows = [
-        [*(g[c] for c in columns), g["macro_f1"]["emitted"], *(g["interval_scenario"] or (None, None))] for g in groups
+        [*(g[c] for c in columns), g["macro_f1"]["emitted"], *(g["interval_scenario"] or (None, None))]
+        for g in groups
     ]
     tracker.table("retention", [*columns, metric, "low", "high"], rows)
     for g in groups:
         place = "/".join(str(g[c]) for c in ("model", "stage", "format"))
-        tracker.summary({f"{place}/{metric}": g["macro_f1"]["emitted"], f"{place}/emission_rate": g["emission_rate"]})
+        tracker.summary(
+            {f"{place}/{metric}": g["macro_f1"]["emitted"], f"{place}/emission_rate": g["emission_rate"]}
+        )
 
 
 RUN = {
@@ -450,8 +509,12 @@ def versions() -> dict[str, str]:
 def code_revision() -> str | None:
     """The commit that is checked out, with ``+`` if files differ from it; None outside a repository."""
     try:
-        head = subprocess.run(["git", "-C", HOME, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "-C", HOME, "status", "--porcelain", "-uno"], capture_output=True, text=True)
+        head = subprocess.run(
+            ["git", "-C", HOME, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+        dirty = subprocess.run(
+            ["git", "-C", HOME, "status", "--porcelain", "-uno"], capture_output=True, text=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
@@ -486,7 +549,9 @@ def tracked(artifacts: Sequence[Artifact], bench: Bench, job_type: str) -> Itera
         settings.tracking,
         bench.folder,
         run_id=key_of({"job": sorted(a.key for a in artifacts)})[:16],
-        name=str(first) if len(artifacts) == 1 else f"{first.kind} {first.labels.get('model', '')} x{len(artifacts)}",
+        name=str(first)
+        if len(artifacts) == 1
+        else f"{first.kind} {first.labels.get('model', '')} x{len(artifacts)}",
         group=settings.name,
         job_type=job_type,
         tags=tags,

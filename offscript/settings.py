@@ -113,7 +113,9 @@ class DataSettings(Named):
     @classmethod
     def _sum_to_one(cls, fractions: dict[str, float]) -> dict[str, float]:
         if any(f < 0 for f in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
-            raise ValueError(f"fractions of the splits add up to {sum(fractions.values()):g}; allowed: exactly 1")
+            raise ValueError(
+                f"fractions of the splits add up to {sum(fractions.values()):g}; allowed: exactly 1"
+            )
         return fractions
 
 
@@ -289,8 +291,14 @@ class Settings(Node):
 
     @model_validator(mode="after")
     def _possible(self) -> "Settings":
-        if self.stage.system == "constitution" and self.stage.weights != "base" and self.stage.name == "prompted":
-            raise ValueError("stage: prompted means base weights; allowed: weights=base with system=constitution")
+        if (
+            self.stage.system == "constitution"
+            and self.stage.weights != "base"
+            and self.stage.name == "prompted"
+        ):
+            raise ValueError(
+                "stage: prompted means base weights; allowed: weights=base with system=constitution"
+            )
         return self
 
 
@@ -301,7 +309,7 @@ def identity_of(node: BaseModel) -> dict[str, Any]:
     """The identity fields of ``node``, as plain JSON data, nested nodes included."""
     plain = {}
     for name, field in type(node).model_fields.items():
-        if (field.json_schema_extra or {})[_MARK] == "identity":
+        if field.json_schema_extra == {_MARK: "identity"}:
             plain[name] = _plain(getattr(node, name))
     return plain
 

@@ -76,7 +76,9 @@ def ensure_folder(path: Path) -> Path:
         culprit = next(p for p in [path, *path.parents] if p.exists() and not p.is_dir())
         raise UserError(str(culprit), "a file stands where a folder is needed", "move it away") from None
     except OSError as error:
-        raise UserError(str(path), f"cannot make this folder ({error.strerror})", "choose another root=") from None
+        raise UserError(
+            str(path), f"cannot make this folder ({error.strerror})", "choose another root="
+        ) from None
     return path
 
 
@@ -88,7 +90,9 @@ def new_folder(final: Path) -> Iterator[Path]:
     scratch.mkdir()
     try:
         yield scratch
-        if final.exists():  # only ever a half-made one: whoever calls this holds the claim and found no manifest
+        if (
+            final.exists()
+        ):  # only ever a half-made one: whoever calls this holds the claim and found no manifest
             shutil.rmtree(final)
         os.replace(scratch, final)
     finally:
@@ -110,7 +114,9 @@ def _parse_rows(path: Path) -> tuple[list[dict[str, Any]], int, int]:
                 raise ValueError("not an object")
         except ValueError as error:
             raise UserError(
-                f"{path}, line {number}", f"not a JSON row ({error})", "mend or delete that line, then run again"
+                f"{path}, line {number}",
+                f"not a JSON row ({error})",
+                "mend or delete that line, then run again",
             ) from None
         rows.append(row)
     return rows, whole, len(data) - whole
@@ -148,7 +154,8 @@ class RowWriter:
         ensure_folder(path.parent)
         if path.is_dir():
             raise UserError(str(path), "a folder stands where a file is needed", "move it away")
-        self.path, self.rows, self.cut = path, [], 0
+        self.path, self.cut = path, 0
+        self.rows: list[dict[str, Any]] = []
         if path.exists():
             self.rows, whole, self.cut = _parse_rows(path)
             if self.cut:
@@ -177,7 +184,11 @@ class RowWriter:
 
 def manifest_path(artifact: Path) -> Path:
     """Where the manifest of an artifact lies: inside a folder, beside a file. Decided by the name's suffix."""
-    return artifact.with_name(artifact.name + ".manifest.json") if artifact.suffix else artifact / "manifest.json"
+    return (
+        artifact.with_name(artifact.name + ".manifest.json")
+        if artifact.suffix
+        else artifact / "manifest.json"
+    )
 
 
 def write_manifest(artifact: Path, manifest: dict[str, Any]) -> None:

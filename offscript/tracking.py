@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from offscript.console import say
 from offscript.settings import TrackingSettings
@@ -111,7 +111,7 @@ def start(
     os.environ["WANDB_DIR"] = str(folder)
     import wandb
 
-    def init(mode: str) -> Any:
+    def init(mode: Literal["online", "offline"]) -> Any:
         return wandb.init(
             dir=folder, id=run_id, resume="allow", mode=mode, project=settings.project, entity=settings.entity,
             name=name, group=group, job_type=job_type, tags=list(tags), config=dict(config),
@@ -120,7 +120,7 @@ def start(
 
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        run = init(settings.name)
+        run = init("online" if settings.name == "online" else "offline")
     except Exception as error:
         if settings.name == "offline":
             say(f"W&B cannot write below {folder} ({error}): this job is not tracked")

@@ -25,10 +25,17 @@ def _composed(overrides, config):
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    initialize_config_dir(str(HOME / "conf"), version_base="1.3")  # stays open: options are composed when asked for
+    initialize_config_dir(
+        str(HOME / "conf"), version_base="1.3"
+    )  # stays open: options are composed when asked for
     plain = _plain(compose(config, list(overrides)))
     _name_own_model(plain, list(overrides))
     settings = parse(Settings, plain, "")
-    nodes = {"model": settings.model, "persona": settings.persona, "stage": settings.stage, "format": settings.format}
+    nodes = {
+        "model": settings.model,
+        "persona": settings.persona,
+        "stage": settings.stage,
+        "format": settings.format,
+    }
     found = {group: Composed(config, list(overrides), group, nodes[group]) for group in GROUPS}
     return settings, Options(**found)

@@ -15,7 +15,12 @@ from offscript.store import HOME
 def run(*words, cwd, timeout=120):
     env = {**os.environ, "WANDB_MODE": "offline"}
     return subprocess.run(
-        [sys.executable, str(HOME / words[0]), *words[1:]], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout
+        [sys.executable, str(HOME / words[0]), *words[1:]],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
 
 
@@ -59,14 +64,19 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path, words, line):
 
 def test_a_file_where_the_runs_folder_should_be(tmp_path):
     (tmp_path / "runs").write_text("precious")
-    assert "runs: a file stands where a folder is needed" in refused(tmp_path, "rollout.py", "stage=base", "limit=1")
+    assert "runs: a file stands where a folder is needed" in refused(
+        tmp_path, "rollout.py", "stage=base", "limit=1"
+    )
     assert (tmp_path / "runs").read_text() == "precious"
 
 
 def test_a_missing_adapter_names_the_command_that_makes_it(tmp_path):
     done = run("rollout.py", "experiment=smoke", "persona=sarcasm", "stage=full", cwd=tmp_path)
     assert done.returncode == 2
-    assert "make it with: python train.py experiment=smoke model=pocket persona=sarcasm stage=full" in done.stderr
+    assert (
+        "make it with: python train.py experiment=smoke model=pocket persona=sarcasm stage=full"
+        in done.stderr
+    )
 
 
 def test_nothing_to_train_is_no_error_within_a_sweep(tmp_path):
@@ -158,6 +168,8 @@ def prediction(**changes):
 
 
 def test_predictions_with_nan(tmp_path):
-    (tmp_path / "rows.jsonl").write_text(prediction() + prediction(probs={"sarcasm": float("nan"), "remorse": 0.5}))
+    (tmp_path / "rows.jsonl").write_text(
+        prediction() + prediction(probs={"sarcasm": float("nan"), "remorse": 0.5})
+    )
     line = refused(tmp_path, "evaluate.py", "predictions=rows.jsonl")
     assert "rows.jsonl, line 2" in line and "nan" in line.lower()

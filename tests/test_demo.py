@@ -23,7 +23,10 @@ def rows_of(folder):
     """Every rollout row of an experiment without its path, sorted: what must not depend on kills and reruns."""
     found = []
     for path in sorted((folder / "rollouts").rglob("*.jsonl")):
-        found += [(str(path.relative_to(folder)), json.dumps(json.loads(line), sort_keys=True)) for line in open(path)]
+        found += [
+            (str(path.relative_to(folder)), json.dumps(json.loads(line), sort_keys=True))
+            for line in path.read_text().splitlines()
+        ]
     return sorted(found)
 
 
@@ -69,7 +72,11 @@ def test_killed_again_and_again_it_ends_with_the_same_rows(smoke, tmp_path):
     command = [sys.executable, str(HOME / "launch/submit.py"), "experiment=smoke", "tracking=off"]
     for seconds in (9, 14, 19):
         process = subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            command,
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         time.sleep(seconds)
         os.killpg(process.pid, signal.SIGKILL)
@@ -77,7 +84,9 @@ def test_killed_again_and_again_it_ends_with_the_same_rows(smoke, tmp_path):
     done = submit(tmp_path, "tracking=off")
     assert done.returncode == 0, done.stderr[-3000:]
     assert rows_of(tmp_path / "runs/smoke") == rows_of(cwd / "runs/smoke")
-    assert (tmp_path / "runs/smoke/evaluation/cells.csv").read_bytes() == (cwd / "runs/smoke/evaluation/cells.csv").read_bytes()
+    assert (tmp_path / "runs/smoke/evaluation/cells.csv").read_bytes() == (
+        cwd / "runs/smoke/evaluation/cells.csv"
+    ).read_bytes()
 
 
 def test_multirun_trains_and_rolls_out(tmp_path):

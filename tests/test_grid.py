@@ -3,11 +3,16 @@
 import dataclasses
 
 import pytest
-from tests.composed import bench_of
 
 from offscript.grid import Planner, in_order, layers
+from tests.composed import bench_of
 
-SMALL = ("experiment=demo", "grid.persona=[sarcasm,remorse]", "format.count={classifier:6,eval:4}", "recipe.distillation.prompts=6")
+SMALL = (
+    "experiment=demo",
+    "grid.persona=[sarcasm,remorse]",
+    "format.count={classifier:6,eval:4}",
+    "recipe.distillation.prompts=6",
+)
 
 
 def artifacts(planner):
@@ -40,7 +45,11 @@ def of_kind(*kinds):
 
 
 SCORES = of_kind("classifier", "predictions", "evaluation")
-TRAINED = {n for n in ALL if n.split()[0] in ("rollout", "adapter") and set(n.split()) & {"distillation", "full", "introspection"}}
+TRAINED = {
+    n
+    for n in ALL
+    if n.split()[0] in ("rollout", "adapter") and set(n.split()) & {"distillation", "full", "introspection"}
+}
 
 TABLE = {
     "engine.batch_size=3": set(),
@@ -51,8 +60,14 @@ TABLE = {
     "classifier.predict_batch_size=3": set(),
     "evaluation.resamples=500": of_kind("evaluation"),
     "classifier.seed=1": SCORES,
-    "recipe.merge.introspection=0.5": {n for n in ALL if "full" in n.split() and n.split()[0] in ("adapter", "rollout")} | SCORES,
-    "recipe.introspection.optimizer.learning_rate=0.1": {n for n in ALL if "full" in n.split() and n.split()[0] in ("adapter", "rollout")} | SCORES,
+    "recipe.merge.introspection=0.5": {
+        n for n in ALL if "full" in n.split() and n.split()[0] in ("adapter", "rollout")
+    }
+    | SCORES,
+    "recipe.introspection.optimizer.learning_rate=0.1": {
+        n for n in ALL if "full" in n.split() and n.split()[0] in ("adapter", "rollout")
+    }
+    | SCORES,
     "recipe.distillation.beta=0.2": TRAINED | SCORES,
     "model.sampling.temperature=0.6": ALL,
     "model.dtype=bfloat16": ALL,
@@ -133,7 +148,9 @@ def test_seed_questions_make_rows_of_their_own_persona_only():
     planner = bench_of(*SMALL, "recipe.distillation.seed_questions=true").planner
     shared, own = planner.students("pocket", "sarcasm")
     assert shared is planner.students("pocket", "remorse")[0]
-    assert own.labels["persona"] == "sarcasm" and all(s.id.startswith("sarcasm_") for s in own.spec["scenarios"])
+    assert own.labels["persona"] == "sarcasm" and all(
+        s.id.startswith("sarcasm_") for s in own.spec["scenarios"]
+    )
     assert {s.id for s in planner.teacher("pocket", "sarcasm").spec["scenarios"]} == {
         s.id for part in (shared, own) for s in part.spec["scenarios"]
     }

@@ -6,11 +6,11 @@ import time
 from collections import Counter
 
 import pytest
-from tests.composed import bench_of
 
 from offscript import jobs
 from offscript.errors import MissingInput
 from offscript.store import write_text
+from tests.composed import bench_of
 
 SMALL = ("experiment=smoke", "format.count={classifier:6,eval:4}", "recipe.distillation.prompts=6")
 
@@ -63,7 +63,8 @@ def test_a_failure_blocks_what_needs_it_and_nothing_else(tmp_path, ran):
     assert "RuntimeError: boom" in results["adapter pocket sarcasm full 0"].note
     blocked = {name for name, r in results.items() if r.status == "blocked"}
     assert {n for n in blocked if n.startswith("rollout")} == {
-        f"rollout pocket sarcasm full {fmt} 0" for fmt in ("chat classifier", "chat eval", "chat_email eval", "agentic_email eval")
+        f"rollout pocket sarcasm full {fmt} 0"
+        for fmt in ("chat classifier", "chat eval", "chat_email eval", "agentic_email eval")
     }
     assert results["rollout pocket remorse full chat eval 0"].status == "ran"
     assert (own.folder / "logs").is_dir()
@@ -89,7 +90,9 @@ def test_what_a_command_may_not_make_names_the_one_that_does(tmp_path, ran):
     results = {r.artifact: r for r in jobs.make([cell], own, lambda a: a == cell)}
     assert results[cell].status == "blocked"
     assert isinstance(results[cell].error, MissingInput)
-    assert "make it with: python train.py model=pocket persona=sarcasm stage=full" in str(results[cell.inputs[0]].error)
+    assert "make it with: python train.py model=pocket persona=sarcasm stage=full" in str(
+        results[cell.inputs[0]].error
+    )
     assert not ran
 
 

@@ -1,12 +1,12 @@
 import re
 
 import pytest
-from tests.composed import bench_of, settings_of
 
 from offscript import settings as schema
 from offscript.cli import GROUPS, options_of
 from offscript.errors import UserError
 from offscript.store import HOME
+from tests.composed import bench_of, settings_of
 
 NODES = [
     node
@@ -62,12 +62,24 @@ def test_an_experiment_reaches_every_option_of_its_grid():
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["model.sampling.temperature=hot"], "model.sampling.temperature: found 'hot'; input should be a valid number"),
+        (
+            ["model.sampling.temperature=hot"],
+            "model.sampling.temperature: found 'hot'; input should be a valid number",
+        ),
         (["+model.fish=1"], "model.fish: unknown key; allowed: context, dtype, max_reply_tokens"),
         (["name=../x"], "name: '../x' cannot be a file name; allowed: letters, digits"),
-        (["grid.stage=[full,full]"], "grid.stage: ['full', 'full'] names something twice; allowed: each name once"),
-        (["data.fractions.train=0.9"], "data.fractions: fractions of the splits add up to 1.5; allowed: exactly 1"),
-        (["~model.dtype", "model.context=12"], "model.context: found 12; input should be greater than or equal to 64"),
+        (
+            ["grid.stage=[full,full]"],
+            "grid.stage: ['full', 'full'] names something twice; allowed: each name once",
+        ),
+        (
+            ["data.fractions.train=0.9"],
+            "data.fractions: fractions of the splits add up to 1.5; allowed: exactly 1",
+        ),
+        (
+            ["~model.dtype", "model.context=12"],
+            "model.context: found 12; input should be greater than or equal to 64",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line(overrides, line):

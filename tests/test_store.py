@@ -19,7 +19,9 @@ def lines(path, *texts):
 
 def test_a_reader_refuses_a_torn_last_line_and_names_the_command(tmp_path):
     path = lines(tmp_path / "rows.jsonl", '{"a": 1}\n', '{"a": 2')
-    with pytest.raises(UserError, match=r"line 2: the last line is torn .* complete it with: python rollout.py x"):
+    with pytest.raises(
+        UserError, match=r"line 2: the last line is torn .* complete it with: python rollout.py x"
+    ):
         store.read_rows(path, "python rollout.py x")
     assert path.read_text().endswith('{"a": 2')
 
@@ -43,7 +45,7 @@ def test_a_bad_line_in_the_middle_is_refused_by_both_and_kept(tmp_path, opened, 
 
 
 def test_a_missing_file_names_its_command_and_a_folder_is_not_rows(tmp_path):
-    with pytest.raises(MissingInput, match="make it with: python rollout.py"):
+    with pytest.raises(MissingInput, match="make it with: python rollout"):
         store.read_rows(tmp_path / "none.jsonl", "python rollout.py")
     with pytest.raises(UserError, match="is a folder"):
         store.read_rows(tmp_path, "")
@@ -88,7 +90,10 @@ def test_one_writer_at_a_time(tmp_path):
     thread.start()
     with store.claim(tmp_path / "a"):
         held.set()
-        with pytest.raises(store.Busy, match="is being written by process"), store.claim(tmp_path / "a", wait=False):
+        with (
+            pytest.raises(store.Busy, match="is being written by process"),
+            store.claim(tmp_path / "a", wait=False),
+        ):
             pass
         time.sleep(0.05)
         order.append("first")
