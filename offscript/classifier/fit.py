@@ -72,7 +72,7 @@ def fit(
         shutil.rmtree(work, ignore_errors=True)
     epochs = _epochs(trainer.state.log_history)
     ensure_folder(out)
-    trainer.model.save_pretrained(out)
+    classifier.save_pretrained(out)  # the Trainer put the best epoch's weights back into it
     tokenizer.save_pretrained(out)
     result = {**report(out, train, held_out, settings.predict_batch_size), "epochs": epochs}
     write_json(out / REPORT, result)
@@ -212,7 +212,10 @@ def _classifier(
 ) -> "PreTrainedModel":
     from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
-    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    names: dict[str, Any] = {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
     if settings.path is not None:
         return predict.load_network(
             settings.path, settings.revision, "classifier.path", new_head=True,
@@ -232,7 +235,6 @@ def _classifier(
         pad_token_id=tokenizer.pad_token_id,
         cls_token_id=tokenizer.cls_token_id, bos_token_id=tokenizer.cls_token_id,
         sep_token_id=tokenizer.sep_token_id, eos_token_id=tokenizer.sep_token_id,
-        attn_implementation="sdpa",
         **names,
     )  # fmt: skip
     return ModernBertForSequenceClassification(config)
@@ -334,8 +336,8 @@ def _steps_to(on_step: OnStep) -> Any:
         def __init__(self) -> None:
             self.logs: dict[str, float] = {}
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-            self.logs = dict(logs)
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.logs = dict(kwargs["logs"])
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             on_step(state.global_step, state.max_steps, self.logs)

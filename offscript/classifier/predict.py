@@ -80,8 +80,9 @@ def load(folder: Path, device: str = "auto", expected: Iterable[str] = ()) -> Cl
     """
     if not (folder / "config.json").is_file():
         raise MissingInput(str(folder), "no classifier here", "make it with: python classify.py model=...")
-    network = load_network(str(folder), None, str(folder))
-    labels = [network.config.id2label[i] for i in range(network.config.num_labels)]
+    network: Any = load_network(str(folder), None, str(folder))
+    config = network.config
+    labels = [config.id2label[i] for i in range(config.num_labels)]
     if missing := [persona for persona in expected if persona not in labels]:
         raise UserError(
             str(folder), f"its labels ({', '.join(labels)}) do not fit: no {', '.join(missing)}",
@@ -91,7 +92,7 @@ def load(folder: Path, device: str = "auto", expected: Iterable[str] = ()) -> Cl
         raise UserError(str(folder), f"two labels of one name ({', '.join(labels)})", "one name per label")
     tokenizer = load_tokenizer(str(folder), None, str(folder))
     # A tokenizer may claim more than the network takes, or "no limit" as a number of 30 digits.
-    limit = getattr(network.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    limit = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
     tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
     return Classifier(folder, labels, tokenizer, network.to(pick_device(device)).requires_grad_(False).eval())
 
