@@ -5,9 +5,13 @@ from pathlib import Path
 
 from offscript.cell import Artifact
 from offscript.console import duration, say
-from offscript.errors import UserError, one_of
+from offscript.errors import MissingInput, UserError, one_of
 from offscript.jobs import Bench, Result, make, needed
 from offscript.settings import GridSettings, Settings
+
+
+SHOWN = 3
+"""Missing inputs that are named one by one; more are counted."""
 
 
 def train(settings: Settings, bench: Bench) -> int:
@@ -97,9 +101,13 @@ def summarise(results: list[Result], bench: Bench) -> int:
             + "".join(f"{counted[kind, s] or '-':>9}" for s in states)
             + f"{duration(spent[kind]):>9}"
         )
-    for result in results:
-        if result.status == "failed":
-            say(f"failed: {result.artifact}: {result.note}")
+    failed = [r for r in results if r.status == "failed"]
+    missing = [r for r in failed if isinstance(r.error, MissingInput)]
+    for result in [r for r in failed if r not in missing] + missing[:SHOWN]:
+        say(f"failed: {result.artifact}: {result.note}")
+    if len(missing) > SHOWN:
+        everything = " ".join(["python launch/submit.py", *bench.overrides])
+        say(f"failed: {len(missing) - SHOWN} more are not made yet; make all of them with: {everything}")
     if blocked := sum(r.status == "blocked" for r in results):
         say(f"blocked: {blocked} more need what failed; run the same command again once that is mended")
     return _code(results)

@@ -79,6 +79,22 @@ def test_a_missing_adapter_names_the_command_that_makes_it(tmp_path):
     )
 
 
+def test_scoring_what_was_never_rolled_out_names_the_command_for_all_of_it(tmp_path):
+    done = run("classify.py", "experiment=smoke", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "make it with: python rollout.py experiment=smoke" in done.stderr
+    assert "make all of them with: python launch/submit.py experiment=smoke" in done.stderr
+    assert len(done.stderr.splitlines()) < 20
+
+
+def test_a_model_folder_of_ones_own_needs_no_yaml(tmp_path):
+    shutil.copytree(HOME / "assets/pocket", tmp_path / "my model")
+    done = run("rollout.py", "experiment=smoke", "tracking=off", "stage=base", "model.path=my model", "limit=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (rows,) = (tmp_path / "runs/smoke/rollouts/my-model/base/_").glob("chat-eval-*.jsonl")
+    assert json.loads(rows.read_text())["model"] == "my-model"
+
+
 def test_nothing_to_train_is_no_error_within_a_sweep(tmp_path):
     done = run("train.py", "-m", "persona=sarcasm", "stage=base,prompted", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
