@@ -336,6 +336,7 @@ def _train_distillation(artifact: Artifact, bench: Bench, report_to: str, on_ste
         seed,
         report_to=report_to,
         on_step=on_step,
+        say=say,
     )
     return {**metrics, "pairs": counts}
 
@@ -355,7 +356,7 @@ def _train_full(artifact: Artifact, bench: Bench, report_to: str, on_step: Any) 
     second = out.with_name(f"introspection-{artifact.key[:8]}")
     seed = training_seed(artifact.key, artifact.labels["seed"])
     metrics = introspection.train(
-        model, settings, rows, distillation, second, seed, report_to=report_to, on_step=on_step
+        model, settings, rows, distillation, second, seed, report_to=report_to, on_step=on_step, say=say
     )
     merged = merge_exact(model, [(distillation, merge.distillation), (second, merge.introspection)], out)
     return {**metrics, "rows": counts, "merge": merged}
