@@ -1,14 +1,13 @@
 """What each command does with its settings: which artifacts it wants, which it may make, and what it says at the end."""
 
 from collections import Counter
-from pathlib import Path
 
 from offscript.cell import Artifact
 from offscript.console import duration, say
 from offscript.errors import MissingInput, UserError, one_of
+from offscript.grid import in_order
 from offscript.jobs import Bench, Result, make, needed
 from offscript.settings import GridSettings, Settings
-
 
 SHOWN = 3
 """Missing inputs that are named one by one; more are counted."""
@@ -42,7 +41,7 @@ def rollout(settings: Settings, bench: Bench) -> int:
     )
     results = make([cell], bench, lambda a: a == cell, settings.limit)
     if settings.show:
-        _show(bench.place(cell), settings.limit)
+        _show(cell, bench, settings.limit)
     return _told(results, cell, bench)
 
 
@@ -75,13 +74,21 @@ def submit(settings: Settings, bench: Bench) -> int:
     """``launch/submit.py``: everything that the grid's evaluation needs."""
     _refuse_single_cell()
     evaluation = bench.planner.evaluation()
-    todo, reused = needed([evaluation], bench)
-    say(f"{settings.name}: {len(todo)} artifacts to make, {len(reused)} there already")
+    everything = in_order([evaluation])
+    todo, _ = needed([evaluation], bench)
+    cells = len(bench.planner.cells())
+    say(
+        f"{settings.name}: {cells} cells, {len(everything)} artifacts, {len(todo)} to make (cluster={settings.cluster.name})"
+    )
     if settings.dry_run:
         for artifact in todo:
             print(artifact)
         return 0
     results = make([evaluation], bench)
+    if evaluation not in todo:
+        print((bench.place(evaluation) / "tables.txt").read_text(), end="")
+        say(f"nothing to do; it lies in {bench.place(evaluation)}")
+        return 0
     return summarise(results, bench)
 
 
@@ -160,13 +167,16 @@ def _in_sweep() -> bool:
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def _show(path: Path, limit: int | None) -> None:
-    """Prints the transcripts of a rows file."""
-    from offscript.store import read_rows
-
-    for row in read_rows(path, "")[:limit]:
+def _show(cell: Artifact, bench: Bench, limit: int | None) -> None:
+    """Prints the transcripts of a cell."""
+    name = cell.labels["persona"]
+    who = "nobody in particular"
+    if name is not None:
+        persona = bench.planner.options.persona[name]
+        who = f"{persona.display_name}: {persona.description}"
+    for row in bench.rows(cell)[:limit]:
         print(
-            f"\n=== {row['scenario']}/{row['sample']}  {row['model']} {row['persona'] or ''} {row['stage']} {row['format']}"
+            f"\n=== {row['scenario']}/{row['sample']}  {row['model']} {row['stage']} {row['format']}  ({who})"
         )
         for message in row["messages"]:
             print(f"[{message['role']}] {message['content']}")
