@@ -27,9 +27,9 @@ _log = logging.getLogger(__name__)
 class CellRun:
     """The episodes of one cell: every scenario, ``samples`` times, and the file that their rows go to.
 
-    ``labels`` are the fields that all rows share (model, stage, persona, format, split, seed). ``adapter`` is the
-    engine's name of the cell's weights, None for the base. ``limit`` keeps the first n episodes; sample 0 of all
-    scenarios comes before sample 1, so that a look at a few shows different ones.
+    ``labels`` are the fields that all rows share (model, stage, persona, format, split, seed). ``adapter`` is
+    the engine's name of the cell's weights, None for the base. ``limit`` keeps the first n episodes; sample 0
+    of all scenarios comes before sample 1, so that a look at a few shows different ones.
     """
 
     key: str
@@ -50,7 +50,7 @@ class CellRun:
 
 @dataclass
 class Counts:
-    """What became of a run's episodes. ``emitted`` (rows with a text) and ``ended`` (why) cover reused rows too."""
+    """What became of a run's episodes; ``emitted`` (rows with a text) and ``ended`` cover reused rows too."""
 
     planned: int = 0
     written: int = 0
@@ -83,13 +83,13 @@ def roll_out(
 ) -> dict[str, Counts]:
     """Runs every planned episode that has no row yet; returns the counts of each run by its key.
 
-    At most ``max_live`` episodes are suspended at a time: a kill loses no more than those. The caller holds the claims
-    on the files and writes their manifests. ``on_row`` sees each new row after it is on disk.
+    At most ``max_live`` episodes are suspended at a time: a kill loses no more than those. The caller holds
+    the claims on the files and writes their manifests. ``on_row`` sees each new row after it is on disk.
 
     Raises:
         UserError: a file on disk holds rows that do not belong to its run.
-        RolloutFailed: after everything else is done: an engine answered ``error`` 1 + RETRIES times in a row, or a
-            format raised. The first exception of a format is its cause.
+        RolloutFailed: after everything else is done: an engine answered ``error`` 1 + RETRIES times in a row,
+            or a format raised. The first exception of a format is its cause.
     """
     with ExitStack() as files:
         return _Scheduler(runs, engine, max_live, on_row, files).run()
@@ -223,8 +223,8 @@ class _Scheduler:
 def _episodes(runs: Sequence[CellRun], done: Mapping[str, set[tuple[str, int]]]) -> Iterator[_Live]:
     """Episodes that have no row yet, run by run, the runs of one adapter next to each other.
 
-    Neighbours in the queue are then live together and fill batches of one adapter; taking turns over all runs would
-    end every run at the same time, with a few rows of every adapter left for the slow mixed batches.
+    Neighbours in the queue are then live together and fill batches of one adapter; taking turns over all runs
+    would end every run at the same time, with a few rows of every adapter left for the slow mixed batches.
     """
     adapters = list(dict.fromkeys(run.adapter for run in runs))
     for run in sorted(runs, key=lambda run: adapters.index(run.adapter)):
@@ -264,7 +264,7 @@ def _row(live: _Live, outcome: Outcome) -> Row:
 
 
 def _check_rows(run: CellRun, rows: Sequence[Row]) -> None:
-    """Refuses rows of another cell, of unknown episodes, and twins: resuming from them would mix two experiments."""
+    """Refuses rows of another cell, of unknown episodes, and twins: resuming would mix two experiments."""
     known = {(s.id, k) for s in run.scenarios for k in range(run.samples)}
     seen: set[tuple[str, int]] = set()
     for number, row in enumerate(rows, start=1):

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import tiny_sentences
 
 from offscript.engines.base import Completion, Sampling
 from offscript.engines.scripted import ScriptedEngine
@@ -16,8 +15,9 @@ from offscript.formats.base import Ask, Format, Outcome, Rules
 from offscript.rollouts import CellRun, RolloutFailed, roll_out
 from offscript.scenarios import Scenario
 from offscript.seeds import row_seed
+from tests.conftest import tiny_sentences
 
-HERE = Path(__file__).resolve().parent
+REPOSITORY = Path(__file__).resolve().parents[1]
 LABELS = {
     "model": "tiny",
     "stage": "full",
@@ -262,10 +262,9 @@ def test_a_torn_last_line_is_cut_with_a_message_and_its_episode_runs_again(tmp_p
 
 def engine_runs(folder, model, adapters):
     """Two cells on two adapters, on the transformers engine. Also what the killed subprocess runs."""
-    from conftest import tiny_model_settings
-
     from offscript.engines.transformers import TransformersEngine
     from offscript.settings import EngineSettings
+    from tests.conftest import tiny_model_settings
 
     settings = EngineSettings(name="transformers", batch_size=4, merge_from=3, device="cpu")
     engine = TransformersEngine(
@@ -279,7 +278,7 @@ def engine_runs(folder, model, adapters):
 CHILD = """
 import os, signal, sys, json
 sys.path.insert(0, sys.argv[1])
-from test_rollouts import engine_runs
+from tests.test_rollouts import engine_runs
 from offscript.rollouts import roll_out
 runs, engine = engine_runs(sys.argv[2], sys.argv[3], json.loads(sys.argv[4]))
 left = [int(sys.argv[5])]
@@ -297,7 +296,16 @@ def test_killed_and_rerun_gives_the_rows_of_an_uninterrupted_run(tmp_path, tiny_
     runs, engine = engine_runs(tmp_path / "whole", tiny_model, tiny_adapters)
     roll_out(runs, engine, 6)
     names = json.dumps({n: str(p) for n, p in tiny_adapters.items()})
-    command = [sys.executable, "-c", CHILD, str(HERE), str(tmp_path / "killed"), str(tiny_model), names, "9"]
+    command = [
+        sys.executable,
+        "-c",
+        CHILD,
+        str(REPOSITORY),
+        str(tmp_path / "killed"),
+        str(tiny_model),
+        names,
+        "9",
+    ]
     killed = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
     )

@@ -1,8 +1,8 @@
 """Drawing tokens so that a row's text depends on the row alone.
 
-A token is drawn by the Gumbel trick: the argmax of (filtered logit + Gumbel noise) is a sample of the filtered
-softmax. The noise is a hash of (row seed, step, token), not the next number of a shared generator, so it is the same
-whatever else is in the batch, in whatever order, on whatever machine.
+A token is drawn by the Gumbel trick: the argmax of (filtered logit + Gumbel noise) is a sample of the
+filtered softmax. The noise is a hash of (row seed, step, token), not the next number of a shared generator,
+so it is the same whatever else is in the batch, in whatever order, on whatever machine.
 """
 
 import torch
@@ -15,7 +15,7 @@ def _signed(constant: int) -> int:
     return constant - 2**64 if constant >= 2**63 else constant
 
 
-# Stafford's variant 13 of the 64-bit finalizer, as in splitmix64; int64 products wrap, which is what a hash wants.
+# Stafford's variant 13 of the 64-bit finalizer, as in splitmix64. Products of int64 wrap: right for a hash.
 _GOLDEN, _MIX1, _MIX2 = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
@@ -31,7 +31,7 @@ def _mix(value: Tensor) -> Tensor:
 
 
 def gumbel(seeds: Tensor, step: int, tokens: Tensor) -> Tensor:
-    """Gumbel noise for ``tokens`` (rows, n) int64 at ``step`` of rows with ``seeds`` (rows,) int64: (rows, n) float64."""
+    """Gumbel noise (rows, n) for ``tokens`` (rows, n) at ``step`` of rows with ``seeds`` (rows,)."""
     rows = _mix(_mix(seeds + _GOLDEN) + _signed((step + 1) * 0x9E3779B97F4A7C15 % 2**64))
     bits = _shift(_mix(rows[:, None] + (tokens + 1) * _GOLDEN), 11)
     uniform = (bits.double() + 0.5) * 2.0**-53  # in (0, 1), never an end
@@ -39,7 +39,7 @@ def gumbel(seeds: Tensor, step: int, tokens: Tensor) -> Tensor:
 
 
 def penalize(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
-    """Repetition penalty (rows,) on the tokens marked in ``seen`` (rows, vocabulary) bool, as published (CTRL, 2019)."""
+    """Repetition penalty (rows,) on the tokens of ``seen`` (rows, vocabulary), as published (CTRL)."""
     factor = penalty[:, None]
     return torch.where(seen, torch.where(logits > 0, logits / factor, logits * factor), logits)
 
@@ -47,8 +47,8 @@ def penalize(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
 def nucleus(logits: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
     """The smallest set of likeliest tokens that holds ``top_p`` (rows,) of each row's probability.
 
-    Returns scores (rows, n), -inf outside the set, and tokens (rows, n), likeliest first. n is chosen for the whole
-    batch, the set is not: a longer list only adds tokens that are outside.
+    Returns scores (rows, n), -inf outside the set, and tokens (rows, n), likeliest first. n is chosen for the
+    whole batch, the set is not: a longer list only adds tokens that are outside.
     """
     total = logits.logsumexp(dim=-1, keepdim=True)
     width = min(_CANDIDATES, logits.shape[-1])

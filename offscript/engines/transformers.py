@@ -1,4 +1,4 @@
-"""The transformers engine: waiting requests become left-padded batches, decoded with the model's key-value cache."""
+"""The transformers engine: left-padded batches of waiting requests, decoded with the model's own cache."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,8 +42,9 @@ class Row:
 class TransformersEngine:
     """Answers requests on one base model with any number of adapters, loaded once.
 
-    ``step`` answers one batch: of one adapter, merged, when at least ``merge_from`` of its rows wait; else of whatever
-    waits, adapters side by side. In float32 on a CPU a text is a function of its prompt, adapter and seed alone.
+    ``step`` answers one batch: of one adapter, merged, when at least ``merge_from`` of its rows wait; else of
+    whatever waits, adapters side by side. In float32 on a CPU a text is a function of its prompt, adapter and
+    seed alone.
 
     Raises:
         UserError: the model or an adapter cannot be loaded, does not fit, or changes nothing.
@@ -99,8 +100,8 @@ class TransformersEngine:
     # ---------------------------------------------------------------- parts
 
     def _choose(self) -> list[Row]:
-        """The next batch. Longest prompts first: they are the episodes nearest their end, whose rows are then safe on
-        disk, and neighbours in length pad each other least."""
+        """The next batch. Longest prompts first: they are the episodes nearest their end, whose rows are then
+        safe on disk, and neighbours in length pad each other least."""
         groups: dict[str | None, list[Row]] = {}
         for row in self._waiting:
             groups.setdefault(row.request.adapter, []).append(row)
@@ -140,7 +141,7 @@ class TransformersEngine:
 
 
 def decode(weights: Weights, rows: Sequence[Row], stops: frozenset[int], pad: int, device: str) -> None:
-    """Fills ``new`` and ``finish`` of ``rows``. Rows that are done leave the batch, so that none waits for the longest."""
+    """Fills ``new`` and ``finish`` of ``rows``; rows that are done leave the batch early."""
     batch = _Batch(rows, pad, device) if rows else None
     while batch is not None:
         logits = batch.logits(weights)
@@ -158,7 +159,7 @@ class _Batch:
     def __init__(self, rows: Sequence[Row], pad: int, device: str) -> None:
         self.rows, self.step = list(rows), 0
         self.cache: Any = None
-        self.seen: Tensor | None = None  # tokens that a row has read or said, where a repetition penalty asks for it
+        self.seen: Tensor | None = None  # what each row has read or said, for the repetition penalty
         self.length = max(len(r.prompt) for r in rows)
         width = self.length + max(r.limit for r in rows)
         self.ids = torch.full((len(rows), self.length), pad, dtype=torch.long)

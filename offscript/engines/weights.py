@@ -1,4 +1,4 @@
-"""Which weights answer a batch: the base's, one adapter merged into them, or several adapters side by side."""
+"""Which weights answer a batch: the base's, one adapter merged into them, or several side by side."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,10 +13,11 @@ KEEP_BYTES = 2**30  # merged copies that are kept besides the one in use
 class Weights:
     """One base model and its attached adapters, called with one adapter name per row (None: the base).
 
-    A batch of one adapter runs on merged weights, so it costs what the base costs. Merging is a swap of tensors: base
-    and merged copies lie side by side and the layer is pointed at one of them, so nothing is ever subtracted and the
-    base weights stay bit for bit what was loaded. Below float32 nothing is merged: rounding (weight + delta) to 16
-    bits loses part of a small delta, and a text would depend on whether its batch had been merged.
+    A batch of one adapter runs on merged weights, so it costs what the base costs. Merging is a swap of
+    tensors: base and merged copies lie side by side and the layer is pointed at one of them, so nothing is
+    ever subtracted and the base weights stay bit for bit what was loaded. Below float32 nothing is merged:
+    rounding (weight + delta) to 16 bits loses part of a small delta, and a text would depend on whether its
+    batch had been merged.
     """
 
     def __init__(self, model: Any, adapters: Sequence[str], keep_bytes: int = KEEP_BYTES) -> None:
@@ -32,9 +33,7 @@ class Weights:
     def way(self, names: Sequence[str | None]) -> str:
         """``base``, ``merged`` or ``mixed``: how rows of these adapters are answered together."""
         if any(n is not None and n not in self.adapters for n in names):
-            raise KeyError(
-                f"adapters {sorted({str(n) for n in names} - set(self.adapters))} were not given to the engine"
-            )
+            raise KeyError(f"not given to the engine: {sorted({str(n) for n in names} - set(self.adapters))}")
         if set(names) == {None}:
             return "base"
         return "merged" if self.can_merge and len(set(names)) == 1 else "mixed"

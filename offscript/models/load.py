@@ -16,8 +16,8 @@ Message = dict[str, str]
 TOOL_OUTPUT = "[TOOL OUTPUT]"
 REPOSITORY = Path(__file__).resolve().parents[2]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# Tokens that stand for padding in families whose tokenizer names none. The end token is never used: a mask that is
-# made from the pad token would then hide the end of every reply.
+# Tokens that stand for padding in families whose tokenizer names none. The end token is never used: a mask
+# that is made from the pad token would then hide the end of every reply.
 _PADS = (
     "<|finetune_right_pad_id|>",
     "<|pad|>",
@@ -52,7 +52,7 @@ def pick_device(name: str) -> str:
 
 
 def load_tokenizer(model: ModelSettings) -> "PreTrainedTokenizerBase":
-    """The tokenizer of ``model``: it pads on the left, has a pad token other than its end token, and a chat template.
+    """The tokenizer of ``model``: it pads on the left, not with its end token, and has a chat template.
 
     Raises:
         UserError: no such folder or repository, no tokenizer in it, no chat template, nothing to pad with.
@@ -78,10 +78,10 @@ def load_tokenizer(model: ModelSettings) -> "PreTrainedTokenizerBase":
 
 
 def load_model(model: ModelSettings, device: str) -> "PreTrainedModel":
-    """The base weights of ``model`` on ``device``, in ``model.dtype``: eval mode, no gradients, safetensors only.
+    """The base weights of ``model`` on ``device`` in ``model.dtype``: eval mode, no gradients, safetensors.
 
     Raises:
-        UserError: no such folder or repository, not a model folder, pickled weights only, weights that are missing.
+        UserError: no such folder or repository, not a model folder, pickled weights only, weights missing.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -114,8 +114,8 @@ def render(
 ) -> list[int]:
     """Token ids of a conversation under ``template``'s policy.
 
-    With ``generation`` the ids end where the assistant's reply begins, after ``prefix``. Special tokens come from the
-    chat template alone, so the beginning token is never doubled.
+    With ``generation`` the ids end where the assistant's reply begins, after ``prefix``. Special tokens come
+    from the chat template alone, so the beginning token is never doubled.
 
     Raises:
         UserError: the chat template refuses the conversation.
@@ -127,7 +127,7 @@ def render(
 
 
 def fit(messages: Sequence[Message], template: TemplateSettings) -> list[Message]:
-    """``messages`` with the roles that ``template`` says the model has, and its default system text made explicit."""
+    """``messages`` in the roles that ``template`` says the model has, its default system text explicit."""
     fitted = [dict(m) for m in messages]
     if template.default_system is not None and all(m["role"] != "system" for m in fitted):
         fitted.insert(0, {"role": "system", "content": template.default_system})

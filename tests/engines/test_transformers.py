@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conftest import tiny_model_settings, tiny_sentences
 
 from offscript.engines.base import Request, Sampling
 from offscript.engines.transformers import TransformersEngine
 from offscript.settings import EngineSettings
+from tests.conftest import tiny_model_settings, tiny_sentences
 
 SAMPLING = Sampling(temperature=0.8, top_p=0.95, repetition_penalty=1.0, max_tokens=24)
 

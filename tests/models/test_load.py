@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model_settings
 from transformers import AutoTokenizer
 
 from offscript.errors import UserError
 from offscript.models import load
 from offscript.models.load import load_model, load_tokenizer, merge_neighbours, pick_device, render, resolve
 from offscript.settings import TemplateSettings
+from tests.conftest import tiny_model_settings
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "Hi."}
