@@ -12,6 +12,7 @@ from offscript.console import say
 from offscript.settings import TrackingSettings
 
 STEP = "step"
+INIT_TIMEOUT_S = 30
 
 
 class Tracker(Protocol):
@@ -115,7 +116,7 @@ def start(
         return wandb.init(
             dir=folder, id=run_id, resume="allow", mode=mode, project=settings.project, entity=settings.entity,
             name=name, group=group, job_type=job_type, tags=list(tags), config=dict(config),
-            settings=wandb.Settings(silent=True, console="off", init_timeout=30),
+            settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S),
         )  # fmt: skip
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,6 +127,7 @@ def start(
             say(f"W&B cannot write below {folder} ({error}): this job is not tracked")
             return Nothing()
         say(f"W&B cannot be reached ({type(error).__name__}): this run is kept offline below {folder}")
+        wandb.teardown()  # the client's service still holds the id of the run that failed
         run = init("offline")
     run.define_metric(STEP)
     run.define_metric("*", step_metric=STEP)

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from offscript.store import HOME
+from tests.offline_run import told
 
 pytestmark = pytest.mark.slow
 
@@ -62,10 +63,23 @@ def test_the_second_run_makes_nothing(smoke):
     assert {p: p.stat().st_mtime_ns for p in (cwd / "runs/smoke").rglob("*.jsonl")} == before
 
 
-def test_tracked_offline_one_run_a_job(smoke):
+def test_every_job_tells_wandb_what_it_measured(smoke):
     cwd, _ = smoke
-    runs = list((cwd / "runs/smoke/wandb").glob("offline-run-*"))
-    assert len(runs) >= 4 + 3, "four trainings, rollouts, a classifier, an evaluation"
+    runs = told(cwd / "runs/smoke")
+    kinds = {
+        kind: [r for r in runs if r["job_type"] == kind]
+        for kind in ("train", "rollout", "classify", "evaluate")
+    }
+    assert len(kinds["train"]) == 4 and len(kinds["classify"]) == len(kinds["evaluate"]) == 1
+    assert {r["group"] for r in runs} == {"smoke"} and len({r["id"] for r in runs}) == len(runs)
+    assert all("train/loss" in r["logged"] for r in kinds["train"])
+    assert all("emission_rate" in r["logged"] for r in kinds["rollout"])
+    assert "macro_f1" in kinds["classify"][0]["summary"]
+    (last,) = kinds["evaluate"]
+    assert (
+        any(k.startswith("retention") for k in last["logged"])
+        and "pocket/full/chat/macro_f1_2" in last["summary"]
+    )
 
 
 def test_killed_again_and_again_it_ends_with_the_same_rows(smoke, tmp_path):
