@@ -5,6 +5,7 @@ The only module of the library that imports hydra.
 
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,9 @@ from offscript.settings import (
 from offscript.store import HOME
 
 Job = Callable[[Settings, Bench], int]
+
+OF_ONE_COMMAND = ("model", "persona", "stage", "format", "split", "seed", "limit", "show", "dry_run")
+"""Overrides that choose a cell or a manner of one command; a command that is named to the user carries the others on."""
 
 GROUPS: dict[str, type[Node]] = {
     "model": ModelSettings,
@@ -98,8 +102,11 @@ def compose(cfg: Any) -> tuple[Settings, Bench]:
     from hydra.core.hydra_config import HydraConfig
 
     running = HydraConfig.get()
-    overrides = [str(o) for o in running.overrides.task]
-    plain = _plain(cfg)
+    return assemble(_plain(cfg), [str(o) for o in running.overrides.task], running.job.config_name or "")
+
+
+def assemble(plain: dict[str, Any], overrides: Sequence[str], config: str) -> tuple[Settings, Bench]:
+    """The same from plain data: ``overrides`` is the command line that ``config`` was composed with."""
     _name_own_model(plain, overrides)
     settings = parse(Settings, plain, "")
     nodes = {
@@ -108,10 +115,8 @@ def compose(cfg: Any) -> tuple[Settings, Bench]:
         "stage": settings.stage,
         "format": settings.format,
     }
-    found = {
-        group: Composed(running.job.config_name or "", overrides, group, nodes[group]) for group in GROUPS
-    }
-    kept = tuple(o for o in overrides if o.split("=")[0] in ("experiment", "root", "name"))
+    found = {group: Composed(config, overrides, group, nodes[group]) for group in GROUPS}
+    kept = tuple(shlex.quote(o) for o in overrides if o.split("=")[0] not in OF_ONE_COMMAND)
     return settings, Bench(Planner(settings, Options(**found)), kept)
 
 

@@ -90,9 +90,9 @@ def test_what_a_command_may_not_make_names_the_one_that_does(tmp_path, ran):
     results = {r.artifact: r for r in jobs.make([cell], own, lambda a: a == cell)}
     assert results[cell].status == "blocked"
     assert isinstance(results[cell].error, MissingInput)
-    assert "make it with: python train.py model=pocket persona=sarcasm stage=full" in str(
-        results[cell.inputs[0]].error
-    )
+    line = str(results[cell.inputs[0]].error)
+    assert "make it with: python train.py experiment=smoke 'format.count={classifier:6,eval:4}'" in line
+    assert line.endswith("model=pocket persona=sarcasm stage=full")
     assert not ran
 
 
