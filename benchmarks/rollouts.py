@@ -142,6 +142,7 @@ def arguments() -> argparse.Namespace:
     add("--plain-scenarios", type=int, help="fewer for the slow side alone (default: the same)")
     add("--formats", nargs="*", default=list(SOURCES), choices=list(SOURCES))
     add("--batch-size", type=int, default=64)
+    add("--merge-from", type=int, default=EngineSettings.model_fields["merge_from"].default)
     add("--max-tokens", type=int, default=128, help="per reply (default: %(default)s)")
     add("--device", default="auto")
     add("--threads", type=int, help="torch threads (default: torch's own choice)")
@@ -155,7 +156,12 @@ def main(options: argparse.Namespace) -> None:
         name="benchmark", path=options.model, dtype="float32", context=1024, max_reply_tokens=options.max_tokens,
         sampling=SamplingSettings(), template=TemplateSettings(tool_role="native"),
     )  # fmt: skip
-    settings = EngineSettings(name="transformers", batch_size=options.batch_size, device=options.device)
+    settings = EngineSettings(
+        name="transformers",
+        batch_size=options.batch_size,
+        merge_from=options.merge_from,
+        device=options.device,
+    )
     with tempfile.TemporaryDirectory() as folder:
         given = {f"adapter{i}": path for i, path in enumerate(options.adapters or [])}
         adapters = given or random_adapters(model, Path(folder))
