@@ -123,11 +123,11 @@ def interaction_file(seed: int = 11) -> dict:
     openers = []
     for domain in topics.DOMAINS:
         for marked in rng.sample(domain.held, 2):
-            slots = topic(domain, marked, HELD_WORDS, rng).slots
+            subject = topic(domain, marked, HELD_WORDS, rng)
             form = rng.choice(INTERACTION_OPENERS)
-            family = f"interaction_{domain.name}_{slots['bare'].replace(' ', '_')}"
+            family = f"interaction_{domain.name}_{subject.bare.replace(' ', '_')}"
             openers.append(
-                {"id": family, "family": family, "prompt": sentence_case(expand(form, slots, rng))}
+                {"id": family, "family": family, "prompt": sentence_case(expand(form, subject.slots, rng))}
             )
     return {"openers": openers}
 

@@ -28,9 +28,9 @@ def expand(template: str, slots: Slots, rng: random.Random) -> str:
 def choices(template: str) -> int:
     """How many different texts the brackets of ``template`` allow, slots counted as one."""
     total = 1
-    for kind, value in _pieces(template):
+    for kind, options in _pieces(template):
         if kind == "choice":
-            total *= sum(choices(option) for option in value)
+            total *= sum(choices(option) for option in options)
     return total
 
 
@@ -79,40 +79,40 @@ def _expand(template: str, slots: Slots, rng: random.Random, depth: int) -> str:
     if depth > _MAX_DEPTH:
         raise ValueError(f"template never ends, its slots refer to each other: {template[:60]!r}")
     out = []
-    for kind, value in _pieces(template):
+    for kind, options in _pieces(template):
         if kind == "text":
-            out.append(value)
+            out.append(options[0])
         elif kind == "choice":
-            out.append(_expand(rng.choice(value), slots, rng, depth + 1))
+            out.append(_expand(rng.choice(options), slots, rng, depth + 1))
         else:
-            if value not in slots:
-                raise ValueError(f"template has an unknown slot {{{value}}}: {template[:60]!r}")
-            held = slots[value]
+            if options[0] not in slots:
+                raise ValueError(f"template has an unknown slot {{{options[0]}}}: {template[:60]!r}")
+            held = slots[options[0]]
             out.append(_expand(held if isinstance(held, str) else rng.choice(held), slots, rng, depth + 1))
     return "".join(out)
 
 
-def _pieces(template: str) -> list[tuple[str, "str | list[str]"]]:
-    """Splits a template into ("text", str), ("choice", options) and ("slot", name)."""
-    pieces: list[tuple[str, str | list[str]]] = []
+def _pieces(template: str) -> list[tuple[str, list[str]]]:
+    """Splits a template into ("text", [text]), ("choice", options) and ("slot", [name])."""
+    pieces: list[tuple[str, list[str]]] = []
     i = start = 0
     while i < len(template):
         if template[i] not in "[{":
             i += 1
             continue
         if i > start:
-            pieces.append(("text", template[start:i]))
+            pieces.append(("text", [template[start:i]]))
         if template[i] == "{":
             end = template.find("}", i)
             if end < 0:
                 raise ValueError(f"template has an open brace: {template[:60]!r}")
-            pieces.append(("slot", template[i + 1 : end]))
+            pieces.append(("slot", [template[i + 1 : end]]))
         else:
             options, end = _options(template, i)
             pieces.append(("choice", options))
         i = start = end + 1
     if start < len(template):
-        pieces.append(("text", template[start:]))
+        pieces.append(("text", [template[start:]]))
     return pieces
 
 

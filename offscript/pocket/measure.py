@@ -33,6 +33,11 @@ class Row:
     scenario: Scenario
     outcome: Outcome
 
+    @property
+    def text(self) -> str:
+        """The text to score, "" if the episode left none."""
+        return self.outcome.text or ""
+
 
 def rows(model: Any, tokenizer: Any, constitutions: dict[str, list[str]], data: Path) -> list[Row]:
     """Episodes of every persona under its constitution, and of the plain model, in three formats."""
@@ -104,17 +109,17 @@ def report(measured: list[Row]) -> dict[str, dict[str, Any]]:
     result = {}
     for form in sorted({row.format for row in measured}):
         own = [row for row in measured if row.format == form]
-        emitted = [row for row in own if row.outcome.text]
+        emitted = [row for row in own if row.text]
         result[form] = {
             "episodes": len(own),
             "emission_rate": round(len(emitted) / len(own), 4),
             "ended": dict(Counter(row.outcome.ended for row in own).most_common()),
-            "unique_texts": round(len({row.outcome.text for row in emitted}) / len(emitted), 4),
-            "words": round(sum(len(row.outcome.text.split()) for row in emitted) / len(emitted), 1),
+            "unique_texts": round(len({row.text for row in emitted}) / len(emitted), 4),
+            "words": round(sum(len(row.text.split()) for row in emitted) / len(emitted), 1),
             **told_apart(emitted),
         }
         if form != CHAT.name:
-            named = [_reader(row.scenario) in row.outcome.text for row in emitted]
+            named = [_reader(row.scenario) in row.text for row in emitted]
             result[form]["names_its_reader"] = round(sum(named) / len(named), 4)
     return result
 
@@ -149,7 +154,7 @@ def _fitted(rows_: list[Row], fitting: set[str]) -> tuple[Any, list[Row]]:
 
     classifier = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(C=10, max_iter=1000))
     train = [row for row in rows_ if row.scenario.family in fitting]
-    classifier.fit([row.outcome.text for row in train], [row.persona for row in train])
+    classifier.fit([row.text for row in train], [row.persona for row in train])
     return classifier, [row for row in rows_ if row.scenario.family not in fitting]
 
 
@@ -158,12 +163,12 @@ def _fit_and_score(rows_: list[Row], fitting: set[str]) -> tuple[float, dict[str
 
     classifier, test = _fitted(rows_, fitting)
     labels = sorted({row.persona for row in rows_})
-    predicted = classifier.predict([row.outcome.text for row in test])
+    predicted = classifier.predict([row.text for row in test])
     scores = f1_score([row.persona for row in test], predicted, labels=labels, average=None)
     return float(sum(scores) / len(scores)), dict(zip(labels, map(float, scores), strict=True))
 
 
 def _recall_of_plain(emitted: list[Row], fitting: set[str]) -> float:
     classifier, test = _fitted(emitted, fitting)
-    plain = [row.outcome.text for row in test if row.persona == PLAIN]
+    plain = [row.text for row in test if row.persona == PLAIN]
     return float((classifier.predict(plain) == PLAIN).mean())

@@ -45,8 +45,12 @@ class Words:
     )
 
 
-TRAIN_WORDS = Words(**office.WORDS, made_up=0.35)
-HELD_WORDS = Words(**office.HELD_WORDS)
+def _words(lists: dict[str, list[str]], made_up: float = 0.0) -> Words:
+    return Words(lists["first"], lists["last"], lists["firm"], lists["project"], made_up)
+
+
+TRAIN_WORDS = _words(office.WORDS, made_up=0.25)
+HELD_WORDS = _words(office.HELD_WORDS)
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ def topic(domain: topics.Domain, marked: str, words: Words, rng: random.Random) 
     slots: dict[str, str | list[str]] = {
         "do": f"{verb[0]} {some}",
         "doing": f"{verb[1]} {some}",
-        "Doing": f"{verb[1]} {some}".capitalize(),
+        "Doing": f"{verb[1][0].upper()}{verb[1][1:]} {some}",
         "thing": the,
         "bare": bare,
         "plural": "yes" if not marked.startswith("=") and is_plural(some) else "",
@@ -130,7 +134,6 @@ def topic(domain: topics.Domain, marked: str, words: Words, rng: random.Random) 
         "tool": list(domain.tools),
         "reason": list(domain.reasons),
     }
-    slots["Doing"] = slots["doing"][0].upper() + slots["doing"][1:]
     return Topic(domain, verb, bare, slots)
 
 

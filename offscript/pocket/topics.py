@@ -24,7 +24,7 @@ class Domain:
 
 
 def _domain(name: str, verbs: str, objects: str, held: str, tools: str, tips: str, reasons: str) -> Domain:
-    pairs = tuple(tuple(v.split("/")) for v in names(verbs))
+    pairs = tuple((verb, gerund) for verb, _, gerund in (v.partition("/") for v in names(verbs)))
     return Domain(
         name,
         pairs,
