@@ -24,10 +24,11 @@ from offscript.errors import UserError
 from offscript.formats import get_format
 from offscript.formats.base import Rules
 from offscript.models.adapters import attach
-from offscript.models.load import REPOSITORY, load_model, load_tokenizer, pick_device, render
+from offscript.models.load import load_model, load_tokenizer, pick_device, render
 from offscript.rollouts import CellRun, roll_out
 from offscript.scenarios import load_scenarios, select
 from offscript.settings import EngineSettings, ModelSettings, SamplingSettings, TemplateSettings
+from offscript.store import HOME
 
 SOURCES = {"agentic_email": "data/pocket/office/*.yaml", "chat": "data/pocket/chat.jsonl"}
 
@@ -181,7 +182,7 @@ def compare(
     options: argparse.Namespace,
 ) -> None:
     """Both sides on the same episodes of one format."""
-    found = load_scenarios(str(REPOSITORY / SOURCES[fmt]))
+    found = load_scenarios(str(HOME / SOURCES[fmt]))
     scenarios = select(found, "eval", {"eval": 1.0}, "benchmark", options.scenarios)
     for side in (plain, ours):  # one episode each first, so that neither pays for first calls
         measure(side, fmt, adapters, scenarios[:1], 1, options.max_tokens)

@@ -231,7 +231,7 @@ class EngineSettings(Named):
     name: Literal["transformers", "scripted"] = runtime()
     batch_size: int = runtime(64, ge=1)
     max_live: int = runtime(512, ge=1)
-    merge_from: int = runtime(16, ge=1)
+    merge_from: int = runtime(8, ge=1)
     device: str = runtime("auto")
 
 

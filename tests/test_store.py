@@ -140,3 +140,10 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
     with store.new_folder(tmp_path / "adapter") as scratch:
         (scratch / "whole").write_text("")
     assert [p.name for p in (tmp_path / "adapter").iterdir()] == ["whole"]
+
+
+def test_a_relative_path_is_looked_up_here_and_then_in_the_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert store.locate("offscript") == store.HOME / "offscript"
+    (tmp_path / "offscript").mkdir()
+    assert str(store.locate("offscript")) == "offscript"

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offscript.errors import MissingInput, UserError
-from offscript.models.load import pick_device, resolve
+from offscript.models.load import pick_device
+from offscript.store import locate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -146,8 +147,8 @@ def load_tokenizer(path: str, revision: str | None, where: str) -> "PreTrainedTo
 def _from_pretrained(auto: Any, path: str, revision: str | None, where: str, **options: Any) -> Any:
     from safetensors import SafetensorError
 
-    folder = resolve(path)
-    place, revision = (path, revision) if folder is None else (str(folder), None)
+    folder = locate(path)
+    place, revision = (str(folder), None) if folder.exists() else (path, revision)
     try:
         return auto.from_pretrained(place, revision=revision, trust_remote_code=False, **options)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from offscript.errors import UserError
 from offscript.settings import ModelSettings, TemplateSettings
+from offscript.store import locate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 Message = dict[str, str]
 
 TOOL_OUTPUT = "[TOOL OUTPUT]"
-REPOSITORY = Path(__file__).resolve().parents[2]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Tokens that stand for padding in families whose tokenizer names none. The end token is never used: a mask
 # that is made from the pad token would then hide the end of every reply.
@@ -192,19 +192,10 @@ def _join(*texts: str) -> str:
 # ---------------------------------------------------------------- folders and the hub
 
 
-def resolve(path: str) -> Path | None:
-    """The folder that a local ``path`` means: from the current folder, or else from the repository's root."""
-    given = Path(path).expanduser()
-    for candidate in (given, REPOSITORY / given):
-        if candidate.exists():
-            return candidate
-    return None
-
-
 def _place(model: ModelSettings) -> Path | str:
     """A checked local folder, or the id of a hub repository."""
-    folder = resolve(model.path)
-    if folder is None:
+    folder = locate(model.path)
+    if not folder.exists():
         if _HUB_ID.fullmatch(model.path) and not model.path.startswith("."):
             return model.path
         raise UserError(

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from offscript.errors import UserError
 from offscript.models import load
-from offscript.models.load import load_model, load_tokenizer, merge_neighbours, pick_device, render, resolve
+from offscript.models.load import load_model, load_tokenizer, merge_neighbours, pick_device, render
 from offscript.settings import TemplateSettings
 from tests.conftest import tiny_model_settings
 
@@ -198,14 +198,6 @@ def test_a_folder_that_is_not_there_and_a_repository_out_of_reach(tmp_path, monk
         load_tokenizer(tiny_model_settings(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"'nobody/nothing' is no folder here and cannot be had from the hub"):
         load_tokenizer(tiny_model_settings(Path("nobody/nothing")))
-
-
-def test_a_relative_path_is_looked_up_here_and_then_in_the_repository(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert resolve("offscript") == load.REPOSITORY / "offscript"
-    (tmp_path / "offscript").mkdir()
-    assert resolve("offscript") == Path("offscript")
-    assert resolve("no/such/folder") is None
 
 
 def test_devices():
