@@ -9,7 +9,6 @@ from offscript.metrics.scores import Evaluation, GroupScore
 NOT_AVAILABLE = "n/a"
 UNKNOWN = "?"
 WIDTH = 100
-_PERSONA_WIDTH = 6
 
 
 @dataclass(frozen=True)
@@ -183,13 +182,17 @@ def _changes(evaluation: Evaluation, model: str) -> Table:
 
 
 def _personas(evaluation: Evaluation, model: str) -> Table:
-    header = ("stage", "format", *(label[:_PERSONA_WIDTH] for label in evaluation.labels))
+    groups = {(_stage(evaluation, g.stage, g.training_seed), g.format): g for g in _of(evaluation, model)}
+    stages, formats = (tuple(dict.fromkeys(place[i] for place in groups)) for i in (0, 1))
+
+    def cell(column: int, stage: str, fmt: str) -> str:
+        group = groups.get((stage, fmt))
+        persona = group.personas[column] if group else None
+        return number(persona.f1 if persona and persona.emitted else None, 4)
+
     rows = tuple(
-        (
-            _stage(evaluation, g.stage, g.training_seed),
-            g.format,
-            *(number(p.f1 if p.emitted else None, 4) for p in g.personas),
-        )
-        for g in _of(evaluation, model)
+        (label, stage, *(cell(column, stage, fmt) for fmt in formats))
+        for column, label in enumerate(evaluation.labels)
+        for stage in stages
     )
-    return Table(f"{model}: F1 of each persona", header, rows)
+    return Table(f"{model}: F1 of each persona", ("persona", "stage", *formats), rows)
