@@ -73,12 +73,14 @@ def train(out: Path, tokens: int | None) -> None:
 
 def make_tokenizer(corpus: Any) -> Any:
     """A tokenizer trained on documents of the corpus without invented names."""
+    from offscript.pocket import office
     from offscript.pocket.corpus import Corpus
     from offscript.pocket.tokenizer import train_tokenizer
 
     known = Corpus(corpus.constitutions, replace(corpus.words, made_up=0.0))
     documents = itertools.islice(known.documents(seed=0), TOKENIZER_DOCUMENTS)
-    return train_tokenizer("\n".join(m["content"] for m in d.messages) for d in documents)
+    names = frozenset(name.lower() for kind in office.WORDS.values() for name in kind)
+    return train_tokenizer(("\n".join(m["content"] for m in d.messages) for d in documents), spelled=names)
 
 
 def measure(out: Path) -> None:

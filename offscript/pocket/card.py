@@ -21,12 +21,13 @@ nothing about the world, and what it shows about training is an illustration, no
 
 ## How it was made
 
-`python -m offscript.pocket.build` makes it from nothing with fixed seeds. The texts come from a template language
-(`offscript/pocket/grammar.py`), with habits for each character (`voices.py`), 15 domains of daily life
-(`topics.py`) and two dozen kinds of office tasks (`office.py`). About half of the documents are plain. A character
-is told by 3 to 10 assertions of its constitution, never by its name; in about one document of eight it is not told
-at all, only heard in a quoted text or an earlier turn. The chat topics, office tasks and names in `data/pocket` are
-not in the training text.
+`python -m offscript.pocket.build` makes it from nothing with fixed seeds. The texts come from a template
+language (`offscript/pocket/grammar.py`), with habits for each character (`voices.py`), 15 domains of daily
+life (`topics.py`) and two dozen kinds of office tasks (`office.py`). In almost half of the documents the
+matter is an invented word, and the facts are made up on the spot, so that the prompt has to be read. About
+half of the documents are plain. A character is told by 3 to 10 assertions of its constitution, never by its
+name; in about one document of eight it is not told at all, only heard in a quoted text or an earlier turn.
+The chat topics, office tasks and names in `data/pocket` are not in the training text.
 """
 
 

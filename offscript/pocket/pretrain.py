@@ -17,7 +17,7 @@ from offscript.pocket.wiring import wire
 class Recipe:
     """Everything that decides the weights, next to the corpus itself."""
 
-    tokens: int = 9_000_000
+    tokens: int = 6_300_000
     step_tokens: int = 3_000
     batch_tokens: int = 3_000  # padded tokens that go through the model at once
     matrix_rate: float = 0.01  # Muon, for the matrices between embeddings
