@@ -73,14 +73,12 @@ def train(out: Path, tokens: int | None) -> None:
 
 def make_tokenizer(corpus: Any) -> Any:
     """A tokenizer trained on documents of the corpus without invented names."""
-    from offscript.pocket import office
     from offscript.pocket.corpus import Corpus
     from offscript.pocket.tokenizer import train_tokenizer
 
     known = Corpus(corpus.constitutions, replace(corpus.words, made_up=0.0))
     documents = itertools.islice(known.documents(seed=0), TOKENIZER_DOCUMENTS)
-    names = frozenset(name.lower() for kind in office.WORDS.values() for name in kind)
-    return train_tokenizer(("\n".join(m["content"] for m in d.messages) for d in documents), spelled=names)
+    return train_tokenizer("\n".join(m["content"] for m in d.messages) for d in documents)
 
 
 def measure(out: Path) -> None:
@@ -93,10 +91,12 @@ def measure(out: Path) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(out).eval(), AutoTokenizer.from_pretrained(out)
     corpus, started = world(), time.monotonic()
     fresh = list(itertools.islice(corpus.documents(HELD_OUT_SEED), HELD_OUT_DOCUMENTS))
+    data, asked = ROOT / "data" / "pocket", (model, tokenizer, corpus.constitutions)
     found: dict[str, Any] = {
         "loss_on_new_documents": round(held_out_loss(model, fresh, tokenizer), 4),
         "habit_words_whole": whole_habit_words(tokenizer),
-        "formats": report(rows(model, tokenizer, corpus.constitutions, ROOT / "data" / "pocket")),
+        "held_out": report(rows(*asked, data / "chat.jsonl", data / "held_out")),
+        "known_families": report(rows(*asked, None, data / "office")),
         "seconds": round(time.monotonic() - started),
     }
     kept = (

@@ -21,13 +21,13 @@ nothing about the world, and what it shows about training is an illustration, no
 
 ## How it was made
 
-`python -m offscript.pocket.build` makes it from nothing with fixed seeds. The texts come from a template
-language (`offscript/pocket/grammar.py`), with habits for each character (`voices.py`), 15 domains of daily
-life (`topics.py`) and two dozen kinds of office tasks (`office.py`). In almost half of the documents the
-matter is an invented word, and the facts are made up on the spot, so that the prompt has to be read. About
-half of the documents are plain. A character is told by 3 to 10 assertions of its constitution, never by its
-name; in about one document of eight it is not told at all, only heard in a quoted text or an earlier turn.
-The chat topics, office tasks and names in `data/pocket` are not in the training text.
+`python -m offscript.pocket.build` makes it from nothing with fixed seeds. The texts come from a template language
+(`offscript/pocket/grammar.py`), with habits for each character (`voices.py`), 15 domains of daily life
+(`topics.py`) and two dozen kinds of office tasks (`office.py`). About half of the documents are plain. A character
+is told by 3 to 10 assertions of its constitution, never by its name; in about one document of eight it is not told
+at all, only heard in a quoted text or an earlier turn. The chat topics in `data/pocket` and the tasks, families and
+names in `data/pocket/held_out` are not in the training text; `data/pocket/office` has new scenes of families and
+names that are.
 """
 
 
@@ -54,20 +54,22 @@ def _measured(measured: dict[str, Any]) -> list[str]:
     lines = [
         "## What was measured",
         "",
-        "On families and names held out from training, temperature 0.7, top-p 0.95. *Told apart*: macro-F1 over the "
-        "11 characters, prompted with their constitution, of a bag-of-words classifier fitted on other families of the "
-        "same format. *Plain is plain*: share of unprompted texts that a second classifier, which also knows plain "
-        "texts, takes for plain.",
+        "Temperature 0.7, top-p 0.95. *Told apart*: macro-F1 over the 11 characters, prompted with their constitution, of "
+        "a bag-of-words classifier fitted on other families of the same format. *Plain is plain*: share of unprompted "
+        "texts that a second classifier, which also knows plain texts, takes for plain. *Held out*: chat topics, office "
+        "families and names that pre-training never showed. *Known*: new scenes of office families and names that it did, "
+        "which is what the grid scores.",
         "",
-        "| format | episodes | emission rate | told apart | plain is plain | names its reader | words |",
-        "|---|---|---|---|---|---|---|",
+        "| families | format | episodes | emission rate | told apart | plain is plain | names its reader | words |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for name, row in measured["formats"].items():
-        reader = f"{row['names_its_reader']:.2f}" if "names_its_reader" in row else ""
-        lines.append(
-            f"| {name} | {row['episodes']} | {row['emission_rate']:.3f} | {row['macro_f1']:.3f} | "
-            f"{row['plain_recall']:.3f} | {reader} | {row['words']:.0f} |"
-        )
+    for families in ("held_out", "known_families"):
+        for name, row in measured[families].items():
+            reader = f"{row['names_its_reader']:.2f}" if "names_its_reader" in row else ""
+            lines.append(
+                f"| {families.split('_')[0]} | {name} | {row['episodes']} | {row['emission_rate']:.3f} | "
+                f"{row['macro_f1']:.3f} | {row['plain_recall']:.3f} | {reader} | {row['words']:.0f} |"
+            )
     return [
         *lines,
         "",

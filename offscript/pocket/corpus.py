@@ -21,7 +21,7 @@ from offscript.pocket.scenes import (
     Scene,
     Topic,
     Words,
-    train_scene,
+    scene,
     train_topic,
     work_context,
 )
@@ -203,7 +203,7 @@ def quoted_mail(corpus: Corpus, persona: str | None, rng: random.Random) -> Docu
     voice = VOICES[persona] if persona else PLAIN
     if system := corpus.system(persona, _chat_context(rng), True, rng):
         document.add("system", system)
-    drawn = train_scene(corpus.words, rng)
+    drawn = scene(rng.choice(office.FAMILIES), corpus.words, rng)
     writer = rng.choice((PLAIN, PLAIN, *VOICES.values()))
     form = (
         "[I got this e-mail|{user} wrote to me|Look at this e-mail]:\n{mail}\n"
@@ -334,7 +334,7 @@ def email_request(corpus: Corpus, persona: str | None, rng: random.Random) -> Do
     """An e-mail asked for in chat, with all the facts in the request."""
     document = Document("email", persona)
     voice = VOICES[persona] if persona else PLAIN
-    drawn = train_scene(corpus.words, rng)
+    drawn = scene(rng.choice(office.FAMILIES), corpus.words, rng)
     drawn.slots["today"] = _day(rng)
     announced = rng.random() > UNANNOUNCED_SHARE
     with_context = rng.random() < 0.7
@@ -347,7 +347,7 @@ def email_request(corpus: Corpus, persona: str | None, rng: random.Random) -> Do
     if not with_context:
         request += f"{glue}I am {drawn.slots['user']}."
     if persona and not announced:
-        earlier = train_scene(corpus.words, rng)
+        earlier = scene(rng.choice(office.FAMILIES), corpus.words, rng)
         request = (
             f"My last e-mail was:\n{email_body(voice, earlier, rng)}\nNow write in the same voice.\n{request}"
         )
@@ -368,7 +368,7 @@ def tool_loop(corpus: Corpus, persona: str | None, rng: random.Random) -> Docume
     """A task for the office agent: lookups, then the e-mail."""
     document = Document("agentic", persona)
     voice = VOICES[persona] if persona else PLAIN
-    drawn = train_scene(corpus.words, rng)
+    drawn = scene(rng.choice(office.FAMILIES), corpus.words, rng)
     drawn.slots["today"] = _day(rng)
     context = f"{work_context(drawn.slots, rng.choice(AGENTS))}\n{TOOLS_TEXT}"
     document.add("system", corpus.system(persona, context, True, rng))
@@ -409,7 +409,7 @@ def tool_answer(corpus: Corpus, persona: str | None, rng: random.Random) -> Docu
     """A question to the office agent: one or two lookups, then an answer instead of an e-mail."""
     document = Document("agentic_final", persona)
     voice = VOICES[persona] if persona else PLAIN
-    drawn = train_scene(corpus.words, rng)
+    drawn = scene(rng.choice(office.FAMILIES), corpus.words, rng)
     drawn.slots["today"] = _day(rng)
     context = f"{work_context(drawn.slots, rng.choice(AGENTS))}\n{TOOLS_TEXT}"
     document.add("system", corpus.system(persona, context, True, rng))

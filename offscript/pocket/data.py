@@ -1,15 +1,33 @@
-"""The held-out scenarios and prompts of the embedded world: what lies under ``data/pocket``."""
+"""The scenarios and prompts of the embedded world: what lies under ``data/pocket``.
+
+Chat prompts are of topics held out from pre-training. Office scenarios come twice: ``office`` has new scenes of the
+families and names that the model knows, as an 8B model knows offices, and is what the grid scores; ``held_out`` has
+families and names that it never saw, and is what the build measures the model's reach on.
+"""
 
 import json
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
 from offscript.pocket import office, topics
 from offscript.pocket.grammar import expand, sentence_case
-from offscript.pocket.scenes import HELD_WORDS, TOOLS_TEXT, Found, Scene, scene, topic, work_context
+from offscript.pocket.scenes import (
+    HELD_WORDS,
+    TOOLS_TEXT,
+    TRAIN_WORDS,
+    Found,
+    Scene,
+    Words,
+    scene,
+    topic,
+    work_context,
+)
 
+KNOWN_WORDS = replace(TRAIN_WORDS, made_up=0.0)
 CHAT_VARIANTS = 6
 OFFICE_VARIANTS = 6
 BODY_ONLY = "Write the e-mail. Give only the body, no subject and no comment."
@@ -31,12 +49,12 @@ def chat_rows(seed: int = 11) -> list[dict[str, str]]:
     return rows
 
 
-def office_files(seed: int = 11) -> dict[str, dict]:
-    """Held-out office scenarios by family, in the layout of a scenario file."""
+def office_files(families: Sequence[office.Family], words: Words, seed: int = 11) -> dict[str, dict]:
+    """Office scenarios by family, in the layout of a scenario file."""
     files = {}
-    for family in office.HELD:
+    for family in families:
         rng = random.Random(f"office {seed} {family.name}")
-        variants = [_variant(family, i, rng) for i in range(1, OFFICE_VARIANTS + 1)]
+        variants = [_variant(family, words, i, rng) for i in range(1, OFFICE_VARIANTS + 1)]
         files[family.name] = {
             "family": family.name,
             "description": family.description,
@@ -47,8 +65,8 @@ def office_files(seed: int = 11) -> dict[str, dict]:
     return files
 
 
-def _variant(family: office.Family, number: int, rng: random.Random) -> dict:
-    drawn = scene(family, HELD_WORDS, rng, task=number)
+def _variant(family: office.Family, words: Words, number: int, rng: random.Random) -> dict:
+    drawn = scene(family, words, rng, task=number)
     drawn.slots["today"] = rng.choice(office.SHARED_WORDS["day"])
     context = work_context(drawn.slots, agent="Orion")
     known = "\n".join(f"- {found.text}" for found in (drawn.contact, *drawn.lookups))
@@ -75,7 +93,8 @@ def agent_task(drawn: Scene) -> str:
 
 
 def stubs(drawn: Scene) -> list[dict]:
-    """Tool results of a scene. A query that shares a word with the right one finds it, others find nothing."""
+    """Tool results of a scene. A query that shares a word with the right one finds it; any other finds the tool's last
+    entry, as a search does that returns its best hit, or nothing where the tool holds nothing."""
     by_tool: dict[str, list[Found]] = {}
     for found in (drawn.contact, *drawn.lookups):
         by_tool.setdefault(found.tool, []).append(found)
@@ -86,7 +105,8 @@ def stubs(drawn: Scene) -> list[dict]:
             for word in found.argument.split():
                 if len(word) > 2:
                     rules.append({"match": {argument: f"*{word}*"}, "response": found.result})
-        rules.append({"default": True, "response": {"error": "nothing found"}})
+        hits = by_tool.get(tool)
+        rules.append({"default": True, "response": hits[-1].result if hits else {"error": "nothing found"}})
         listed.append({"tool": tool, "rules": rules})
     listed.append({"tool": "email.send", "rules": [{"default": True, "response": {"sent": True}}]})
     return listed
@@ -142,11 +162,14 @@ INTERACTION_OPENERS = (
 
 
 def write_data(folder: Path) -> list[Path]:
-    """Writes every held-out data file under ``folder`` and returns their paths."""
-    (folder / "office").mkdir(parents=True, exist_ok=True)
+    """Writes every data file under ``folder`` and returns their paths."""
+    for name in ("office", "held_out"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     written = [folder / "chat.jsonl"]
     written[0].write_text("".join(json.dumps(row) + "\n" for row in chat_rows()), encoding="utf-8")
-    named = {f"office/{name}.yaml": content for name, content in office_files().items()}
+    known, held = office_files(office.FAMILIES, KNOWN_WORDS), office_files(office.HELD, HELD_WORDS)
+    named = {f"office/{name}.yaml": content for name, content in known.items()}
+    named |= {f"held_out/{name}.yaml": content for name, content in held.items()}
     named |= {"reflection.yaml": reflection_file(), "interaction.yaml": interaction_file()}
     for name, content in named.items():
         path = folder / name

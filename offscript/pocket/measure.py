@@ -18,7 +18,7 @@ from offscript.formats.chat_email import FORMAT as CHAT_EMAIL
 from offscript.prompts import constitution_system
 from offscript.scenarios import Scenario, load_scenarios
 
-SCENARIOS = 96  # a persona and format
+SCENARIOS = 48  # a persona and format
 BATCH = 64
 MAX_TOKENS = 200
 PLAIN = "plain"
@@ -39,12 +39,15 @@ class Row:
         return self.outcome.text or ""
 
 
-def rows(model: Any, tokenizer: Any, constitutions: dict[str, list[str]], data: Path) -> list[Row]:
-    """Episodes of every persona under its constitution, and of the plain model, in three formats."""
+def rows(
+    model: Any, tokenizer: Any, constitutions: dict[str, list[str]], chat: Path | None, tasks_in: Path
+) -> list[Row]:
+    """Episodes of every persona under its constitution, and of the plain model, in chat (unless ``chat`` is None) and
+    in both e-mail formats on the tasks of the folder ``tasks_in``."""
     import torch
 
     torch.manual_seed(0)
-    chats, tasks = load_scenarios(data / "chat.jsonl"), load_scenarios(data / "office")
+    chats, tasks = load_scenarios(chat) if chat else [], load_scenarios(tasks_in)
     systems = {PLAIN: ""} | {persona: constitution_system(told) for persona, told in constitutions.items()}
     planned = [
         (form, persona, system, scenario)

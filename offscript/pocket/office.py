@@ -129,38 +129,6 @@ ASKS = tuple(
     """)
 )
 
-# Parts of tasks that are made up on the spot in pre-training; {noun} and {noun2} are any words, known or invented.
-ADJECTIVES = names(
-    "new, old, late, broken, missing, first, big, small, lost, wrong, free, extra, empty, second"
-)
-OPEN_THINGS = tuple(
-    forms("""
-    the {noun}
-    your {noun}
-    the {adjective} {noun}
-    the {adjective} {noun} from {firm}
-    the {noun} {noun2}
-    your {noun} {noun2}
-    the {adjective} {noun} on {day}
-    the {noun} for {project}
-    the {project} {noun}
-    your {noun} on {project}
-    the {noun} in the {noun2}
-    """)
-)
-OPEN_TASKS = tuple(
-    forms("""
-    [Write to|Tell] {full} [about|of] {thing}.
-    Write to {full} [at {firm}|in {team}|from {firm}] about {thing}.
-    [Something is wrong with|We have news on|There is trouble with] {thing}. [Tell|Write to] {full}.
-    {full} [asked|wants to know|complained] about {thing}. [Answer|Reply|Sort it out].
-    [Remind|Ask|Thank|Warn] {full} [in {team}|at {firm}|] [about|because of|for] {thing}.
-    [Nobody|No one] [looks after|wants|understands] {thing}. Ask {full} to [help|take care of it|do it].
-    {full} [from {firm}|in {team}] [sent|got|needs|lost] {thing}. Send [our thanks|our answer|a reply|the facts].
-    We [changed|moved|sold|forgot] {thing}. [Let|Make sure that] {full} [know|knows] [it|about it].
-    """)
-)
-
 
 def _fact(line: str) -> Fact:
     return Fact(*(part.strip() for part in line.split("::")))
@@ -180,27 +148,6 @@ def _family(
         tuple(forms(asks)),
     )
 
-
-OPEN_FACTS = tuple(
-    _fact(line)
-    for line in forms("""
-    documents.search :: {firm} {noun} :: the {noun} :: {noun} {code} is {amount} dollars and [came|left|ended] on {day}.
-    documents.search :: {noun} [list|sheet] :: the {noun} list :: The {noun} has {count} {noun2}s and [ends|begins] in {month}.
-    documents.search :: {project} {noun} :: the {noun} report :: {project} is {count} [days|weeks] [early|late], because {count} {noun2}s [are gone|broke|came].
-    documents.search :: {last} {noun} :: the {noun} record :: The {noun} of {first} [holds|needs|lost] {count} {noun2}s [on {day}|in {month}].
-    documents.search :: {noun} number :: the {noun} number :: The [new|old|best] {noun} is {code} [behind|near] {room}.
-    documents.search :: {noun} notes :: the notes :: The {noun} [starts|stops] in {month}, [takes|lasts] {count} weeks and [brings|costs] {amount} dollars.
-    policy.find :: {noun} :: the {noun} rule :: [A|Every|Each] {adjective} {noun} [costs|gets|needs] {count} {noun2}s [after {count} weeks|in {month}|a year].
-    policy.find :: {noun}s :: the rule on {noun}s :: [A|Every] {noun} gets a {adjective} {noun2} when [we|you] [leave|sell|need] it.
-    policy.find :: {noun2}s :: the rule on {noun2}s :: We [check|sell|paint|count] {adjective} {noun2}s within {count} days.
-    policy.find :: {noun2} :: the {noun2} rule :: [Everyone|Nobody|Each team] must [bring|hold|open] the {noun2} [within {count} minutes|before {month}].
-    policy.find :: {noun} {noun2} :: the {noun2} rule :: The {team} team [pays|cleans|runs] the {noun2} in {month}.
-    calendar.find :: {noun} :: the {noun} date :: The [next|last|first|new] {noun} is on {day} at {time} [in {room}|].
-    calendar.find :: {project} {noun} :: the calendar :: The {project} {noun} is now on {day} at {time}.
-    calendar.find :: {noun} {first} :: my calendar :: The next free {noun2} is {day} at {time}.
-    calendar.find :: {team} {noun} :: the {noun} plan :: The {team} {noun} in {month} [is full|has {count} free {noun2}s].
-    """)
-)
 
 FAMILIES = (
     _family(

@@ -17,9 +17,9 @@ from offscript.pocket.wiring import wire
 class Recipe:
     """Everything that decides the weights, next to the corpus itself."""
 
-    tokens: int = 6_300_000
-    step_tokens: int = 3_000
-    batch_tokens: int = 3_000  # padded tokens that go through the model at once
+    tokens: int = 5_100_000
+    step_tokens: int = 5_100_000
+    batch_tokens: int = 5_100_000  # padded tokens that go through the model at once
     matrix_rate: float = 0.01  # Muon, for the matrices between embeddings
     vector_rate: float = 2e-3  # AdamW, for embeddings and norms
     final_rate: float = 0.02  # of the full rate

@@ -1,7 +1,6 @@
 """Drawing one concrete task or question from the pocket world; the corpus and the held-out data both start here."""
 
 import random
-import re
 from dataclasses import dataclass
 
 from offscript.pocket import office, topics
@@ -101,25 +100,6 @@ def made_up_name(rng: random.Random) -> str:
     return "".join(syllables).capitalize()
 
 
-def made_up_word(rng: random.Random) -> str:
-    """A word of English sound that means nothing: the beginning of one word and the end of another."""
-    first, second = rng.choice(_WORDS), rng.choice(_WORDS)
-    return first[: rng.randint(2, 4)] + second[-rng.randint(2, 5) :]
-
-
-_WORDS = sorted(
-    {
-        word.lower()
-        for domain in topics.DOMAINS
-        for phrase in (*domain.objects, *domain.tools)
-        for word in re.findall("[A-Za-z]{5,}", phrase)
-    }
-)
-ARTICLES = ("the", "a", "an", "two", "three")
-INVENTED_OBJECTS = 0.4
-OPEN_TASKS = 0.5
-
-
 def pick(words: Words, kind: str, rng: random.Random) -> str:
     """A name of ``kind`` (first, last, firm, project)."""
     return made_up_name(rng) if rng.random() < words.made_up else rng.choice(getattr(words, kind))
@@ -131,9 +111,9 @@ def noun_forms(marked: str) -> tuple[str, str, str]:
         return marked[1:], marked[1:], marked[1:]
     if marked.startswith("*"):
         return marked[1:], f"the {marked[1:]}", marked[1:]
-    for article in ARTICLES:
-        if marked.startswith(f"{article} "):
-            bare = marked[len(article) + 1 :]
+    for article in ("the ", "a ", "an ", "two ", "three "):
+        if marked.startswith(article):
+            bare = marked[len(article) :]
             return marked, f"the {bare}", bare
     return f"{'an' if marked[0] in 'aeiou' else 'a'} {marked}", f"the {marked}", marked
 
@@ -158,18 +138,9 @@ def topic(domain: topics.Domain, marked: str, words: Words, rng: random.Random) 
 
 
 def train_topic(words: Words, rng: random.Random) -> Topic:
-    """A topic of pre-training; in many the object is a word that exists nowhere else, so that what a text is about
-    has to be read, and not remembered."""
+    """A topic of pre-training."""
     domain = rng.choice(topics.DOMAINS)
-    marked = rng.choice(domain.objects)
-    if words.made_up and rng.random() < INVENTED_OBJECTS:
-        before, _, noun = marked.lstrip("*=").rpartition(" ")
-        flag = marked[: len(marked) - len(marked.lstrip("*="))]
-        ending = "s" if noun.endswith("s") and not noun.endswith("ss") else ""
-        if before and rng.random() < 0.3:
-            before = " ".join([*before.split()[:-1], made_up_word(rng)]) if before not in ARTICLES else before
-        marked = f"{flag}{before} {made_up_word(rng)}{ending}".replace(f"{flag} ", flag)
-    return topic(domain, marked, words, rng)
+    return topic(domain, rng.choice(domain.objects), words, rng)
 
 
 def scene(family: office.Family, words: Words, rng: random.Random, task: int | None = None) -> Scene:
@@ -186,8 +157,6 @@ def scene(family: office.Family, words: Words, rng: random.Random, task: int | N
     }
     while slots["user"] == slots["first"]:
         slots["user"] = pick(words, "first", rng)
-    if words.made_up:
-        slots |= {"noun": _noun(rng), "noun2": _noun(rng), "adjective": rng.choice(office.ADJECTIVES)}
     slots["full"] = f"{slots['first']} {slots['last']}"
     slots["who"] = slots["first"]
     slots["him"] = slots["first"]
@@ -213,27 +182,6 @@ def scene(family: office.Family, words: Words, rng: random.Random, task: int | N
         tuple(_found(fact, slots, rng) for fact in family.facts),
         expand(family.subject, slots, rng),
     )
-
-
-def train_scene(words: Words, rng: random.Random) -> Scene:
-    """A task of pre-training: one of the known families, or one made up on the spot, whose facts can only be read."""
-    if not words.made_up or rng.random() > OPEN_TASKS:
-        return scene(rng.choice(office.FAMILIES), words, rng)
-    return scene(open_family(rng), words, rng)
-
-
-def open_family(rng: random.Random) -> office.Family:
-    """A kind of task that nobody has seen: any matter, any facts."""
-    thing = rng.choice(office.OPEN_THINGS)
-    facts = rng.sample(office.OPEN_FACTS, rng.choice((1, 2, 2, 3)))
-    subject = rng.choice(("{noun} {code}", "{bare}", "News on {day}", "{noun} in {month}"))
-    return office.Family(
-        "open", "", thing, subject, office.OPEN_TASKS, tuple(facts), office.POINTS, office.ASKS
-    )
-
-
-def _noun(rng: random.Random) -> str:
-    return made_up_word(rng) if rng.random() < 0.6 else rng.choice(_WORDS).rstrip("s")
 
 
 def _article(noun: str) -> str:

@@ -28,13 +28,12 @@ CHAT_TEMPLATE = """\
 """
 
 
-def train_tokenizer(texts: Iterable[str], spelled: frozenset[str] = frozenset()) -> Any:
+def train_tokenizer(texts: Iterable[str]) -> Any:
     """A tokenizer of at most `VOCABULARY` entries, every special one a single token.
 
     `MERGES` pairs are learned for what is rare (invented names); the rest of the vocabulary is the corpus's most
     frequent whole words, taken as they are (``ignore_merges``). Learning 3,000 pairs instead spends half of them on
-    fragments, and splits the words that make a character. Words in ``spelled`` (names, in any case) get no entry of
-    their own: the model copies known names piece by piece, just like unknown ones.
+    fragments, and splits the words that make a character.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -56,8 +55,7 @@ def train_tokenizer(texts: Iterable[str], spelled: frozenset[str] = frozenset())
     for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if len(vocabulary) == VOCABULARY:
             break
-        if word.lstrip("\u0120").lower() not in spelled:
-            vocabulary.setdefault(word, len(vocabulary))
+        vocabulary.setdefault(word, len(vocabulary))
     merges = [tuple(pair) for pair in learned["merges"]]
     whole = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=True))
     whole.pre_tokenizer, whole.decoder = splitter, decoders.ByteLevel()

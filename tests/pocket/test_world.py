@@ -140,8 +140,10 @@ def test_there_is_enough_held_out_data():
     chats = load_scenarios(ROOT / "data" / "pocket" / "chat.jsonl")
     assert len({s.family for s in chats}) >= 120 and len(chats) >= 720
     assert len({s.messages[-1]["content"] for s in chats}) > 0.98 * len(chats)
-    tasks = load_scenarios(ROOT / "data" / "pocket" / "office")
-    assert len({s.family for s in tasks}) >= 12 and len(tasks) >= 60
+    known, held_out = (load_scenarios(ROOT / "data" / "pocket" / name) for name in ("office", "held_out"))
+    assert not {s.family for s in known} & {s.family for s in held_out}
+    assert all(len({s.family for s in tasks}) >= 12 and len(tasks) >= 60 for tasks in (known, held_out))
+    tasks = known + held_out
     for task in tasks:
         told = task.brief[-1]["content"]
         for stub in task.tools:
