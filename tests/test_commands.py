@@ -89,7 +89,15 @@ def test_scoring_what_was_never_rolled_out_names_the_command_for_all_of_it(tmp_p
 
 def test_a_model_folder_of_ones_own_needs_no_yaml(tmp_path):
     shutil.copytree(HOME / "assets/pocket", tmp_path / "my model")
-    done = run("rollout.py", "experiment=smoke", "tracking=off", "stage=base", "model.path=my model", "limit=1", cwd=tmp_path)
+    done = run(
+        "rollout.py",
+        "experiment=smoke",
+        "tracking=off",
+        "stage=base",
+        "model.path=my model",
+        "limit=1",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     (rows,) = (tmp_path / "runs/smoke/rollouts/my-model/base/_").glob("chat-eval-*.jsonl")
     assert json.loads(rows.read_text())["model"] == "my-model"

@@ -18,7 +18,18 @@ FLOORS = [
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, start=1) for room in rooms}
 MODULES = sorted((HOME / "offscript").rglob("*.py"))
-HEAVY = ("torch", "transformers", "trl", "peft", "deepspeed", "vllm", "matplotlib", "datasets", "sklearn", "wandb")
+HEAVY = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "deepspeed",
+    "vllm",
+    "matplotlib",
+    "datasets",
+    "sklearn",
+    "wandb",
+)
 
 
 def room_of(path):
