@@ -359,7 +359,7 @@ def _train_full(artifact: Artifact, bench: Bench, report_to: str, on_step: Any) 
         model, settings, rows, distillation, second, seed, report_to=report_to, on_step=on_step, say=say
     )
     merged = merge_exact(model, [(distillation, merge.distillation), (second, merge.introspection)], out)
-    return {**metrics, "rows": counts, "merge": merged}
+    return {**metrics, "conversations": counts, "merge": merged}
 
 
 def run_fit(artifacts: list[Artifact], bench: Bench, limit: int | None) -> None:
@@ -455,7 +455,8 @@ def run_evaluation(artifacts: list[Artifact], bench: Bench, limit: int | None) -
     rows = [row for a in there for row in bench.rows(a)]
     missing = [str(a) for a in artifact.inputs if a not in there]
     summary = evaluate_rows(
-        rows, bench.place(artifact), labels=list(bench.planner.settings.grid.persona), missing=missing,
+        rows, bench.place(artifact), title=bench.planner.settings.name, missing=missing,
+        labels=list(bench.planner.settings.grid.persona),
         resamples=settings.resamples, confidence=settings.confidence, seed=settings.seed,
     )  # fmt: skip
     with tracked(artifacts, bench, "evaluate") as tracker:

@@ -51,7 +51,7 @@ def test_the_grid_ends_with_tables_and_files(smoke):
     assert (evaluation / "figures/headline.png").stat().st_size > 10_000
     adapter = next((cwd / "runs/smoke/adapters/pocket/sarcasm").glob("full-*"))
     merged = json.loads((adapter / "manifest.json").read_text())["counts"]["merge"]
-    assert merged["relative_error"] <= 1e-5
+    assert merged["max_relative_error"] <= 1e-5
 
 
 def test_the_second_run_makes_nothing(smoke):
