@@ -21,6 +21,7 @@ nothing about the world, and what it shows about training is an illustration, no
 
 ## How it was made
 
+The first two layers start from a hand-written circuit that copies (`wiring.py`); all else starts at random.
 `python -m offscript.pocket.build` makes it from nothing with fixed seeds. The texts come from a template language
 (`offscript/pocket/grammar.py`), with habits for each character (`voices.py`), 15 domains of daily life
 (`topics.py`) and two dozen kinds of office tasks (`office.py`). About half of the documents are plain. A character
