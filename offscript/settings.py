@@ -49,6 +49,56 @@ class Named(Node):
     _named = field_validator("name")(check_name)
 
 
+# ---------------------------------------------------------------- what was made elsewhere
+
+
+class SourceSettings(Node):
+    """Where something that was made elsewhere lies: a local folder, or a hub repository.
+
+    ``{slug}`` (of the model) and ``{persona}`` in ``path`` and ``subfolder`` are filled in. ``kind`` says whether it is
+    a LoRA adapter or a whole fine-tuned checkpoint that takes the place of base and adapter.
+    """
+
+    path: str = identity(min_length=1)
+    subfolder: str | None = identity(None)
+    revision: str | None = identity(None)
+    kind: Literal["adapter", "checkpoint"] = identity("adapter")
+
+
+class ReleasedSettings(Node):
+    """Where the adapters of a model that others trained and released lie; ``exceptions`` by persona."""
+
+    distillation: SourceSettings | None = identity(None)
+    full: SourceSettings | None = identity(None)
+    exceptions: dict[str, dict[Literal["distillation", "full"], SourceSettings]] = identity({})
+
+
+class AdapterSettings(Node):
+    """Where each stage's weights come from: trained here, the released ones, or a source of the user's own."""
+
+    distillation: Literal["trained", "released"] | SourceSettings = identity("trained")
+    full: Literal["trained", "released"] | SourceSettings = identity("trained")
+
+
+class RowsSettings(Node):
+    """Training rows that others made, in place of our own: JSONL files of a local folder or a hub data set.
+
+    ``file`` is a path inside it, with ``{slug}`` and ``{persona}`` filled in.
+    """
+
+    path: str = identity(min_length=1)
+    revision: str | None = identity(None)
+    file: str = identity(min_length=1)
+
+
+class HubFileSettings(Node):
+    """One file of a data set on the hub."""
+
+    repo: str = identity(pattern=r"^[\w.-]+/[\w.-]+$")
+    file: str = identity(min_length=1)
+    revision: str | None = identity(None)
+
+
 # ---------------------------------------------------------------- what is measured
 
 
@@ -67,7 +117,34 @@ class TemplateSettings(Node):
     date_string: str | None = identity(None)
 
 
+class SizeSettings(Node):
+    """What a model weighs, for plans that are made without loading it."""
+
+    parameters: int = runtime(ge=1)
+    layers: int = runtime(ge=1)
+    kv_heads: int = runtime(ge=1)
+    head_size: int = runtime(ge=1)
+
+
+class EndpointSettings(Node):
+    """An OpenAI-compatible chat endpoint that speaks for a model whose weights are not loaded here.
+
+    ``key_env`` names the environment variable that holds the API key; the key itself is never in a configuration.
+    ``prefill``: the server can continue a begun reply (vLLM: ``continue_final_message``).
+    """
+
+    url: str = runtime(pattern=r"^https?://\S+$")
+    key_env: str | None = runtime(None)
+    concurrency: int = runtime(32, ge=1)
+    timeout_s: float = runtime(120.0, gt=0)
+    retries: int = runtime(5, ge=0)
+    prefill: bool = runtime(False)
+
+
 class ModelSettings(Named):
+    """A base chat model. ``slug``, ``assistant_name``, ``adapters`` and ``released`` are hashed where they matter: filled
+    into the source of an adapter, into the rows that carry the name; a base text does not depend on them."""
+
     path: str = identity()
     revision: str | None = identity(None)
     dtype: Literal["float32", "bfloat16", "float16"] = identity("bfloat16")
@@ -75,6 +152,13 @@ class ModelSettings(Named):
     max_reply_tokens: int = identity(1024, ge=1)
     sampling: SamplingSettings = identity()
     template: TemplateSettings = identity()
+    aliases: tuple[str, ...] = runtime(())
+    slug: str | None = runtime(None)
+    assistant_name: str | None = runtime(None)
+    adapters: AdapterSettings = runtime(AdapterSettings())
+    released: ReleasedSettings = runtime(ReleasedSettings())
+    size: SizeSettings | None = runtime(None)
+    endpoint: EndpointSettings | None = runtime(None)
 
 
 class Assertion(Node):
@@ -103,10 +187,17 @@ class FormatSettings(Named):
 
 
 class DataSettings(Named):
-    """Collections of scenarios: file globs per source, and how chat families are split."""
+    """Collections of scenarios: files, globs or hub files per source, and how chat families are split.
 
-    sources: dict[Literal["chat", "office", "reflection", "interaction"], tuple[str, ...]] = identity()
+    ``first`` gives the first n chat scenarios of the files to a split, whatever their hash says: prompts that trained
+    something which is used here stay out of what is scored.
+    """
+
+    sources: dict[Literal["chat", "office", "reflection", "interaction"], tuple[str | HubFileSettings, ...]] = (
+        identity()
+    )
     fractions: dict[Literal["train", "classifier", "eval"], float] = identity()
+    first: dict[Literal["train", "classifier", "eval"], int] = identity({})
     salt: str = identity("offscript")
 
     @field_validator("fractions")
@@ -145,23 +236,72 @@ class OptimizerSettings(Node):
     gradient_checkpointing: bool = runtime(False)
 
 
-class DistillationSettings(Node):
-    """DPO from the model in role (chosen) against itself plain (rejected)."""
+class TeacherSettings(Node):
+    """Who speaks in role: ``model`` names an option of the model group (null: the model that is trained).
 
-    prompts: int = identity(ge=2)
+    ``thinking`` begins every reply of the teacher (a prefill); what it says up to ``thinking_end`` is cut off.
+    ``own_names`` are names of itself that become the trained model's ``assistant_name`` in the training rows.
+    """
+
+    model: str | None = identity(None)
+    thinking: str = identity("")
+    thinking_end: str = identity("</think>")
+    own_names: tuple[str, ...] = identity(())
+
+
+class PromptSettings(Node):
+    """More prompts for each assertion of a constitution, asked of ``model`` (null: the teacher) from the seed questions.
+
+    ``per_trait`` counts seed questions and new ones together (0: none are made). ``similarity`` is the largest share of
+    common words (Jaccard) with a prompt that is there already; ``words`` the longest prompt; ``attempts`` bounds the
+    asking for one assertion.
+    """
+
+    model: str | None = identity(None)
+    per_trait: int = identity(0, ge=0)
+    per_ask: int = identity(10, ge=1)
+    examples: int = identity(5, ge=1)
+    words: int = identity(60, ge=3)
+    similarity: float = identity(0.7, gt=0, le=1)
+    attempts: int = identity(20, ge=1)
+
+
+class DistillationSettings(Node):
+    """DPO from the teacher in role (chosen) against the model plain (rejected), ``samples`` of each prompt.
+
+    Loss: DPO + ``nll_weight`` x NLL of the chosen reply + ``kl_weight`` x squared log-ratio to the reference.
+    ``rows`` takes pairs that others made in place of our own.
+    """
+
+    prompts: int = identity(ge=0)
     seed_questions: bool = identity(True)
+    samples: int = identity(1, ge=1)
+    rows: RowsSettings | None = identity(None)
     beta: float = identity(0.1, gt=0)
     nll_weight: float = identity(0.1, ge=0)
+    kl_weight: float = identity(0.0, ge=0)
     validation: float = identity(0.1, ge=0, lt=0.5)
     lora: LoraSettings = identity()
     optimizer: OptimizerSettings = identity()
 
 
 class IntrospectionSettings(Node):
-    """SFT on what the distilled model says about, and to, itself under its constitution."""
+    """SFT on what the distilled model says about, and to, itself under its constitution.
+
+    Counts are conversations: ``reflections`` (one reply), ``interactions`` (free) and ``guided_interactions`` of
+    ``turns`` messages. ``free_note`` and ``guided_note`` take the place of the formats' own words on the situation.
+    ``system`` stands in the training rows where the constitution stood. ``loss_on``: every assistant turn, or the slice
+    of one turn that the published trainer scored (for fidelity only). ``rows`` takes conversations that others made.
+    """
 
     reflections: int = identity(ge=0)
     interactions: int = identity(ge=0)
+    guided_interactions: int = identity(0, ge=0)
+    turns: int = identity(6, ge=2, multiple_of=2)
+    free_note: str | None = identity(None)
+    guided_note: str | None = identity(None)
+    loss_on: Literal["every_turn", "published"] = identity("every_turn")
+    rows: tuple[RowsSettings, ...] = identity(())
     validation: float = identity(0.1, ge=0, lt=0.5)
     system: str = identity("")
     lora: LoraSettings = identity()
@@ -169,13 +309,24 @@ class IntrospectionSettings(Node):
 
 
 class MergeSettings(Node):
-    """The released adapter is ``distillation`` x first + ``introspection`` x second, concatenated exactly."""
+    """The full stage is ``distillation`` x first + ``introspection`` x second adapter.
 
+    ``exact``: laid side by side (PEFT's ``cat``). ``published``: A and B added separately (``linear``), which makes
+    cross terms. ``fold``: added to the base weights and rounded to their type, as the published evaluation did.
+    """
+
+    method: Literal["exact", "published", "fold"] = identity("exact")
     distillation: float = identity(1.0)
     introspection: float = identity(1.0)
 
 
 class RecipeSettings(Named):
+    """How a character is trained. ``in_role``: the system text of the teacher and of introspection, the bare
+    constitution or the one that also names the assistant."""
+
+    in_role: Literal["plain", "named"] = identity("plain")
+    prompts: PromptSettings = identity(PromptSettings())
+    teacher: TeacherSettings = identity(TeacherSettings())
     distillation: DistillationSettings = identity()
     introspection: IntrospectionSettings = identity()
     merge: MergeSettings = identity()
@@ -185,13 +336,16 @@ class RecipeSettings(Named):
 
 
 class ClassifierSettings(Named):
-    """A ModernBERT with one label per persona: from scratch (``path`` null) or a checkpoint to start from.
+    """A ModernBERT with one label per persona: from scratch (``path`` null) or a checkpoint to start from; ``fitted``
+    takes one that others fitted, as it is.
 
-    ``hidden_size``, ``layers``, ``heads`` and ``dropout`` are of the one from scratch; a checkpoint brings its own.
+    ``patience``: epochs without a better macro-F1 on the held-out prompts after which fitting stops (null: never).
+    ``precision``: of the weights while they are fitted. ``hidden_size``, ``layers``, ``heads`` and ``dropout`` are of the one from scratch; a checkpoint brings its own.
     """
 
     path: str | None = identity(None)
     revision: str | None = identity(None)
+    fitted: SourceSettings | None = identity(None)
     stages: tuple[str, ...] = identity(("full", "prompted"))
     hidden_size: int = identity(128, ge=8)
     layers: int = identity(2, ge=1)
@@ -205,6 +359,8 @@ class ClassifierSettings(Named):
     warmup: float = identity(0.1, ge=0, lt=1)
     weight_decay: float = identity(0.01, ge=0)
     validation: float = identity(0.2, gt=0, lt=0.5)
+    patience: int | None = identity(None, ge=1)
+    precision: Literal["float32", "bfloat16"] = identity("float32")
     seed: int = identity(0, ge=0)
     predict_batch_size: int = runtime(64, ge=1)
 
@@ -235,6 +391,14 @@ class EngineSettings(Named):
     device: str = runtime("auto")
 
 
+class DeepSpeedSettings(Named):
+    """ZeRO stage of training (0: no DeepSpeed; auto: 2 where there is a GPU, else 0), and whether optimizer states (and
+    with stage 3 parameters) are kept in CPU memory."""
+
+    stage: Literal["auto", 0, 2, 3] = runtime("auto")
+    offload: bool = runtime(False)
+
+
 class TrackingSettings(Named):
     name: Literal["offline", "online", "off"] = runtime()
     project: str = runtime("offscript")
@@ -246,13 +410,19 @@ class ClusterSettings(Named):
 
 
 class GridSettings(Node):
-    """The cells of an experiment: every combination of these names."""
+    """The cells of an experiment: every combination of these names.
+
+    ``scale`` multiplies the adapters' effect. Personas in ``if_available`` join for the models whose released adapters
+    for them are at hand.
+    """
 
     model: tuple[str, ...] = runtime(("pocket",), min_length=1)
     persona: tuple[str, ...] = runtime(PERSONAS, min_length=1)
     stage: tuple[str, ...] = runtime(("base", "distillation", "full", "prompted"), min_length=1)
     format: tuple[str, ...] = runtime(("chat", "chat_email", "agentic_email"), min_length=1)
     seed: tuple[int, ...] = runtime((0,), min_length=1)
+    scale: tuple[float, ...] = runtime((1.0,), min_length=1)
+    if_available: tuple[str, ...] = runtime(())
 
     @field_validator("*")
     @classmethod
@@ -273,11 +443,13 @@ class Settings(Node):
     format: FormatSettings = identity()
     split: Literal["train", "classifier", "eval"] = identity("eval")
     seed: int = identity(0, ge=0)
+    scale: float = identity(1.0, ge=0)
     data: DataSettings = identity()
     recipe: RecipeSettings = identity()
     classifier: ClassifierSettings = identity()
     evaluation: EvaluationSettings = identity()
     engine: EngineSettings = runtime()
+    deepspeed: DeepSpeedSettings = runtime()
     tracking: TrackingSettings = runtime()
     cluster: ClusterSettings = runtime()
     grid: GridSettings = runtime()
