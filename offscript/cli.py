@@ -11,10 +11,10 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from offscript.bench import Bench
 from offscript.console import quiet_libraries, say
 from offscript.errors import UserError
 from offscript.grid import Options, Planner
-from offscript.jobs import Bench
 from offscript.settings import (
     FormatSettings,
     ModelSettings,
@@ -28,7 +28,7 @@ from offscript.store import HOME
 
 Job = Callable[[Settings, Bench], int]
 
-OF_ONE_COMMAND = ("model", "persona", "stage", "format", "split", "seed", "limit", "show", "dry_run")
+OF_ONE_COMMAND = ("model", "persona", "stage", "format", "split", "seed", "scale", "limit", "show", "dry_run")
 """Overrides that choose a cell or a manner of one command; a command that is named to the user carries the others on."""
 
 GROUPS: dict[str, type[Node]] = {

@@ -2,11 +2,13 @@
 
 from collections import Counter
 
+from offscript import hub
+from offscript.bench import Bench
 from offscript.cell import Artifact
 from offscript.console import duration, say
 from offscript.errors import MissingInput, UserError, one_of
 from offscript.grid import in_order
-from offscript.jobs import Bench, Result, make, needed
+from offscript.jobs import Result, make, needed
 from offscript.settings import GridSettings, Settings
 
 SHOWN = 3
@@ -34,12 +36,12 @@ def train(settings: Settings, bench: Bench) -> int:
 
 def rollout(settings: Settings, bench: Bench) -> int:
     """``rollout.py``: the rows of one cell."""
-    plain_base = settings.stage.weights == "base" and settings.stage.system == "plain"
-    persona = None if plain_base else _persona(settings, bench)
+    persona = settings.persona.name if settings.persona is not None else None
     cell = bench.planner.rollout(
-        settings.model.name, persona, settings.stage.name, settings.format.name, settings.split, settings.seed
-    )
-    results = make([cell], bench, lambda a: a == cell, settings.limit)
+        settings.model.name, persona, settings.stage.name, settings.format.name, settings.split, settings.seed,
+        settings.scale,
+    )  # fmt: skip
+    results = make([cell], bench, lambda a: a == cell or a.spec.get("source") is not None, settings.limit)
     if settings.show:
         _show(cell, bench, settings.limit)
     return _told(results, cell, bench)
@@ -90,6 +92,42 @@ def submit(settings: Settings, bench: Bench) -> int:
         say(f"nothing to do; it lies in {bench.place(evaluation)}")
         return 0
     return summarise(results, bench)
+
+
+def prefetch(settings: Settings, bench: Bench) -> int:
+    """``launch/prefetch.py``: everything of the grid that lies on the hub, into the hub's own cache."""
+    _refuse_single_cell()
+    refs = bench.planner.references()
+    if not refs:
+        say(f"{settings.name}: nothing of it lies on the hub")
+        return 0
+    lines = [(ref, optional, _fetched(ref)) for ref, optional in refs.items()]
+    for ref, optional, problem in lines:
+        print(
+            f"{'ok' if problem is None else 'left out' if optional else 'fail':9}{ref}"
+            + (f": {problem}" if problem else "")
+        )
+    failed = [ref for ref, optional, problem in lines if problem is not None and not optional]
+    print(f"\n{len(lines)} references, {len(failed)} failed. What compute nodes need:")
+    for name, value in _hub_environment().items():
+        print(f"  export {name}={value}")
+    return 2 if failed else 0
+
+
+def _fetched(ref: hub.Reference) -> str | None:
+    """None if ``ref`` is now in the cache and whole, else why not."""
+    say(f"  {ref}")
+    try:
+        hub.fetch(ref)
+    except UserError as error:
+        return str(error)
+    return "; ".join(hub.verify(ref)) or None
+
+
+def _hub_environment() -> dict[str, str]:
+    from huggingface_hub import constants
+
+    return {"HF_HOME": constants.HF_HOME, "HF_HUB_OFFLINE": "1"}
 
 
 # ---------------------------------------------------------------- what is said at the end

@@ -3,31 +3,38 @@ from, and therefore what it is called. Nothing here needs torch, and nothing is 
 """
 
 import functools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
+from offscript import hub, prompts, sources
 from offscript.cell import Artifact, fingerprint
 from offscript.engines.base import Sampling
 from offscript.errors import UserError, one_of
 from offscript.formats import check_episodes, get_format
 from offscript.formats.base import Format, Rules
-from offscript.prompts import constitution_system
-from offscript.scenarios import Scenario, digest, load_scenarios, select
 from offscript.settings import (
     FormatSettings,
     ModelSettings,
     PersonaSettings,
+    RowsSettings,
     Settings,
+    SourceSettings,
     StageSettings,
     identity_of,
 )
 from offscript.store import locate
+from offscript.supply import Collections, Supply, assertions, generated, listed, questions
 
 INTROSPECTION = StageSettings(name="introspection", weights="distillation", system="constitution")
 """How training data of the full stage is spoken: distillation weights under the constitution. Not a stage that is
 measured."""
+
+SCALED = "@"
+"""Between a stage's name and the scale of its adapter, in labels: ``full@0.5``."""
+
+IN_ROLE = ("teacher", "self_reflection", "self_interaction", "guided_interaction")
+"""Formats that make training rows under the constitution."""
 
 BASE = StageSettings(name="base", weights="base", system="plain")
 PROMPTED = StageSettings(name="prompted", weights="base", system="constitution")
@@ -64,37 +71,113 @@ class Planner:
     options: Options
     _answers: dict[tuple[Any, ...], Any] = field(default_factory=dict)
     _made: dict[str, Artifact] = field(default_factory=dict)
+    _checked: set[tuple[str, ...]] = field(default_factory=set)
 
     # ------------------------------------------------------------ rows
 
     def rollout(
-        self, model: str, persona: str | None, stage: str, fmt: str, split: str, seed: int
+        self,
+        model: str,
+        persona: str | None,
+        stage: str,
+        fmt: str,
+        split: str,
+        seed: int,
+        scale: float = 1.0,
     ) -> Artifact:
         """Rows of one cell. Base weights under a plain prompt belong to no persona and to no training seed."""
-        return self._cell(model, persona, self._stage(stage), fmt, split, seed)
+        if get_format(fmt).source == "constitution":
+            return self._prompts(model, self._named(persona, f"format {fmt}"))
+        if fmt == "teacher":
+            return self.teacher(model, self._named(persona, f"format {fmt}"))
+        if fmt == "student":
+            return self.students(model, persona)[-1]
+        return self._cell(model, persona, self._stage(stage), fmt, split, seed, scale)
 
     def teacher(self, model: str, persona: str) -> Artifact:
-        return self._cell(model, persona, PROMPTED, "teacher", "train", 0)
+        """The chosen side: the teacher in role, on the shared prompts and the persona's own."""
+        recipe = self.settings.recipe.distillation
+        supply, own = self._shared_prompts(), self._own_prompts(model, persona)
+        supply = supply + own if supply and own else supply or own
+        if supply is None:
+            self._no_prompts()
+        return self._rows(
+            self._teacher_of(model), persona, PROMPTED, "teacher", "train", 0, 1.0, supply, recipe.samples
+        )
 
-    def students(self, model: str, persona: str) -> tuple[Artifact, ...]:
-        """Plain rows on the shared prompts, and (if asked for) on the persona's own questions."""
-        shared = self._cell(model, None, BASE, "student", "train", 0)
-        if not self.settings.recipe.distillation.seed_questions:
-            return (shared,)
-        return shared, self._rows(model, persona, BASE, "student", "train", 0, True)
+    def students(self, model: str, persona: str | None) -> tuple[Artifact, ...]:
+        """The rejected side: plain rows on the shared prompts, then on the persona's own (if one is named)."""
+        samples = self.settings.recipe.distillation.samples
+        own = None if persona is None else self._own_prompts(model, persona)
+        cells = tuple(
+            self._rows(model, who, BASE, "student", "train", 0, 1.0, supply, samples)
+            for who, supply in ((None, self._shared_prompts()), (persona, own))
+            if supply
+        )
+        return cells or self._no_prompts()
 
-    def _cell(
-        self, model: str, persona: str | None, stage: StageSettings, fmt: str, split: str, seed: int
-    ) -> Artifact:
-        if stage.weights == "base":
-            seed = 0
-            if stage.system == "plain":
-                return self._rows(model, None, stage, fmt, split, seed, False)
-        if persona is None:
-            raise UserError(f"stage {stage.name}", "no persona given", one_of(self.options.persona))
-        return self._rows(model, persona, stage, fmt, split, seed, False)
+    def _teacher_of(self, model: str) -> str:
+        return self.settings.recipe.teacher.model or model
 
     @once
+    def _shared_prompts(self) -> Supply | None:
+        wanted = self.settings.recipe.distillation.prompts
+        return self._collections.split("chat", "train", wanted) if wanted else None
+
+    @once
+    def _own_prompts(self, model: str, persona: str) -> Supply | None:
+        """The persona's seed questions, and those that a model writes in their manner."""
+        recipe = self.settings.recipe
+        if not recipe.distillation.seed_questions:
+            return None
+        seeds, wanted = questions(self.options.persona[persona]), recipe.prompts.per_trait
+        if not wanted:
+            return listed(seeds)
+        constitution = self.options.persona[persona].constitution
+        missing = sum(max(0, wanted - len(a.questions)) for a in constitution)
+        return listed(seeds) + generated(self._prompts(self._teacher_of(model), persona), missing)
+
+    @once
+    def _prompts(self, model: str, persona: str) -> Artifact:
+        """More prompts in the manner of a persona's seed questions, one row per assertion."""
+        writer = self.settings.recipe.prompts.model or model
+        supply = listed(assertions(self.options.persona[persona]))
+        return self._rows(writer, persona, BASE, "prompt_generation", "train", 0, 1.0, supply, 1)
+
+    def _no_prompts(self) -> NoReturn:
+        raise UserError(
+            "recipe.distillation",
+            "prompts is 0 and seed_questions is false",
+            "allowed: prompts > 0, or seed_questions=true",
+        )
+
+    def _named(self, persona: str | None, what: str) -> str:
+        if persona is None:
+            raise UserError("persona", f"none given, and {what} needs one", one_of(self.options.persona))
+        return persona
+
+    @once
+    def _cell(
+        self,
+        model: str,
+        persona: str | None,
+        stage: StageSettings,
+        fmt: str,
+        split: str,
+        seed: int,
+        scale: float = 1.0,
+    ) -> Artifact:
+        if stage.weights == "base":
+            seed, scale = 0, 1.0
+            if stage.system == "plain":
+                persona = None
+        if stage.weights != "base" or stage.system != "plain":
+            self._named(persona, f"stage {stage.name}")
+        if stage.weights != "base" and self._source_of(model, persona or "", stage.weights) is not None:
+            seed = 0
+        supply, samples = self._scenarios(fmt, split)
+        return self._rows(model, persona, stage, fmt, split, seed, scale, supply, samples)
+
     def _rows(
         self,
         model: str,
@@ -103,23 +186,31 @@ class Planner:
         fmt: str,
         split: str,
         seed: int,
-        own_questions: bool,
+        scale: float,
+        supply: Supply,
+        samples: int,
     ) -> Artifact:
         adapter = None if stage.weights == "base" else self.adapter(model, persona or "", stage.weights, seed)
-        spec = self._spec(model, persona, stage, fmt, split, own_questions)
+        spec = self._spec(model, persona, stage, fmt, supply, samples)
+        if adapter is not None and scale != 1:
+            if adapter.spec["checkpoint"]:
+                raise UserError(
+                    "scale", f"found {scale:g} for {adapter}", "a whole checkpoint has scale 1 only"
+                )
+            spec["scale"] = scale
         labels = {
             "model": model,
-            "stage": stage.name,
+            "stage": stage.name if scale == 1 else f"{stage.name}{SCALED}{scale:g}",
             "persona": persona,
             "format": fmt,
             "split": split,
             "seed": seed,
         }
-        digests = self._digests(spec["format"].source)
         identity = {
             "labels": labels,
             "model": self._model_identity(model),
             "adapter": adapter.key if adapter else None,
+            "scale": scale,
             "system": spec["rules"].system,
             "format": {
                 "version": spec["format"].version,
@@ -127,88 +218,182 @@ class Planner:
                 "options": dict(spec["rules"].options),
                 "max_tokens": spec["sampling"].max_tokens,
             },
-            "scenarios": {s.id: digests.get(s.id) or digest(s) for s in spec["scenarios"]},
-            "samples": spec["samples"],
+            "scenarios": supply.digest,
+            "samples": samples,
         }
-        return self._keep(Artifact("rollout", identity, labels, (adapter,) if adapter else (), spec))
+        inputs = ((adapter,) if adapter else ()) + supply.inputs
+        return self._keep(Artifact("rollout", identity, labels, inputs, spec))
 
     def _spec(
-        self, model: str, persona: str | None, stage: StageSettings, fmt: str, split: str, own_questions: bool
+        self,
+        model: str,
+        persona: str | None,
+        stage: StageSettings,
+        fmt: str,
+        supply: Supply,
+        samples: int,
     ) -> dict[str, Any]:
-        code, node = get_format(fmt), self._format(fmt)
-        if unknown := sorted(node.options.keys() - code.options.keys()):
+        code, node, spoken = get_format(fmt), self._format(fmt), self._model(model)
+        own = self._recipe_options(fmt)
+        if unknown := sorted((node.options.keys() | own.keys()) - code.options.keys()):
             raise UserError(f"format.options.{unknown[0]}", "unknown key", one_of(sorted(code.options)))
-        spoken = self._model(model)
-        system = "" if stage.system == "plain" else constitution_system(self._assertions(persona))
-        scenarios, samples = self._scenarios(persona, code, node, split, own_questions)
-        rules = Rules(system=system, options={**code.options, **node.options})
-        check_episodes(code, scenarios, rules)
+        rules = Rules(
+            system=self._system(model, persona, stage, fmt), options={**code.options, **own, **node.options}
+        )
+        self._check(code, supply, rules)
         return {
             "format": code,
             "rules": rules,
-            "scenarios": scenarios,
+            "supply": supply,
             "samples": samples,
+            "planned": supply.count * samples,
             "sampling": Sampling(
                 **spoken.sampling.model_dump(), max_tokens=min(node.max_tokens, spoken.max_reply_tokens)
             ),
         }
 
-    def _scenarios(
-        self, persona: str | None, code: Format, node: FormatSettings, split: str, own_questions: bool
-    ) -> tuple[list[Scenario], int]:
-        """Scenarios of a cell, and samples of each: training rows are counted by the recipe, scored ones by the format."""
+    def _check(self, code: Format, supply: Supply, rules: Rules) -> None:
+        """Starts every episode once per format, options and supply: the system text makes no difference to it."""
+        seen = (code.name, supply.digest, str(sorted(rules.options.items())))
+        if supply.known and seen not in self._checked:
+            check_episodes(code, supply.load(_nothing), rules)
+            self._checked.add(seen)
+
+    def _system(self, model: str, persona: str | None, stage: StageSettings, fmt: str) -> str:
+        """The system text: none, or the constitution, in the recipe's words where training rows are made."""
+        if stage.system == "plain":
+            return ""
+        said = [a.assertion for a in self.options.persona[persona or ""].constitution]
+        if fmt not in IN_ROLE or self.settings.recipe.in_role == "plain":
+            return prompts.constitution_system(said)
+        name = self._model(model).assistant_name
+        if name is None:
+            raise UserError(
+                "model.assistant_name",
+                f"missing for {model}",
+                "recipe.in_role=named needs the assistant's name",
+            )
+        return prompts.named_constitution_system(name, said)
+
+    def _recipe_options(self, fmt: str) -> dict[str, Any]:
+        """What the recipe says to a format that makes training rows."""
         recipe = self.settings.recipe
-        if code.name in ("teacher", "student"):
-            questions = self._questions(persona) if persona and recipe.distillation.seed_questions else []
-            if own_questions:
-                return questions, 1
-            shared = self._selected(code.source, "train", recipe.distillation.prompts)
-            return shared + (questions if code.name == "teacher" else []), 1
+        if fmt == "teacher":
+            return {"thinking": recipe.teacher.thinking, "thinking_end": recipe.teacher.thinking_end}
+        if fmt == "prompt_generation":
+            return {k: v for k, v in identity_of(recipe.prompts).items() if k != "model"}
+        notes = {
+            "self_interaction": recipe.introspection.free_note,
+            "guided_interaction": recipe.introspection.guided_note,
+        }
+        if fmt not in notes:
+            return {}
+        note = notes[fmt]
+        return {"turns": recipe.introspection.turns, **({} if note is None else {"note": note})}
+
+    @once
+    def _scenarios(self, fmt: str, split: str) -> tuple[Supply, int]:
+        """Scenarios of a cell, and samples of each: training rows are counted by the recipe, scored ones by the format."""
+        code, node = get_format(fmt), self._format(fmt)
         if code.source in ("reflection", "interaction"):
-            source, introspection = self._source(code.source), recipe.introspection
-            rows = introspection.reflections if code.source == "reflection" else introspection.interactions
-            return source[:rows], max(1, math.ceil(rows / len(source)))
+            return self._collections.repeated(code.source, self._introspection()[code.name])
         if split not in node.count:
             raise UserError(f"split {split}", f"format {code.name} says no count for it", one_of(node.count))
-        return self._selected(code.source, split, node.count[split]), node.samples.get(split, 1)
+        return self._collections.split(code.source, split, node.count[split]), node.samples.get(split, 1)
+
+    def _introspection(self) -> dict[str, int]:
+        """Conversations that the recipe wants of each format of introspection."""
+        recipe = self.settings.recipe.introspection
+        return {
+            "self_reflection": recipe.reflections,
+            "self_interaction": recipe.interactions,
+            "guided_interaction": recipe.guided_interactions,
+        }
 
     # ------------------------------------------------------------ adapters
 
     def adapter(self, model: str, persona: str, weights: str, seed: int) -> Artifact:
-        """The adapter of a persona: ``distillation``, or ``full`` (both merged)."""
-        return (
-            self._distillation(model, persona, seed)
-            if weights == "distillation"
-            else self._full(model, persona, seed)
-        )
+        """The weights of a persona: ``distillation``, or ``full`` (both merged); trained here or made elsewhere."""
+        if (source := self._source_of(model, persona, weights)) is not None:
+            return self._imported(model, persona, weights, source)
+        if weights == "distillation":
+            return self._distillation(model, persona, seed)
+        return self._full(model, persona, seed)
+
+    @once
+    def _source_of(self, model: str, persona: str, weights: str) -> SourceSettings | None:
+        """Where the weights were made, if not here."""
+        node = self._model(model)
+        chosen, where = getattr(node.adapters, weights), f"model.adapters.{weights}"
+        if chosen == "trained":
+            return None
+        if chosen == "released":
+            where = f"model.released.{weights}"
+            released = node.released.exceptions.get(persona, {})
+            chosen = released.get(weights, getattr(node.released, weights))  # type: ignore[call-overload]
+            if chosen is None:
+                raise UserError(where, f"missing for {model}", "name a source, or model.adapters=trained")
+        return sources.filled(chosen, node, persona, where)
+
+    @once
+    def _imported(self, model: str, persona: str, weights: str, source: SourceSettings) -> Artifact:
+        labels = {"model": model, "persona": persona, "stage": weights, "seed": 0}
+        identity = {
+            "labels": labels,
+            "model": self._model_identity(model),
+            "source": sources.identity(source, f"model.adapters.{weights}"),
+        }
+        spec = {"source": source, "checkpoint": source.kind == "checkpoint"}
+        return self._keep(Artifact("adapter", identity, labels, (), spec))
 
     @once
     def _distillation(self, model: str, persona: str, seed: int) -> Artifact:
+        recipe, teacher = self.settings.recipe.distillation, self.settings.recipe.teacher
+        spec: dict[str, Any] = {"settings": recipe, "renamed": {}}
+        identity: dict[str, Any] = identity_of(recipe)
+        if recipe.rows is not None:
+            spec["rows"] = sources.filled(
+                recipe.rows, self._model(model), persona, "recipe.distillation.rows"
+            )
+            identity["rows"] = sources.identity(spec["rows"], "recipe.distillation.rows")
+            return self._adapter(model, persona, "distillation", seed, identity, (), spec)
+        if teacher.own_names and (name := self._model(model).assistant_name):
+            spec["renamed"] = identity["renamed"] = dict.fromkeys(teacher.own_names, name)
         inputs = (self.teacher(model, persona), *self.students(model, persona))
-        recipe = self.settings.recipe.distillation
-        return self._adapter(
-            model, persona, "distillation", seed, identity_of(recipe), inputs, {"settings": recipe}
-        )
+        return self._adapter(model, persona, "distillation", seed, identity, inputs, spec)
 
     @once
     def _full(self, model: str, persona: str, seed: int) -> Artifact:
         recipe = self.settings.recipe
-        first = self._distillation(model, persona, seed)
-        rows = tuple(
-            self._cell(model, persona, INTROSPECTION, fmt, "train", seed)
-            for fmt, wanted in (
-                ("self_reflection", recipe.introspection.reflections),
-                ("self_interaction", recipe.introspection.interactions),
-            )
-            if wanted
-        )
-        if not rows:
+        first = self.adapter(model, persona, "distillation", seed)
+        if first.spec["checkpoint"]:
             raise UserError(
-                "recipe.introspection", "reflections and interactions are both 0", "allowed: at least one > 0"
-            )
+                "model.adapters.full", "trained, on a distillation stage that is a whole checkpoint",
+                "allowed: an adapter as the distillation stage, or a source of the full stage",
+            )  # fmt: skip
+        given = tuple(
+            sources.filled(r, self._model(model), persona, "recipe.introspection.rows")
+            for r in recipe.introspection.rows
+        )
+        rows = () if given else self._introspective_rows(model, persona, seed)
         identity = {**identity_of(recipe.introspection), "merge": identity_of(recipe.merge)}
-        spec = {"settings": recipe.introspection, "merge": recipe.merge}
-        return self._adapter(model, persona, "full", seed, identity, (first, *rows), spec)
+        if given:
+            identity["rows"] = [sources.identity(r, "recipe.introspection.rows") for r in given]
+        spec = {"settings": recipe.introspection, "merge": recipe.merge, "rows": given}
+        return self._adapter(
+            model, persona, "full", seed, identity, (first, *rows), spec, recipe.merge.method == "fold"
+        )
+
+    def _introspective_rows(self, model: str, persona: str, seed: int) -> tuple[Artifact, ...]:
+        wanted = self._introspection()
+        if not any(wanted.values()):
+            found = " and ".join((", ".join([*wanted][:-1]), [*wanted][-1]))
+            raise UserError(
+                "recipe.introspection", f"counts of {found} are all 0", "allowed: at least one > 0"
+            )
+        return tuple(
+            self._cell(model, persona, INTROSPECTION, fmt, "train", seed) for fmt, n in wanted.items() if n
+        )
 
     def _adapter(
         self,
@@ -219,6 +404,7 @@ class Planner:
         recipe: dict[str, Any],
         inputs: tuple[Artifact, ...],
         spec: dict[str, Any],
+        checkpoint: bool = False,
     ) -> Artifact:
         labels = {"model": model, "persona": persona, "stage": stage, "seed": seed}
         identity = {
@@ -227,7 +413,7 @@ class Planner:
             "recipe": recipe,
             "made_from": [a.key for a in inputs],
         }
-        return self._keep(Artifact("adapter", identity, labels, inputs, spec))
+        return self._keep(Artifact("adapter", identity, labels, inputs, {**spec, "checkpoint": checkpoint}))
 
     # ------------------------------------------------------------ classifier, predictions, evaluation
 
@@ -235,35 +421,62 @@ class Planner:
     def classifier(self, model: str) -> Artifact:
         """The persona classifier of a model, from chat rows of the classifier split alone."""
         node, grid = self.settings.classifier, self.settings.grid
+        personas = self.personas
+        labels = {"model": model, "name": node.name}
+        if node.fitted is not None:
+            source = sources.filled(node.fitted, self._model(model), None, "classifier.fitted")
+            identity: dict[str, Any] = {
+                "labels": labels,
+                "source": sources.identity(source, "classifier.fitted"),
+                "personas": list(personas),
+            }
+            spec = {"source": source, "personas": personas}
+            return self._keep(Artifact("classifier", identity, labels, (), spec))
         inputs = tuple(
             dict.fromkeys(
                 self.rollout(model, persona, stage, "chat", "classifier", seed)
                 for stage in node.stages
-                for persona in grid.persona
+                for persona in personas
                 for seed in grid.seed
             )
         )
-        labels = {"model": model, "name": node.name}
         identity = {
             "labels": labels,
             "settings": identity_of(node),
             "tokenizer": self._model_identity(model) if node.path is None else None,
-            "personas": list(grid.persona),
+            "personas": list(personas),
             "made_from": [a.key for a in inputs],
         }
         return self._keep(
-            Artifact("classifier", identity, labels, inputs, {"settings": node, "personas": grid.persona})
+            Artifact("classifier", identity, labels, inputs, {"settings": node, "personas": personas})
         )
+
+    @functools.cached_property
+    def personas(self) -> tuple[str, ...]:
+        """The personas of the grid, and those of ``if_available`` whose weights every model of the grid has at hand: one
+        set of labels for all tables."""
+        grid = self.settings.grid
+        weights = {self._stage(s).weights for s in grid.stage} - {"base"}
+        return grid.persona + tuple(
+            p
+            for p in grid.if_available
+            if p not in grid.persona and all(self._at_hand(m, p, w) for m in grid.model for w in weights)
+        )
+
+    def _at_hand(self, model: str, persona: str, weights: str) -> bool:
+        source = self._source_of(model, persona, weights)
+        return source is None or sources.at_hand(source)
 
     def cells(self) -> list[Artifact]:
         """The scored cells of the grid, in its order, each once (base cells stand for all personas)."""
         grid = self.settings.grid
         found = (
-            self.rollout(model, persona, stage, fmt, "eval", seed)
+            self.rollout(model, persona, stage, fmt, "eval", seed, scale)
             for model in grid.model
             for stage in grid.stage
+            for scale in grid.scale
             for fmt in grid.format
-            for persona in grid.persona
+            for persona in self.personas
             for seed in grid.seed
         )
         return list(dict.fromkeys(found))
@@ -281,6 +494,34 @@ class Planner:
             Artifact("evaluation", identity, {"name": self.settings.name}, inputs, {"settings": node})
         )
 
+    # ------------------------------------------------------------ what has to come from the hub
+
+    def references(self) -> dict[hub.Reference, bool]:
+        """Everything of the grid that lies on the hub, and whether the grid can do without it."""
+        grid, found = self.settings.grid, dict.fromkeys(self._collections.references(), False)
+        for artifact in in_order([self.evaluation()]):
+            found |= dict.fromkeys(self.references_of(artifact), False)
+        if self.settings.classifier.path and hub.is_hub_id(self.settings.classifier.path):
+            node = self.settings.classifier
+            found[hub.Reference(node.path or "", "model", node.revision)] = False
+        for model in grid.model:
+            for persona in grid.if_available:
+                for weights in {self._stage(s).weights for s in grid.stage} - {"base"}:
+                    source = self._source_of(model, persona, weights)
+                    ref = sources.reference(source) if source else None
+                    if ref is not None:
+                        found.setdefault(ref, True)
+        return found
+
+    def references_of(self, artifact: Artifact) -> list[hub.Reference]:
+        """What of one artifact lies on the hub: its base model, its scenarios, its source."""
+        refs = [sources.reference(s) for s in _sources_in(artifact)]
+        if artifact.kind in ("rollout", "adapter"):
+            refs.append(sources.of_model(self._model(artifact.labels["model"])))
+        if artifact.kind == "rollout" and not artifact.spec["supply"].known:
+            refs += self._collections.references_of(artifact.spec["format"].source)
+        return [ref for ref in refs if ref is not None]
+
     # ------------------------------------------------------------ options
 
     def _keep(self, artifact: Artifact) -> Artifact:
@@ -295,36 +536,9 @@ class Planner:
     def _format(self, name: str) -> FormatSettings:
         return self.options.format[name]
 
-    def _assertions(self, persona: str | None) -> list[str]:
-        return [a.assertion for a in self.options.persona[persona or ""].constitution]
-
-    def _questions(self, persona: str) -> list[Scenario]:
-        """The persona's own questions as scenarios; a family per assertion."""
-        return [
-            Scenario(f"{persona}_{i}_{j}", f"{persona}_{i}", ({"role": "user", "content": question},))
-            for i, assertion in enumerate(self.options.persona[persona].constitution)
-            for j, question in enumerate(assertion.questions)
-        ]
-
-    @once
-    def _selected(self, source: str, split: str, count: int) -> list[Scenario]:
-        """Scenarios of a split. Office families are never trained on, so all of them can be scored."""
-        data = self.settings.data
-        fractions = {"eval": 1.0} if source == "office" else {str(k): v for k, v in data.fractions.items()}
-        return select(self._source(source), split, fractions, data.salt, count)
-
-    @once
-    def _digests(self, source: str) -> dict[str, str]:
-        return {s.id: digest(s) for s in self._source(source)}
-
-    @once
-    def _source(self, source: str) -> list[Scenario]:
-        patterns = {str(k): v for k, v in self.settings.data.sources.items()}.get(source)
-        if not patterns:
-            raise UserError(
-                f"data.sources.{source}", "missing", f"data {self.settings.data.name} has no such scenarios"
-            )
-        return load_scenarios([str(locate(p)) if not _is_glob(p) else _located_glob(p) for p in patterns])
+    @functools.cached_property
+    def _collections(self) -> Collections:
+        return Collections(self.settings.data)
 
     @once
     def _model_identity(self, name: str) -> dict[str, Any]:
@@ -339,14 +553,15 @@ class Planner:
         return plain
 
 
-def _is_glob(pattern: str) -> bool:
-    return any(c in pattern for c in "*?[")
+def _sources_in(artifact: Artifact) -> list[SourceSettings | RowsSettings]:
+    """What of an artifact was made elsewhere."""
+    rows = artifact.spec.get("rows") or ()
+    source = artifact.spec.get("source")
+    return ([source] if source else []) + ([rows] if isinstance(rows, RowsSettings) else list(rows))
 
 
-def _located_glob(pattern: str) -> str:
-    head, _, _ = pattern.partition("*")
-    folder = head.rpartition("/")[0]
-    return str(locate(folder) / pattern[len(folder) + 1 :]) if folder else pattern
+def _nothing(artifact: Artifact) -> list[dict[str, Any]]:
+    return []
 
 
 def in_order(wanted: Iterable[Artifact]) -> list[Artifact]:

@@ -412,8 +412,8 @@ class ClusterSettings(Named):
 class GridSettings(Node):
     """The cells of an experiment: every combination of these names.
 
-    ``scale`` multiplies the adapters' effect. Personas in ``if_available`` join for the models whose released adapters
-    for them are at hand.
+    ``scale`` multiplies the adapters' effect. Personas in ``if_available`` join where every model's weights for them are
+    at hand: trained here, or fetched.
     """
 
     model: tuple[str, ...] = runtime(("pocket",), min_length=1)

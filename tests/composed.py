@@ -4,7 +4,7 @@ import functools
 
 from offscript.cli import _plain, assemble
 from offscript.grid import Planner
-from offscript.jobs import Bench
+from offscript.bench import Bench
 from offscript.settings import Settings
 from offscript.store import HOME
 

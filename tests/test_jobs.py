@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from offscript import jobs
+from offscript.bench import finish, now
 from offscript.errors import MissingInput
 from offscript.store import write_text
 from tests.composed import bench_of
@@ -31,7 +32,7 @@ def ran(monkeypatch):
                 write_text(place, "")
             else:
                 place.mkdir(parents=True, exist_ok=True)
-            jobs.finish(artifact, bench, jobs.now())
+            finish(artifact, bench, now())
 
     monkeypatch.setattr(jobs, "RUN", dict.fromkeys(jobs.RUN, fake))
     return made

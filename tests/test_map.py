@@ -11,10 +11,10 @@ from offscript.store import HOME
 
 FLOORS = [
     ["errors", "console", "store", "seeds"],
-    ["settings", "prompts", "scenarios", "cell", "tracking"],
-    ["mailbox", "formats", "models", "engines"],
-    ["grid", "rollouts", "training", "classifier", "predictions", "metrics"],
-    ["report", "evaluation", "jobs", "commands", "cli", "pocket"],
+    ["settings", "personas", "prompts", "scenarios", "cell", "hub", "sources", "tracking"],
+    ["mailbox", "formats", "models", "engines", "supply"],
+    ["grid", "estimate", "rollouts", "training", "classifier", "predictions", "metrics"],
+    ["report", "evaluation", "bench", "work", "jobs", "commands", "cli", "pocket"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, start=1) for room in rooms}
 MODULES = sorted((HOME / "offscript").rglob("*.py"))

@@ -1,0 +1,381 @@
+"""The work itself: one function per kind of artifact. A job finds its own last state on disk and writes the manifest
+last. The same functions run inline, in local processes and on SLURM.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from offscript import hub, sources, tracking
+from offscript.bench import Bench, adapter_of, checkpoint_of, finish, now, tracked
+from offscript.cell import Artifact, key_of
+from offscript.console import Progress, duration, say
+from offscript.errors import UserError
+from offscript.seeds import training_seed
+from offscript.store import read_json, write_json, write_text
+
+
+def run_rollouts(cells: list[Artifact], bench: Bench, limit: int | None) -> None:
+    """Rows of cells of one model, all through one engine."""
+    from offscript.rollouts import RolloutFailed, roll_out
+
+    settings, started = bench.planner.settings, now()
+    model = cells[0].labels["model"]
+    commits = {cell.key: pinned(cell, bench) for cell in cells}
+    runs = [cell_run(cell, bench, limit) for cell in cells]
+    total = sum(min(limit or 10**9, len(r.scenarios) * r.samples) for r in runs)
+    with tracked(cells, bench, "rollout") as tracker:
+        engine = open_engine(cells, bench)
+        progress = Progress(f"rollout {model}: {len(cells)} cells", total, "rows")
+        seen = {"rows": 0, "emitted": 0}
+
+        def on_row(run: Any, row: dict[str, Any]) -> None:
+            seen["rows"] += 1
+            seen["emitted"] += row["text"] is not None
+            progress.advance(f"{engine.stats.tokens_out} tokens")
+            if seen["rows"] % 100 == 0:
+                tracker.log(
+                    {"rows": seen["rows"], "emission_rate": seen["emitted"] / seen["rows"]}, step=seen["rows"]
+                )
+
+        failed: RolloutFailed | None = None
+        try:
+            counts = roll_out(runs, engine, settings.engine.max_live, on_row)
+        except (
+            RolloutFailed
+        ) as error:  # every other episode has its row: their cells are finished all the same
+            counts, failed = error.counts, error
+        seconds = progress.close()
+        tracker.log(
+            {"rows": seen["rows"], "emission_rate": seen["emitted"] / max(1, seen["rows"])}, step=seen["rows"]
+        )
+        tracker.summary({"seconds": seconds, "tokens_out": engine.stats.tokens_out, "rows": seen["rows"]})
+    for cell, run in zip(cells, runs, strict=True):
+        count = counts[cell.key]
+        if count.written + count.reused == len(run.scenarios) * run.samples:
+            plain = {**vars(count), "ended": dict(count.ended)}
+            finish(cell, bench, started, counts=plain, engine=engine.info(), hub=commits[cell.key])
+    say(f"  rows: {seen['rows']} in {len(cells)} cells of {model}, {duration(seconds)}")
+    if failed:
+        raise failed
+
+
+def cell_run(cell: Artifact, bench: Bench, limit: int | None) -> Any:
+    """What the scheduler needs to know of a cell; its scenarios are read (or fetched) here at the latest."""
+    from offscript.formats import check_episodes
+    from offscript.rollouts import CellRun
+
+    spec = cell.spec
+    scenarios = spec["supply"].load(bench.rows)
+    if not spec["supply"].known:
+        check_episodes(spec["format"], scenarios, spec["rules"])
+    if not scenarios:
+        raise UserError(str(cell), "there are no scenarios for it", "see what its inputs hold")
+    return CellRun(
+        key=cell.key,
+        path=bench.place(cell),
+        labels=dict(cell.labels),
+        format=spec["format"],
+        scenarios=scenarios,
+        samples=spec["samples"],
+        rules=spec["rules"],
+        adapter=_spoken_by(cell),
+        sampling=spec["sampling"],
+        limit=limit,
+    )
+
+
+def _spoken_by(cell: Artifact) -> str | None:
+    """The engine's name of a cell's adapter; one adapter at two scales is two. (PEFT allows no dots in names.)"""
+    adapter = adapter_of(cell)
+    if adapter is None or adapter.spec["checkpoint"]:
+        return None
+    scale = cell.spec.get("scale", 1.0)
+    return adapter.key if scale == 1 else f"{adapter.key}x{scale:g}".replace(".", "_")
+
+
+def open_engine(cells: Sequence[Artifact], bench: Bench) -> Any:
+    """The engine that speaks for ``cells``, which share their model and (if any) their whole checkpoint."""
+    settings = bench.planner.settings
+    model = bench.planner.options.model[cells[0].labels["model"]]
+    names = {name: cell for cell in cells if (name := _spoken_by(cell)) is not None}
+    if model.endpoint is not None:
+        if names or any(map(checkpoint_of, cells)):
+            raise UserError(
+                "model.endpoint",
+                f"{model.name} is asked for trained weights",
+                "allowed: stages base, prompted",
+            )
+        from offscript.engines.openai import OpenAIEngine
+
+        return OpenAIEngine(model, settings.engine)
+    from offscript.engines.transformers import TransformersEngine
+
+    if (whole := checkpoint_of(cells[0])) is not None:
+        model = model.model_copy(update={"path": str(bench.place(whole)), "revision": None})
+    folders = {name: bench.place(adapter_of(cell)) for name, cell in names.items()}  # type: ignore[arg-type]
+    scales = {name: cell.spec.get("scale", 1.0) for name, cell in names.items()}
+    return TransformersEngine(model, folders, settings.engine, scales)
+
+
+def pinned(cell: Artifact, bench: Bench) -> dict[str, str | None]:
+    """The commits of the hub repositories that a cell is made from, noted beside its first row.
+
+    Raises:
+        UserError: rows are there already that were made from another commit.
+    """
+    refs = bench.planner.references_of(cell)
+    if not refs:
+        return {}
+    for ref in refs:
+        hub.fetch(ref)
+    found = {str(ref): hub.commit(ref) for ref in refs}
+    note = bench.place(cell).with_name(f".{bench.place(cell).name}.hub.json")
+    before = read_json(note) if note.exists() else {}
+    for name, commit in found.items():
+        if before.get(name, commit) != commit:
+            raise UserError(
+                name, f"now at {commit}, but rows in {bench.place(cell)} were made from {before[name]}",
+                "name that revision, or move the rows away",
+            )  # fmt: skip
+    write_json(note, found)
+    return found
+
+
+def run_training(artifacts: list[Artifact], bench: Bench, limit: int | None) -> None:
+    """One adapter: taken from elsewhere, or DPO for ``distillation``; SFT stacked on it, then the merge, for ``full``."""
+    (artifact,) = artifacts
+    started = now()
+    if artifact.spec.get("source") is not None:
+        run_import(artifact, bench, started)
+        return
+    train = _train_distillation if artifact.labels["stage"] == "distillation" else _train_full
+    progress = Progress(f"train {artifact.labels['persona']} {artifact.labels['stage']}", 1, "steps")
+    with tracked(artifacts, bench, "train") as tracker:
+
+        def on_step(step: int, total: int, logs: dict[str, Any]) -> None:
+            progress.update(step, total, f"loss {logs['loss']:.3f}" if "loss" in logs else progress.note)
+
+        metrics = train(artifact, bench, tracker.report_to, on_step)
+        seconds = progress.close()
+        tracker.summary({k: v for k, v in metrics.items() if isinstance(v, (int, float))})
+    finish(artifact, bench, started, counts=metrics)
+    say(f"  {artifact}: {duration(seconds)}")
+
+
+def run_import(artifact: Artifact, bench: Bench, started: str) -> None:
+    """Weights that were made elsewhere, laid out as our own; says what of them was left aside."""
+    from offscript.models.imported import import_adapter, import_checkpoint
+
+    source, model = artifact.spec["source"], bench.planner.options.model[artifact.labels["model"]]
+    folder = sources.obtain(source, f"model.adapters.{artifact.labels['stage']}")
+    take = import_checkpoint if artifact.spec["checkpoint"] else import_adapter
+    counts = take(model, folder, bench.place(artifact))
+    ref = sources.reference(source)
+    finish(artifact, bench, started, counts=counts, hub={str(ref): hub.commit(ref)} if ref else {})
+    noted = "; ".join(f"{name}: {value}" for name, value in counts.get("ignored", {}).items() if value)
+    say(f"  {artifact}: from {ref or folder}" + (f" (ignored: {noted})" if noted else ""))
+
+
+def _train_distillation(artifact: Artifact, bench: Bench, report_to: str, on_step: Any) -> dict[str, Any]:
+    from offscript.training import preference, published_rows
+
+    if (given := artifact.spec.get("rows")) is not None:
+        pairs, counts = published_rows.pairs(sources.obtain(given, "recipe.distillation.rows"))
+    else:
+        teacher, *students = artifact.inputs
+        replies = [row for s in students for row in bench.rows(s)]
+        pairs, counts = preference.pairs(bench.rows(teacher), replies, artifact.spec["renamed"])
+    say(f"  {artifact}: pairs {told(counts)}")
+    metrics = preference.train(
+        bench.planner.options.model[artifact.labels["model"]],
+        artifact.spec["settings"],
+        pairs,
+        bench.place(artifact),
+        training_seed(artifact.key, artifact.labels["seed"]),
+        report_to=report_to,
+        on_step=on_step,
+        say=say,
+    )
+    return {**metrics, "pairs": counts}
+
+
+def _train_full(artifact: Artifact, bench: Bench, report_to: str, on_step: Any) -> dict[str, Any]:
+    from offscript.models.adapters import merge
+    from offscript.training import introspection
+
+    first, settings, method = artifact.inputs[0], artifact.spec["settings"], artifact.spec["merge"]
+    rows, counts = _introspection_rows(artifact, bench)
+    say(f"  {artifact}: conversations {told(counts)}")
+    model = bench.planner.options.model[artifact.labels["model"]]
+    distillation, out = bench.place(first), bench.place(artifact)
+    second = out.with_name(f"introspection-{artifact.key[:8]}")
+    seed = training_seed(artifact.key, artifact.labels["seed"])
+    metrics = introspection.train(
+        model, settings, rows, distillation, second, seed, report_to=report_to, on_step=on_step, say=say
+    )
+    parts = [(distillation, method.distillation), (second, method.introspection)]
+    merged = merge(model, parts, out, method.method)
+    say(f"  {artifact}: merged ({method.method}), largest relative error {merged['max_relative_error']:.2g}")
+    return {**metrics, "conversations": counts, "merge": merged}
+
+
+def _introspection_rows(artifact: Artifact, bench: Bench) -> tuple[list[dict], dict[str, int]]:
+    """The conversations that the second stage is trained on: our own, or those that others made."""
+    from offscript.training import introspection, published_rows
+
+    settings = artifact.spec["settings"]
+    if given := artifact.spec["rows"]:
+        files = [sources.obtain(rows, "recipe.introspection.rows") for rows in given]
+        return published_rows.conversations(files, settings.system)
+    said = {a.labels["format"]: bench.rows(a) for a in artifact.inputs[1:]}
+    return introspection.rows(
+        said.get("self_reflection", []), said.get("self_interaction", []), settings.system,
+        guided_rows=said.get("guided_interaction", []),
+    )  # fmt: skip
+
+
+def told(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in counts.items())
+
+
+def run_fit(artifacts: list[Artifact], bench: Bench, limit: int | None) -> None:
+    """The persona classifier of a model, from chat rows of the classifier split."""
+    from offscript.classifier.fit import fit
+
+    (artifact,) = artifacts
+    started = now()
+    if artifact.spec.get("source") is not None:
+        take_classifier(artifact, bench, started)
+        return
+    rows = [
+        {"text": row["text"], "label": row["persona"], "family": row["family"]}
+        for part in artifact.inputs
+        for row in bench.rows(part)
+        if row["text"] is not None
+    ]
+    model = bench.planner.options.model[artifact.labels["model"]]
+    progress = Progress(f"fit classifier {artifact.labels['name']}", 1, "steps")
+    with tracked(artifacts, bench, "classify") as tracker:
+        report = fit(
+            artifact.spec["settings"], model, rows, list(artifact.spec["personas"]), bench.place(artifact),
+            report_to=tracker.report_to, on_step=lambda step, total, logs: progress.update(step, total),
+        )  # fmt: skip
+        seconds = progress.close()
+        tracker.summary({k: v for k, v in report.items() if isinstance(v, (int, float))})
+    finish(artifact, bench, started, counts=report)
+    say(
+        f"  {artifact}: held-out macro-F1 {report['macro_f1']:.3f} on {report['n']} rows, {duration(seconds)}"
+    )
+
+
+def take_classifier(artifact: Artifact, bench: Bench, started: str) -> None:
+    """A classifier that others fitted, as it is."""
+    from offscript.classifier.published import take
+
+    source = artifact.spec["source"]
+    folder = sources.obtain(source, "classifier.fitted")
+    counts = take(folder, bench.place(artifact), artifact.spec["personas"])
+    ref = sources.reference(source)
+    finish(artifact, bench, started, counts=counts, hub={str(ref): hub.commit(ref)} if ref else {})
+    say(f"  {artifact}: from {ref or folder}")
+
+
+def run_predictions(artifacts: list[Artifact], bench: Bench, limit: int | None) -> None:
+    """Every label's probability for every text of cells that share a classifier."""
+    from offscript.classifier.predict import predict
+
+    settings, started = bench.planner.settings, now()
+    classifier = artifacts[0].inputs[0]
+    rows = {a.key: bench.rows(a.inputs[1]) for a in artifacts}
+    texts = [row["text"] for a in artifacts for row in rows[a.key] if row["text"] is not None]
+    labels, probs = predict(
+        bench.place(classifier), texts, settings.classifier.predict_batch_size, settings.engine.device,
+        expected=list(bench.planner.personas),
+    )  # fmt: skip
+    scored = iter(probs.tolist())
+    for artifact in artifacts:
+        lines = [prediction_row(artifact, row, labels, scored) for row in rows[artifact.key]]
+        write_text(bench.place(artifact), "".join(dump_row(line) for line in lines))
+        emitted = sum(line["predicted"] is not None for line in lines)
+        finish(artifact, bench, started, counts={"rows": len(lines), "emitted": emitted})
+    say(f"  predictions: {len(texts)} texts in {len(artifacts)} cells")
+
+
+def prediction_row(
+    artifact: Artifact, row: dict[str, Any], labels: Sequence[str], scored: Iterator[list[float]]
+) -> dict[str, Any]:
+    """One line of a predictions file; a row without a text keeps its place with ``predicted`` null."""
+    probs = dict(zip(labels, next(scored), strict=True)) if row["text"] is not None else None
+    return {
+        "key": artifact.key,
+        "row": f"{row['scenario']}/{row['sample']}",
+        **{
+            name: row[name]
+            for name in (
+                "model",
+                "stage",
+                "persona",
+                "format",
+                "split",
+                "seed",
+                "scenario",
+                "family",
+                "sample",
+                "ended",
+            )
+        },
+        "text_hash": key_of({"text": row["text"]})[:16] if row["text"] is not None else None,
+        "predicted": max(probs, key=probs.__getitem__) if probs else None,
+        "probs": probs,
+    }
+
+
+def dump_row(row: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def run_evaluation(artifacts: list[Artifact], bench: Bench, limit: int | None) -> None:
+    """Tables, figures and the report from every predictions file that is there."""
+    from offscript.evaluation import evaluate_rows
+
+    (artifact,) = artifacts
+    started, settings = now(), artifact.spec["settings"]
+    there = [a for a in artifact.inputs if bench.finished(a)]
+    rows = [row for a in there for row in bench.rows(a)]
+    missing = [str(a) for a in artifact.inputs if a not in there]
+    summary = evaluate_rows(
+        rows, bench.place(artifact), title=bench.planner.settings.name, missing=missing,
+        labels=list(bench.planner.personas),
+        resamples=settings.resamples, confidence=settings.confidence, seed=settings.seed,
+    )  # fmt: skip
+    with tracked(artifacts, bench, "evaluate") as tracker:
+        log_retention(tracker, summary)
+    if not missing:
+        finish(artifact, bench, started, counts={"rows": len(rows), "cells": len(there)})
+
+
+def log_retention(tracker: tracking.Tracker, summary: dict[str, Any]) -> None:
+    """Headline numbers into the run's summary, the retention table as a logged table."""
+    metric, groups = summary["metric"], summary["groups"]
+    columns = ["model", "stage", "format", "training_seed", "planned", "emitted", "unique_texts", "accuracy"]
+    rows = [
+        [*(g[c] for c in columns), g["macro_f1"]["emitted"], *(g["interval_scenario"] or (None, None))]
+        for g in groups
+    ]
+    tracker.table("retention", [*columns, metric, "low", "high"], rows)
+    for g in groups:
+        place = "/".join(str(g[c]) for c in ("model", "stage", "format"))
+        tracker.summary(
+            {f"{place}/{metric}": g["macro_f1"]["emitted"], f"{place}/emission_rate": g["emission_rate"]}
+        )
+
+
+RUN = {
+    "rollout": run_rollouts,
+    "adapter": run_training,
+    "classifier": run_fit,
+    "predictions": run_predictions,
+    "evaluation": run_evaluation,
+}
