@@ -262,7 +262,9 @@ def explain(error: Exception, where: str) -> UserError | None:
     """
     if isinstance(error, UserError):
         return None
-    chain = list(_chain(error))
+    chain = list(_chain(error))[
+        ::-1
+    ]  # the first error knows the repository's name, what wraps it only says it
     for applies, found, todo in _meanings():
         for link in chain:
             if applies(link):
