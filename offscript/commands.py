@@ -7,8 +7,9 @@ from offscript.bench import Bench
 from offscript.cell import Artifact
 from offscript.console import duration, say
 from offscript.errors import MissingInput, UserError, one_of
+from offscript.graph import needed
 from offscript.grid import in_order
-from offscript.jobs import Result, make, needed
+from offscript.jobs import Result, make
 from offscript.settings import GridSettings, Settings
 
 SHOWN = 3

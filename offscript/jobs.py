@@ -5,14 +5,14 @@ is written and keeps a failure with what needs it.
 import contextlib
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from offscript.bench import Bench, checkpoint_of
+from offscript.bench import Bench
 from offscript.cell import Artifact
 from offscript.console import say
 from offscript.errors import MissingInput, UserError
-from offscript.grid import layers
+from offscript.graph import jobs_of, needed
 from offscript.store import claim, read_json, write_json, write_text
 from offscript.work import RUN
 
@@ -28,27 +28,7 @@ class Result:
     error: BaseException | None = None
 
 
-# ---------------------------------------------------------------- what is needed, and running it
-
-
-def needed(wanted: Iterable[Artifact], bench: Bench) -> tuple[list[Artifact], list[Artifact]]:
-    """What is still to be made for ``wanted`` (inputs first), and which finished artifacts that builds on."""
-    todo: dict[str, Artifact] = {}
-    reused: dict[str, Artifact] = {}
-
-    def visit(artifact: Artifact) -> None:
-        if artifact.key in todo or artifact.key in reused:
-            return
-        if bench.finished(artifact):
-            reused[artifact.key] = artifact
-            return
-        for part in artifact.inputs:
-            visit(part)
-        todo[artifact.key] = artifact
-
-    for artifact in wanted:
-        visit(artifact)
-    return list(todo.values()), list(reused.values())
+# ---------------------------------------------------------------- running what is needed
 
 
 def make(
@@ -57,57 +37,53 @@ def make(
     allowed: Callable[[Artifact], bool] = lambda artifact: True,
     limit: int | None = None,
 ) -> list[Result]:
-    """Makes ``wanted`` and whatever they need, layer by layer, going on past what fails.
+    """Makes ``wanted`` and whatever they need in this process, layer by layer, going on past what fails.
 
     What ``allowed`` refuses is not made: it fails with the command that would make it. A failed artifact blocks what
     was to be made from it and nothing else.
     """
     todo, reused = needed(wanted, bench)
     results = {a.key: Result(a, "reused") for a in reused}
-    for layer in layers(todo):
+    for job in jobs_of(todo):
         ready = []
-        for artifact in layer:
-            if not allowed(artifact):
-                missing = MissingInput(
-                    str(artifact), "not made yet", f"make it with: {bench.command(artifact)}"
-                )
-                results[artifact.key] = Result(artifact, "failed", note=str(missing), error=missing)
-            elif culprit := _blocker(artifact, results):
-                results[artifact.key] = Result(
-                    artifact, "blocked", note=f"needs {culprit.artifact}", error=culprit.error
-                )
-            else:
+        for artifact in job.artifacts:
+            if allowed(artifact):
                 ready.append(artifact)
-        for group in _groups(ready):
-            for result in _run_group(group, bench, limit):
-                results[result.artifact.key] = result
+                continue
+            missing = MissingInput(str(artifact), "not made yet", f"make it with: {bench.command(artifact)}")
+            results[artifact.key] = Result(artifact, "failed", note=str(missing), error=missing)
+        for result in run(ready, bench, limit, {k: r.error for k, r in results.items() if r.error}):
+            results[result.artifact.key] = result
     write_index(bench, results.values())
     return list(results.values())
 
 
-def _blocker(artifact: Artifact, results: dict[str, Result]) -> Result | None:
-    """The first input that is not there. An evaluation is made from what there is."""
-    if artifact.kind == "evaluation":
-        inputs = [results[i.key] for i in artifact.inputs]
-        return None if any(r.status in ("ran", "reused") for r in inputs) else inputs[0]
-    for part in artifact.inputs:
-        if results[part.key].status not in ("ran", "reused"):
-            return results[part.key]
-    return None
+def run(
+    artifacts: Sequence[Artifact],
+    bench: Bench,
+    limit: int | None = None,
+    errors: Mapping[str, BaseException] | None = None,
+) -> list[Result]:
+    """Runs one job: makes those of ``artifacts`` (of one kind) whose inputs are on disk; the others are blocked.
 
-
-def _groups(artifacts: Sequence[Artifact]) -> Iterator[list[Artifact]]:
-    """Rollouts of one model share its weights and predictions its classifier; all else is a job of its own. A whole
-    checkpoint takes the model's place: its rollouts are a job of their own too."""
-    shared: dict[tuple[str, str, str], list[Artifact]] = {}
+    ``errors``: why artifacts that were tried before failed, by key.
+    """
+    results, ready = [], []
     for artifact in artifacts:
-        if artifact.kind in ("rollout", "predictions"):
-            whole = checkpoint_of(artifact) if artifact.kind == "rollout" else None
-            place = (artifact.kind, artifact.labels["model"], whole.key if whole else "")
-            shared.setdefault(place, []).append(artifact)
+        if culprit := _blocker(artifact, bench):
+            error = (errors or {}).get(culprit.key)
+            results.append(Result(artifact, "blocked", note=f"needs {culprit}", error=error))
         else:
-            shared[artifact.key, "", ""] = [artifact]
-    yield from shared.values()
+            ready.append(artifact)
+    return results + (_run_group(ready, bench, limit) if ready else [])
+
+
+def _blocker(artifact: Artifact, bench: Bench) -> Artifact | None:
+    """The first input that is not there. An evaluation is made from what there is."""
+    missing = [part for part in artifact.inputs if not bench.finished(part)]
+    if artifact.kind == "evaluation" and len(missing) < len(artifact.inputs):
+        return None
+    return missing[0] if missing else None
 
 
 def _run_group(group: list[Artifact], bench: Bench, limit: int | None) -> list[Result]:
@@ -141,15 +117,13 @@ def _run_job(group: list[Artifact], bench: Bench, limit: int | None) -> list[Res
         error = caught
         _log_failure(group, bench, caught)
     seconds = time.monotonic() - started
-    return [_result(a, bench, seconds / len(group), error, limit) for a in group]
+    return [_result(a, bench, seconds / len(group), error) for a in group]
 
 
-def _result(
-    artifact: Artifact, bench: Bench, seconds: float, error: BaseException | None, limit: int | None
-) -> Result:
+def _result(artifact: Artifact, bench: Bench, seconds: float, error: BaseException | None) -> Result:
     if bench.finished(artifact):
         return Result(artifact, "ran", seconds)
-    if error is None and limit is not None:
+    if error is None:  # a limit was set, or an evaluation was made from the part that is there
         return Result(artifact, "partial", seconds)
     note = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     return Result(artifact, "failed", seconds, note.splitlines()[0] if note else "", error)
