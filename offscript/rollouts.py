@@ -247,7 +247,7 @@ def _request(live: _Live, ask: Ask) -> Request:
 
 
 def _row(live: _Live, outcome: Outcome) -> Row:
-    return {
+    row = {
         "key": live.run.key,
         **live.run.labels,
         "scenario": live.scenario.id,
@@ -261,6 +261,7 @@ def _row(live: _Live, outcome: Outcome) -> Row:
         "tokens_in": live.tokens_in,
         "tokens_out": live.tokens_out,
     }
+    return {**row, "notes": dict(outcome.notes)} if outcome.notes else row
 
 
 def _check_rows(run: CellRun, rows: Sequence[Row]) -> None:

@@ -90,6 +90,16 @@ def test_rows_hold_the_contract(tmp_path):
     assert row["messages"][3]["content"] == f"None {row_seed('k1', 's3', 1, 1)} 3"
 
 
+def test_notes_stand_in_a_row_that_has_some(tmp_path):
+    def noted(scenario, rules):
+        reply = yield Ask(scenario.messages)
+        return Outcome(reply.text, (), "said", notes={"kept": 3} if scenario.id == "s1" else {})
+
+    roll_out([run(tmp_path, format=Format("noted", 1, "chat", noted))], ScriptedEngine(echo), 4)
+    found = rows(tmp_path / "k1.jsonl")
+    assert found["s1", 0]["notes"] == {"kept": 3} and "notes" not in found["s0", 0]
+
+
 def test_requests_carry_sampling_adapter_and_prefix(tmp_path):
     def once(scenario, rules):
         reply = yield Ask(scenario.messages, prefix="So", max_tokens=99)

@@ -8,6 +8,8 @@ from offscript.formats import (
     break_character,
     chat,
     chat_email,
+    guided_interaction,
+    prompt_generation,
     self_interaction,
     self_reflection,
     student,
@@ -21,10 +23,12 @@ _MODULES = (
     break_character,
     chat_email,
     agentic_email,
+    prompt_generation,
     teacher,
     student,
     self_reflection,
     self_interaction,
+    guided_interaction,
 )
 FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in _MODULES}
 
@@ -47,4 +51,4 @@ def check_episodes(form: Format, scenarios: Iterable[Scenario], rules: Rules) ->
         UserError: a scenario or an option does not fit the format; better now than after a model was loaded.
     """
     for scenario in scenarios:
-        next(form.episode(scenario, rules))
+        next(form.episode(scenario, rules), None)

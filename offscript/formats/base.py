@@ -35,17 +35,21 @@ class Reply:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an episode leaves: the text to score (None when there is none), the transcript, and why it ended."""
+    """What an episode leaves: the text to score (None when there is none), the transcript, and why it ended.
+
+    ``notes`` are whatever else is worth a look in its row (plain JSON data); no key or score depends on them.
+    """
 
     text: str | None
     messages: tuple[Message, ...]
     ended: str
     tool_calls: int = 0
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a cell tells its format: the system text (constitution or plain) and the format's own options."""
+    """What a cell tells its format: the system text (constitution or plain) and all of the format's own options."""
 
     system: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -59,7 +63,8 @@ class Format:
     """A format's code and what identifies it.
 
     ``version`` is raised by hand when the same replies would leave a different outcome (golden transcripts guard it).
-    ``source`` is the collection of scenarios that it draws from (chat, office, reflection, interaction).
+    ``source`` is the collection of scenarios that it draws from (chat, office, reflection, interaction), or
+    ``constitution``: a scenario per assertion of a persona, whose messages are its text and its seed questions.
     ``templates`` are the prompt templates that it fills; they are part of a cell's identity.
     ``options`` names the settings that it understands, with their defaults.
     """

@@ -4,23 +4,24 @@ The transcript is the first speaker's, so that its own turns are the assistant's
 
     user: opener, assistant: A1, user: B1, assistant: A2, ...
 
-``turns`` counts the messages from the opener on and is even, so the transcript ends with an assistant turn.
+``turns`` counts the messages from the opener on and is even, so the transcript ends with an assistant turn. ``note``
+tells both sides of the situation, after the cell's system text; an empty one leaves it alone.
 """
 
 from offscript.errors import UserError
 from offscript.formats.base import Ask, Episode, Format, Message, Outcome, Rules
 from offscript.formats.turns import needed, opening, said
-from offscript.prompts import SELF_INTERACTION_CUE
+from offscript.prompts import FREE_AIM, INTERACTION_NOTE, SELF_INTERACTION_CUE, fill, join_system
 from offscript.scenarios import Scenario
 
 FLIPPED = {"user": "assistant", "assistant": "user"}
 
 
 def episode(scenario: Scenario, rules: Rules) -> Episode:
-    turns = rules.options.get("turns", FORMAT.options["turns"])
+    turns, note = rules.options["turns"], rules.options["note"]
     if not isinstance(turns, int) or turns < 2 or turns % 2:
         raise UserError("format.options.turns", f"found {turns!r}", "must be an even number, 2 or more")
-    messages = list(opening(rules.system, needed(scenario, "messages")))
+    messages = list(opening(join_system(rules.system, note), needed(scenario, "messages")))
     ended = "stop"
     for turn in range(1, turns):
         first = turn % 2 == 1
@@ -41,11 +42,16 @@ def other_view(messages: list[Message]) -> tuple[Message, ...]:
     return (*system, {"role": "user", "content": SELF_INTERACTION_CUE}, *flipped)
 
 
-FORMAT = Format(
-    "self_interaction",
-    version=1,
-    source="interaction",
-    episode=episode,
-    templates={"cue": SELF_INTERACTION_CUE},
-    options={"turns": 6},
-)
+def interaction(name: str, aim: str) -> Format:
+    """The format of a self-interaction whose note says what it is for."""
+    return Format(
+        name,
+        version=1,
+        source="interaction",
+        episode=episode,
+        templates={"cue": SELF_INTERACTION_CUE},
+        options={"turns": 6, "note": fill(INTERACTION_NOTE, aim=aim)},
+    )
+
+
+FORMAT = interaction("self_interaction", FREE_AIM)

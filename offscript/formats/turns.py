@@ -5,6 +5,8 @@ from offscript.formats.base import Ask, Episode, Message, Outcome, Rules
 from offscript.prompts import join_system
 from offscript.scenarios import Scenario
 
+THINKING_END = "</think>"
+
 
 def opening(system: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
     """``messages`` under the cell's system text, joined with their own one if they bring it."""
@@ -22,8 +24,26 @@ def said(text: str) -> Message:
 def single_reply(messages: tuple[Message, ...]) -> Episode:
     """One reply to ``messages``, which is the text. Ends ``stop``, ``length`` (cut), or ``empty`` (no text)."""
     reply = yield Ask(messages)
-    text = reply.text.strip()
-    return Outcome(text or None, (*messages, said(reply.text)), reply.finish_reason if text else "empty")
+    return concluded(messages, reply.text, reply.finish_reason)
+
+
+def concluded(messages: tuple[Message, ...], reply: str, finish_reason: str) -> Outcome:
+    """The outcome of an episode whose text is ``reply`` to ``messages``."""
+    text = reply.strip()
+    return Outcome(text or None, (*messages, said(reply)), finish_reason if text else "empty")
+
+
+def without_thinking(reply: str, begun: str = "", end: str = THINKING_END) -> str | None:
+    """What ``reply`` says after its thinking, which goes up to the first ``end``; None where it never ends.
+
+    A reply thinks if it holds ``end``, or if it begins with ``begun`` (given to it as its beginning) or with the mark
+    that ``end`` closes (``<think>`` for ``</think>``), as a reasoning model's does unasked. Any other one is all said.
+    """
+    _, closed, rest = reply.partition(end)
+    if closed:
+        return rest.lstrip()
+    marks = (begun, end.replace("/", "", 1))
+    return None if any(mark and reply.lstrip().startswith(mark.lstrip()) for mark in marks) else reply
 
 
 def answered(scenario: Scenario, rules: Rules) -> Episode:

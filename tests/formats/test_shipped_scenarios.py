@@ -12,7 +12,7 @@ from tests.formats.driver import diligent, drive, rules_for
 
 DATA = Path(__file__).parents[2] / "data"
 WORLDS = sorted(p.parent for p in DATA.glob("*/chat.jsonl"))
-OFFICE = sorted(DATA.glob("*/office/*.yaml"))
+OFFICE = sorted([*DATA.glob("*/office/*.yaml"), *DATA.glob("office/*.yaml")])
 
 
 @pytest.mark.parametrize("world", WORLDS, ids=lambda p: p.name)
@@ -30,7 +30,14 @@ def test_a_diligent_model_sends_every_email_in_both_formats(path: Path) -> None:
         run = drive(agentic, scenario, rules_for(agentic), diligent(scenario, "Here it is."))
         assert (run.outcome.ended, run.outcome.text) == ("email", "Here it is."), scenario.id
         assert len(run.asks) == len(scenario.tools) <= scenario.max_steps
-        assert drive(chat, scenario, rules_for(chat), lambda ask: "Here it is.").outcome.text == "Here it is."
+        asked = drive(chat, scenario, rules_for(chat), lambda ask: "Here it is.")
+        assert (asked.outcome.text, len(asked.asks)) == ("Here it is.", 1), scenario.id
+
+
+def test_all_tasks_for_real_models_are_among_them() -> None:
+    scenarios = load_scenarios(DATA / "office")
+    assert len(scenarios) == 55 and Counter(Counter(s.family for s in scenarios).values()) == {5: 11}
+    assert {path.parent for path in OFFICE} >= {DATA / "office", DATA / "pocket" / "office"}
 
 
 def test_the_examples_of_the_readme_load(tmp_path: Path) -> None:
