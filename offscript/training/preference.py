@@ -1,8 +1,9 @@
 """Distillation: the model in role (chosen) preferred to itself plain (rejected), with DPO and a likelihood term."""
 
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +28,57 @@ def is_finished(text: str) -> bool:
     return category[0] in "PS" and category not in ("Ps", "Pi")
 
 
-def pairs(teacher_rows: Sequence[dict], student_rows: Sequence[dict]) -> tuple[list[dict], dict[str, int]]:
-    """Preference pairs of the replies to the same scenario and sample.
+def pairs(
+    teacher_rows: Sequence[dict], student_rows: Sequence[dict], names: Mapping[str, str] | None = None
+) -> tuple[list[dict], dict[str, int]]:
+    """Preference pairs of the replies to the same scenario and sample, whichever models gave them.
+
+    ``names`` maps what the teacher calls itself to what the student is called; chosen texts are ``renamed`` by it.
 
     Returns: pairs ``{"scenario", "sample", "family", "prompt": [message], "chosen": [message], "rejected":
     [message]}`` in the teacher's order, and counts: ``kept``, then what was dropped by reason (``missing_teacher``,
-    ``missing_student``: no row or no text; ``other_prompt``: the two were asked different things; ``unfinished``: a
-    side was cut off or does not end in closing punctuation; ``identical``). The prompt is the student's: the
-    constitution that the teacher saw is not in it. Pairing and dropping as in OpenCharacterTraining; over-long pairs
-    are dropped by ``train``, which has the tokenizer.
+    ``missing_student``: no row or no text; ``other_prompt``: the two were asked different things;
+    ``unfinished_teacher``, ``unfinished_student``: that side was cut off or does not end in closing punctuation;
+    ``identical``), and with ``names`` how many of the kept ones were ``renamed``. The prompt is the student's: the
+    constitution that the teacher saw is not in it. Pairing and dropping as in OpenCharacterTraining; over-long pairs are
+    dropped by ``train``, which has the tokenizer.
 
     Raises:
         UserError: no pair is left.
     """
-    teacher, student = _by_sample(teacher_rows), _by_sample(student_rows)
-    kept, counts = [], Counter(kept=0)
+    spoken, student = _by_sample(teacher_rows), _by_sample(student_rows)
+    teacher = {
+        place: {**row, "text": renamed(row["text"] or "", names or {})} for place, row in spoken.items()
+    }
+    kept, counts = [], Counter(kept=0, **({"renamed": 0} if names else {}))
     for place in [*teacher, *(p for p in student if p not in teacher)]:
         reason = _why_not(teacher.get(place), student.get(place))
         counts[reason or "kept"] += 1
         if reason is None:
             kept.append(_pair(teacher[place], student[place]))
+            if teacher[place]["text"] != spoken[place]["text"]:
+                counts["renamed"] += 1
     loop.require_rows(kept, "preference pairs", dict(counts))
     return kept, dict(counts)
+
+
+def renamed(text: str, names: Mapping[str, str]) -> str:
+    """``text`` with the keys of ``names`` replaced by their values: whole words, the longest name first, in any case.
+
+    A name in small letters or in capitals, where it is not written so itself, gives the new one in these.
+    """
+    if not names:
+        return text
+    lower = {name.lower(): name for name in names}
+    either = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+
+    def new(match: re.Match[str]) -> str:
+        found, name = match[0], lower[match[0].lower()]
+        if found != name and (found.islower() or found.isupper()):
+            return names[name].lower() if found.islower() else names[name].upper()
+        return names[name]
+
+    return re.sub(rf"(?<!\w)(?:{either})(?!\w)", new, text, flags=re.IGNORECASE)
 
 
 def _by_sample(rows: Sequence[dict]) -> dict[tuple[str, int], dict]:
@@ -62,8 +92,9 @@ def _why_not(teacher: dict | None, student: dict | None) -> str | None:
         return "missing_student"
     if _users(teacher) != _users(student):
         return "other_prompt"
-    if not all(row.get("ended") not in CUT_SHORT and is_finished(row["text"]) for row in (teacher, student)):
-        return "unfinished"
+    for side, row in (("teacher", teacher), ("student", student)):
+        if row.get("ended") in CUT_SHORT or not is_finished(row["text"]):
+            return f"unfinished_{side}"
     return "identical" if teacher["text"].strip() == student["text"].strip() else None
 
 
