@@ -35,6 +35,10 @@ class Bench:
     def place(self, artifact: Artifact) -> Path:
         return self.folder / artifact.path
 
+    def failure(self, artifact: Artifact) -> Path:
+        """Where it is noted why ``artifact`` failed last; gone once it is made."""
+        return self.folder / "logs" / f"{artifact.key[:8]}.failed.json"
+
     def finished(self, artifact: Artifact) -> bool:
         """Whether ``artifact`` lies there complete, under its full key."""
         manifest = read_manifest(self.place(artifact))

@@ -134,7 +134,7 @@ def _name_own_model(plain: dict[str, Any], overrides: Sequence[str]) -> None:
 
 class Composed(Mapping[str, Any]):
     """The options of a group, each composed once, when it is first asked for, with the command line's other overrides
-    applied to it. Iterating lists what ``conf/<group>/`` offers."""
+    applied to it: they are in ``made``. Iterating lists what ``conf/<group>/`` offers."""
 
     def __init__(self, config: str, overrides: Sequence[str], group: str, own: Any) -> None:
         self.config, self.group = config, group
@@ -143,18 +143,18 @@ class Composed(Mapping[str, Any]):
             self.overrides = [
                 o for o in self.overrides if not o.lstrip("+").startswith(("model.path=", "model.name="))
             ]
-        self._made = {own.name: own} if own is not None else {}
+        self.made = {own.name: own} if own is not None else {}
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._made:
+        if name not in self.made:
             import hydra
 
             cfg = hydra.compose(self.config, [*self.overrides, f"{self.group}={name}"])
-            node = self._made[name] = parse(GROUPS[self.group], _plain(cfg[self.group]), self.group)
+            node = self.made[name] = parse(GROUPS[self.group], _plain(cfg[self.group]), self.group)
             if node.name != name:
                 where = f"conf/{self.group}/{name}.yaml: name"
                 raise UserError(where, f"found {node.name!r}", f"allowed: {name}, as the file is called")
-        return self._made[name]
+        return self.made[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(options_of(self.group))

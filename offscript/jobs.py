@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from offscript.bench import Bench
+from offscript.bench import Bench, now
 from offscript.cell import Artifact
 from offscript.console import say
 from offscript.errors import MissingInput, UserError
@@ -122,6 +122,7 @@ def _run_job(group: list[Artifact], bench: Bench, limit: int | None) -> list[Res
 
 def _result(artifact: Artifact, bench: Bench, seconds: float, error: BaseException | None) -> Result:
     if bench.finished(artifact):
+        bench.failure(artifact).unlink(missing_ok=True)
         return Result(artifact, "ran", seconds)
     if error is None:  # a limit was set, or an evaluation was made from the part that is there
         return Result(artifact, "partial", seconds)
@@ -130,15 +131,21 @@ def _result(artifact: Artifact, bench: Bench, seconds: float, error: BaseExcepti
 
 
 def _log_failure(group: list[Artifact], bench: Bench, error: Exception) -> None:
-    """A user's mistake is one line; a failure of the work keeps its traceback in a log beside the artifact."""
+    """A user's mistake is one line; a failure of the work keeps its traceback in a log. Both are noted for status."""
     what = str(group[0]) if len(group) == 1 else f"{group[0].kind} job of {len(group)} artifacts"
-    if isinstance(error, UserError):
-        say(f"failed: {what}: {error}")
-        return
     path = bench.folder / "logs" / f"{group[0].kind}-{group[0].key[:8]}.log"
-    write_text(path, "".join(traceback.format_exception(error)))
-    first_line = (str(error).splitlines() or [""])[0]
-    say(f"failed: {what}: {type(error).__name__}: {first_line} (traceback: {path})")
+    if isinstance(error, UserError):
+        line = str(error)
+        say(f"failed: {what}: {line}")
+    else:
+        line = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        write_text(path, "".join(traceback.format_exception(error)))
+        say(f"failed: {what}: {line} (traceback: {path})")
+    log = None if isinstance(error, UserError) else str(path.relative_to(bench.folder))
+    for artifact in group:
+        if not bench.finished(artifact):
+            note = {"artifact": str(artifact), "key": artifact.key, "reason": line, "log": log, "when": now()}
+            write_json(bench.failure(artifact), note)
 
 
 def write_index(bench: Bench, results: Iterable[Result]) -> None:

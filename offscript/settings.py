@@ -405,8 +405,47 @@ class TrackingSettings(Named):
     entity: str | None = runtime(None)
 
 
+class ResourceSettings(Node):
+    """What one job asks of the cluster. With several ``gpus`` a job has a task per GPU (training: ranks; rollouts:
+    shards); without, ``tasks`` of them."""
+
+    nodes: int = runtime(1, ge=1)
+    tasks: int = runtime(1, ge=1)
+    gpus: int = runtime(0, ge=0)
+    cpus: int = runtime(1, ge=1)
+    memory_gb: float = runtime(4.0, gt=0)
+    minutes: int = runtime(60, ge=1)
+
+
 class ClusterSettings(Named):
-    name: Literal["inline"] = runtime()
+    """Where the jobs of a grid run: in this process (inline), in local processes, or on SLURM.
+
+    ``shards`` cuts the rollouts of a model into as many jobs; ``at_once`` bounds the jobs that run at a time (local
+    processes, or tasks of one array; null: no bound). ``retries`` is how often what failed or went missing is submitted
+    again. ``setup`` lines run before Python; ``extra`` are further sbatch keys. ``snapshot`` runs a copy of the code.
+    ``jobs`` gives resources by kind of job; what it does not name has those of ``default``.
+    """
+
+    kind: Literal["inline", "local", "slurm"] = runtime()
+    shards: int = runtime(1, ge=1)
+    at_once: int | None = runtime(None, ge=1)
+    retries: int = runtime(2, ge=0)
+    partition: str | None = runtime(None)
+    account: str | None = runtime(None)
+    qos: str | None = runtime(None)
+    constraint: str | None = runtime(None)
+    mail: str | None = runtime(None)
+    signal_s: int = runtime(90, ge=0)
+    setup: tuple[str, ...] = runtime(())
+    extra: dict[str, str | int | bool] = runtime({})
+    snapshot: bool = runtime(False)
+    default: ResourceSettings = runtime(ResourceSettings())
+    jobs: dict[Literal["rollout", "adapter", "classifier", "predictions", "evaluation"], ResourceSettings] = (
+        runtime({})
+    )
+
+    def resources(self, kind: str) -> ResourceSettings:
+        return self.jobs.get(kind, self.default)  # type: ignore[call-overload]
 
 
 class GridSettings(Node):

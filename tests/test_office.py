@@ -177,7 +177,7 @@ def test_the_readme_lists_every_family() -> None:
 def test_data_office_plans_all_of_them(form: str) -> None:
     planner = bench_of("data=office").planner
     cell = planner.rollout("pocket", None, "base", form, "eval", 0)
-    assert sorted(s.id for s in cell.spec["scenarios"]) == sorted(s.id for s in ALL)
+    assert sorted(s.id for s in cell.spec["supply"].load(list)) == sorted(s.id for s in ALL)
 
 
 @needs_published
