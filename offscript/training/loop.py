@@ -1,25 +1,34 @@
-"""What preference and introspection training share: trainer arguments, watching, checkpoints, finishing."""
+"""What preference and introspection training share: trainer arguments, ranks, watching, checkpoints, finishing."""
 
 import contextlib
 import importlib.metadata
 import json
 import logging
 import math
-import os
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from offscript.errors import UserError
 from offscript.models import adapters
 from offscript.seeds import stable_hash, unit_hash
-from offscript.settings import LoraSettings, ModelSettings, Node, OptimizerSettings, identity_of
+from offscript.settings import (
+    DeepSpeedSettings,
+    LoraSettings,
+    ModelSettings,
+    Node,
+    OptimizerSettings,
+    identity_of,
+)
 from offscript.store import new_folder, read_json, write_json
-from offscript.training import resume
+from offscript.training import ranks, resume
+from offscript.training.bases import Bases
+from offscript.training.deepspeed import configuration, stage_of, used
+from offscript.training.interrupt import Interrupted, Stopper
 
 OnStep = Callable[[int, int, dict[str, float]], None]
 NUMBERS = "training.json"
@@ -30,9 +39,9 @@ class TrainingFailed(RuntimeError):
     """The work itself failed (a loss that is not a number): no input of the user's is at fault for certain."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
-    """One training: where it writes, its seed, and who is told of its progress."""
+    """One training on this rank: where it writes, its seed, and who is told of its progress (on rank 0 alone)."""
 
     model: ModelSettings
     optimizer: OptimizerSettings
@@ -41,10 +50,67 @@ class Run:
     report_to: str = "none"
     on_step: OnStep | None = None
     say: Callable[[str], None] = print
+    deepspeed: DeepSpeedSettings | None = None
+    bases: Bases | None = None
+
+    def __post_init__(self) -> None:
+        import torch
+
+        self.stage = stage_of(self.deepspeed)
+        # The trainers split a batch over all GPUs of a process that is in no group, which TRL refuses
+        self.ranks = ranks.start(always=self.stage > 0 or torch.cuda.device_count() > 1)
+        if not self.leads:
+            self.report_to, self.on_step, self.say = "none", None, lambda line: None
+
+    @property
+    def leads(self) -> bool:
+        return self.ranks.leads
 
     @property
     def work(self) -> Path:
         return resume.work_folder(self.out)
+
+    @property
+    def dtype(self) -> Literal["bfloat16", "float32"]:
+        """In which precision the base is loaded and run: bfloat16 only where the model has it and there is a GPU."""
+        import torch
+
+        return "bfloat16" if torch.cuda.is_available() and self.model.dtype == "bfloat16" else "float32"
+
+
+@contextlib.contextmanager
+def session(run: Run) -> Iterator[None]:
+    """The length of one training: quiet libraries, DeepSpeed if it is used, and what is left behind by a failure."""
+    with quiet(), used(run.stage):
+        try:
+            yield
+        except BaseException as error:
+            if run.bases is not None:
+                run.bases.drop()  # an adapter may still be on it
+            if (said := too_small(error, run)) is not None:
+                raise said from error
+            raise
+
+
+def too_small(error: BaseException, run: Run) -> UserError | None:
+    """What a GPU that ran out of memory means to a user, in one line."""
+    import torch
+
+    if not isinstance(error, torch.OutOfMemoryError):
+        return None
+    micro = batches(run.optimizer, run.ranks.world_size)[0]
+    ways = ["optimizer.micro_batch_size=1"] if micro > 1 else []
+    ways += [] if run.optimizer.gradient_checkpointing else ["optimizer.gradient_checkpointing=true"]
+    if run.stage < 3:
+        ways.append("deepspeed=zero3 on several GPUs")
+    if run.deepspeed is None or not run.deepspeed.offload:
+        ways.append("deepspeed=zero3_offload")
+    reason = str(error).splitlines()[0].split(". ")[0] if str(error) else "out of memory"
+    return UserError(
+        "training",
+        f"{run.model.name} with {micro} rows of up to {longest(run)} tokens at a time does not fit the GPU ({reason})",
+        "use " + ", or ".join(ways or ["a smaller optimizer.max_length"]),
+    )
 
 
 # ---------------------------------------------------------------- data
@@ -67,6 +133,21 @@ def require_rows(train: Sequence[Any], where: str, counts: dict[str, int]) -> No
 
 def describe(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {number}" for name, number in counts.items()) or "no rows"
+
+
+def dataset(run: Run, rows: Sequence[dict], nobody: dict[str, Any]) -> Any:
+    """``rows`` for a trainer, or None if there are none.
+
+    Where there are several ranks each needs as many batches as the others: rows like ``nobody``, which weigh nothing
+    in the loss, fill up the last ones. (The libraries fill them up with the first rows, which would count twice.)
+    """
+    from datasets import Dataset
+
+    if not rows:
+        return None
+    size = run.ranks.world_size
+    missing = -len(rows) % (size * batches(run.optimizer, size)[0]) if size > 1 else 0
+    return Dataset.from_list([*rows, *[nobody] * missing])
 
 
 def longest(run: Run) -> int:
@@ -110,13 +191,27 @@ def batches(optimizer: OptimizerSettings, world_size: int) -> tuple[int, int]:
     return micro, per_process // micro
 
 
+def base_model(run: Run) -> Any:
+    """The base weights, loaded or lent. At ZeRO stage 3 they are loaded each time: each rank holds a part of them.
+
+    The trainer's arguments have to be made before: at stage 3 loading looks for DeepSpeed's configuration.
+    """
+    from offscript.models.load import load_model, pick_device
+
+    model, device = run.model.model_copy(update={"dtype": run.dtype}), pick_device("auto")
+    if run.bases is None or run.stage == 3:
+        return load_model(model, device)
+    return run.bases.lend(model, device)
+
+
 def trainer_arguments(run: Run) -> dict[str, Any]:
-    """Arguments common to DPOConfig and SFTConfig. DeepSpeed joins here: its config is one more entry."""
+    """Arguments common to DPOConfig and SFTConfig."""
     import torch
 
     gpu, optimizer = torch.cuda.is_available(), run.optimizer
-    micro, accumulation = batches(optimizer, int(os.environ.get("WORLD_SIZE", "1")))
+    micro, accumulation = batches(optimizer, run.ranks.world_size)
     return {
+        "deepspeed": configuration(run.deepspeed) if run.deepspeed and run.stage else None,
         "output_dir": str(run.work),
         "per_device_train_batch_size": micro,
         "per_device_eval_batch_size": micro,
@@ -132,7 +227,7 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
         "max_grad_norm": optimizer.max_grad_norm,
         "max_length": None,  # rows that are too long were dropped or cut by whole turns before
         "gradient_checkpointing": optimizer.gradient_checkpointing,
-        "bf16": gpu and run.model.dtype == "bfloat16",
+        "bf16": run.dtype == "bfloat16",
         "fp16": False,
         "use_cpu": not gpu,
         "dataloader_pin_memory": gpu,
@@ -147,30 +242,6 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
         "report_to": [] if run.report_to == "none" else [run.report_to],
         "disable_tqdm": True,
     }
-
-
-class AdapterCheckpoints:
-    """Mixed into a trainer: a checkpoint holds the one adapter being trained, the optimizer and the random states.
-
-    The trainers' own would also write the tokenizer, a model card and, in the second stage, the frozen adapter, and
-    would on resume leave only one of two stacked adapters active.
-    """
-
-    adapter = "default"
-    run: Run
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if self.args.should_save:  # type: ignore[attr-defined]
-            wrapped = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
-            adapters.save(
-                wrapped, self.adapter, Path(str(output_dir)), self.run.model.path, self.run.model.revision
-            )
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        adapters.load_tensors(self.model, self.adapter, Path(resume_from_checkpoint))  # type: ignore[attr-defined]
-
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        pass
 
 
 def watcher(run: Run) -> Any:
@@ -225,24 +296,54 @@ def fit(trainer: Any, run: Run, mark: str, probe: Sequence[int]) -> dict[str, An
 
     ``probe`` is one row of token ids for the self-test. Returns the numbers for the manifest; they are also written
     beside the adapter, so that a job killed after its training does not train again.
+
+    Raises:
+        Interrupted: a signal stopped it; its checkpoint is whole.
     """
+    if (done := ranks.on_leader(lambda: finished(run, mark))) is not None:
+        give_back(trainer, run)
+        return done
+    started, stopper = time.monotonic(), Stopper()
+    _callbacks(trainer, watcher(run), stopper.callback())
+    shape = resume.Shape(run.ranks.world_size, run.stage)
+    checkpoint = ranks.on_leader(lambda: resume.reopen(run.work, mark, run.say, shape))
+    with ranks.together(expected=(TrainingFailed,)), stopper.listening():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if stopper.stopped:
+            raise Interrupted(trainer.state.global_step, trainer.state.max_steps)
+        numbers = _numbers(trainer, run, started, checkpoint)
+        numbers["max_logit_difference"] = _must_differ(trainer, probe)
+        if run.bases is not None and run.stage < 3:
+            run.bases.check()
+        _write(trainer, run, {"fingerprint": mark, "numbers": numbers})
+    give_back(trainer, run)
+    return numbers
+
+
+def _callbacks(trainer: Any, *more: Any) -> None:
     from transformers import PrinterCallback
 
-    if (done := finished(run, mark)) is not None:
-        return done
-    started = time.monotonic()
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(watcher(run))
-    checkpoint = resume.reopen(run.work, mark, run.say)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    numbers = _numbers(trainer, started, checkpoint)
-    wrapped = trainer.accelerator.unwrap_model(trainer.model)
-    numbers["max_logit_difference"] = _must_differ(wrapped, trainer.adapter, probe)
-    with new_folder(run.out) as scratch:
-        adapters.save(wrapped, trainer.adapter, scratch, run.model.path, run.model.revision)
-        write_json(scratch / NUMBERS, {"fingerprint": mark, "numbers": numbers})
-    shutil.rmtree(run.work)
-    return numbers
+    for callback in more:
+        trainer.add_callback(callback)
+
+
+def _write(trainer: Any, run: Run, done: dict[str, Any]) -> None:
+    """The finished adapter, whole or not at all, and then no checkpoints."""
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(new_folder(run.out)) if run.leads else run.out
+        trainer.write_adapter(scratch)
+        if run.leads:
+            write_json(scratch / NUMBERS, done)
+    if run.leads:
+        shutil.rmtree(run.work)
+    trainer.accelerator.wait_for_everyone()
+
+
+def give_back(trainer: Any, run: Run) -> None:
+    """Returns a lent base as it was."""
+    if run.bases is not None and run.stage < 3:
+        run.bases.give_back(trainer.accelerator.unwrap_model(trainer.model))
 
 
 def finished(run: Run, mark: str) -> dict[str, Any] | None:
@@ -257,7 +358,7 @@ def finished(run: Run, mark: str) -> dict[str, Any] | None:
     return done["numbers"]
 
 
-def _numbers(trainer: Any, started: float, checkpoint: Path | None) -> dict[str, Any]:
+def _numbers(trainer: Any, run: Run, started: float, checkpoint: Path | None) -> dict[str, Any]:
     evaluation = trainer.evaluate() if trainer.eval_dataset is not None else {}
     clock = ("_runtime", "_per_second", "_num_tokens")
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -269,16 +370,21 @@ def _numbers(trainer: Any, started: float, checkpoint: Path | None) -> dict[str,
         "train_loss_first": sum(losses[:tenth]) / tenth,
         "train_loss_last": sum(losses[-tenth:]) / tenth,
         **{k: v for k, v in evaluation.items() if k.startswith("eval_") and not k.endswith(clock)},
-        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "trainable_parameters": sum(getattr(p, "ds_numel", p.numel()) for p in trainer.trained().values()),
+        "ranks": run.ranks.world_size,
+        "zero_stage": run.stage,
+        "versions": {
+            name: importlib.metadata.version(name) for name in (*LIBRARIES, *["deepspeed"] * bool(run.stage))
+        },
     }
 
 
-def _must_differ(wrapped: Any, name: str, probe: Sequence[int]) -> float:
+def _must_differ(trainer: Any, probe: Sequence[int]) -> float:
     import torch
 
+    wrapped = trainer.accelerator.unwrap_model(trainer.model)
     try:
-        return adapters.self_test(wrapped, name, torch.tensor([list(probe)]))
+        return adapters.self_test(wrapped, trainer.adapter, torch.tensor([list(probe)]))
     except UserError:
         raise UserError(
             "training",

@@ -5,11 +5,13 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from offscript.models import adapters
-from offscript.settings import DistillationSettings, ModelSettings
+from offscript.settings import DeepSpeedSettings, DistillationSettings, ModelSettings
 from offscript.training import loop
+from offscript.training.bases import Bases
+from offscript.training.trainers import AdapterTrainer
 from offscript.training.turns import Message, Unstable, assistant_spans
 
 NOT_CLOSING = set(",:;-–—/\\#&@")
@@ -128,48 +130,92 @@ def train(
     report_to: str = "none",
     on_step: loop.OnStep | None = None,
     say: Any = print,
+    *,
+    deepspeed: DeepSpeedSettings | None = None,
+    bases: Bases | None = None,
 ) -> dict[str, Any]:
     """Trains a LoRA adapter on ``pairs`` and writes it to ``out`` in PEFT layout; a rerun after a kill goes on.
 
-    Loss: -log sigmoid(beta x margin) (DPO, https://huggingface.co/papers/2305.18290, the reference being the model
-    without its adapter) + ``nll_weight`` x the mean over chosen rows of the mean over tokens of -log p, which is how
-    OpenCharacterTraining has it (TRL's "sft" term averages over all tokens of the microbatch, so that it changes with
-    ``micro_batch_size``). ``on_step(step, total, logs)`` is called after every optimizer step.
+    Loss, a mean over the pairs of the global batch, whatever the microbatches and the number of ranks: DPO +
+    ``nll_weight`` x NLL + ``kl_weight`` x KL, as in ``loss_terms``; each term is logged per step (``loss/dpo``,
+    ``loss/nll``, ``loss/kl``). ``on_step(step, total, logs)`` is called after every optimizer step.
+
+    Every rank calls it with the same arguments (``ranks``); rank 0 alone writes, reports and says anything.
+    ``deepspeed``: the ZeRO stage; None or 0: one process, or plain data parallel ones. ``bases`` lends the base model,
+    so that it is not loaded for each adapter. On a GPU a bfloat16 base is trained in bfloat16 with float32 master
+    weights of the adapter; any other base, and all on a CPU, in float32.
 
     Returns: rows used and dropped, losses, ``eval_rewards/accuracies`` on the validation families, steps, seconds,
-    trainable parameters, ``max_logit_difference``, versions. The same seed and pairs give the same bytes on CPU.
+    trainable parameters, ``max_logit_difference``, versions. The same seed, pairs and ranks give the same bytes on CPU.
 
     Raises:
-        UserError: a LoRA target matches nothing, no pair is left, the adapter changes nothing.
-        TrainingFailed: a loss or gradient is not a finite number.
+        UserError: a LoRA target matches nothing, no pair is left, the adapter changes nothing, a GPU is too small.
+        TrainingFailed: a loss or gradient is not a finite number (on every rank).
+        Interrupted: SIGTERM or SIGUSR2 came (to any rank); a checkpoint is written, and the same call goes on from it.
+        BaseChanged: training changed the base weights.
     """
-    run = loop.Run(model, settings.optimizer, out, seed, report_to, on_step, say)
-    with loop.quiet():
-        from datasets import Dataset
+    run = loop.Run(model, settings.optimizer, out, seed, report_to, on_step, say, deepspeed, bases)
+    with loop.session(run):
         from trl import DPOConfig
 
-        from offscript.models.load import load_model, load_tokenizer, pick_device
+        from offscript.models.load import load_tokenizer
 
-        tokenizer, base = load_tokenizer(model), load_model(model, pick_device("auto"))
+        arguments = DPOConfig(
+            **loop.trainer_arguments(run),
+            beta=settings.beta,
+            loss_type=["sigmoid"],
+            disable_dropout=settings.lora.dropout == 0,
+        )
+        tokenizer, base = load_tokenizer(model), loop.base_model(run)
         adapters.check_targets(base, settings.lora.targets)
         train_rows, held_out, counts = _token_rows(run, settings, tokenizer, pairs)
+        nobody = {"prompt_ids": train_rows[0]["prompt_ids"][:2], "chosen_ids": [], "rejected_ids": []}
         trainer = _trainer_class()(
             model=base,
-            args=DPOConfig(
-                **loop.trainer_arguments(run),
-                beta=settings.beta,
-                loss_type=["sigmoid"],
-                disable_dropout=settings.lora.dropout == 0,
-            ),
-            train_dataset=Dataset.from_list(train_rows),
-            eval_dataset=Dataset.from_list(held_out) if held_out else None,
+            args=arguments,
+            train_dataset=loop.dataset(run, train_rows, nobody),
+            eval_dataset=loop.dataset(run, held_out, nobody),
             processing_class=tokenizer,
             peft_config=loop.lora_config(settings.lora),
         )
-        trainer.run, trainer.nll_weight = run, settings.nll_weight
+        trainer.run, trainer.rows = run, len(train_rows)
+        trainer.weights = {"loss/dpo": 1.0, "loss/nll": settings.nll_weight, "loss/kl": settings.kl_weight}
         probe = train_rows[0]["prompt_ids"] + train_rows[0]["chosen_ids"]
         mark = loop.fingerprint(run, settings, train_rows)
         return {"rows": counts, **loop.fit(trainer, run, mark, probe)}
+
+
+def loss_terms(policy: Any, reference: Any, mask: Any, beta: float) -> dict[str, Any]:
+    """The terms of the loss, and the rewards, of each pair.
+
+    ``policy`` and ``reference`` are log-probabilities (2 x pairs, tokens), chosen rows first; ``mask`` (same shape) is 1
+    on the reply's tokens. With r = policy - reference, n = a row's number of reply tokens, all per pair:
+
+    - ``loss/dpo``: -log sigmoid(beta x (sum r of the chosen - sum r of the rejected)), the reference being the model
+      without its adapter (DPO, https://huggingface.co/papers/2305.18290)
+    - ``loss/nll``: mean over the chosen reply's tokens of -policy. (TRL's "sft" term is one mean over all tokens of a
+      microbatch, so that it changes with ``micro_batch_size``.)
+    - ``loss/kl``: mean over the tokens of r squared, averaged over chosen and rejected. This is what
+      OpenCharacterTraining calls its KL penalty; it is not an unbiased estimate of a KL divergence.
+
+    Returns: tensors of shape (pairs,), by name.
+    """
+    from torch.nn.functional import logsigmoid
+
+    policy, mask = policy.float(), mask.to(policy.dtype).float()
+    ratio, tokens = (policy - reference.float()) * mask, mask.sum(-1).clamp(min=1)
+    chosen, rejected = (beta * ratio.sum(-1)).chunk(2)
+    nll, _ = (-(policy * mask).sum(-1) / tokens).chunk(2)
+    kl_chosen, kl_rejected = (ratio.square().sum(-1) / tokens).chunk(2)
+    return {
+        "loss/dpo": -logsigmoid(chosen - rejected),
+        "loss/nll": nll,
+        "loss/kl": (kl_chosen + kl_rejected) / 2,
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "rewards/accuracies": (chosen > rejected).float(),
+    }
 
 
 def _token_rows(
@@ -209,38 +255,42 @@ def _token_row(run: loop.Run, tokenizer: Any, pair: dict) -> dict[str, Any]:
 def _trainer_class() -> Any:
     from trl import DPOTrainer
 
-    class PreferenceTrainer(loop.AdapterCheckpoints, DPOTrainer):
-        """DPO on rows that are tokens already, with the published likelihood term."""
+    class PreferenceTrainer(AdapterTrainer, DPOTrainer):
+        """DPO on rows that are tokens already, with the published likelihood and squared-log-ratio terms."""
 
-        nll_weight = 0.0
-        rows_in_step = 0
+        weights: ClassVar[dict[str, float]] = {}
+        pairs_in_step: Any = None  # on all ranks
 
         def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
             batches, items = super().get_batch_samples(*arguments, **options)
-            self.rows_in_step = sum(len(batch["input_ids"]) for batch in batches)
+            real = sum(batch["completion_mask"].any(-1).sum() for batch in batches) // 2
+            self.pairs_in_step = self.accelerator.reduce(real.to(self.args.device), "sum")
             return batches, items
 
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
 
         def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False) -> Any:
-            seen: list[Any] = []  # per-token log-probabilities: the policy's forward pass is the first
+            seen: list[
+                Any
+            ] = []  # log-probabilities of two forward passes: the policy's, then the reference's
             plain = self.accelerator.unwrap_model(model)
             hook = plain.register_forward_hook(lambda module, args, out: seen.append(out.log_probs))
             try:
-                loss = super()._compute_loss(model, inputs, return_outputs)
+                super()._compute_loss(model, inputs, return_outputs)  # its loss is a mean over the microbatch
             finally:
                 hook.remove()
             mask = inputs["completion_mask"][..., 1:]
-            chosen = slice(0, mask.size(0) // 2)  # the batch is [chosen, rejected]
-            said, log_probs = mask[chosen], seen[0][chosen, -mask.size(1) :]
-            nll = -((log_probs * said).sum(-1) / said.sum(-1)).mean()
-            mode = "train" if plain.training else "eval"
-            self._metrics[mode]["loss/dpo"].append(loss.item())
-            self._metrics[mode]["loss/nll"].append(nll.item())
-            loss = loss + self.nll_weight * nll
-            if mode == "train":  # the trainer averages over microbatches; the last step's differ in size
-                loss = loss * mask.size(0) * self.current_gradient_accumulation_steps / self.rows_in_step
-            return loss
+            policy, reference = (log_probs[:, -mask.size(1) :] for log_probs in seen)
+            real = mask.any(-1).chunk(2)[0]  # rows that only fill up a rank's batch have no reply
+            terms = {k: v[real].sum() for k, v in loss_terms(policy, reference, mask, self.beta).items()}
+            loss = sum(weight * terms[name] for name, weight in self.weights.items())
+            terms["loss"] = loss
+            training = plain.training
+            self.tally("train" if training else "eval", real.sum(), {k: v.detach() for k, v in terms.items()})
+            if not training:
+                return loss / real.sum().clamp(min=1)
+            # the trainer divides by the number of microbatches, and averages gradients over the ranks
+            return loss * self.current_gradient_accumulation_steps * self.args.world_size / self.pairs_in_step
 
     return PreferenceTrainer
