@@ -1,0 +1,565 @@
+"""A SLURM of our own on one machine, for tests: several virtual nodes, accounting, preemption.
+
+    python tests/slurm/cluster.py install     # Debian packages, as root; starts nothing
+    python tests/slurm/cluster.py start       # again and again is fine: what runs is left alone
+    python tests/slurm/cluster.py status      # exit code 1 where it does not run
+    eval "$(python tests/slurm/cluster.py env)"; sinfo; sbatch ...
+    python tests/slurm/cluster.py stop        # cancels its jobs, ends its daemons
+    python tests/slurm/cluster.py clean       # stop, and forget all jobs and accounting
+
+All that it writes lies in one folder ($OFFSCRIPT_SLURM_ROOT, else offscript-slurm in the user's cache folder). It needs
+root, and no systemd, cgroups or network. Only the standard library is used, so any Python 3.11 can run it.
+
+A virtual node is a slurmd in namespaces of its own (host name, processes, /etc/hosts). A job sees the node's name as
+its host name and resolves the names of the others, as on a real cluster; ending a node ends all that ran on it, as a
+power cut does; and the machine's own host name and /etc/hosts stay as they are.
+
+The knobs, all from the environment: OFFSCRIPT_SLURM_NODES (4), _CPUS (2, per node), _GPUS (2, per node; pretended: a
+job that asks for one finds CUDA_VISIBLE_DEVICES set and nothing behind it), _MEMORY (16384 MiB per node; pretended too)
+and _PORT (17800, the first of the TCP ports).
+"""
+
+import argparse
+import fcntl
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# The -core packages hold the MariaDB programs without a service that would run at boot.
+PACKAGES = (
+    "slurmctld", "slurmd", "slurm-client", "slurmdbd", "munge", "mariadb-server-core", "mariadb-client-core",
+)  # fmt: skip
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "slurmdbd", "munged", "mariadbd", "mariadb", "unshare")
+PREFIX = "OFFSCRIPT_SLURM_"
+
+SLURM_CONF = """\
+ClusterName=offscript
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller_port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+CredType=cred/munge
+# A requeued job may start again only once its credential has expired, by default after two minutes.
+AuthInfo=socket={root}/run/munge.socket,cred_expire=5
+StateSaveLocation={root}/state
+SlurmdSpoolDir={root}/spool/%n
+SlurmctldPidFile={root}/run/slurmctld.pid
+SlurmdPidFile={root}/run/slurmd.%n.pid
+SlurmctldLogFile={root}/log/slurmctld.log
+SlurmdLogFile={root}/log/slurmd.%n.log
+
+# Neither cgroups nor systemd. A job over its memory is found by looking at its processes every other second.
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=2
+JobAcctGatherParams=OverMemoryKill
+MpiDefault=none
+SwitchType=switch/none
+
+# Nodes announce what is written here, whatever the machine has; one that was lost is taken back when it answers.
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+DefMemPerCPU={default_memory}
+SlurmdParameters=config_overrides
+ReturnToService=2
+GresTypes=gpu
+
+# Tests wait for the scheduler, so it never does. Two busy cores are slow to answer, so a node is given time to.
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1,default_queue_depth=1000
+SlurmdTimeout=20
+SlurmctldTimeout=20
+MessageTimeout=30
+KillWait=3
+InactiveLimit=0
+CompleteWait=0
+EpilogMsgTime=0
+MinJobAge=300
+
+# What the tests are about: a child whose parent failed is cancelled, a lost or preempted job is queued again, and a job
+# that asked for a signal gets it before it is preempted as well.
+DependencyParameters=kill_invalid_depend
+JobRequeue=1
+MaxArraySize=10001
+MaxJobCount=20000
+PriorityType=priority/basic
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={database_port}
+AccountingStoragePass={root}/run/munge.socket
+AccountingStoreFlags=job_comment
+AccountingStorageTRES=gres/gpu
+
+NodeName=node[1-{nodes}] NodeAddr=127.0.0.1 Port={node_ports} CPUs={cpus} RealMemory={memory} {gres} State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES MaxTime=1-0 DefaultTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
+PartitionName=urgent Nodes=ALL MaxTime=1-0 DefaultTime=60 PriorityTier=10 PreemptMode=OFF
+"""
+
+DATABASE_CONF = """\
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={database_port}
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={root}/run/munge.socket
+PidFile={root}/run/slurmdbd.pid
+LogFile={root}/log/slurmdbd.log
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=slurm
+"""
+
+# The shell is the first process of the node's namespace: it collects the orphans that slurmd leaves, which slurmd would not.
+NODE_BOOT = 'hostname "$1" && mount --bind "$2" /etc/hosts && { slurmd -D -f "$3" -N "$1" & wait; }'
+
+
+class ClusterError(Exception):
+    """What stands in the way of the cluster, in one line."""
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A program of the cluster. ``ready`` answers whether it serves; ``port`` is the one that it listens on."""
+
+    name: str
+    command: list[str]
+    ready: Callable[[], bool]
+    port: int | None = None
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where the cluster lives and how large it is. Sizes are per node; memory is in MiB."""
+
+    root: Path
+    nodes: int = 4
+    cpus: int = 2
+    gpus: int = 2
+    memory: int = 16384
+    port: int = 17800
+
+    @classmethod
+    def from_environment(cls) -> "Cluster":
+        """The cluster that OFFSCRIPT_SLURM_* describe. Raises `ClusterError` for a size that is no whole number."""
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        root = Path(os.environ.get(PREFIX + "ROOT") or cache / "offscript-slurm").absolute()
+        sizes = {key: _size(key) for key in ("nodes", "cpus", "gpus", "memory", "port")}
+        return cls(root, **{key: value for key, value in sizes.items() if value is not None})
+
+    @property
+    def conf(self) -> Path:
+        return self.root / "etc" / "slurm.conf"
+
+    @property
+    def node_names(self) -> list[str]:
+        return [f"node{i}" for i in range(1, self.nodes + 1)]
+
+    def environment(self) -> dict[str, str]:
+        """The environment in which SLURM's commands speak to this cluster, without what another job may have set."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+        return {**kept, "SLURM_CONF": str(self.conf), "PATH": _path()}
+
+    # --- what a person asks for
+
+    def start(self) -> None:
+        """Start what does not run; back when every node can take a job.
+
+        Raises:
+            ClusterError: not root, not installed, a port is taken, or a daemon did not come up.
+        """
+        _need_root()
+        _need_programs()
+        self._check_root()
+        with self._locked():
+            if self._configure() and self.running():
+                self._stop_daemons()
+            self._forget_the_dead()
+            for daemon in self._daemons():
+                self._start_daemon(daemon)
+            self._recover_nodes()
+
+    def stop(self) -> None:
+        """Cancel all jobs and end all daemons of this cluster; nothing where none runs."""
+        if not self.root.exists():
+            return
+        _need_root()
+        with self._locked():
+            self._stop_daemons()
+
+    def clean(self) -> None:
+        """Stop, and remove the folder with all jobs and accounting. Job ids start at 1 again afterwards."""
+        self.stop()
+        if self.root.exists() and not self.conf.exists() and any(self.root.iterdir()):
+            raise ClusterError(f"{self.root} is not the folder of a cluster: not removed")
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def running(self) -> list[str]:
+        """The names of the daemons that run."""
+        return [path.name for path in sorted(self._pids().glob("*")) if self._pid(path.name)]
+
+    def is_up(self) -> bool:
+        return set(self.running()) == {daemon.name for daemon in self._daemons()}
+
+    def status(self) -> str:
+        """What runs, the nodes and the queue, for a person."""
+        expected = [daemon.name for daemon in self._daemons()]
+        down = [name for name in expected if name not in self.running()]
+        lines = [f"folder {self.root}", f"down: {', '.join(down)}" if down else "all daemons run"]
+        if "slurmctld" not in down:
+            lines += [self.ask("sinfo", "-N", "-l"), self.ask("squeue")]
+        return "\n".join(line.rstrip() for line in lines)
+
+    def ask(self, *command: str) -> str:
+        """The answer of one of SLURM's commands. Raises `ClusterError` with what it complained of."""
+        done = subprocess.run(command, env=self.environment(), capture_output=True, text=True)
+        if done.returncode:
+            raise ClusterError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()}")
+        return done.stdout
+
+    # --- single nodes
+
+    def power_off(self, node: str) -> None:
+        """End a node and every process on it at once. The controller finds out by itself after SlurmdTimeout."""
+        _end(self._pid(node), signal.SIGKILL)
+        (self._pids() / node).unlink(missing_ok=True)
+
+    def power_on(self, node: str) -> None:
+        """Start a node that is off; back when it can take a job."""
+        self._start_daemon(self._node(self.node_names.index(node)))
+        self._recover_nodes()
+
+    # --- configuration
+
+    def _check_root(self) -> None:
+        if any(c.isspace() for c in str(self.root)):
+            raise ClusterError(f"{self.root}: SLURM takes no blank in a path; set {PREFIX}ROOT to another folder")
+        if len(str(self.root)) > 80:
+            raise ClusterError(f"{self.root}: too long for a socket; set {PREFIX}ROOT to a folder of up to 80 letters")
+        if self.root.exists() and any(self.root.iterdir()) and not (self.root / "lock").exists():
+            raise ClusterError(f"{self.root} holds something else; set {PREFIX}ROOT to an empty or new folder")
+
+    def _configure(self) -> bool:
+        """Write keys and configuration; whether the configuration is another than before."""
+        for name in ("etc", "run", "log", "state", "spool", "pids", "database"):
+            (self.root / name).mkdir(exist_ok=True)
+        key = self.root / "etc" / "munge.key"
+        if not key.exists():
+            _write(key, os.urandom(128))
+        hosts = Path("/etc/hosts").read_text() + "".join(f"127.0.0.1 {name}\n" for name in self.node_names)
+        files = {
+            "slurm.conf": SLURM_CONF.format(**self._values()), "slurmdbd.conf": DATABASE_CONF.format(**self._values()),
+            "gres.conf": self._pretended_gpus(), "hosts": hosts,
+        }  # fmt: skip
+        before = {name: _read(self.root / "etc" / name) for name in files}
+        for name, text in files.items():
+            if before[name] != text:
+                _write(self.root / "etc" / name, text.encode())
+        return before != files
+
+    def _values(self) -> dict[str, object]:
+        first, last = self.port + 2, self.port + 1 + self.nodes
+        return {
+            "root": self.root, "host": socket.gethostname().split(".")[0], "nodes": self.nodes, "cpus": self.cpus,
+            "memory": self.memory, "default_memory": self.memory // self.cpus, "controller_port": self.port,
+            "database_port": self.port + 1, "node_ports": f"{first}-{last}" if last > first else first,
+            "gres": f"Gres=gpu:{self.gpus}" if self.gpus else "",
+        }  # fmt: skip
+
+    def _pretended_gpus(self) -> str:
+        """A GPU is a file to SLURM; without one it would not set CUDA_VISIBLE_DEVICES."""
+        for i in range(self.gpus):
+            (self.root / "etc" / f"gpu{i}").touch()
+        files = f"{self.root}/etc/gpu[0-{self.gpus - 1}]" if self.gpus > 1 else f"{self.root}/etc/gpu0"
+        return f"NodeName=node[1-{self.nodes}] Name=gpu File={files}\n" if self.gpus else ""
+
+    # --- daemons
+
+    def _daemons(self) -> list[Daemon]:
+        """In the order in which they need each other. All stay in the foreground, so their ids are known at once."""
+        run, etc, data = self.root / "run", self.root / "etc", self.root / "database"
+        munge, database = f"{run}/munge.socket", f"{run}/mariadb.socket"
+        mariadb = ["mariadbd", "--no-defaults", "--user=root", f"--datadir={data}", f"--socket={database}"]
+        mariadb += ["--skip-networking", f"--pid-file={run}/mariadbd.pid", "--innodb-buffer-pool-size=64M"]
+        mariadb += ["--innodb-lock-wait-timeout=900", "--innodb-flush-log-at-trx-commit=0"]
+        return [
+            # --force: munged wants its socket's folder open to everybody; this one is for root alone.
+            Daemon("munged", ["munged", "-F", "--force", f"--key-file={etc}/munge.key", f"--socket={munge}",
+                              f"--pid-file={run}/munged.pid", f"--log-file={self.root}/log/munged.log",
+                              f"--seed-file={run}/munge.seed"],
+                   lambda: self._answers("munge", "-n", "-S", munge)),
+            Daemon("mariadbd", mariadb, lambda: self._answers("mariadb", *_client(database), "-e", "SELECT 1")),
+            Daemon("slurmdbd", ["slurmdbd", "-D"], lambda: self._answers("sacctmgr", "-n", "list", "cluster"),
+                   self.port + 1, {"MYSQL_UNIX_PORT": database}),
+            Daemon("slurmctld", ["slurmctld", "-D", "-f", str(self.conf)],
+                   lambda: "is UP" in self._answer("scontrol", "ping"), self.port),
+            *(self._node(i) for i in range(self.nodes)),
+        ]  # fmt: skip
+
+    def _node(self, index: int) -> Daemon:
+        name = self.node_names[index]
+        namespaces = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        boot = ["sh", "-c", NODE_BOOT, "sh", name, str(self.root / "etc" / "hosts"), str(self.conf)]
+        return Daemon(name, namespaces + ["--propagation", "private", *boot], lambda: True, self.port + 2 + index)
+
+    def _start_daemon(self, daemon: Daemon) -> None:
+        if self._pid(daemon.name):
+            return
+        if daemon.port and not _is_free(daemon.port):
+            raise ClusterError(f"port {daemon.port} is taken; set {PREFIX}PORT to the first of a free range")
+        if daemon.name == "mariadbd":
+            self._create_database()
+        if daemon.name == "slurmctld":
+            self._register()
+        log = self.root / "log" / f"{daemon.name}.out"
+        env = {**self.environment(), **daemon.env}
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                daemon.command, env=env, cwd=self.root, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                start_new_session=True,
+            )  # fmt: skip
+        (self._pids() / daemon.name).write_text(str(process.pid))
+        _wait_for(lambda: daemon.ready() or process.poll() is not None, f"{daemon.name} (see {log})", 60)
+        if process.poll() is not None:
+            raise ClusterError(f"{daemon.name} ended at once: {_last_line(log)} (see {log})")
+
+    def _create_database(self) -> None:
+        data = self.root / "database"
+        if (data / "mysql").exists():
+            return
+        command = ["mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={data}", "--skip-test-db"]
+        self.ask(*command, "--auth-root-authentication-method=socket", "--auth-root-socket-user=root")
+
+    def _register(self) -> None:
+        """The accounting has to know the cluster by name before the controller comes."""
+        if "offscript" not in self.ask("sacctmgr", "-n", "-P", "list", "cluster", "format=cluster").split():
+            self.ask("sacctmgr", "-i", "add", "cluster", "offscript")
+
+    def _recover_nodes(self) -> None:
+        """Wait for all nodes; one that a test had set DOWN or DRAIN comes back too."""
+
+        def all_ready() -> bool:
+            states = dict(line.split() for line in self._answer("sinfo", "-h", "-N", "-o", "%N %T").splitlines())
+            for node, state in states.items():
+                if state.startswith(("down", "drain")):
+                    self._answers("scontrol", "update", f"nodename={node}", "state=resume")
+            usable = [state for state in states.values() if state in ("idle", "mixed", "allocated", "completing")]
+            return len(usable) == self.nodes and all(self._pid(node) for node in self.node_names)
+
+        _wait_for(all_ready, f"the nodes (see {self.root}/log)", 60)
+
+    def _stop_daemons(self) -> None:
+        if self._pid("slurmctld"):
+            self._answers("scancel", "--quiet", "--user", getpass.getuser())
+            _wait_for(lambda: not self._answer("squeue", "-h").strip(), "the queue", 20, fail=False)
+        for name in sorted(self.running(), key=_stop_order):
+            # Nodes end with all that runs on them; the others write their state down first.
+            _end(self._pid(name), signal.SIGKILL if name.startswith("node") else signal.SIGTERM)
+        self._forget_the_dead()
+
+    # --- processes
+
+    def _pids(self) -> Path:
+        return self.root / "pids"
+
+    def _pid(self, name: str) -> int | None:
+        """The process id of a daemon of this cluster, or None: a number in an old file may be anybody's by now."""
+        text = _read(self._pids() / name)
+        pid = int(text) if text and text.isdigit() else None
+        mine = f"SLURM_CONF={self.conf}".encode()
+        return pid if pid and _lives(pid) and mine in _proc(pid, "environ").split(b"\0") else None
+
+    def _forget_the_dead(self) -> None:
+        for path in self._pids().glob("*"):
+            if not self._pid(path.name):
+                path.unlink()
+
+    def _answers(self, *command: str) -> bool:
+        return subprocess.run(command, env=self.environment(), capture_output=True).returncode == 0
+
+    def _answer(self, *command: str) -> str:
+        return subprocess.run(command, env=self.environment(), capture_output=True, text=True).stdout
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One start or stop at a time."""
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (self.root / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def is_installed() -> bool:
+    return not _missing_programs()
+
+
+def install() -> None:
+    """Install the Debian packages. Raises `ClusterError` where that is not possible."""
+    _need_root()
+    if not shutil.which("apt-get"):
+        raise ClusterError("there is no apt-get here; install SLURM and MariaDB by hand: " + " ".join(PACKAGES))
+    apt = ["apt-get", "-qq", "-o", "Dpkg::Use-Pty=0"]
+    options = ["install", "-y", "--no-install-recommends", *PACKAGES]
+    with _no_service_starts():
+        for command in ([*apt, "update"], [*apt, *options]):
+            done = subprocess.run(command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+            if done.returncode:
+                raise ClusterError(f"{' '.join(command)}: exit code {done.returncode}")
+    _need_programs()
+
+
+@contextmanager
+def _no_service_starts() -> Iterator[None]:
+    """Debian's switch against daemons that start as soon as they are installed, for as long as this lasts."""
+    switch = Path("/usr/sbin/policy-rc.d")
+    if switch.exists():
+        yield
+        return
+    switch.write_text("#!/bin/sh\nexit 101\n")
+    switch.chmod(0o755)
+    try:
+        yield
+    finally:
+        switch.unlink()
+
+
+def _need_root() -> None:
+    if os.geteuid():
+        raise ClusterError("the nodes need namespaces of their own: run this as root")
+
+
+def _need_programs() -> None:
+    if missing := _missing_programs():
+        raise ClusterError(f"{', '.join(missing)} not found: run `python tests/slurm/cluster.py install`")
+
+
+def _missing_programs() -> list[str]:
+    return [name for name in PROGRAMS if not shutil.which(name, path=_path())]
+
+
+def _path() -> str:
+    """Daemons lie in sbin, which is not on everybody's path."""
+    return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+
+
+def _size(key: str) -> int | None:
+    name = PREFIX + key.upper()
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    least = 0 if key == "gpus" else 1
+    if not text.isdecimal() or int(text) < least:
+        raise ClusterError(f"{name}={text}: a whole number from {least} is needed")
+    return int(text)
+
+
+def _client(database: str) -> list[str]:
+    return ["--no-defaults", f"--socket={database}", "--user=root"]
+
+
+def _stop_order(name: str) -> int:
+    return {"slurmctld": 1, "slurmdbd": 2, "mariadbd": 3, "munged": 4}.get(name, 0)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def _lives(pid: int) -> bool:
+    """A zombie, which nobody has collected yet, does not live."""
+    stat = _proc(pid, "stat")
+    return bool(stat) and stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+
+
+def _proc(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
+def _end(pid: int | None, how: signal.Signals, patience: float = 15) -> None:
+    if pid is None:
+        return
+    for sent in (how, signal.SIGKILL):
+        try:
+            os.kill(pid, sent)
+        except ProcessLookupError:
+            return
+        if _wait_for(lambda: not _lives(pid), f"process {pid}", patience, fail=False):
+            return
+
+
+def _wait_for(true: Callable[[], bool], what: str, seconds: float, fail: bool = True) -> bool:
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            if fail:
+                raise ClusterError(f"waited {seconds:g} s for {what}")
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _write(path: Path, content: bytes) -> None:
+    """SLURM and munge refuse keys and passwords that others may read."""
+    path.touch(mode=0o600)
+    path.write_bytes(content)
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text() if path.exists() else None
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = ("install", "start", "stop", "status", "clean", "env")
+    parser.add_argument("verb", choices=verbs)
+    verb = parser.parse_args(arguments).verb
+    try:
+        if verb == "install":
+            install()
+            return 0
+        cluster = Cluster.from_environment()
+        if verb == "env":
+            print(f"export SLURM_CONF={cluster.conf}")
+        elif verb == "status":
+            print(cluster.status())
+            return 0 if cluster.is_up() else 1
+        else:
+            getattr(cluster, verb)()
+    except ClusterError as error:
+        print(f"cluster: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
