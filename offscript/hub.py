@@ -83,11 +83,11 @@ def fetch(ref: Reference, refresh: bool = False) -> Path:
 
 def cached(ref: Reference) -> Path | None:
     """The local folder or file of ``ref`` if all of it is in the cache, else None. Asks no network, imports no torch."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         place = _download(ref, local_files_only=True) / ref.inside
-    except LocalEntryNotFoundError:
+    except (LocalEntryNotFoundError, HFValidationError):
         return None
     if ref.file:
         return place if place.is_file() else None

@@ -197,6 +197,7 @@ def test_what_is_missing_is_told_apart(server):
     server.add("org/rows", {"a.jsonl": b"{}\n", "b.jsonl": b"{}\n"}, "dataset")
     assert "no repository org/nowhere" in refused(Reference("org/nowhere"))
     assert "no such revision" in refused(Reference("org/model", revision="v9"))
+    assert "an id is owner/name" in refused(Reference("org/a--b"))
     assert refused(Reference("org/model", subfolder="sarcasms")).endswith("it has: sarcasm")
     assert refused(Reference("org/rows", "dataset", file="c.jsonl")).endswith("it has: a.jsonl, b.jsonl")
 
