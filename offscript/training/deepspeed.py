@@ -63,10 +63,15 @@ def used(stage: int) -> Iterator[None]:
         yield
         return
     import deepspeed
+    import torch
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     # Its shared-memory all-reduce for CPUs would be compiled for over a minute and gives the same numbers.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(
+        backend, auto_mpi_discovery=False
+    )  # stage 3 asks it for the ranks when it loads
     try:
         yield
     finally:
@@ -80,12 +85,12 @@ def whole(parameters: Sequence[Any], stage: int) -> Iterator[None]:
     if not stage:
         yield
         return
+    import deepspeed
     import torch
     from deepspeed.utils import safe_get_full_fp32_param
-    from deepspeed.zero import GatheredParameters
 
     masters = [safe_get_full_fp32_param(p) for p in parameters]  # every rank takes part
-    with GatheredParameters(list(parameters), modifier_rank=None, enabled=stage == 3):
+    with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=None, enabled=stage == 3):
         kept = [p.data for p in parameters]
         try:
             for parameter, master in zip(parameters, masters, strict=True):

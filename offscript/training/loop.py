@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import logging
 import math
+import re
 import shutil
 import time
 import warnings
@@ -158,7 +159,8 @@ def longest(run: Run) -> int:
 # ---------------------------------------------------------------- trainers
 
 
-def lora_config(settings: LoraSettings) -> Any:
+def lora_config(settings: LoraSettings, base: Any) -> Any:
+    """LoRA on the targets in the text part of ``base``: an image tower sees nothing here and would train nothing."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -166,8 +168,17 @@ def lora_config(settings: LoraSettings) -> Any:
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(settings.targets),
+        exclude_modules=_not_text(base),
         task_type="CAUSAL_LM",
     )
+
+
+def _not_text(base: Any) -> str | None:
+    """A pattern for the modules of ``base`` outside its text decoder and head, or None if it has none."""
+    text = {id(m) for part in (base.get_decoder(), base.get_output_embeddings()) for m in part.modules()}
+    leaves = [name for name, m in base.named_modules() if id(m) not in text and not list(m.children())]
+    towers = sorted({".".join(name.split(".")[:2]) for name in leaves})
+    return rf"({'|'.join(map(re.escape, towers))})(\..*)?" if towers else None
 
 
 def batches(optimizer: OptimizerSettings, world_size: int) -> tuple[int, int]:
@@ -230,6 +241,7 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
         "bf16": run.dtype == "bfloat16",
         "fp16": False,
         "use_cpu": not gpu,
+        "ddp_find_unused_parameters": False,  # there are none: see lora_config
         "dataloader_pin_memory": gpu,
         "seed": run.seed,
         "data_seed": run.seed,
