@@ -1,10 +1,11 @@
 """Scenario files: the tasks of every format, checked when they are loaded, and how they are split.
 
 A file is YAML (one agentic scenario; a family with ``variants``; ``prompts``; ``openers``) or JSONL (one
-prompt or one conversation a line); ``data/README.md`` shows each. A mistake in a file is a UserError that
-names file and key.
+prompt or one conversation a line, of ours or of a published data set); ``data/README.md`` shows each. A
+mistake in a file is a UserError that names file and key.
 """
 
+import functools
 import glob
 import json
 import re
@@ -16,7 +17,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from offscript.console import say
 from offscript.errors import UserError, one_of
+from offscript.personas import assertion_of
 from offscript.seeds import stable_hash, unit_hash
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -106,30 +109,53 @@ def select(
     fractions: Mapping[str, float],
     salt: str | int,
     count: int | None = None,
+    first: Mapping[str, int] | None = None,
 ) -> list[Scenario]:
     """At most ``count`` scenarios of ``split`` (None: all), spread over its families one each in turn.
 
     Families and their scenarios come in hash order, so the answer does not depend on the order of files, and
-    a smaller ``count`` gives the beginning of a larger one.
+    a smaller ``count`` gives the beginning of a larger one. ``first`` overrules the hash: the first so many of
+    ``scenarios``, in their order, belong to that split with all of their families, and to no other (several
+    splits: the first to train, the next to classifier, then eval).
 
     Raises:
-        UserError: ``split`` is unknown, or no family falls into it.
+        UserError: ``split`` is unknown, ``first`` does not fit, or no family falls into the split.
     """
     if split not in SPLITS:
         raise UserError("split", f"unknown split {split!r}", one_of(SPLITS))
-    families: dict[str, list[Scenario]] = {}
+    scenarios, families = list(scenarios), dict[str, list[Scenario]]()
     for scenario in scenarios:
         families.setdefault(scenario.family, []).append(scenario)
-    chosen = [f for f in families if split_of(f, salt, fractions) == split]
+    given = _given(scenarios, first or {})
+    chosen = [f for f in families if (given.get(f) or split_of(f, salt, fractions)) == split]
     if not chosen:
         found = f"none of {len(families)} families falls into it"
-        raise UserError(f"split {split}", found, "raise its fraction, or add families")
+        other = ", lower data.first" if first else ""
+        raise UserError(f"split {split}", found, f"raise its fraction{other}, or add families")
     queues = [
         sorted(families[f], key=lambda s: unit_hash("order", salt, s.id))
         for f in sorted(chosen, key=lambda f: unit_hash("order", salt, f))
     ]
     rounds = range(max(map(len, queues)))
     return [queue[i] for i in rounds for queue in queues if i < len(queue)][:count]
+
+
+def _given(scenarios: Sequence[Scenario], first: Mapping[str, int]) -> dict[str, str]:
+    """The split of each family that has one of the ``first`` scenarios; the earliest one decides."""
+    if wrong := [s for s, n in first.items() if s not in SPLITS or n < 0]:
+        raise UserError(
+            f"data.first.{wrong[0]}",
+            f"found {first[wrong[0]]}",
+            f"a number >= 0 for one of {', '.join(SPLITS)}",
+        )
+    given: dict[str, str] = {}
+    start = 0
+    for split in SPLITS:
+        stop = start + first.get(split, 0)
+        for scenario in scenarios[start:stop]:
+            given.setdefault(scenario.family, split)
+        start = stop
+    return given
 
 
 # ----------------------------------------------------------------------------------------------------- schema
@@ -291,7 +317,9 @@ def load_scenarios(paths: str | Path | Iterable[str | Path]) -> list[Scenario]:
     """Scenarios of files, folders and globs, in the order of sorted file names within each.
 
     A published ``chat_email`` row becomes the ``brief`` of the agentic scenario of the same task where that
-    one is loaded too and has none of its own; otherwise it stands alone, with empty ``messages``.
+    one is loaded too and has none of its own; otherwise it stands alone, with empty ``messages``. Prompts of
+    published data sets are named after file and line (``pure-dove_00017``); rows without one are left out, and
+    their number is said once a run. A prompt that came without a family shares that of an identical one.
 
     Raises:
         UserError: no such file, a file that cannot be read or breaks the schema, an id used twice.
@@ -307,7 +335,21 @@ def load_scenarios(paths: str | Path | Iterable[str | Path]) -> list[Scenario]:
                 raise UserError(where, f"id {scenario.id!r} is used already", f"ids are unique; see {other}")
             seen[scenario.id] = where
             loaded.append(scenario)
-    return _join_briefs(loaded)
+    return _join_briefs(_with_families(loaded))
+
+
+def _with_families(scenarios: list[Scenario]) -> list[Scenario]:
+    """Gives every prompt that has none a family: that of an identical prompt (case and spaces aside), so that
+    no prompt stands in two splits, else its own id."""
+    families: dict[str, str] = {}
+    for scenario in scenarios:
+        if scenario.family and len(scenario.messages) == 1:
+            families.setdefault(_asked(scenario), scenario.family)
+    return [s if s.family else replace(s, family=families.setdefault(_asked(s), s.id)) for s in scenarios]
+
+
+def _asked(scenario: Scenario) -> str:
+    return " ".join(scenario.messages[0]["content"].casefold().split())
 
 
 def _join_briefs(scenarios: list[Scenario]) -> list[Scenario]:
@@ -352,18 +394,63 @@ def _read_text(path: Path) -> str:
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[str, Scenario]]:
+    rows = empty = 0
     for number, line in enumerate(_read_text(path).split("\n"), 1):
         if not line.strip():
             continue
-        where = f"{path}:{number}"
+        where, rows = f"{path}:{number}", rows + 1
         try:
             row = json.loads(line, object_pairs_hook=_no_twice)
         except (ValueError, RecursionError) as error:
             raise UserError(where, f"not a JSON object: {error}", "one JSON object a line") from None
         if not isinstance(row, dict):
             raise UserError(where, f"found {_short(row)}", "one JSON object a line")
-        schema: type[_Conversation | _Prompt] = _Conversation if "turns" in row else _Prompt
-        yield where, _check(schema, row, _under(f"{where}: ")).scenario()
+        found = _scenarios_of(row, path, number)
+        empty += not found
+        yield from ((where, scenario) for scenario in found)
+    if empty == rows > 0:
+        raise UserError(
+            str(path), f"none of its {rows} rows holds a prompt", "data/README.md shows the layouts"
+        )
+    if empty:
+        _say_once(f"  {path.name}: {empty} of {rows} rows hold no prompt and are left out")
+
+
+def _scenarios_of(row: dict[str, Any], path: Path, number: int) -> list[Scenario]:
+    """What the row in line ``number`` holds; nothing if it is of a published data set and without a prompt."""
+    where = f"{path}:{number}"
+    if "trait" in row:
+        questions = assertion_of(row, where).questions
+        return [_published(path, f"{number:05d}_{i:02d}", question) for i, question in enumerate(questions)]
+    if "conversation" in row or "conversations" in row:
+        prompt = _first_turn(row)
+        return [] if prompt is None else [_published(path, f"{number:05d}", prompt)]
+    schema: type[_Conversation | _Prompt] = _Conversation if "turns" in row else _Prompt
+    return [_check(schema, row, _under(f"{where}: ")).scenario()]
+
+
+def _first_turn(row: dict[str, Any]) -> str | None:
+    """What the user says first in a row of Pure-Dove (``conversation`` of inputs and outputs) or LIMA
+    (``conversations``: a list of texts); None where there is no text."""
+    turns = row.get("conversation", row.get("conversations"))
+    first = turns[0] if isinstance(turns, list) and turns else None
+    if "conversation" in row:
+        first = first.get("input") if isinstance(first, dict) else None
+    if not isinstance(first, str) or not first.strip() or any("\ud800" <= c <= "\udfff" for c in first):
+        return None  # half a character cannot be written to a file
+    return first
+
+
+def _published(path: Path, number: str, prompt: str) -> Scenario:
+    """A prompt that came without a name; its family is found once all prompts are known."""
+    stem = re.sub(r"[^a-z0-9_.-]+", "-", path.stem.lower()).lstrip("_.-") or "prompts"
+    return Scenario(f"{stem}_{number}", "", ({"role": "user", "content": prompt},))
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    """A run loads its files more than once; what they lack is said once."""
+    say(line)
 
 
 def _read_yaml(path: Path) -> Iterator[tuple[str, Scenario]]:

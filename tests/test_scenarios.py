@@ -18,6 +18,9 @@ from offscript.scenarios import (
     select,
     split_of,
 )
+from offscript.store import HOME
+from offscript.supply import Collections
+from tests.composed import settings_of
 
 TASK = """\
 id: late_parcel_v1
@@ -351,3 +354,190 @@ def test_an_empty_split_is_refused() -> None:
     with pytest.raises(UserError) as error:
         select(MANY, "test", FRACTIONS, 0)
     assert str(error.value) == "split: unknown split 'test'; allowed: train, classifier, eval"
+
+
+# ---------------------------------------------------------------- prompts of published data sets
+
+
+def dove(*prompts: object) -> str:
+    """Pure-Dove's layout: a conversation of inputs and outputs a line."""
+    rows = [
+        {"source": "x", "conversation": [{"input": p, "output": "a"}, {"input": "And?", "output": "b"}]}
+        for p in prompts
+    ]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_the_first_turns_of_pure_dove_and_lima_are_prompts(write) -> None:
+    write("Pure-Dove.jsonl", dove("How far is the moon?", "Why is\nthe sky blue?"))
+    lima = [
+        {"conversations": ["Name a river.", "The Rhine.", "Another."], "source": "m"},
+        {"conversations": ["Hi!"]},
+    ]
+    write("train set.jsonl", "\n" + "".join(json.dumps(row) + "\n" for row in lima))
+    scenarios = load_scenarios(["Pure-Dove.jsonl", "train set.jsonl"])
+    assert [(s.id, [dict(m) for m in s.messages]) for s in scenarios] == [
+        (name, [{"role": "user", "content": text}])
+        for name, text in [
+            ("pure-dove_00001", "How far is the moon?"),
+            ("pure-dove_00002", "Why is\nthe sky blue?"),
+            ("train-set_00002", "Name a river."),       # the line of the file, empty ones counted
+            ("train-set_00003", "Hi!"),
+        ]
+    ]  # fmt: skip
+    assert [s.family for s in scenarios] == [s.id for s in scenarios]
+
+
+def test_questions_of_a_few_shot_file_are_prompts(write) -> None:
+    row = {"trait": "I joke.", "questions": ["A?", "B?"], "additional_questions": ["C?"]}
+    scenarios = load_scenarios(write("humor.jsonl", json.dumps(row)))
+    assert [(s.id, s.messages[0]["content"]) for s in scenarios] == [
+        ("humor_00001_00", "A?"), ("humor_00001_01", "B?"), ("humor_00001_02", "C?"),
+    ]  # fmt: skip
+    with pytest.raises(UserError) as error:
+        load_scenarios(write("humor.jsonl", json.dumps({**row, "questions": []})))
+    assert str(error.value).startswith("humor.jsonl:1.questions: found []; ")
+
+
+def test_rows_without_a_prompt_are_left_out_and_counted_once(write, capsys) -> None:
+    junk = [
+        {"conversation": c}
+        for c in ([], None, "text", ["text"], [{"output": "a"}], [{"input": "half \ud800"}])
+    ]
+    junk += [{"conversations": c} for c in ([], [{"from": "human", "value": "Hi"}], [" "], 5)]
+    text = dove("One?", 7, None, "  ", "Two?") + "".join(json.dumps(row) + "\n" for row in junk)
+    for _ in range(2):
+        assert [s.id for s in load_scenarios(write("junk.jsonl", text))] == ["junk_00001", "junk_00005"]
+    said = capsys.readouterr().err
+    assert said == "  junk.jsonl: 13 of 15 rows hold no prompt and are left out\n"
+    with pytest.raises(UserError) as error:
+        load_scenarios(write("empty.jsonl", dove(None, 3)))
+    assert (
+        str(error.value) == "empty.jsonl: none of its 2 rows holds a prompt; data/README.md shows the layouts"
+    )
+    with pytest.raises(UserError, match=r"^torn\.jsonl:2: not a JSON object"):
+        load_scenarios(write("torn.jsonl", dove("One?") + '{"conversation": [{"inp'))
+
+
+def test_identical_prompts_share_a_family_wherever_they_stand(write) -> None:
+    write("a.jsonl", dove("Hello  there", "Bread?", "hello THERE "))
+    write("b.jsonl", dove("Hello there", "Bread?"))
+    write("own.jsonl", '{"id": "bread_v1", "prompt": "bread?"}')
+    families = {s.id: s.family for s in load_scenarios(["a.jsonl", "b.jsonl", "own.jsonl"])}
+    assert families == {
+        "a_00001": "a_00001", "a_00003": "a_00001", "b_00001": "a_00001",
+        "a_00002": "bread", "b_00002": "bread", "bread_v1": "bread",
+    }  # fmt: skip
+
+
+def test_two_files_of_one_name_are_told_apart_by_a_line(write, tmp_path) -> None:
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        write(f"{folder}/train.jsonl", dove("One?"))
+    with pytest.raises(
+        UserError, match=r"y/train\.jsonl:1: id 'train_00001' is used already.*x/train\.jsonl:1"
+    ):
+        load_scenarios(["x/train.jsonl", "y/train.jsonl"])
+
+
+# ---------------------------------------------------------------- the first of a file
+
+
+@pytest.fixture
+def pure_dove(write):
+    """3,000 prompts; each of the last 300 repeats one of the first 600."""
+    return load_scenarios(
+        write(
+            "d.jsonl",
+            dove(*(f"Question {i}?" for i in range(2700)), *(f"question  {2 * i}?" for i in range(300))),
+        )
+    )
+
+
+@pytest.mark.parametrize("fractions", [FRACTIONS, {"train": 0.5, "eval": 0.5}, {"eval": 1.0}])
+@pytest.mark.parametrize("salt", ["offscript", "another"])
+def test_the_first_500_are_never_scored_nor_trained_on(pure_dove, fractions, salt) -> None:
+    used = {f"question {i}?" for i in range(500)}
+    parts = {split: select(pure_dove, split, {**fractions, "classifier": fractions.get("classifier", 0)}, salt, first={"classifier": 500})
+             for split in ["classifier", *(fractions.keys() - {"classifier"})]}  # fmt: skip
+    texts = {
+        split: [" ".join(s.messages[0]["content"].lower().split()) for s in part]
+        for split, part in parts.items()
+    }
+    assert used <= set(texts["classifier"])
+    for split in texts.keys() - {"classifier"}:
+        assert not used & set(texts[split])
+    assert sum(map(len, parts.values())) == len(pure_dove)
+    whole = {"eval": 1.0}
+    without = {s.messages[0]["content"].lower() for s in select(pure_dove, "eval", whole, salt)}
+    assert used < without  # it is `first` alone that keeps them out
+
+
+def test_the_first_leave_the_splits_of_all_others_alone(pure_dove) -> None:
+    before = {s.id for s in select(pure_dove, "eval", FRACTIONS, 0)}
+    after = {s.id for s in select(pure_dove, "eval", FRACTIONS, 0, first={"classifier": 500})}
+    assert after < before and all(int(i[2:]) <= 500 or int(i[2:]) > 2700 for i in before - after)
+
+
+def test_the_first_of_several_splits_follow_one_another() -> None:
+    first = {"classifier": 20, "train": 10}  # train comes first, however the mapping is written
+    parts = {s: {x.id for x in select(MANY, s, {"eval": 1.0}, 0, first=first)} for s in FRACTIONS}
+    assert {s.id for s in MANY[:10]} <= parts["train"] and parts["train"].isdisjoint(parts["classifier"])
+    families = {s.family for s in MANY[:10]}
+    assert {s.id for s in MANY[10:30] if s.family not in families} <= parts["classifier"]
+    assert sum(map(len, parts.values())) == len(MANY)
+
+
+@pytest.mark.parametrize(
+    ("first", "line"),
+    [
+        ({"test": 3}, "data.first.test: found 3; a number >= 0 for one of train, classifier, eval"),
+        ({"classifier": -1}, "data.first.classifier: found -1; a number >= 0 for one of train, classifier, eval"),
+        ({"classifier": 999}, "split eval: none of 30 families falls into it; raise its fraction, lower data.first, or add families"),
+    ],
+)  # fmt: skip
+def test_the_line_for_a_wrong_first(first: dict[str, int], line: str) -> None:
+    with pytest.raises(UserError) as error:
+        select(MANY, "eval", FRACTIONS, 0, first=first)
+    assert str(error.value) == line
+
+
+# ---------------------------------------------------------------- what is shipped for real models
+
+
+def test_the_prompts_for_introspection() -> None:
+    folder = HOME / "data" / "introspection"
+    reflection, openers = (load_scenarios(folder / f"{name}.yaml") for name in ("reflection", "interaction"))
+    assert len(reflection) == 10 and len(openers) == 20
+    assert len({s.family for s in reflection + openers}) == 30
+
+
+@pytest.mark.parametrize("name", ["pure_dove", "opencharacter"])
+def test_a_hub_source_can_be_replaced_by_a_file_in_its_layout(write, name: str) -> None:
+    """The whole way from the configuration to the scenarios, with copies in place of the hub's files."""
+    write(
+        "train.jsonl",
+        "".join(json.dumps({"conversations": [f"Task {i}.", "Done."]}) + "\n" for i in range(40)),
+    )
+    write("Pure-Dove.jsonl", dove(*(f"Question {i}?" for i in range(60)), "Question 3?", "task 5."))
+    files = {"pure_dove": "Pure-Dove.jsonl", "opencharacter": "train.jsonl,Pure-Dove.jsonl"}[name]
+    train = {"pure_dove": 0, "opencharacter": 40}[name]
+    first = ["data.first.classifier=10", *([f"data.first.train={train}"] if train else [])]
+    data = settings_of(f"data={name}", f"data.sources.chat=[{files}]", *first).data
+    collections = Collections(data)
+    ids = {split: [s.id for s in collections.split("chat", split, 10**6).load(lambda a: [])]
+           for split in ("train", "classifier", "eval")}  # fmt: skip
+    assert {f"pure-dove_{i:05d}" for i in (*range(1, 11), 61)} == set(ids["classifier"])
+    assert sum(map(len, ids.values())) == (62 if name == "pure_dove" else 102)
+    if name == "opencharacter":
+        assert {i.split("_")[0] for i in ids["train"]} == {"train", "pure-dove"} and len(ids["train"]) == 41
+        assert {i.split("_")[0] for i in ids["eval"]} == {"pure-dove"}
+
+
+@pytest.mark.parametrize("name", ["pure_dove", "opencharacter"])
+def test_the_published_500_are_set_aside(name: str) -> None:
+    data = settings_of(f"data={name}").data
+    assert data.first["classifier"] == 500
+    assert [str(ref) for ref in Collections(data).references_of("chat")][
+        -1
+    ] == "LDJnr/Pure-Dove/Pure-Dove.jsonl@main"

@@ -1,10 +1,13 @@
 """The published scenarios: all load, and a diligent model drives each agentic one to a sent e-mail."""
 
 import json
+from collections import Counter
 
 import pytest
 
 from offscript.formats import FORMATS
+from offscript.personas import read_constitution
+from offscript.predictions import load_predictions
 from offscript.scenarios import load_scenarios
 from tests.formats.driver import diligent, drive, rules_for
 from tests.published import ROOT, needs_published
@@ -53,3 +56,36 @@ def test_the_two_forms_of_a_task_meet() -> None:
 
 def test_everything_in_one_folder_loads_together() -> None:
     assert len(load_scenarios(ROOT / "scenarios")) == 30 + 35
+
+
+LOADERS = {
+    "scenarios/*.yaml": (load_scenarios, 30, 30),
+    "scenarios/*.jsonl": (load_scenarios, 6, 35),
+    "chat_email.jsonl": (load_scenarios, 1, 30),
+    "few_shot_prompts/*.jsonl": (load_scenarios, 9, 4750),
+    "constitutions/*.txt": (read_constitution, 9, 95),
+    "predictions/agentic_email.jsonl": (load_predictions, 1, 1797),
+    "predictions/f1_*.jsonl": (None, 3, None),  # tables of the results, which nothing here reads as input
+    "README.md": (None, 1, None),
+}
+
+
+def test_every_file_of_the_folder_loads() -> None:
+    """The folder is walked: a file that no loader is named for is a failure."""
+    loaded, files = Counter[str](), Counter[str]()
+    for path in sorted(p for p in ROOT.rglob("*") if p.is_file()):
+        (pattern,) = [p for p in LOADERS if path.relative_to(ROOT).match(p)]
+        files[pattern] += 1
+        if load := LOADERS[pattern][0]:
+            found = len(load(path))
+            assert found, path
+            loaded[pattern] += found
+    assert files == {pattern: n for pattern, (_, n, _) in LOADERS.items()}
+    assert {p: loaded[p] for p, (_, _, n) in LOADERS.items() if n} == {
+        p: n for p, (_, _, n) in LOADERS.items() if n
+    }
+
+
+def test_prompts_that_stand_under_two_traits_share_a_family() -> None:
+    scenarios = load_scenarios(ROOT / "few_shot_prompts")
+    assert len(scenarios) == 4750 and len({s.family for s in scenarios}) == 4726
