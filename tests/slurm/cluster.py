@@ -26,6 +26,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 # The -core packages hold the MariaDB programs without a service that would run at boot.
 PACKAGES = (
@@ -67,12 +69,13 @@ JobAcctGatherParams=OverMemoryKill
 MpiDefault=none
 SwitchType=switch/none
 
-# Nodes announce what is written here, whatever the machine has; one that was lost is taken back when it answers.
+# Nodes announce what is written here, whatever the machine has. One that did not answer is taken back when it does
+# again; one that somebody set DOWN stays so until somebody resumes it.
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 DefMemPerCPU={default_memory}
 SlurmdParameters=config_overrides
-ReturnToService=2
+ReturnToService=1
 GresTypes=gpu
 
 # Tests wait for the scheduler, so it never does. Two busy cores are slow to answer, so a node is given time to.
@@ -190,10 +193,16 @@ class Cluster:
         with self._locked():
             if self._configure() and self.running():
                 self._stop_daemons()
-            self._forget_the_dead()
-            for daemon in self._daemons():
-                self._start_daemon(daemon)
-            self._recover_nodes()
+            new = not self.running()
+            try:
+                for daemon in self._daemons():
+                    self._start_daemon(daemon)
+                self._recover_nodes()
+            except BaseException:
+                if new:  # half a cluster is of no use to anybody
+                    self._stop_daemons()
+                raise
+            self._borrowed_mark().unlink(missing_ok=True)
 
     def stop(self) -> None:
         """Cancel all jobs and end all daemons of this cluster; nothing where none runs."""
@@ -202,6 +211,7 @@ class Cluster:
         _need_root()
         with self._locked():
             self._stop_daemons()
+            self._borrowed_mark().unlink(missing_ok=True)
 
     def clean(self) -> None:
         """Stop, and remove the folder with all jobs and accounting. Job ids start at 1 again afterwards."""
@@ -210,9 +220,25 @@ class Cluster:
             raise ClusterError(f"{self.root} is not the folder of a cluster: not removed")
         shutil.rmtree(self.root, ignore_errors=True)
 
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """The cluster runs inside. The last of several borrowers stops it, unless it was started by `start`."""
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (self.root / "borrowers").open("a") as borrowers:
+            fcntl.flock(borrowers, fcntl.LOCK_SH)
+            ours = self._borrowed_mark().exists() or not self.running()
+            self.start()
+            if ours:
+                self._borrowed_mark().touch()
+            try:
+                yield
+            finally:
+                if _try_alone(borrowers) and self._borrowed_mark().exists():
+                    self.stop()
+
     def running(self) -> list[str]:
         """The names of the daemons that run."""
-        return [path.name for path in sorted(self._pids().glob("*")) if self._pid(path.name)]
+        return sorted(self.processes())
 
     def is_up(self) -> bool:
         return set(self.running()) == {daemon.name for daemon in self._daemons()}
@@ -237,8 +263,8 @@ class Cluster:
 
     def power_off(self, node: str) -> None:
         """End a node and every process on it at once. The controller finds out by itself after SlurmdTimeout."""
-        _end(self._pid(node), signal.SIGKILL)
-        (self._pids() / node).unlink(missing_ok=True)
+        if node in (running := self.processes()):
+            _end(running[node], signal.SIGKILL)
 
     def power_on(self, node: str) -> None:
         """Start a node that is off; back when it can take a job."""
@@ -257,7 +283,7 @@ class Cluster:
 
     def _configure(self) -> bool:
         """Write keys and configuration; whether the configuration is another than before."""
-        for name in ("etc", "run", "log", "state", "spool", "pids", "database"):
+        for name in ("etc", "run", "log", "state", "spool", "database"):
             (self.root / name).mkdir(exist_ok=True)
         key = self.root / "etc" / "munge.key"
         if not key.exists():
@@ -283,9 +309,11 @@ class Cluster:
         }  # fmt: skip
 
     def _pretended_gpus(self) -> str:
-        """A GPU is a file to SLURM; without one it would not set CUDA_VISIBLE_DEVICES."""
+        """A GPU is a device file to SLURM, which sets CUDA_VISIBLE_DEVICES by it; these are further /dev/null."""
         for i in range(self.gpus):
-            (self.root / "etc" / f"gpu{i}").touch()
+            device = self.root / "etc" / f"gpu{i}"
+            if not device.exists():
+                os.mknod(device, 0o666 | stat.S_IFCHR, os.stat("/dev/null").st_rdev)
         files = f"{self.root}/etc/gpu[0-{self.gpus - 1}]" if self.gpus > 1 else f"{self.root}/etc/gpu0"
         return f"NodeName=node[1-{self.nodes}] Name=gpu File={files}\n" if self.gpus else ""
 
@@ -319,7 +347,7 @@ class Cluster:
         return Daemon(name, namespaces + ["--propagation", "private", *boot], lambda: True, self.port + 2 + index)
 
     def _start_daemon(self, daemon: Daemon) -> None:
-        if self._pid(daemon.name):
+        if daemon.name in self.processes():
             return
         if daemon.port and not _is_free(daemon.port):
             raise ClusterError(f"port {daemon.port} is taken; set {PREFIX}PORT to the first of a free range")
@@ -328,13 +356,13 @@ class Cluster:
         if daemon.name == "slurmctld":
             self._register()
         log = self.root / "log" / f"{daemon.name}.out"
-        env = {**self.environment(), **daemon.env}
+        badge, _, value = self._badge(daemon.name).partition("=")
+        env = {**self.environment(), **daemon.env, badge: value}
         with log.open("wb") as out:
             process = subprocess.Popen(
                 daemon.command, env=env, cwd=self.root, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                 start_new_session=True,
             )  # fmt: skip
-        (self._pids() / daemon.name).write_text(str(process.pid))
         _wait_for(lambda: daemon.ready() or process.poll() is not None, f"{daemon.name} (see {log})", 60)
         if process.poll() is not None:
             raise ClusterError(f"{daemon.name} ended at once: {_last_line(log)} (see {log})")
@@ -360,35 +388,40 @@ class Cluster:
                 if state.startswith(("down", "drain")):
                     self._answers("scontrol", "update", f"nodename={node}", "state=resume")
             usable = [state for state in states.values() if state in ("idle", "mixed", "allocated", "completing")]
-            return len(usable) == self.nodes and all(self._pid(node) for node in self.node_names)
+            return len(usable) == self.nodes
 
         _wait_for(all_ready, f"the nodes (see {self.root}/log)", 60)
 
     def _stop_daemons(self) -> None:
-        if self._pid("slurmctld"):
+        running = self.processes()
+        if "slurmctld" in running:
             self._answers("scancel", "--quiet", "--user", getpass.getuser())
             _wait_for(lambda: not self._answer("squeue", "-h").strip(), "the queue", 20, fail=False)
-        for name in sorted(self.running(), key=_stop_order):
+        for name in sorted(running, key=_stop_order):
             # Nodes end with all that runs on them; the others write their state down first.
-            _end(self._pid(name), signal.SIGKILL if name.startswith("node") else signal.SIGTERM)
-        self._forget_the_dead()
+            _end(running[name], signal.SIGKILL if name.startswith("node") else signal.SIGTERM)
 
     # --- processes
 
-    def _pids(self) -> Path:
-        return self.root / "pids"
+    def _borrowed_mark(self) -> Path:
+        return self.root / "run" / "borrowed"
 
-    def _pid(self, name: str) -> int | None:
-        """The process id of a daemon of this cluster, or None: a number in an old file may be anybody's by now."""
-        text = _read(self._pids() / name)
-        pid = int(text) if text and text.isdigit() else None
-        mine = f"SLURM_CONF={self.conf}".encode()
-        return pid if pid and _lives(pid) and mine in _proc(pid, "environ").split(b"\0") else None
+    def processes(self) -> dict[str, int]:
+        """The process id of each daemon that runs, by name.
 
-    def _forget_the_dead(self) -> None:
-        for path in self._pids().glob("*"):
-            if not self._pid(path.name):
-                path.unlink()
+        They are known by a variable in their environment, which what they start has too, so the one whose parent has
+        not is the daemon. No file with a number in it can be out of date, or speak of a process that is not ours.
+        """
+        carriers = {pid: name for pid in _all_pids() if (name := self._badge_of(pid))}
+        return {name: pid for pid, name in carriers.items() if carriers.get(_parent(pid)) != name}
+
+    def _badge(self, name: str) -> str:
+        return f"{PREFIX}DAEMON={self.root}/{name}"
+
+    def _badge_of(self, pid: int) -> str | None:
+        start = self._badge("").encode()
+        found = [v for v in _proc(pid, "environ").split(b"\0") if v.startswith(start)]
+        return found[0].removeprefix(start).decode() if found else None
 
     def _answers(self, *command: str) -> bool:
         return subprocess.run(command, env=self.environment(), capture_output=True).returncode == 0
@@ -477,6 +510,15 @@ def _stop_order(name: str) -> int:
     return {"slurmctld": 1, "slurmdbd": 2, "mariadbd": 3, "munged": 4}.get(name, 0)
 
 
+def _try_alone(lock: IO[str]) -> bool:
+    """Whether nobody else holds the lock by now."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _is_free(port: int) -> bool:
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -493,6 +535,15 @@ def _lives(pid: int) -> bool:
     return bool(stat) and stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X")
 
 
+def _all_pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
+def _parent(pid: int) -> int:
+    stat = _proc(pid, "stat").rpartition(b")")[2].split()
+    return int(stat[1]) if stat else 0
+
+
 def _proc(pid: int, name: str) -> bytes:
     try:
         return Path(f"/proc/{pid}/{name}").read_bytes()
@@ -500,9 +551,7 @@ def _proc(pid: int, name: str) -> bytes:
         return b""
 
 
-def _end(pid: int | None, how: signal.Signals, patience: float = 15) -> None:
-    if pid is None:
-        return
+def _end(pid: int, how: signal.Signals, patience: float = 15) -> None:
     for sent in (how, signal.SIGKILL):
         try:
             os.kill(pid, sent)

@@ -1,0 +1,179 @@
+"""The cluster itself does what the other tests here rely on, and what a real one does."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.client import Slurm
+from tests.slurm.cluster import PREFIX, Cluster, ClusterError
+
+pytestmark = pytest.mark.slurm
+
+
+def test_a_job_runs_on_a_named_node_and_is_accounted_for(quiet_cluster: Slurm, tmp_path):
+    job = quiet_cluster.submit_script("hostname; exit 3", output=tmp_path / "out", nodelist="node3")
+    quiet_cluster.wait_for_state(job, "FAILED")
+    assert (tmp_path / "out").read_text() == "node3\n"
+    quiet_cluster.wait_until(lambda: quiet_cluster.sacct(job)[0]["State"] == "FAILED", "the accounting")
+    row = quiet_cluster.sacct(job)[0]
+    assert (row["ExitCode"], row["NodeList"], row["Partition"]) == ("3:0", "node3", "main")
+
+
+def test_a_failed_task_cancels_its_own_child_and_no_other(quiet_cluster: Slurm, tmp_path):
+    parent = quiet_cluster.submit_script("exit $((SLURM_ARRAY_TASK_ID == 1))", array="0-2")
+    child = quiet_cluster.submit_script(
+        f"touch {tmp_path}/child-$SLURM_ARRAY_TASK_ID", array="0-2", dependency=f"aftercorr:{parent}"
+    )
+    needs_all = quiet_cluster.submit_script(f"touch {tmp_path}/all", dependency=f"afterok:{parent}")
+    afterwards = quiet_cluster.submit_script(f"touch {tmp_path}/after", dependency=f"afterany:{child}")
+    quiet_cluster.wait_for_state(afterwards, "COMPLETED")
+    quiet_cluster.wait_for_state(needs_all, "CANCELLED")
+    assert quiet_cluster.states(parent) == _tasks(parent, "COMPLETED", "FAILED", "COMPLETED")
+    assert quiet_cluster.states(child) == _tasks(child, "COMPLETED", "CANCELLED", "COMPLETED")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["after", "child-0", "child-2"]
+
+
+def test_requeue_runs_the_job_again_and_counts_it(quiet_cluster: Slurm, tmp_path):
+    log = tmp_path / "log"
+    job = quiet_cluster.submit_script(_twice(log))
+    _wait_for_lines(quiet_cluster, log, 1)
+    quiet_cluster.requeue(job)
+    quiet_cluster.wait_for_state(job, "COMPLETED")
+    assert [line.split()[1] for line in log.read_text().splitlines()] == ["0", "1"]
+    assert [row["State"] for row in quiet_cluster.sacct(job, every_run=True)] == ["REQUEUED", "COMPLETED"]
+
+
+@pytest.mark.parametrize("harm", ["down", "lose"])
+def test_a_job_moves_on_when_its_node_goes(quiet_cluster: Slurm, tmp_path, harm):
+    log = tmp_path / "log"
+    job = quiet_cluster.submit_script(_twice(log))
+    _wait_for_lines(quiet_cluster, log, 1)
+    node, old = quiet_cluster.node_of(job), quiet_cluster.processes(job, "sleep")
+    assert old
+    getattr(quiet_cluster, harm)(node)
+    quiet_cluster.wait_for_state(job, "COMPLETED")
+    (first, _), (second, restarts) = [line.split() for line in log.read_text().splitlines()]
+    assert (first, restarts) == (node, "1") and second != node
+    assert not quiet_cluster.processes(job, "sleep"), "what ran on the lost node still runs"
+    quiet_cluster.resume(node)
+    assert quiet_cluster.node_state(node) == "idle"
+
+
+def test_an_urgent_job_takes_the_place_of_one_that_is_warned_and_goes_on_later(quiet_cluster: Slurm, tmp_path):
+    log, warned = tmp_path / "log", tmp_path / "warned"
+    step = f"trap 'touch {warned}' USR2; while :; do sleep 1; done"  # whoever ends on the warning is not queued again
+    text = f'echo $(hostname) ${{SLURM_RESTART_COUNT:-0}} >> {log}; [ "$SLURM_RESTART_COUNT" ] || srun bash -c "{step}"'
+    job = quiet_cluster.submit_script(text, nodes=4, exclusive=True, signal="USR2@10")
+    _wait_for_lines(quiet_cluster, log, 1)
+    quiet_cluster.wait_until(lambda: bool(quiet_cluster.processes(job, "sleep")), "the step")
+    urgent = quiet_cluster.submit_script("hostname", partition="urgent")
+    quiet_cluster.wait_for_state(urgent, "COMPLETED")
+    quiet_cluster.wait_for_state(job, "COMPLETED")
+    assert warned.exists()
+    assert [line.split()[1] for line in log.read_text().splitlines()] == ["0", "1"]
+
+
+def test_a_step_is_warned_before_its_time_is_up(quiet_cluster: Slurm, tmp_path):
+    step = f"trap 'touch {tmp_path}/warned; exit 0' USR2; sleep 300 & wait"
+    job = quiet_cluster.submit_script(f'srun bash -c "{step}"', time=1, signal="USR2@59")
+    quiet_cluster.wait_for_state(job, "COMPLETED", 90)
+    assert (tmp_path / "warned").exists()
+
+
+def test_ranks_on_two_nodes_find_each_other_by_name(quiet_cluster: Slurm, tmp_path):
+    program = tmp_path / "sum.py"
+    program.write_text(SUM_OVER_RANKS)
+    text = f"export MASTER_ADDR=$(scontrol show hostnames | head -1)\nsrun {sys.executable} {program}"
+    job = quiet_cluster.submit_script(text, nodes=2, ntasks_per_node=1, output=tmp_path / "out")
+    quiet_cluster.wait_for_state(job, {"COMPLETED", "FAILED"}, 90)
+    printed = (tmp_path / "out").read_text()
+    assert sorted(printed.split()) == ["0/2:node1:3.0", "1/2:node2:3.0"], printed
+
+
+def test_a_process_of_one_task_can_be_killed(quiet_cluster: Slurm):
+    job = quiet_cluster.submit_script("sleep 300", array="0-1")
+    quiet_cluster.wait_for_state(job, "RUNNING")
+    assert len(quiet_cluster.kill(f"{job}_1", "^sleep")) == 1
+    quiet_cluster.wait_for_state(f"{job}_1", "FAILED")
+    assert quiet_cluster.states(f"{job}_0") == {f"{job}_0": "RUNNING"}
+
+
+def test_a_gpu_is_given_to_one_job_at_a_time(quiet_cluster: Slurm, tmp_path):
+    text = "echo $CUDA_VISIBLE_DEVICES; sleep 2"
+    ids = [
+        quiet_cluster.submit_script(text, gpus_per_node=1, nodelist="node1", mem=100, output=tmp_path / str(i))
+        for i in range(2)
+    ]
+    for job in ids:
+        quiet_cluster.wait_for_state(job, "COMPLETED")
+    assert {(tmp_path / str(i)).read_text() for i in range(2)} == {"0\n", "1\n"}
+
+
+def test_a_job_that_takes_more_memory_than_it_asked_for_ends(quiet_cluster: Slurm):
+    hungry = f"{sys.executable} -c \"x = bytearray(300 << 20); __import__('time').sleep(300)\""
+    job = quiet_cluster.submit_script(f"srun {hungry}", mem=100)
+    quiet_cluster.wait_for_state(job, {"OUT_OF_MEMORY", "FAILED", "CANCELLED"})
+
+
+def test_starting_twice_changes_nothing(quiet_cluster: Slurm):
+    job = quiet_cluster.submit_script("sleep 300")
+    quiet_cluster.wait_for_state(job, "RUNNING")
+    daemons = quiet_cluster.cluster.processes()
+    done = _command("start", quiet_cluster.cluster.root)
+    assert done.returncode == 0, done.stderr
+    assert quiet_cluster.cluster.processes() == daemons
+    assert quiet_cluster.states(job) == {str(job): "RUNNING"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("NODES", "many", "a whole number from 1 is needed"),
+        ("ROOT", "/tmp/has a blank", "no blank in a path"),
+        ("ROOT", str(Path(__file__).parent), "holds something else"),
+    ],
+)
+def test_a_mistake_is_one_line(name, value, said, monkeypatch):
+    monkeypatch.setenv(PREFIX + name, value)
+    for check in ("_need_root", "_need_programs"):
+        monkeypatch.setattr(f"tests.slurm.cluster.{check}", lambda: None)
+    with pytest.raises(ClusterError, match=said):
+        Cluster.from_environment().start()
+
+
+SUM_OVER_RANKS = textwrap.dedent(
+    """
+    import os, socket, torch, torch.distributed as dist
+    rank, size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
+    port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 10000
+    dist.init_process_group("gloo", f"tcp://{os.environ['MASTER_ADDR']}:{port}", rank=rank, world_size=size)
+    total = torch.tensor([rank + 1.0])
+    dist.all_reduce(total)
+    print(f"{rank}/{size}:{socket.gethostname()}:{total.item()}", flush=True)
+    dist.destroy_process_group()
+    """
+)
+
+
+def _tasks(array: int, *states: str) -> dict[str, str]:
+    return {f"{array}_{i}": state for i, state in enumerate(states)}
+
+
+def _twice(log: Path) -> str:
+    """A job that never ends the first time, and at once when it runs again; each time it says where it is."""
+    again = f"echo $(hostname) ${{SLURM_RESTART_COUNT:-0}} >> {log}"
+    return f'{again}\n[ "$SLURM_RESTART_COUNT" ] || sleep 300'
+
+
+def _wait_for_lines(slurm: Slurm, log: Path, count: int) -> None:
+    slurm.wait_until(lambda: log.exists() and len(log.read_text().splitlines()) >= count, f"{count} lines in {log}")
+
+
+def _command(verb: str, root: Path) -> subprocess.CompletedProcess[str]:
+    script = Path(__file__).parent / "cluster.py"
+    env = {**os.environ, PREFIX + "ROOT": str(root)}
+    return subprocess.run([sys.executable, script, verb], env=env, capture_output=True, text=True)
