@@ -1,17 +1,20 @@
 """What each command does with its settings: which artifacts it wants, which it may make, and what it says at the end."""
 
 from collections import Counter
+from typing import Any
 
 from offscript import hub
 from offscript.bench import Bench
 from offscript.cell import Artifact
 from offscript.console import duration, say
 from offscript.errors import MissingInput, UserError, one_of
-from offscript.graph import needed
+from offscript.graph import jobs_of, needed
 from offscript.grid import in_order
 from offscript.jobs import Result, make
 from offscript.settings import GridSettings, Settings
+from offscript.store import read_json
 
+WATCH_S = 10.0
 SHOWN = 3
 """Missing inputs that are named one by one; more are counted."""
 
@@ -79,20 +82,145 @@ def submit(settings: Settings, bench: Bench) -> int:
     evaluation = bench.planner.evaluation()
     everything = in_order([evaluation])
     todo, _ = needed([evaluation], bench)
-    cells = len(bench.planner.cells())
+    cells, cluster = len(bench.planner.cells()), settings.cluster
     say(
-        f"{settings.name}: {cells} cells, {len(everything)} artifacts, {len(todo)} to make (cluster={settings.cluster.name})"
+        f"{settings.name}: {cells} cells, {len(everything)} artifacts, {len(todo)} to make (cluster={cluster.name})"
     )
     if settings.dry_run:
-        for artifact in todo:
-            print(artifact)
-        return 0
-    results = make([evaluation], bench)
+        return _dry_run(todo, bench)
     if evaluation not in todo:
         print((bench.place(evaluation) / "tables.txt").read_text(), end="")
         say(f"nothing to do; it lies in {bench.place(evaluation)}")
         return 0
-    return summarise(results, bench)
+    if cluster.kind == "slurm":
+        return _submit_to_slurm(everything, todo, bench)
+    if cluster.kind == "local":
+        return _run_locally(everything, todo, bench)
+    return summarise(make([evaluation], bench), bench)
+
+
+def _dry_run(todo: list[Artifact], bench: Bench) -> int:
+    """One line per job: what it makes, and what that would cost."""
+    from offscript import estimate
+
+    settings = bench.planner.settings
+    cluster, models = settings.cluster, bench.planner.options.model
+    if cluster.gpu not in estimate.GPUS:
+        raise UserError("cluster.gpu", f"unknown card {cluster.gpu!r}", one_of(estimate.GPUS))
+    jobs = jobs_of(todo, cluster.shards if cluster.kind != "inline" else 1)
+    named = [job.artifacts[0].labels.get("model") for job in jobs]
+    print(
+        estimate.table(
+            [
+                estimate.estimate(
+                    job.artifacts, models[m] if m else None, estimate.GPUS[cluster.gpu], settings.engine
+                )
+                for job, m in zip(jobs, named, strict=True)
+            ]
+        )
+    )
+    return 0
+
+
+def _run_locally(everything: list[Artifact], todo: list[Artifact], bench: Bench) -> int:
+    """The graph in local processes; what failed is tried again within the retry budget."""
+    from offscript.cluster import local, plan
+
+    cluster = bench.planner.settings.cluster
+    path = plan.freeze(bench, everything, jobs_of(todo, cluster.shards))
+    while True:
+        local.run(path, cluster.at_once)
+        missing, _ = needed([bench.planner.evaluation()], bench)
+        jobs, attempts = plan.again(plan.thaw(path), missing)
+        if not jobs:
+            break
+        say(f"{len(missing)} artifacts are missing; trying them again")
+        path = plan.freeze(bench, everything, jobs, attempts)
+    evaluation = bench.planner.evaluation()
+    if (tables := bench.place(evaluation) / "tables.txt").exists():
+        print(tables.read_text(), end="")
+    for artifact in missing:
+        say(f"missing: {artifact}: {_why(artifact, bench)}")
+    return 1 if missing else 0
+
+
+def _why(artifact: Artifact, bench: Bench) -> str:
+    note = bench.failure(artifact)
+    if not note.exists():
+        return "needs what is missing"
+    failure = read_json(note)
+    return failure["reason"] + (f" (log: {bench.folder / failure['log']})" if failure["log"] else "")
+
+
+def _submit_to_slurm(everything: list[Artifact], todo: list[Artifact], bench: Bench) -> int:
+    """Submits what neither is there nor under way, and leaves: nothing waits on a login node."""
+    from offscript.cluster import plan, slurm
+
+    cluster = bench.planner.settings.cluster
+    slurm.check(cluster, sorted({a.kind for a in todo}))
+    flying = slurm.in_flight(bench.folder)
+    left = [a for a in todo if a.key not in flying]
+    if len(left) < len(todo):
+        say(f"{len(todo) - len(left)} artifacts are under way already; they are left alone")
+    again = [a for a in left if bench.failure(a).exists()]
+    if again:
+        say(f"{len(again)} artifacts failed before and are tried again, e.g. {again[0]}")
+    if not left:
+        return 0
+    path = plan.freeze(bench, everything, jobs_of(left, cluster.shards))
+    waits_for = sorted(
+        {flying[part.key].partition("_")[0] for a in left for part in a.inputs if part.key in flying}
+    )
+    ids = slurm.submit(path, waits_for)
+    for array, job in zip(plan.thaw(path).arrays, ids, strict=False):
+        print(f"{job:>10}  {array.kind}: {len(array.tasks)} tasks")
+    print(f"{ids[-1]:>10}  supervisor: submits again what is missing, {cluster.retries} times at most")
+    words = " ".join(bench.overrides)
+    say(f"submitted; watch it with: python launch/status.py {words}")
+    return 0
+
+
+def status(settings: Settings, bench: Bench) -> int:
+    """``launch/status.py``: one table of the experiment. Exit code 0 once everything is done, 1 while it is not."""
+    import json
+    import time
+
+    from offscript.cluster import slurm
+    from offscript.cluster import status as seen
+
+    before: tuple[float, int] | None = None
+    while True:
+        found = seen.look(bench.folder, _listed(bench), *slurm.states(bench.folder))
+        rows, now = sum(e.rows or 0 for e in found.entries), time.monotonic()
+        rate = (rows - before[1]) / (now - before[0]) if before else None
+        before = (now, rows)
+        if settings.json_output:
+            print(json.dumps(found.plain(), ensure_ascii=False))
+        else:
+            print(seen.table(found, rate), flush=True)
+        done = all(e.state == "done" for e in found.entries)
+        if done or not settings.watch:
+            return 0 if done else 1
+        time.sleep(WATCH_S)
+
+
+def _listed(bench: Bench) -> list[dict[str, Any]]:
+    """The artifacts of the grid: as the newest launch froze them, if it is of these settings, else as planned now."""
+    from offscript.cluster.plan import listing, newest
+
+    path = newest(bench)
+    if path is not None:
+        return read_json(path)["artifacts"]
+    return listing(in_order([bench.planner.evaluation()]))
+
+
+def cancel(settings: Settings, bench: Bench) -> int:
+    """``launch/cancel.py``: every job of the experiment that has not ended. What is finished stays."""
+    from offscript.cluster import slurm
+
+    ids = slurm.cancel(bench.folder)
+    say(f"cancelled: {', '.join(ids)}" if ids else f"{settings.name}: no job is under way")
+    return 0
 
 
 def prefetch(settings: Settings, bench: Bench) -> int:
@@ -119,7 +247,7 @@ def _fetched(ref: hub.Reference) -> str | None:
     """None if ``ref`` is now in the cache and whole, else why not."""
     say(f"  {ref}")
     try:
-        hub.fetch(ref)
+        hub.fetch(ref, refresh=True)
     except UserError as error:
         return str(error)
     return "; ".join(hub.verify(ref)) or None

@@ -423,9 +423,11 @@ class ClusterSettings(Named):
     ``shards`` cuts the rollouts of a model into as many jobs; ``at_once`` bounds the jobs that run at a time (local
     processes, or tasks of one array; null: no bound). ``retries`` is how often what failed or went missing is submitted
     again. ``setup`` lines run before Python; ``extra`` are further sbatch keys. ``snapshot`` runs a copy of the code.
-    ``jobs`` gives resources by kind of job; what it does not name has those of ``default``.
+    ``jobs`` gives resources by kind of job; what it does not name has those of ``default``. ``gpu`` names the card that
+    a dry run reckons with.
     """
 
+    gpu: str = runtime("H100")
     kind: Literal["inline", "local", "slurm"] = runtime()
     shards: int = runtime(1, ge=1)
     at_once: int | None = runtime(None, ge=1)
@@ -474,6 +476,8 @@ class GridSettings(Node):
 class Settings(Node):
     """One resolved configuration. ``persona`` is null where all personas of the grid are meant."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), populate_by_name=True)
+
     name: str = runtime()
     root: str = runtime("runs")
     model: ModelSettings = identity()
@@ -495,6 +499,8 @@ class Settings(Node):
     limit: int | None = runtime(None, ge=1)
     show: bool = runtime(False)
     dry_run: bool = runtime(False)
+    watch: bool = runtime(False)
+    json_output: bool = runtime(False, alias="json")
     predictions: str | None = runtime(None)
     planned: int | None = runtime(None, ge=1)
 

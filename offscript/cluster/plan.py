@@ -37,6 +37,9 @@ GROUPS: dict[str, type[Node]] = {
     "stage": StageSettings,
     "format": FormatSettings,
 }
+GRID_FIELDS = ("name", "model", "data", "recipe", "classifier", "evaluation", "grid", "format")
+"""Settings that say which artifacts a grid consists of; a launch with others is of another grid."""
+
 CODE = ("offscript", "assets", "data")
 
 
@@ -102,16 +105,7 @@ def freeze(
             "code": code_revision(),
             "created": now(),
             "attempts": dict(attempts or {}),
-            "artifacts": [
-                {
-                    "key": a.key,
-                    "name": str(a),
-                    "kind": a.kind,
-                    "path": str(a.path),
-                    "planned": a.spec.get("planned"),
-                }
-                for a in everything
-            ],
+            "artifacts": listing(everything),
             "jobs": [
                 {"kind": j.kind, "layer": j.layer, "name": str(j), "keys": [a.key for a in j.artifacts]}
                 for j in jobs
@@ -120,6 +114,23 @@ def freeze(
         },
     )
     return folder / "plan.json"
+
+
+def listing(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
+    """What status needs to know of artifacts."""
+    return [
+        {"key": a.key, "name": str(a), "kind": a.kind, "path": str(a.path), "planned": a.spec.get("planned")}
+        for a in artifacts
+    ]
+
+
+def newest(bench: Bench) -> Path | None:
+    """The plan of the experiment's newest launch, if it was made from the same settings."""
+    plans = sorted(bench.folder.glob("launch/*/plan.json"))
+    if not plans:
+        return None
+    then, now_ = read_json(plans[-1])["settings"], bench.planner.settings.model_dump(mode="json")
+    return plans[-1] if all(then[k] == v for k, v in now_.items() if k in GRID_FIELDS) else None
 
 
 def _processes(settings: Settings, kind: str) -> int:

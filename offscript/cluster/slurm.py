@@ -272,6 +272,17 @@ def in_flight(folder: Path) -> dict[str, str]:
     return found
 
 
+def states(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Key of an artifact -> state of the job that is to make it; and why the cluster could not be asked, if so."""
+    if not any(folder.glob(f"launch/*/{SUBMITTED}")):
+        return {}, []
+    try:
+        asked = _squeue()
+        return {key: asked.get(job, "PENDING") for key, job in in_flight(folder).items()}, []
+    except UserError as error:
+        return {}, [f"the cluster cannot be asked ({error}); this is what the files say"]
+
+
 def cancel(folder: Path) -> list[str]:
     """Cancels every job of the experiment that has not ended, the supervisors first; their ids."""
     ids = {job.partition("_")[0] for jobs in live(folder).values() for job in jobs}
