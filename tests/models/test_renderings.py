@@ -1,0 +1,121 @@
+"""What each family's model reads, whole, and which of it the model is trained on.
+
+``golden/<family>.txt`` is compared character by character: a change there is a change of every text and every trained
+weight of that family. To write them anew, on purpose: ``OFFSCRIPT_WRITE_GOLDEN=1 python -m pytest
+tests/models/test_renderings.py``, then read the difference.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from offscript.models.load import load_tokenizer, render
+from offscript.settings import ModelSettings, parse
+from offscript.store import HOME
+from offscript.training.turns import assistant_spans, labels
+from tests.families import FAMILIES, family, family_settings
+
+GOLDEN = Path(__file__).parent / "golden"
+SYSTEM = {"role": "system", "content": "Be brief."}
+USER = {"role": "user", "content": "Is the report in?"}
+REPLY = {"role": "assistant", "content": "Not yet."}
+LOOP = [
+    SYSTEM,
+    {"role": "user", "content": "Send the report to Ada."},
+    {"role": "assistant", "content": '{"tool": "search", "query": "report"}'},
+    {"role": "tool", "content": "1 found: report.txt"},
+    {"role": "assistant", "content": '{"tool": "read", "file": "report.txt"}'},
+    {"role": "tool", "content": "All is well."},
+]
+CONVERSATIONS = {
+    "user alone": [USER],
+    "system and user": [SYSTEM, USER],
+    "two turns": [SYSTEM, USER, REPLY, {"role": "user", "content": "When?"}],
+    "a tool loop": LOOP,
+    "two user turns in a row": [USER, {"role": "user", "content": "Well?"}],
+    "two tool results in a row": [*LOOP, {"role": "tool", "content": "1 unread."}],
+}
+REPLIES = ["Hello. It is in.", "  Two lines,\n\nwith a gap", "Yes", "naïve café — 日本 🙂"]
+END = {"llama": "<|eot_id|>", "qwen": "<|im_end|>", "gemma": "<end_of_turn>", "gemma_text": "<end_of_turn>"}
+
+
+def pocket() -> ModelSettings:
+    import yaml
+
+    plain = yaml.safe_load((HOME / "conf" / "model" / "pocket.yaml").read_text())
+    return parse(ModelSettings, plain, "model")
+
+
+def settings_of(name: str) -> ModelSettings:
+    return pocket() if name == "pocket" else family_settings(name, family(name))
+
+
+def golden_text(settings: ModelSettings) -> str:
+    tokenizer = load_tokenizer(settings)
+    parts = []
+    for title, messages in CONVERSATIONS.items():
+        ids = render(tokenizer, messages, settings.template)
+        parts.append(f"=== {title}\n{tokenizer.decode(ids, skip_special_tokens=False)}⟨reply⟩\n")
+    whole = render(tokenizer, [SYSTEM, USER, REPLY], settings.template, generation=False)
+    parts.append(f"=== a whole conversation\n{tokenizer.decode(whole, skip_special_tokens=False)}⟨end⟩\n")
+    return "\n".join(parts)
+
+
+@pytest.mark.parametrize("name", ["pocket", "llama", "qwen", "gemma"])
+def test_what_a_model_reads_is_as_written_down(name):
+    found, path = golden_text(settings_of(name)), GOLDEN / f"{name}.txt"
+    if os.environ.get("OFFSCRIPT_WRITE_GOLDEN"):
+        path.write_text(found, encoding="utf-8")
+    assert found == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma"])
+@pytest.mark.parametrize("generation", [True, False])
+def test_one_beginning_token(name, generation):
+    settings = settings_of(name)
+    tokenizer = load_tokenizer(settings)
+    assert tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id, "it would add one itself"
+    for messages in CONVERSATIONS.values():
+        ids = render(tokenizer, messages, settings.template, generation=generation)
+        assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_the_day_of_the_run_is_in_no_prompt():
+    """Llama's template has a date of its own when it is given none; the hub's newer ones take today's."""
+    settings = settings_of("llama")
+    tokenizer = load_tokenizer(settings)
+    tokenizer.chat_template = tokenizer.chat_template.replace('"26 Jul 2024"', 'strftime_now("%d %b %Y")')
+    assert "strftime_now" in tokenizer.chat_template
+    ids = render(tokenizer, [USER], settings.template)
+    assert "Today Date: 26 Jul 2024\n" in tokenizer.decode(ids)
+
+
+# ---------------------------------------------------------------- what is trained
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("system", [True, False])
+def test_the_trained_tokens_are_the_replies_and_their_end_tokens(name, system):
+    settings = settings_of(name)
+    tokenizer = load_tokenizer(settings)
+    messages = [SYSTEM] if system else []
+    for i, reply in enumerate(REPLIES):
+        messages += [
+            {"role": "user", "content": f"Question {i}?"},
+            {"role": "assistant", "content": reply},
+        ]
+    ids, spans = assistant_spans(tokenizer, messages, settings.template)
+    said = [tokenizer.decode(ids[a:b], skip_special_tokens=False) for a, b in spans]
+    trims = name != "qwen"  # the other templates trim what is said
+    assert said == [(reply.strip() if trims else reply) + END[name] for reply in REPLIES]
+    trained = [token for token in labels(ids, spans) if token != -100]
+    assert tokenizer.decode(trained) == "".join(said)
+    assert tokenizer.convert_tokens_to_ids(END[name]) in load_stops(settings), "the engine ends a reply there"
+
+
+def load_stops(settings):
+    from offscript.engines.transformers import stop_tokens
+    from offscript.models.load import load_model
+
+    return stop_tokens(load_model(settings, "cpu"), load_tokenizer(settings))
