@@ -67,7 +67,11 @@ class Slurm:
         self.wait_until(arrived, f"job {job} to be {sorted(wanted)}", timeout, lambda: self.states(job))
 
     def wait_until(
-        self, true: Callable[[], bool], what: str, timeout: float = 60, found: Callable[[], object] = lambda: ""
+        self,
+        true: Callable[[], bool],
+        what: str,
+        timeout: float = 60,
+        found: Callable[[], object] = lambda: "",
     ) -> None:
         deadline = time.monotonic() + timeout
         while not true():
@@ -77,7 +81,9 @@ class Slurm:
     def sacct(self, job: int | str, every_run: bool = False) -> list[dict[str, str]]:
         """The accounting's rows of a job or array (`ACCOUNTED`), one a task; ``every_run`` adds those before a requeue."""
         again = ["--duplicates"] if every_run else []
-        answer = self.cluster.ask("sacct", "-X", "-P", "-n", *again, "-j", str(job), "-o", ",".join(ACCOUNTED))
+        answer = self.cluster.ask(
+            "sacct", "-X", "-P", "-n", *again, "-j", str(job), "-o", ",".join(ACCOUNTED)
+        )
         return [dict(zip(ACCOUNTED, line.split("|"), strict=True)) for line in answer.splitlines()]
 
     def node_of(self, job: int | str) -> str:
@@ -141,7 +147,9 @@ class Slurm:
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                command = (
+                    (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                )
                 environment = dict(_pairs((folder / "environ").read_bytes()))
             except OSError:  # it ended meanwhile
                 continue
@@ -149,9 +157,13 @@ class Slurm:
                 found[int(folder.name)] = command
         return found
 
-    def kill(self, job: int | str, pattern: str = "", how: int = signal.SIGKILL, timeout: float = 30) -> list[int]:
+    def kill(
+        self, job: int | str, pattern: str = "", how: int = signal.SIGKILL, timeout: float = 30
+    ) -> list[int]:
         """Send a signal to every process of a job that matches, waiting for one to be there; the ids."""
-        self.wait_until(lambda: bool(self.processes(job, pattern)), f"a process like {pattern!r} of job {job}", timeout)
+        self.wait_until(
+            lambda: bool(self.processes(job, pattern)), f"a process like {pattern!r} of job {job}", timeout
+        )
         pids = list(self.processes(job, pattern))
         for pid in pids:
             os.kill(pid, how)

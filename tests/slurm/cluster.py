@@ -109,7 +109,11 @@ AccountingStoreFlags=job_comment
 AccountingStorageTRES=gres/gpu
 
 NodeName=node[1-{nodes}] NodeAddr=127.0.0.1 Port={node_ports} CPUs={cpus} RealMemory={memory} {gres} State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES MaxTime=1-0 DefaultTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
+
+# A job in main is preempted at once. One in graceful is warned and has 10 s (up to 40: the controller looks twice a
+# minute); if it ends by itself in that time, SLURM does not queue it again. Sites have either.
+PartitionName=main Nodes=ALL Default=YES MaxTime=1-0 DefaultTime=60 PriorityTier=1 PreemptMode=REQUEUE
+PartitionName=graceful Nodes=ALL MaxTime=1-0 DefaultTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
 PartitionName=urgent Nodes=ALL MaxTime=1-0 DefaultTime=60 PriorityTier=10 PreemptMode=OFF
 """
 
@@ -275,11 +279,17 @@ class Cluster:
 
     def _check_root(self) -> None:
         if any(c.isspace() for c in str(self.root)):
-            raise ClusterError(f"{self.root}: SLURM takes no blank in a path; set {PREFIX}ROOT to another folder")
+            raise ClusterError(
+                f"{self.root}: SLURM takes no blank in a path; set {PREFIX}ROOT to another folder"
+            )
         if len(str(self.root)) > 80:
-            raise ClusterError(f"{self.root}: too long for a socket; set {PREFIX}ROOT to a folder of up to 80 letters")
+            raise ClusterError(
+                f"{self.root}: too long for a socket; set {PREFIX}ROOT to a folder of up to 80 letters"
+            )
         if self.root.exists() and any(self.root.iterdir()) and not (self.root / "lock").exists():
-            raise ClusterError(f"{self.root} holds something else; set {PREFIX}ROOT to an empty or new folder")
+            raise ClusterError(
+                f"{self.root} holds something else; set {PREFIX}ROOT to an empty or new folder"
+            )
 
     def _configure(self) -> bool:
         """Write keys and configuration; whether the configuration is another than before."""
@@ -343,8 +353,9 @@ class Cluster:
     def _node(self, index: int) -> Daemon:
         name = self.node_names[index]
         namespaces = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        namespaces += ["--propagation", "private"]
         boot = ["sh", "-c", NODE_BOOT, "sh", name, str(self.root / "etc" / "hosts"), str(self.conf)]
-        return Daemon(name, namespaces + ["--propagation", "private", *boot], lambda: True, self.port + 2 + index)
+        return Daemon(name, [*namespaces, *boot], lambda: True, self.port + 2 + index)
 
     def _start_daemon(self, daemon: Daemon) -> None:
         if daemon.name in self.processes():
@@ -371,7 +382,13 @@ class Cluster:
         data = self.root / "database"
         if (data / "mysql").exists():
             return
-        command = ["mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={data}", "--skip-test-db"]
+        command = [
+            "mariadb-install-db",
+            "--no-defaults",
+            "--user=root",
+            f"--datadir={data}",
+            "--skip-test-db",
+        ]
         self.ask(*command, "--auth-root-authentication-method=socket", "--auth-root-socket-user=root")
 
     def _register(self) -> None:
@@ -383,11 +400,15 @@ class Cluster:
         """Wait for all nodes; one that a test had set DOWN or DRAIN comes back too."""
 
         def all_ready() -> bool:
-            states = dict(line.split() for line in self._answer("sinfo", "-h", "-N", "-o", "%N %T").splitlines())
+            states = dict(
+                line.split() for line in self._answer("sinfo", "-h", "-N", "-o", "%N %T").splitlines()
+            )
             for node, state in states.items():
                 if state.startswith(("down", "drain")):
                     self._answers("scontrol", "update", f"nodename={node}", "state=resume")
-            usable = [state for state in states.values() if state in ("idle", "mixed", "allocated", "completing")]
+            usable = [
+                state for state in states.values() if state in ("idle", "mixed", "allocated", "completing")
+            ]
             return len(usable) == self.nodes
 
         _wait_for(all_ready, f"the nodes (see {self.root}/log)", 60)
@@ -446,7 +467,9 @@ def install() -> None:
     """Install the Debian packages. Raises `ClusterError` where that is not possible."""
     _need_root()
     if not shutil.which("apt-get"):
-        raise ClusterError("there is no apt-get here; install SLURM and MariaDB by hand: " + " ".join(PACKAGES))
+        raise ClusterError(
+            "there is no apt-get here; install SLURM and MariaDB by hand: " + " ".join(PACKAGES)
+        )
     apt = ["apt-get", "-qq", "-o", "Dpkg::Use-Pty=0"]
     options = ["install", "-y", "--no-install-recommends", *PACKAGES]
     with _no_service_starts():
@@ -588,7 +611,9 @@ def _last_line(log: Path) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     verbs = ("install", "start", "stop", "status", "clean", "env")
     parser.add_argument("verb", choices=verbs)
     verb = parser.parse_args(arguments).verb
