@@ -16,6 +16,8 @@ from offscript.engines import openai
 from offscript.engines.base import Request, Sampling
 from offscript.engines.openai import OpenAIEngine, retry_after_s
 from offscript.errors import UserError
+from offscript.formats import FORMATS
+from offscript.formats.base import Rules
 from offscript.rollouts import RolloutFailed, roll_out
 from offscript.seeds import stable_hash, unit_hash
 from offscript.settings import (
@@ -438,3 +440,17 @@ def test_the_teacher_of_the_published_recipe_takes_a_begun_reply_and_needs_no_ke
     glm = settings_of("model=glm").model
     assert glm.endpoint is not None and glm.endpoint.prefill and glm.endpoint.key_env is None
     assert (glm.path, glm.assistant_name) == ("zai-org/GLM-4.5-Air", "ChatGLM")
+
+
+def test_a_teacher_that_thinks_on_an_endpoint_leaves_its_reply_alone(serve, engine_for, tmp_path):
+    def think(body: dict, attempt: int):
+        message = {"content": " birds, so</think>\n\nA falcon, dear!" if body["seed"] % 3 else " birds and"}
+        return 200, completion(body, message=message, finish_reason="stop" if body["seed"] % 3 else "length")
+
+    teacher = FORMATS["teacher"]
+    rules = Rules("Stay a bird.", {**teacher.options, "thinking": "<think>\nI think of"})
+    cell = run(tmp_path, adapter=None, format=teacher, rules=rules, samples=4)
+    counts = roll_out([cell], engine_for(serve(fault=think).url, prefill=True), 8)["k1"]
+    assert set(counts.ended) == {"stop", "unclosed_thinking"} and counts.emitted == counts.ended["stop"]
+    for row in rows(cell.path).values():
+        assert row["text"] in (None, "A falcon, dear!") and "think" not in json.dumps(row["messages"])
