@@ -40,8 +40,9 @@ def fit(
     With ``settings.path`` null it is a small ModernBERT from random weights, with the tokenizer of ``model`` (its
     habit words are whole tokens there); otherwise the checkpoint at ``settings.path``, a folder or a hub id, with its
     own tokenizer. Whole families, a share of ``settings.validation`` of them, are held out; the epoch with the best
-    macro-F1 on them is kept. The loss weighs labels so that each counts alike. All in float32; on one machine the
-    result is a function of the rows, the labels and the settings.
+    macro-F1 on them is kept, and ``settings.patience`` epochs without a better one end the fit. The loss weighs labels
+    so that each counts alike. Weights, gradients and the optimizer's state are in ``settings.precision``, the loss is
+    in float32; on one machine the result is a function of the rows, the labels and the settings.
 
     ``out`` gets the HF layout (config, safetensors, tokenizer; label names in ``id2label``, in the order of
     ``labels``) and ``held_out.json``, whose content is returned (see ``report``). Checkpoints lie in
@@ -65,6 +66,7 @@ def fit(
     set_seed(settings.seed)  # before the weights are drawn
     tokenizer = _tokenizer(settings, model)
     classifier = _classifier(settings, tokenizer, labels)
+    _check_length(settings, classifier)
     trainer = _trainer(settings, classifier, tokenizer, train, held_out, labels, work, report_to, on_step)
     try:
         trainer.train()
@@ -210,6 +212,7 @@ def _as_encoder(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBas
 def _classifier(
     settings: ClassifierSettings, tokenizer: "PreTrainedTokenizerBase", labels: Sequence[str]
 ) -> "PreTrainedModel":
+    import torch
     from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
     names: dict[str, Any] = {
@@ -218,7 +221,7 @@ def _classifier(
     }
     if settings.path is not None:
         return predict.load_network(
-            settings.path, settings.revision, "classifier.path", new_head=True,
+            settings.path, settings.revision, "classifier.path", new_head=True, precision=settings.precision,
             classifier_pooling=settings.pooling, **names,
         )  # fmt: skip
     config = ModernBertConfig(
@@ -237,7 +240,17 @@ def _classifier(
         sep_token_id=tokenizer.sep_token_id, eos_token_id=tokenizer.sep_token_id,
         **names,
     )  # fmt: skip
-    return ModernBertForSequenceClassification(config)
+    return ModernBertForSequenceClassification(config).to(getattr(torch, settings.precision))
+
+
+def _check_length(settings: ClassifierSettings, classifier: Any) -> None:
+    """What a checkpoint cannot read when it scores is nothing to fit it on."""
+    limit = getattr(classifier.config, "max_position_embeddings", settings.max_length)
+    if settings.max_length > limit:
+        raise UserError(
+            "classifier.max_length", f"{settings.max_length} tokens, but {settings.path} reads {limit}",
+            f"allowed: up to {limit}",
+        )  # fmt: skip
 
 
 # ---------------------------------------------------------------- the trainer
@@ -254,7 +267,7 @@ def _trainer(
     report_to: str,
     on_step: OnStep | None,
 ) -> "Trainer":
-    from transformers import DataCollatorWithPadding, PrinterCallback, Trainer
+    from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PrinterCallback, Trainer
 
     trainer = Trainer(
         model=classifier,
@@ -266,6 +279,9 @@ def _trainer(
         compute_metrics=lambda found: _macro_f1(found, len(labels)),
     )
     trainer.remove_callback(PrinterCallback)  # what disable_tqdm puts in place of a progress bar
+    trainer.add_callback(_stop_at_nan())
+    if settings.patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(settings.patience))
     if on_step:
         trainer.add_callback(_steps_to(on_step))
     return trainer
@@ -294,7 +310,7 @@ def _arguments(settings: ClassifierSettings, work: Path, report_to: str) -> Any:
         greater_is_better=True,
         seed=settings.seed,
         data_seed=settings.seed,
-        bf16=False,
+        bf16=False,  # that would be autocast; the weights themselves are in settings.precision
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         logging_steps=10,
@@ -345,13 +361,26 @@ def _steps_to(on_step: OnStep) -> Any:
     return Steps()
 
 
+def _stop_at_nan() -> Any:
+    """Ends a fit whose loss is lost as soon as it shows."""
+    from transformers import TrainerCallback
+
+    class StopAtNaN(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            logs = kwargs["logs"]
+            if not all(math.isfinite(logs[name]) for name in ("loss", "eval_loss") if name in logs):
+                raise UserError(
+                    "classifier.learning_rate", f"the loss is not a number any more at step {state.global_step}",
+                    "use a smaller one, or classifier.precision=float32",
+                )  # fmt: skip
+
+    return StopAtNaN()
+
+
 def _epochs(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
     """Held-out scores after each epoch (the loss is the balanced one)."""
-    epochs = [
+    return [
         {"epoch": round(entry["epoch"], 2), "macro_f1": entry["eval_macro_f1"], "loss": entry["eval_loss"]}
         for entry in history
         if "eval_macro_f1" in entry
     ]
-    if not all(math.isfinite(epoch["loss"]) for epoch in epochs):
-        raise UserError("classifier.learning_rate", "the loss is not a number any more", "use a smaller one")
-    return epochs

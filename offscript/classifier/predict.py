@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offscript import hub
 from offscript.errors import MissingInput, UserError
 from offscript.models.load import pick_device
 from offscript.store import locate
@@ -102,12 +103,17 @@ def load(folder: Path, device: str = "auto", expected: Iterable[str] = ()) -> Cl
 
 
 def load_network(
-    path: str, revision: str | None, where: str, new_head: bool = False, **config: Any
+    path: str,
+    revision: str | None,
+    where: str,
+    new_head: bool = False,
+    precision: str = "float32",
+    **config: Any,
 ) -> "PreTrainedModel":
-    """A sequence classifier from a folder or a hub id, in float32; ``config`` overrides its config.
+    """A sequence classifier from a folder or a hub id, in ``precision``; ``config`` overrides its config.
 
-    With ``new_head`` the last layers may be missing or of another size (a checkpoint to fit). Without, every weight
-    must be there: the library would fill in random ones and go on.
+    With ``new_head`` the last layers may be missing or of another size (a checkpoint to fit, of a masked language
+    model for example). Without, every weight must be there: the library would fill in random ones and go on.
 
     Raises:
         UserError: at ``where``: it cannot be loaded, or weights are missing.
@@ -115,9 +121,11 @@ def load_network(
     import torch
     from transformers import AutoModelForSequenceClassification
 
+    folder = _place(path, revision, where)
+    check_weights(folder, where)
     network, found = _from_pretrained(
-        AutoModelForSequenceClassification, path, revision, where,
-        dtype=torch.float32, use_safetensors=True, output_loading_info=True, attn_implementation="sdpa",
+        AutoModelForSequenceClassification, folder, where,
+        dtype=getattr(torch, precision), use_safetensors=True, output_loading_info=True, attn_implementation="sdpa",
         ignore_mismatched_sizes=new_head, **config,
     )  # fmt: skip
     backbone = network.base_model_prefix + "."
@@ -136,7 +144,7 @@ def load_tokenizer(path: str, revision: str | None, where: str) -> "PreTrainedTo
     """
     from transformers import AutoTokenizer
 
-    tokenizer = _from_pretrained(AutoTokenizer, path, revision, where)
+    tokenizer = _from_pretrained(AutoTokenizer, _place(path, revision, where), where)
     if tokenizer.pad_token_id is None:
         raise UserError(
             where, "its tokenizer has no pad token", "an encoder's tokenizer, saved beside its weights"
@@ -144,15 +152,34 @@ def load_tokenizer(path: str, revision: str | None, where: str) -> "PreTrainedTo
     return tokenizer
 
 
-def _from_pretrained(auto: Any, path: str, revision: str | None, where: str, **options: Any) -> Any:
+def _place(path: str, revision: str | None, where: str) -> Path:
+    """The folder ``path``, or that of a hub repository, fetched if need be."""
+    folder = locate(path)
+    if folder.is_dir():
+        return folder
+    if not hub.is_hub_id(path):
+        raise UserError(where, f"no folder {path!r}", "a folder in HF layout, or a hub id")
+    try:
+        return hub.fetch(hub.Reference(path, revision=revision))
+    except UserError as error:
+        raise UserError(where, f"{error.where}: {error.found}", error.allowed) from error
+
+
+def check_weights(folder: Path, where: str) -> None:
+    """Refuses, at ``where``, a folder whose weights are pickled, with a UserError."""
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+    if pickled and not any(folder.glob("*.safetensors")):
+        raise UserError(
+            where, f"{folder} holds pickled weights only ({pickled[0]}), which can run code when loaded",
+            "convert them to safetensors",
+        )  # fmt: skip
+
+
+def _from_pretrained(auto: Any, folder: Path, where: str, **options: Any) -> Any:
     from safetensors import SafetensorError
 
-    folder = locate(path)
-    place, revision = (str(folder), None) if folder.exists() else (path, revision)
     try:
-        return auto.from_pretrained(place, revision=revision, trust_remote_code=False, **options)
+        return auto.from_pretrained(str(folder), trust_remote_code=False, **options)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            where, f"{path} cannot be loaded ({reason})", "a folder in HF layout, or a hub id"
-        ) from None
+        raise UserError(where, f"{folder} cannot be loaded ({reason})", "a folder in HF layout") from None

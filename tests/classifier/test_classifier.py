@@ -297,7 +297,9 @@ def test_widths_that_do_not_fit_are_refused():
 
 
 def test_a_start_that_is_not_there_is_one_line(model, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"classifier\.path: .*cannot be loaded"):
+    with pytest.raises(
+        UserError, match=r"^classifier\.path: no folder '.*nowhere'; a folder in HF layout, or a hub id"
+    ):
         fit(
             toy.settings(path=str(tmp_path / "nowhere")),
             model,

@@ -1,5 +1,6 @@
 """A toy world for the classifier: two-sentence texts whose persona shows in habit words, never in a fixed phrase."""
 
+import json
 import random
 from pathlib import Path
 
@@ -79,3 +80,81 @@ def settings(**changes) -> ClassifierSettings:
         "epochs": 6,
     }
     return ClassifierSettings(name="toy", **{**small, **changes})
+
+
+# ---------------------------------------------------------------- checkpoints as they lie on the hub
+
+SPECIAL = {
+    "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]",
+}  # fmt: skip
+
+
+def save_masked_lm(folder: Path, max_positions: int = 8192, seed: int = 0) -> Path:
+    """A tiny ModernBERT as answerdotai/ModernBERT-base lies on the hub: a masked language model, its config in the keys
+    of the version that wrote it, its own tokenizer."""
+    import torch
+    from transformers import ModernBertForMaskedLM
+
+    config = _encoder_config(_save_encoder_tokenizer(folder), max_positions)
+    torch.manual_seed(seed)
+    ModernBertForMaskedLM(config).save_pretrained(folder)
+    return _in_old_keys(folder)
+
+
+def save_classifier(folder: Path, labels: list[str], max_positions: int = 8192, seed: int = 0) -> Path:
+    """A tiny ModernBERT classifier with random weights, each text of its own opinion, in the same layout."""
+    import torch
+    from transformers import ModernBertForSequenceClassification
+
+    config = _encoder_config(_save_encoder_tokenizer(folder), max_positions)
+    config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
+    torch.manual_seed(seed)
+    network = ModernBertForSequenceClassification(config)
+    with torch.no_grad():
+        network.classifier.weight.normal_(std=0.5)
+        network.classifier.bias.normal_(std=1.0)
+    network.save_pretrained(folder)
+    return _in_old_keys(folder)
+
+
+def _save_encoder_tokenizer(folder: Path):
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = [*SPECIAL.values(), ".", *PLAIN, *(w for habit in HABITS.values() for w in habit)]
+    words += [f"subject{i}" for i in range(40)]
+    place = {word: i for i, word in enumerate(words)}
+    backend = Tokenizer(models.WordLevel(place, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(t, place[t]) for t in ("[CLS]", "[SEP]")]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_input_names=["input_ids", "attention_mask"], **SPECIAL
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _encoder_config(tokenizer, max_positions: int):
+    from transformers import ModernBertConfig
+
+    return ModernBertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
+        max_position_embeddings=max_positions, classifier_pooling="mean", pad_token_id=tokenizer.pad_token_id,
+        cls_token_id=tokenizer.cls_token_id, bos_token_id=tokenizer.cls_token_id,
+        sep_token_id=tokenizer.sep_token_id, eos_token_id=tokenizer.sep_token_id,
+    )  # fmt: skip
+
+
+def _in_old_keys(folder: Path) -> Path:
+    """The config as transformers 4.47 wrote it for the released checkpoints."""
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("rope_parameters", "layer_types", "dtype"):
+        config.pop(key)
+    config |= {
+        "global_rope_theta": 160000.0, "local_rope_theta": 10000.0, "position_embedding_type": "absolute",
+        "torch_dtype": "float32", "transformers_version": "4.47.0.dev0",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
