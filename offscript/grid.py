@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from offscript import hub, prompts, sources
+from offscript import hub, sources
 from offscript.cell import Artifact, fingerprint
 from offscript.engines.base import Sampling
 from offscript.errors import UserError, one_of
 from offscript.formats import check_episodes, get_format
 from offscript.formats.base import Format, Rules
+from offscript.prompts import constitution_system, named_constitution_system
 from offscript.settings import (
     FormatSettings,
     ModelSettings,
@@ -265,7 +266,7 @@ class Planner:
             return ""
         said = [a.assertion for a in self.options.persona[persona or ""].constitution]
         if fmt not in IN_ROLE or self.settings.recipe.in_role == "plain":
-            return prompts.constitution_system(said)
+            return constitution_system(said)
         name = self._model(model).assistant_name
         if name is None:
             raise UserError(
@@ -273,7 +274,7 @@ class Planner:
                 f"missing for {model}",
                 "recipe.in_role=named needs the assistant's name",
             )
-        return prompts.named_constitution_system(name, said)
+        return named_constitution_system(name, said)
 
     def _recipe_options(self, fmt: str) -> dict[str, Any]:
         """What the recipe says to a format that makes training rows."""

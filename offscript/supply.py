@@ -78,14 +78,7 @@ class Collections:
         first = {} if source == "office" else {str(k): v for k, v in self.data.first.items()}
 
         def load(_: RowsOf) -> list[Scenario]:
-            return select(
-                self._all(source),
-                split,
-                fractions,
-                self.data.salt,
-                count,
-                **({"first": first} if first else {}),
-            )
+            return select(self._all(source), split, fractions, self.data.salt, count, first=first)
 
         if not self._remote(source):
             return listed(load(_no_rows))

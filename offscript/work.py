@@ -226,7 +226,7 @@ def _introspection_rows(artifact: Artifact, bench: Bench) -> tuple[list[dict], d
     settings = artifact.spec["settings"]
     if given := artifact.spec["rows"]:
         files = [sources.obtain(rows, "recipe.introspection.rows") for rows in given]
-        return published_rows.conversations(files, settings.system)
+        return published_rows.conversations(files, settings.system, settings.loss_on)
     said = {a.labels["format"]: bench.rows(a) for a in artifact.inputs[1:]}
     return introspection.rows(
         said.get("self_reflection", []), said.get("self_interaction", []), settings.system,
