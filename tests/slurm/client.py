@@ -106,7 +106,7 @@ class Slurm:
     def quiet(self) -> None:
         """Cancel every job, and bring back every node."""
         self.cluster.ask("scancel", "--quiet", "--user", "root")
-        self.cluster.start()
+        self.cluster.start(keep=False)
         self.nodes_idle()
 
     # --- harm

@@ -185,59 +185,60 @@ class Cluster:
 
     # --- what a person asks for
 
-    def start(self) -> None:
+    def start(self, keep: bool = True) -> None:
         """Start what does not run; back when every node can take a job.
+
+        ``keep``: it goes on running when the last borrower leaves (`borrowed`).
 
         Raises:
             ClusterError: not root, not installed, a port is taken, or a daemon did not come up.
         """
         _need_root()
         _need_programs()
-        self._check_root()
+        self._claim_folder()
         with self._locked():
             if self._configure() and self.running():
                 self._stop_daemons()
             new = not self.running()
             try:
-                for daemon in self._daemons():
-                    self._start_daemon(daemon)
-                self._recover_nodes()
+                self._start_daemons()
             except BaseException:
                 if new:  # half a cluster is of no use to anybody
                     self._stop_daemons()
                 raise
-            self._borrowed_mark().unlink(missing_ok=True)
+            if keep:
+                self._to_be_stopped().unlink(missing_ok=True)
+            elif new:
+                self._to_be_stopped().touch()
 
     def stop(self) -> None:
-        """Cancel all jobs and end all daemons of this cluster; nothing where none runs."""
-        if not self.root.exists():
+        """Cancel all jobs and end all daemons of this cluster; nothing where there is none."""
+        if not self._lock.exists():
             return
         _need_root()
         with self._locked():
             self._stop_daemons()
-            self._borrowed_mark().unlink(missing_ok=True)
+            self._to_be_stopped().unlink(missing_ok=True)
 
     def clean(self) -> None:
         """Stop, and remove the folder with all jobs and accounting. Job ids start at 1 again afterwards."""
-        self.stop()
-        if self.root.exists() and not self.conf.exists() and any(self.root.iterdir()):
+        if self.root.exists() and not self._lock.exists():
             raise ClusterError(f"{self.root} is not the folder of a cluster: not removed")
+        self.stop()
         shutil.rmtree(self.root, ignore_errors=True)
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
-        """The cluster runs inside. The last of several borrowers stops it, unless it was started by `start`."""
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        """The cluster runs inside. The last of several borrowers stops it, unless it ran before or somebody kept it."""
+        _need_root()
+        self._claim_folder()
         with (self.root / "borrowers").open("a") as borrowers:
             fcntl.flock(borrowers, fcntl.LOCK_SH)
-            ours = self._borrowed_mark().exists() or not self.running()
-            self.start()
-            if ours:
-                self._borrowed_mark().touch()
+            self.start(keep=False)
             try:
                 yield
             finally:
-                if _try_alone(borrowers) and self._borrowed_mark().exists():
+                if _try_alone(borrowers) and self._to_be_stopped().exists():
                     self.stop()
 
     def running(self) -> list[str]:
@@ -277,7 +278,12 @@ class Cluster:
 
     # --- configuration
 
-    def _check_root(self) -> None:
+    @property
+    def _lock(self) -> Path:
+        """Also what a folder of ours is known by."""
+        return self.root / "offscript-slurm.lock"
+
+    def _claim_folder(self) -> None:
         if any(c.isspace() for c in str(self.root)):
             raise ClusterError(
                 f"{self.root}: SLURM takes no blank in a path; set {PREFIX}ROOT to another folder"
@@ -286,10 +292,12 @@ class Cluster:
             raise ClusterError(
                 f"{self.root}: too long for a socket; set {PREFIX}ROOT to a folder of up to 80 letters"
             )
-        if self.root.exists() and any(self.root.iterdir()) and not (self.root / "lock").exists():
+        if self.root.exists() and any(self.root.iterdir()) and not self._lock.exists():
             raise ClusterError(
                 f"{self.root} holds something else; set {PREFIX}ROOT to an empty or new folder"
             )
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock.touch()
 
     def _configure(self) -> bool:
         """Write keys and configuration; whether the configuration is another than before."""
@@ -356,6 +364,15 @@ class Cluster:
         namespaces += ["--propagation", "private"]
         boot = ["sh", "-c", NODE_BOOT, "sh", name, str(self.root / "etc" / "hosts"), str(self.conf)]
         return Daemon(name, [*namespaces, *boot], lambda: True, self.port + 2 + index)
+
+    def _start_daemons(self) -> None:
+        for daemon in self._daemons():
+            self._start_daemon(daemon)
+        self._recover_nodes()
+
+    def _to_be_stopped(self) -> Path:
+        """Here when the cluster was started for a borrower, and nobody said since that it should stay."""
+        return self.root / "run" / "borrowed"
 
     def _start_daemon(self, daemon: Daemon) -> None:
         if daemon.name in self.processes():
@@ -424,9 +441,6 @@ class Cluster:
 
     # --- processes
 
-    def _borrowed_mark(self) -> Path:
-        return self.root / "run" / "borrowed"
-
     def processes(self) -> dict[str, int]:
         """The process id of each daemon that runs, by name.
 
@@ -453,8 +467,7 @@ class Cluster:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """One start or stop at a time."""
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (self.root / "lock").open("w") as lock:
+        with self._lock.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
