@@ -11,6 +11,7 @@ from torch import Tensor
 from offscript.engines.base import Completion, EngineStats, Request
 from offscript.engines.draw import draw, penalize
 from offscript.engines.weights import Weights
+from offscript.errors import UserError
 from offscript.models.load import load_model, load_tokenizer, pick_device, render
 from offscript.settings import EngineSettings, ModelSettings
 
@@ -44,20 +45,26 @@ class TransformersEngine:
 
     ``step`` answers one batch: of one adapter, merged, when at least ``merge_from`` of its rows wait; else of
     whatever waits, adapters side by side. In float32 on a CPU a text is a function of its prompt, adapter and
-    seed alone.
+    seed alone. ``scales`` multiplies the effect of an adapter, by its name (1 where it names none).
 
     Raises:
-        UserError: the model or an adapter cannot be loaded, does not fit, or changes nothing.
+        UserError: the model or an adapter cannot be loaded, does not fit, or changes nothing at scale 1.
     """
 
-    def __init__(self, model: ModelSettings, adapters: Mapping[str, Path], settings: EngineSettings) -> None:
+    def __init__(
+        self,
+        model: ModelSettings,
+        adapters: Mapping[str, Path],
+        settings: EngineSettings,
+        scales: Mapping[str, float] | None = None,
+    ) -> None:
         self.settings, self.model_settings = settings, model
         self.device = pick_device(settings.device)
         self.tokenizer: Any = load_tokenizer(model)
         self.stats = EngineStats()
         loaded = load_model(model, self.device)
         self.stops = stop_tokens(loaded, self.tokenizer)
-        self.weights = Weights(self._attach(loaded, adapters), tuple(adapters))
+        self.weights = Weights(self._attach(loaded, adapters, scales), tuple(adapters))
         self._waiting: list[Row] = []
 
     def submit(self, request: Request) -> None:
@@ -73,14 +80,21 @@ class TransformersEngine:
         self._waiting.append(Row(request, prompt, limit, finish=None if limit > 0 else "length"))
 
     def step(self) -> list[Completion]:
-        """Answers one batch of what waits; prompts that do not fit the context come back at once, empty."""
+        """Answers one batch of what waits; prompts that do not fit the context come back at once, empty.
+
+        Raises:
+            UserError: the batch does not fit the GPU's memory.
+        """
         rows = [row for row in self._waiting if row.finish is not None]
         way = "unfit"
         if not rows:
             rows = self._choose()
             way = self.weights.way([r.request.adapter for r in rows]) if rows else way
-            with torch.inference_mode():
-                decode(self.weights, rows, self.stops, self.tokenizer.pad_token_id, self.device)
+            try:
+                with torch.inference_mode():
+                    decode(self.weights, rows, self.stops, self.tokenizer.pad_token_id, self.device)
+            except torch.OutOfMemoryError:
+                raise _too_much(rows, self.settings.batch_size) from None
         gone = set(map(id, rows))
         self._waiting = [row for row in self._waiting if id(row) not in gone]
         return [self._complete(row, way) for row in rows]
@@ -122,12 +136,12 @@ class TransformersEngine:
         self.stats.by_way[way] = self.stats.by_way.get(way, 0) + 1
         return Completion(row.request.id, text, row.finish or "error", len(row.prompt), len(row.new))
 
-    def _attach(self, model: Any, adapters: Mapping[str, Path]) -> Any:
+    def _attach(self, model: Any, adapters: Mapping[str, Path], scales: Mapping[str, float] | None) -> Any:
         if not adapters:
             return model
         from offscript.models.adapters import attach, self_test
 
-        attached = attach(model, adapters).eval().requires_grad_(False)
+        attached = attach(model, adapters, scales)
         probe = render(self.tokenizer, [{"role": "user", "content": "Hello."}], self.model_settings.template)
         for name in adapters:
             self_test(attached, name, torch.tensor([probe], device=self.device))
@@ -135,6 +149,15 @@ class TransformersEngine:
 
     def _device_name(self) -> str:
         return torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else self.device
+
+
+def _too_much(rows: Sequence[Row], batch_size: int) -> UserError:
+    width = max(len(row.prompt) + row.limit for row in rows)
+    return UserError(
+        "engine.batch_size",
+        f"{batch_size}, and {len(rows)} rows of up to {width} tokens do not fit the GPU's memory",
+        "take a smaller one (finished rows are kept)",
+    )
 
 
 # ---------------------------------------------------------------- decoding

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offscript.models.adapters import lora_layers
+
 KEEP_BYTES = 2**30  # merged copies that are kept besides the one in use
 
 
@@ -23,7 +25,7 @@ class Weights:
     def __init__(self, model: Any, adapters: Sequence[str], keep_bytes: int = KEEP_BYTES) -> None:
         self.model, self.adapters, self.keep_bytes = model, tuple(adapters), keep_bytes
         self.base = model.get_base_model() if self.adapters else model
-        self.layers = _lora_layers(model) if self.adapters else []
+        self.layers = list(lora_layers(model).values()) if self.adapters else []
         self.can_merge = all(_mergeable(layer) for layer in self.layers)
         self._base_weights = [layer.get_base_layer().weight.data for layer in self.layers]
         self._merged: OrderedDict[str, list[Tensor]] = OrderedDict()
@@ -76,12 +78,6 @@ class Weights:
         size = sum(t.numel() * t.element_size() for t in self._base_weights)
         while self._merged and (len(self._merged) + 1) * size > self.keep_bytes:
             self._merged.popitem(last=False)
-
-
-def _lora_layers(model: Any) -> list[Any]:
-    from peft.tuners.lora import LoraLayer
-
-    return [m for m in model.modules() if isinstance(m, LoraLayer)]
 
 
 def _mergeable(layer: Any) -> bool:

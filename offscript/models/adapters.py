@@ -1,4 +1,4 @@
-"""LoRA adapters: putting them on a base model, proving that they do something, writing and merging them exactly."""
+"""LoRA adapters: putting them on a base model, proving that they do something, writing and merging them."""
 
 import re
 import warnings
@@ -46,10 +46,13 @@ def check_targets(model: Any, targets: Iterable[str]) -> None:
             )
 
 
-def attach(model: Any, adapters: Mapping[str, Path]) -> "PeftModel":
+def attach(
+    model: Any, adapters: Mapping[str, Path], scales: Mapping[str, float] | None = None
+) -> "PeftModel":
     """``model`` with every adapter loaded under its name, frozen, the first one active.
 
     ``adapters`` maps names (no dots) to folders in PEFT layout; ``model`` itself is changed (PEFT wraps in place).
+    ``scales`` multiplies the effect of an adapter (1 where it names none; at 0 the base speaks).
 
     Raises:
         MissingInput: a folder does not exist.
@@ -77,8 +80,18 @@ def attach(model: Any, adapters: Mapping[str, Path]) -> "PeftModel":
             ) from error
         load_tensors(wrapped, name, Path(folder))
     assert wrapped is not None
+    for name, scale in (scales or {}).items():
+        for layer in lora_layers(wrapped).values():
+            layer.set_scale(name, scale)
     wrapped.requires_grad_(False)
     return wrapped.eval()
+
+
+def lora_layers(wrapped: Any) -> dict[str, Any]:
+    """The layers of ``wrapped`` that bear adapters, by module name."""
+    from peft.tuners.lora import LoraLayer
+
+    return {name: module for name, module in wrapped.named_modules() if isinstance(module, LoraLayer)}
 
 
 def load_tensors(wrapped: "PeftModel", name: str, folder: Path) -> None:
@@ -135,10 +148,10 @@ def _read_config(folder: Path) -> Any:
 
 
 def self_test(wrapped: Any, name: str, input_ids: "torch.Tensor") -> float:
-    """Largest absolute difference between the logits with adapter ``name`` alone and those of the base.
+    """Largest absolute difference between the logits with adapter ``name`` alone, at scale 1, and those of the base.
 
-    ``input_ids`` is (rows, tokens) on any device. Which adapters are active, and what may be trained, is afterwards
-    as it was.
+    ``input_ids`` is (rows, tokens) on any device. Which adapters are active, at which scale, and what may be trained,
+    is afterwards as it was.
 
     Raises:
         UserError: the difference is 0 (an adapter that silently does nothing) or not a number.
@@ -148,14 +161,20 @@ def self_test(wrapped: Any, name: str, input_ids: "torch.Tensor") -> float:
     input_ids = input_ids.to(next(wrapped.parameters()).device)
     active, training = list(wrapped.base_model.active_adapters), wrapped.training
     trainable = [p for p in wrapped.parameters() if p.requires_grad]
+    layers = [layer for layer in lora_layers(wrapped).values() if name in layer.scaling]
+    scalings = [layer.scaling[name] for layer in layers]
     wrapped.eval()
     try:
+        for layer in layers:
+            layer.set_scale(name, 1.0)
         with torch.no_grad():
             wrapped.base_model.set_adapter([name])
             with_adapter = wrapped(input_ids=input_ids).logits.float()
             with wrapped.disable_adapter():
                 base = wrapped(input_ids=input_ids).logits.float()
     finally:
+        for layer, scaling in zip(layers, scalings, strict=True):
+            layer.scaling[name] = scaling
         wrapped.base_model.set_adapter(active)
         wrapped.requires_grad_(False)
         for parameter in trainable:
@@ -187,49 +206,102 @@ def save(wrapped: "PeftModel", name: str, folder: Path, base: str, revision: str
     tensors = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
     tensors = {k: tensors[k].detach().cpu().contiguous() for k in sorted(tensors)}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    wrapped.peft_config[name].save_pretrained(str(folder))
-    config = read_json(folder / CONFIG)
-    config.update(base_model_name_or_path=base, revision=revision, inference_mode=True)
-    for key, value in config.items():
+    write_config(wrapped.peft_config[name], folder, base, revision)
+
+
+def write_config(config: Any, folder: Path, base: str, revision: str | None = None) -> None:
+    """Writes a PEFT config into ``folder``: the same bytes for the same settings."""
+    config.save_pretrained(str(folder))
+    plain = read_json(folder / CONFIG)
+    plain.update(base_model_name_or_path=base, revision=revision, inference_mode=True)
+    for key, value in plain.items():
         if isinstance(value, list):  # PEFT keeps target_modules as a set, whose order changes from run to run
-            config[key] = sorted(value)
-    write_json(folder / CONFIG, config)
+            plain[key] = sorted(value)
+    write_json(folder / CONFIG, plain)
 
 
-def merge_exact(model: ModelSettings, parts: Sequence[tuple[Path, float]], out: Path) -> dict[str, Any]:
-    """One adapter in ``out`` (PEFT layout) whose delta is the weighted sum of the deltas of ``parts``.
+def merge(
+    model: ModelSettings, parts: Sequence[tuple[Path, float]], out: Path, method: str = "exact"
+) -> dict[str, Any]:
+    """What ``parts`` (adapter folder, weight) are together, in ``out``.
 
-    PEFT's ``cat`` lays the parts side by side (the ranks add up), so there are no cross terms; ``linear``, which the
-    published adapters used, adds A and B separately and is off by 0.69 on random adapters. The error is measured on
-    the files that were read and written.
+    ``exact``: one adapter that lays the parts side by side (PEFT's ``cat``; the ranks add up), so there are no cross
+    terms. ``published``: one adapter of the parts' rank whose A and B are the parts' added separately (PEFT's
+    ``linear``), as the released adapters were made. ``fold``: a whole checkpoint, each delta in turn added to the base
+    weights and rounded to their type, as the published evaluation did.
 
-    Returns: ``{"parts": [{"adapter", "weight"}], "rank", "modules", "max_relative_error", "worst_module"}``.
+    The error is measured: per module, |made - wanted delta| / |wanted delta| in Frobenius norms, in float64. Of adapters
+    it is that of the files that were read and written.
+
+    Returns: ``{"method", "parts": [{"adapter", "weight"}], "modules", "max_relative_error", "worst_module"}`` and, of an
+    adapter, ``"rank"``.
 
     Raises:
-        MissingInput, UserError: a part is missing or does not fit the base.
-        MergeFailed: the error of a module is above 1e-5.
+        MissingInput, UserError: a part is missing or does not fit the base, or ``published`` with unequal ranks.
+        MergeFailed: ``exact``, and the error of a module is above 1e-5.
     """
-    from offscript.models.load import load_model
-
-    names = {f"part{i}": Path(folder) for i, (folder, _) in enumerate(parts)}
-    weights = [weight for _, weight in parts]
-    wrapped = attach(load_model(model, "cpu"), names)
-    wrapped.add_weighted_adapter(list(names), weights, adapter_name="merged", combination_type="cat")
     with new_folder(out) as scratch:
-        save(wrapped, "merged", scratch, model.path, model.revision)
-        errors = relative_errors(parts, scratch)
+        errors = _fold(model, parts, scratch) if method == "fold" else _combine(model, parts, scratch, method)
         worst = max(errors, key=lambda module: errors[module])
-        if not errors[worst] <= EXACT:
+        if method == "exact" and not errors[worst] <= EXACT:
             raise MergeFailed(
                 f"{out}: merged delta is off by {errors[worst]:.2e} at {worst}; at most {EXACT:g}"
             )
     return {
+        "method": method,
         "parts": [{"adapter": Path(folder).name, "weight": weight} for folder, weight in parts],
-        "rank": read_json(out / CONFIG)["r"],
         "modules": len(errors),
         "max_relative_error": errors[worst],
         "worst_module": worst,
+        **({} if method == "fold" else {"rank": read_json(out / CONFIG)["r"]}),
     }
+
+
+def _attach_parts(model: ModelSettings, parts: Sequence[tuple[Path, float]]) -> tuple["PeftModel", list[str]]:
+    from offscript.models.load import load_model
+
+    names = {f"part{i}": Path(folder) for i, (folder, _) in enumerate(parts)}
+    return attach(load_model(model, "cpu"), names), list(names)
+
+
+def _combine(
+    model: ModelSettings, parts: Sequence[tuple[Path, float]], folder: Path, method: str
+) -> dict[str, float]:
+    """One adapter of ``parts`` in ``folder``, and its error per module."""
+    kinds = {"exact": "cat", "published": "linear"}
+    wrapped, names = _attach_parts(model, parts)
+    ranks = [read_json(Path(part) / CONFIG)["r"] for part, _ in parts]
+    if method == "published" and len(set(ranks)) > 1:
+        raise UserError(
+            "recipe.merge.method",
+            f"published adds matrices of one rank, found ranks {', '.join(map(str, ranks))}",
+            "use one lora.rank for both stages, or method=exact",
+        )
+    weights = [weight for _, weight in parts]
+    wrapped.add_weighted_adapter(names, weights, adapter_name="merged", combination_type=kinds[method])
+    save(wrapped, "merged", folder, model.path, model.revision)
+    return relative_errors(parts, folder)
+
+
+def _fold(model: ModelSettings, parts: Sequence[tuple[Path, float]], folder: Path) -> dict[str, float]:
+    """A whole checkpoint with ``parts`` folded in, with its tokenizer, and its error per module."""
+    from offscript.models.load import load_tokenizer
+
+    wrapped, names = _attach_parts(model, parts)
+    factors = [(weight, _factors(Path(part))) for part, weight in parts]
+    errors = {}
+    for module, layer in lora_layers(wrapped).items():
+        before = layer.get_base_layer().weight.data.double()
+        for name, (_, weight) in zip(names, parts, strict=True):
+            layer.set_scale(name, weight)
+            layer.merge(adapter_names=[name])
+        wanted = sum(weight * f[module][1] @ f[module][0] for weight, f in factors if module in f)
+        got = layer.get_base_layer().weight.data.double() - before
+        size = wanted.norm().item()
+        errors[module] = (got - wanted).norm().item() / size if size else float(got.norm() > 0)
+    wrapped.unload().save_pretrained(folder)
+    load_tokenizer(model).save_pretrained(folder)
+    return errors
 
 
 def relative_errors(parts: Sequence[tuple[Path, float]], merged: Path) -> dict[str, float]:
@@ -275,7 +347,8 @@ def _factors(folder: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
-    alpha = next(
-        (a for k, a in config["alpha_pattern"].items() if module.endswith("." + k)), config["lora_alpha"]
-    )
+    from peft.utils.other import get_pattern_key
+
+    patterns = config["alpha_pattern"]
+    alpha = patterns.get(get_pattern_key(list(patterns), module), config["lora_alpha"])
     return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank

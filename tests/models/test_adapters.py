@@ -147,7 +147,7 @@ def dense_errors(parts, merged) -> dict[str, float]:
 
 
 def test_the_merge_is_the_weighted_sum(tiny_settings, parts, tmp_path):
-    report = adapters.merge_exact(tiny_settings, parts, tmp_path / "full")
+    report = adapters.merge(tiny_settings, parts, tmp_path / "full")
     assert report["max_relative_error"] <= 1e-5 and report["rank"] == 10 and report["modules"] == 14
     assert [p["weight"] for p in report["parts"]] == [1.0, 0.3]
     errors = dense_errors(parts, tmp_path / "full")
@@ -157,7 +157,7 @@ def test_the_merge_is_the_weighted_sum(tiny_settings, parts, tmp_path):
 
 
 def test_the_merged_adapter_speaks_as_the_stack_does(tiny_settings, parts, tmp_path):
-    adapters.merge_exact(tiny_settings, [(folder, 1.0) for folder, _ in parts], tmp_path / "full")
+    adapters.merge(tiny_settings, [(folder, 1.0) for folder, _ in parts], tmp_path / "full")
     merged = adapters.attach(load_model(tiny_settings, "cpu"), {"full": tmp_path / "full"})
     stacked = adapters.attach(load_model(tiny_settings, "cpu"), {"a": parts[0][0], "b": parts[1][0]})
     stacked.base_model.set_adapter(["a", "b"])
@@ -187,7 +187,7 @@ def test_an_inexact_merge_is_a_failure(tiny_settings, parts, tmp_path, monkeypat
 
     monkeypatch.setattr(adapters, "save", damaged)
     with pytest.raises(adapters.MergeFailed, match="merged delta is off by"):
-        adapters.merge_exact(tiny_settings, parts, tmp_path / "full")
+        adapters.merge(tiny_settings, parts, tmp_path / "full")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -200,7 +200,7 @@ def test_a_module_that_one_part_lacks(tiny_settings, tiny_model, tiny_adapter, t
         if "lora_B" in name:
             torch.nn.init.normal_(weight)
     small.save_pretrained(tmp_path / "small")
-    report = adapters.merge_exact(
+    report = adapters.merge(
         tiny_settings, [(tiny_adapter, 1.0), (tmp_path / "small", 2.0)], tmp_path / "full"
     )
     assert report["modules"] == 14 and report["max_relative_error"] <= 1e-5
