@@ -1,0 +1,88 @@
+"""Sweeps through Hydra's submitit launcher (``-m ... hydra/launcher=local`` or ``slurm``): what became of every job is
+told, with its log, and the jobs' exit codes reach the command.
+
+By itself the launcher asks its jobs one after the other and raises at the first that was killed: the reports of all
+others are lost, and what a job returned is dropped.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+from offscript.cluster.slurm import _squeue
+from offscript.console import say
+from offscript.errors import UserError
+
+POLL_S = 10.0
+"""Between two looks at the accounting. submitit's own ten minutes are the time for which a killed job looks alive."""
+
+LOST = 1
+"""Exit code of a job that ended without a report: it was killed."""
+
+
+@contextlib.contextmanager
+def heard(codes: list[int]) -> Iterator[None]:
+    """Inside, every job of a launcher is waited for and told, and its exit code is added to ``codes``.
+
+    The launcher offers no hook between a job's end and its own: the place where it asks for a job's results is replaced.
+    """
+    from submitit.core.core import Job
+
+    ask = Job.results
+
+    def results(job: Any) -> list[Any]:
+        told = _outcome(job, ask)
+        codes.append(told)
+        return [SimpleNamespace(return_value=told)]
+
+    Job.results = results  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        Job.results = ask  # type: ignore[method-assign]
+
+
+def _outcome(job: Any, ask: Any) -> int:
+    """The exit code of ``job``, once it has ended; one line says how it fared."""
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+
+    _wait(job)
+    try:
+        code, why = max((_code(report) for report in ask(job)), key=lambda found: found[0])
+    except (UncompletedJobError, FailedJobError):
+        code, why = LOST, f"ended without a report ({job.state})"
+    words = " ".join(str(word) for word in job.submission().args[0])
+    if code:
+        say(f"failed: {words}: {why or f'exit code {code}'} (log: {job.paths.stdout})")
+    else:
+        say(f"done: {words}")
+    return code
+
+
+def _wait(job: Any) -> None:
+    """Until ``job`` has a report or SLURM has ended it for good: one that lost its node, and that submitit takes for
+    ended, may be in the queue again."""
+    from submitit.slurm.slurm import SlurmJob
+
+    if not isinstance(job, SlurmJob):
+        job.wait()
+        return
+    while not job.paths.result_pickle.exists() and (not job.done(force_check=True) or _queued(job.job_id)):
+        time.sleep(POLL_S)
+
+
+def _queued(job_id: str) -> bool:
+    try:
+        return job_id in _squeue()
+    except UserError:  # the controller does not answer: it may be there still
+        return True
+
+
+def _code(report: Any) -> tuple[int, str]:
+    """What the task function returned, or what Hydra failed at before it was called."""
+    try:
+        return int(report.return_value), ""
+    except Exception as error:
+        return LOST, (str(error).splitlines() or [type(error).__name__])[0]
