@@ -1,14 +1,17 @@
 """Plain files that survive a kill: atomic writes, JSONL rows with resume, manifests, and one writer per artifact."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import socket
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,11 @@ def locate(path: str | Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes ``path`` whole or not at all: a temporary name in the same folder, then a rename."""
+    """Writes ``path`` whole or not at all: a temporary name in the same folder, then a rename.
+
+    Raises:
+        UserError: the disk is full, or this may not be written; what was there before stays.
+    """
     ensure_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -43,8 +50,22 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise _refused(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _refused(path: Path, error: OSError) -> BaseException:
+    """What the file system would not take, in one line for the user; the error itself if it is of another kind."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        ways = "free some space and run again: what is written is whole and goes on from there"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        ways = "choose another root=, or have this one opened"
+    else:
+        return error
+    return UserError(str(path), f"cannot be written ({error.strerror})", ways)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -76,9 +97,8 @@ def ensure_folder(path: Path) -> Path:
         culprit = next(p for p in [path, *path.parents] if p.exists() and not p.is_dir())
         raise UserError(str(culprit), "a file stands where a folder is needed", "move it away") from None
     except OSError as error:
-        raise UserError(
-            str(path), f"cannot make this folder ({error.strerror})", "choose another root="
-        ) from None
+        ways = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another root="
+        raise UserError(str(path), f"cannot make this folder ({error.strerror})", ways) from None
     return path
 
 
@@ -144,7 +164,7 @@ def read_rows(path: Path, complete_with: str) -> list[dict[str, Any]]:
 
 
 class RowWriter:
-    """Appends rows to a JSONL file, each flushed to disk before ``append`` returns.
+    """Appends rows to a JSONL file, each handed to the system before ``append`` returns.
 
     On opening, the rows already there are in ``rows`` and a torn last line is cut (``cut`` holds its bytes).
     The caller holds the claim on the artifact: a file has one writer.
@@ -160,17 +180,32 @@ class RowWriter:
             self.rows, whole, self.cut = _parse_rows(path)
             if self.cut:
                 os.truncate(path, whole)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
+        # Without a buffer: a row that the disk had no room for would lie in it and be tried again at the end.
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by __exit__
 
     def append(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
+        """Writes one row.
+
+        Raises:
+            UserError: the disk is full, or somebody else took over the artifact; the rows before this one stay whole.
+        """
+        _check_claim(self.path)
+        line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        whole = self._file.tell()
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            self._file.truncate(whole)
+            raise _refused(self.path, error) from error
         self.rows.append(row)
 
     def close(self) -> None:
         if not self._file.closed:
-            os.fsync(self._file.fileno())
-            self._file.close()
+            try:
+                os.fsync(self._file.fileno())
+            finally:
+                self._file.close()
 
     def __enter__(self) -> "RowWriter":
         return self
@@ -209,17 +244,31 @@ class Busy(Exception):
     """Somebody else is writing this artifact."""
 
 
+@dataclass
+class _Claim:
+    """A lock that this process holds. ``beat`` is when it last touched it, in seconds of a clock that goes on while the
+    machine sleeps."""
+
+    lock: Path
+    token: str
+    beat: float
+
+
+_held: dict[Path, _Claim] = {}
+
+
 @contextlib.contextmanager
 def claim(artifact: Path, wait: bool = True, poll_s: float = 0.5, say=None) -> Iterator[None]:
     """Makes this process the one writer of ``artifact`` for the length of the block.
 
     A lock file beside it is made with O_EXCL and touched every ``HEARTBEAT_S``; one that was not touched for
     ``STALE_S``, or whose process on this host is gone, is taken over. With ``wait`` the call blocks until the other
-    writer ends (``say`` is called once with a message), without it raises ``Busy``.
+    writer ends (``say`` is called once with a message), without it raises ``Busy``. A process that was stopped for so
+    long that it lost its claim to another ends as soon as it goes on.
     """
     lock = artifact.with_name(f".{artifact.name}.lock")
     ensure_folder(lock.parent)
-    token = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex})
+    token = json.dumps({**_here(), "pid": os.getpid(), "since": time.time(), "id": uuid.uuid4().hex})
     said = False
     while not _take(lock, token):
         if not wait:
@@ -228,16 +277,27 @@ def claim(artifact: Path, wait: bool = True, poll_s: float = 0.5, say=None) -> I
             say(f"waiting for {artifact.name}: being written by {_holder(lock)}")
             said = True
         time.sleep(poll_s)
+    own = _held[artifact] = _Claim(lock, token, time.time())
     stop = threading.Event()
-    beat = threading.Thread(target=_heartbeat, args=(lock, stop), daemon=True)
+    beat = threading.Thread(target=_heartbeat, args=(own, stop), daemon=True)
     beat.start()
     try:
         yield
     finally:
         stop.set()
         beat.join()
+        _held.pop(artifact, None)
         if _read(lock) == token:
             lock.unlink(missing_ok=True)
+
+
+def _here() -> dict[str, str]:
+    """Where a process id means something: containers on one host may share its name and not its processes."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return {"host": socket.gethostname(), "space": space}
 
 
 def _take(lock: Path, token: str) -> bool:
@@ -246,8 +306,14 @@ def _take(lock: Path, token: str) -> bool:
     except FileExistsError:
         _evict_if_stale(lock)
         return False
-    with os.fdopen(handle, "w") as file:
-        file.write(token)
+    except OSError as error:
+        raise _refused(lock, error) from error
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(token)
+    except OSError as error:
+        lock.unlink(missing_ok=True)
+        raise _refused(lock, error) from error
     return True
 
 
@@ -269,7 +335,7 @@ def _stale(lock: Path, content: str) -> bool:
         holder = json.loads(content)
     except ValueError:
         holder = {}
-    if holder.get("host") == socket.gethostname() and not _alive(holder.get("pid", -1)):
+    if {**holder, **_here()} == holder and not _alive(holder.get("pid", -1)):
         return True
     probe = lock.with_name(f"{lock.name}.{uuid.uuid4().hex[:8]}.clock")  # the file server's clock, not ours
     try:
@@ -306,7 +372,25 @@ def _holder(lock: Path) -> str:
         return "another process"
 
 
-def _heartbeat(lock: Path, stop: threading.Event) -> None:
+def _heartbeat(own: _Claim, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_S):
-        with contextlib.suppress(OSError):
-            os.utime(lock)
+        _beat(own)
+
+
+def _beat(own: _Claim) -> None:
+    """Touches the lock; ends the process if it is another's by now: there must not be two writers."""
+    found = _read(own.lock)
+    if found is not None and found != own.token:
+        line = f"{own.lock}: taken over by {_holder(own.lock)} while this process stood still; ending"
+        print(line, file=sys.stderr, flush=True)
+        os._exit(1)
+    with contextlib.suppress(OSError):
+        os.utime(own.lock)
+        own.beat = time.time()
+
+
+def _check_claim(artifact: Path) -> None:
+    """Before anything is added to ``artifact``: is it still ours? Asked only after a heartbeat was missed."""
+    own = _held.get(artifact)
+    if own is not None and time.time() - own.beat > 2 * HEARTBEAT_S:
+        _beat(own)
