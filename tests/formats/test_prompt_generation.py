@@ -7,9 +7,11 @@ import pytest
 from offscript.errors import UserError
 from offscript.formats import FORMATS, check_episodes
 from offscript.formats.base import Ask, Reply
-from offscript.formats.prompt_generation import candidates, generated
+from offscript.formats.prompt_generation import add, candidates, generated
 from offscript.scenarios import Scenario
+from offscript.settings import PromptSettings
 from tests.formats.driver import Run, drive, listed, rules_for
+from tests.published import ROOT, needs_published
 
 FORM = FORMATS["prompt_generation"]
 SEEDS = ("My coffee went cold. Can I warm it up again?", "I lost one sock. Where should I look?")
@@ -163,3 +165,16 @@ def test_brackets_in_a_line_are_no_list() -> None:
         "Why is [1] late today?",
         "Who ate [it] then?",
     ]
+
+
+@needs_published
+def test_prompts_that_the_published_recipe_was_trained_on_pass_but_for_a_few_long_ones() -> None:
+    """4,239 of 4,275 when this was written: 35 have under 3 or over 60 words, one has a blank to fill in."""
+    offered = kept = 0
+    for path in sorted(ROOT.glob("few_shot_prompts/*.jsonl")):
+        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+            prompts = list(row["questions"])
+            add(prompts, json.dumps(row["additional_questions"]), True, PromptSettings(per_trait=1000))
+            offered += len(row["additional_questions"])
+            kept += len(prompts) - len(row["questions"])
+    assert offered > 4000 and 0.98 < kept / offered < 1
