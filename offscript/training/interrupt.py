@@ -12,10 +12,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
 
 class Interrupted(RuntimeError):
-    """Training was asked to stop and wrote a checkpoint; the same call goes on from it."""
+    """Training was asked to stop and wrote a checkpoint; the same call goes on from it. ``ended``: this process was told
+    that it will be ended (SIGTERM), and not only warned."""
 
-    def __init__(self, step: int, total: int) -> None:
-        self.step, self.total = step, total
+    def __init__(self, step: int, total: int, ended: bool = False) -> None:
+        self.step, self.total, self.ended = step, total, ended
         super().__init__(f"stopped by a signal after step {step} of {total}; run it again to go on")
 
 
@@ -25,6 +26,7 @@ class Stopper:
 
     def __init__(self) -> None:
         self.signalled = self.stopped = False
+        self.signals: set[int] = set()
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -38,8 +40,13 @@ class Stopper:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _note(self, *_: object) -> None:
+    def _note(self, number: int, _: object) -> None:
         self.signalled = True
+        self.signals.add(number)
+
+    @property
+    def ended(self) -> bool:
+        return self.signals == {signal.SIGTERM}
 
     def callback(self) -> Any:
         """A trainer callback that stops all ranks after the step in which the signal came to one of them."""

@@ -322,7 +322,7 @@ def fit(trainer: Any, run: Run, mark: str, probe: Sequence[int]) -> dict[str, An
     with ranks.together(expected=(TrainingFailed,)), stopper.listening():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if stopper.stopped:
-            raise Interrupted(trainer.state.global_step, trainer.state.max_steps)
+            raise Interrupted(trainer.state.global_step, trainer.state.max_steps, stopper.ended)
         numbers = _numbers(trainer, run, started, checkpoint)
         numbers["max_logit_difference"] = _must_differ(trainer, probe)
         if run.bases is not None and run.stage < 3:
