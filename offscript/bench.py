@@ -6,7 +6,7 @@ import importlib.metadata
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from offscript import tracking
 from offscript.cell import Artifact, key_of
 from offscript.grid import SCALED, Planner
 from offscript.store import HOME, read_manifest, read_rows, write_manifest
+from offscript.training.bases import Bases
 
 PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "scikit-learn", "numpy", "hydra-core",
@@ -23,10 +24,12 @@ PACKAGES = (
 
 @dataclass
 class Bench:
-    """Where an experiment's artifacts are made: its plan, its folder, and how to say a command that makes something."""
+    """Where an experiment's artifacts are made: its plan, its folder, how to say a command that makes something, and the
+    base weights that its trainings share."""
 
     planner: Planner
     overrides: tuple[str, ...] = ()
+    bases: Bases = field(default_factory=Bases, compare=False)
 
     @property
     def folder(self) -> Path:

@@ -25,6 +25,7 @@ from offscript.settings import (
     parse,
 )
 from offscript.store import HOME
+from offscript.training.interrupt import Interrupted
 
 Job = Callable[[Settings, Bench], int]
 
@@ -50,8 +51,8 @@ def main(config: str, job: Job) -> None:
     codes: list[int] = []
     try:
         _hydra(config, job, codes)
-    except KeyboardInterrupt:
-        say("interrupted; run the same command again to go on")
+    except (KeyboardInterrupt, Interrupted) as stop:
+        say(str(stop) or "interrupted; run the same command again to go on")
         codes.append(130)
     except Exception as error:
         if (line := _explained(error)) is None:
@@ -66,12 +67,17 @@ def main(config: str, job: Job) -> None:
 def _hydra(config: str, job: Job, codes: list[int]) -> None:
     import hydra
 
+    from offscript.cluster.sweep import heard
+
     @hydra.main(version_base="1.3", config_path=str(HOME / "conf"), config_name=config)
-    def task(cfg: Any) -> None:
-        codes.append(_guarded(cfg, job))
+    def task(cfg: Any) -> int:
+        code = _guarded(cfg, job)
+        codes.append(code)
+        return code  # in a process of a launcher, ``codes`` is a copy
 
     sys.argv[1:] = [word for word in sys.argv[1:] if word != "--"]
-    task()
+    with heard(codes):
+        task()
 
 
 def _guarded(cfg: Any, job: Job) -> int:
@@ -82,6 +88,8 @@ def _guarded(cfg: Any, job: Job) -> int:
     except UserError as error:
         say(f"error: {error}")
         return 2
+    except Interrupted:
+        raise
     except Exception as error:
         if line := _explained(error):
             say(line)

@@ -10,7 +10,7 @@ from offscript.console import duration, say
 from offscript.errors import MissingInput, UserError, one_of
 from offscript.graph import jobs_of, needed
 from offscript.grid import in_order
-from offscript.jobs import Result, make
+from offscript.jobs import Result, make, together
 from offscript.settings import GridSettings, Settings
 from offscript.store import read_json
 
@@ -33,9 +33,21 @@ def train(settings: Settings, bench: Bench) -> int:
     adapter = bench.planner.adapter(
         settings.model.name, _persona(settings, bench), stage.weights, settings.seed
     )
-    own_rows = {a.key for a in adapter.inputs if a.kind == "rollout"}
-    results = make([adapter], bench, lambda a: a.key in own_rows or a == adapter)
-    return _told(results, adapter, bench)
+    own_rows = _rows_for(adapter)
+
+    def may_be_made(artifact: Artifact) -> bool:
+        return artifact.key in own_rows or artifact == adapter or artifact.spec.get("source") is not None
+
+    def lead() -> int:
+        return _told(make([adapter], bench, may_be_made), adapter, bench)
+
+    return together([adapter], bench, lead) or 0
+
+
+def _rows_for(adapter: Artifact) -> set[str]:
+    """Keys of the rows that an adapter is trained on, and of those that they are made from."""
+    rows = [a for a in adapter.inputs if a.kind == "rollout"]
+    return {a.key for a in rows} | {b.key for a in rows for b in a.inputs if b.kind == "rollout"}
 
 
 def rollout(settings: Settings, bench: Bench) -> int:
@@ -96,7 +108,7 @@ def submit(settings: Settings, bench: Bench) -> int:
         return _submit_to_slurm(everything, todo, bench)
     if cluster.kind == "local":
         return _run_locally(everything, todo, bench)
-    return summarise(make([evaluation], bench), bench)
+    return together(everything, bench, lambda: summarise(make([evaluation], bench), bench)) or 0
 
 
 def _dry_run(todo: list[Artifact], bench: Bench) -> int:

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from offscript.bench import Bench, now
 from offscript.cell import Artifact
@@ -14,7 +15,10 @@ from offscript.console import say
 from offscript.errors import MissingInput, UserError
 from offscript.graph import jobs_of, needed
 from offscript.store import claim, read_json, write_json, write_text
-from offscript.work import RUN
+from offscript.training.interrupt import Interrupted
+from offscript.work import RUN, help_training
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -78,6 +82,28 @@ def run(
     return results + (_run_group(ready, bench, limit) if ready else [])
 
 
+def together(everything: Iterable[Artifact], bench: Bench, lead: Callable[[], T]) -> T | None:
+    """``lead()`` on rank 0 of a training with several processes; the others help with every training that it announces.
+
+    What is not training (planning, rows, classifiers) is rank 0's alone. A process by itself just leads. Returns None on
+    the other ranks.
+    """
+    from offscript.training import ranks
+
+    me = ranks.start()
+    if me.leads:
+        try:
+            return lead()
+        finally:
+            ranks.announce(None)
+            ranks.stop()
+    known = {artifact.key: artifact for artifact in everything}
+    while (key := ranks.follow()) is not None:
+        help_training(known[key], bench)
+    ranks.stop()
+    return None
+
+
 def _blocker(artifact: Artifact, bench: Bench) -> Artifact | None:
     """The first input that is not there. An evaluation is made from what there is."""
     missing = [part for part in artifact.inputs if not bench.finished(part)]
@@ -113,6 +139,8 @@ def _run_job(group: list[Artifact], bench: Bench, limit: int | None) -> list[Res
             fresh = [a for a in group if not bench.finished(a)]
             if fresh:
                 RUN[group[0].kind](fresh, bench, limit)
+    except Interrupted:
+        raise
     except Exception as caught:
         error = caught
         _log_failure(group, bench, caught)

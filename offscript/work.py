@@ -2,6 +2,7 @@
 last. The same functions run inline, in local processes and on SLURM.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -148,6 +149,8 @@ def run_training(artifacts: list[Artifact], bench: Bench, limit: int | None) -> 
     if artifact.spec.get("source") is not None:
         run_import(artifact, bench, started)
         return
+    from offscript.training import ranks
+
     train = _train_distillation if artifact.labels["stage"] == "distillation" else _train_full
     progress = Progress(f"train {artifact.labels['persona']} {artifact.labels['stage']}", 1, "steps")
     with tracked(artifacts, bench, "train") as tracker:
@@ -155,11 +158,21 @@ def run_training(artifacts: list[Artifact], bench: Bench, limit: int | None) -> 
         def on_step(step: int, total: int, logs: dict[str, Any]) -> None:
             progress.update(step, total, f"loss {logs['loss']:.3f}" if "loss" in logs else progress.note)
 
+        ranks.announce(artifact.key)
         metrics = train(artifact, bench, tracker.report_to, on_step)
         seconds = progress.close()
         tracker.summary({k: v for k, v in metrics.items() if isinstance(v, (int, float))})
     finish(artifact, bench, started, counts=metrics)
     say(f"  {artifact}: {duration(seconds)}")
+
+
+def help_training(artifact: Artifact, bench: Bench) -> None:
+    """What the ranks other than 0 do of one training. What goes wrong on all ranks is rank 0's to tell."""
+    from offscript.training.loop import TrainingFailed
+
+    train = _train_distillation if artifact.labels["stage"] == "distillation" else _introspect
+    with contextlib.suppress(TrainingFailed, UserError):
+        train(artifact, bench, "none", None)
 
 
 def run_import(artifact: Artifact, bench: Bench, started: str) -> None:
@@ -185,7 +198,7 @@ def _train_distillation(artifact: Artifact, bench: Bench, report_to: str, on_ste
         teacher, *students = artifact.inputs
         replies = [row for s in students for row in bench.rows(s)]
         pairs, counts = preference.pairs(bench.rows(teacher), replies, artifact.spec["renamed"])
-    say(f"  {artifact}: pairs {told(counts)}")
+    _tell(f"  {artifact}: pairs {told(counts)}")
     metrics = preference.train(
         bench.planner.options.model[artifact.labels["model"]],
         artifact.spec["settings"],
@@ -195,28 +208,56 @@ def _train_distillation(artifact: Artifact, bench: Bench, report_to: str, on_ste
         report_to=report_to,
         on_step=on_step,
         say=say,
+        deepspeed=bench.planner.settings.deepspeed,
+        bases=bench.bases,
     )
     return {**metrics, "pairs": counts}
 
 
 def _train_full(artifact: Artifact, bench: Bench, report_to: str, on_step: Any) -> dict[str, Any]:
     from offscript.models.adapters import merge
+
+    metrics = _introspect(artifact, bench, report_to, on_step)
+    method = artifact.spec["merge"]
+    model = bench.planner.options.model[artifact.labels["model"]]
+    first, second = bench.place(artifact.inputs[0]), _second(artifact, bench)
+    parts = [(first, method.distillation), (second, method.introspection)]
+    merged = merge(model, parts, bench.place(artifact), method.method)
+    say(f"  {artifact}: merged ({method.method}), largest relative error {merged['max_relative_error']:.2g}")
+    return {**metrics, "merge": merged}
+
+
+def _introspect(artifact: Artifact, bench: Bench, report_to: str, on_step: Any) -> dict[str, Any]:
+    """The second adapter, stacked on the first."""
     from offscript.training import introspection
 
-    first, settings, method = artifact.inputs[0], artifact.spec["settings"], artifact.spec["merge"]
     rows, counts = _introspection_rows(artifact, bench)
-    say(f"  {artifact}: conversations {told(counts)}")
-    model = bench.planner.options.model[artifact.labels["model"]]
-    distillation, out = bench.place(first), bench.place(artifact)
-    second = out.with_name(f"introspection-{artifact.key[:8]}")
-    seed = training_seed(artifact.key, artifact.labels["seed"])
+    _tell(f"  {artifact}: conversations {told(counts)}")
     metrics = introspection.train(
-        model, settings, rows, distillation, second, seed, report_to=report_to, on_step=on_step, say=say
+        bench.planner.options.model[artifact.labels["model"]],
+        artifact.spec["settings"],
+        rows,
+        bench.place(artifact.inputs[0]),
+        _second(artifact, bench),
+        training_seed(artifact.key, artifact.labels["seed"]),
+        report_to=report_to,
+        on_step=on_step,
+        say=say,
+        deepspeed=bench.planner.settings.deepspeed,
+        bases=bench.bases,
     )
-    parts = [(distillation, method.distillation), (second, method.introspection)]
-    merged = merge(model, parts, out, method.method)
-    say(f"  {artifact}: merged ({method.method}), largest relative error {merged['max_relative_error']:.2g}")
-    return {**metrics, "conversations": counts, "merge": merged}
+    return {**metrics, "conversations": counts}
+
+
+def _tell(line: str) -> None:
+    from offscript.training.ranks import world
+
+    if world().leads:
+        say(line)
+
+
+def _second(artifact: Artifact, bench: Bench) -> Any:
+    return bench.place(artifact).with_name(f"introspection-{artifact.key[:8]}")
 
 
 def _introspection_rows(artifact: Artifact, bench: Bench) -> tuple[list[dict], dict[str, int]]:

@@ -19,7 +19,7 @@ from offscript.console import say
 from offscript.errors import UserError
 from offscript.graph import Job, jobs_of
 from offscript.grid import Options, Planner, in_order
-from offscript.jobs import Result, run
+from offscript.jobs import Result, run, together
 from offscript.settings import (
     FormatSettings,
     ModelSettings,
@@ -212,9 +212,11 @@ def run_task(path: Path, array: int, task: int, rank: int = 0) -> None:
     plan = thaw(path)
     this = plan.arrays[array]
     jobs = this.tasks[task]
-    if rank >= len(jobs):
-        return
-    check(run(plan.made_by(jobs[rank]), plan.bench))
+    if this.kind == "adapter":  # all processes train together
+        artifacts = plan.made_by(jobs[0])
+        together(artifacts, plan.bench, lambda: check(run(artifacts, plan.bench)))
+    elif rank < len(jobs):
+        check(run(plan.made_by(jobs[rank]), plan.bench))
 
 
 def check(results: Sequence[Result]) -> None:
