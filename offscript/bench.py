@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.metadata
+import os
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -13,13 +14,17 @@ from typing import Any
 from offscript import tracking
 from offscript.cell import Artifact, key_of
 from offscript.grid import SCALED, Planner
-from offscript.store import HOME, read_manifest, read_rows, write_manifest
+from offscript.store import HOME, read_json, read_manifest, read_rows, write_json, write_manifest
 from offscript.training.bases import Bases
 
 PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "scikit-learn", "numpy", "hydra-core",
     "wandb",
 )  # fmt: skip
+
+
+REVISION = "REVISION"
+"""Of a copy of the code: the file that names the commit."""
 
 
 @dataclass
@@ -41,6 +46,20 @@ class Bench:
     def failure(self, artifact: Artifact) -> Path:
         """Where it is noted why ``artifact`` failed last; gone once it is made."""
         return self.folder / "logs" / f"{artifact.key[:8]}.failed.json"
+
+    def note_failure(self, artifact: Artifact, reason: str, log: Path | None) -> None:
+        """Keeps why ``artifact`` was not made, and where that is logged."""
+        place = None
+        if log is not None:
+            inside = log.is_relative_to(self.folder.absolute()) or log.is_relative_to(self.folder)
+            place = os.path.relpath(log, self.folder) if inside else str(log)
+        note = {"artifact": str(artifact), "key": artifact.key, "reason": reason, "log": place, "when": now()}
+        write_json(self.failure(artifact), note)
+
+    def noted(self, artifact: Artifact, since: str) -> bool:
+        """Whether a failure of ``artifact`` was noted after ``since``."""
+        path = self.failure(artifact)
+        return path.exists() and read_json(path)["when"] >= since
 
     def finished(self, artifact: Artifact) -> bool:
         """Whether ``artifact`` lies there complete, under its full key."""
@@ -105,7 +124,10 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def code_revision() -> str | None:
-    """The commit that is checked out, with ``+`` if files differ from it; None outside a repository."""
+    """The commit that is checked out, with ``+`` if files differ from it; None outside a repository. A copy of the code
+    says what it is a copy of."""
+    if (HOME / REVISION).exists():
+        return (HOME / REVISION).read_text().strip() or None
     try:
         head = subprocess.run(
             ["git", "-C", HOME, "rev-parse", "HEAD"], capture_output=True, text=True, check=True

@@ -67,11 +67,15 @@ def main(config: str, job: Job) -> None:
 def _hydra(config: str, job: Job, codes: list[int]) -> None:
     import hydra
 
-    from offscript.cluster.sweep import heard
+    from offscript.cluster.sweep import give_way, heard
 
     @hydra.main(version_base="1.3", config_path=str(HOME / "conf"), config_name=config)
     def task(cfg: Any) -> int:
-        code = _guarded(cfg, job)
+        try:
+            code = _guarded(cfg, job)
+        except Interrupted as stop:
+            give_way(stop)
+            raise
         codes.append(code)
         return code  # in a process of a launcher, ``codes`` is a copy
 

@@ -167,13 +167,16 @@ def _log_failure(group: list[Artifact], bench: Bench, error: Exception) -> None:
         say(f"failed: {what}: {line}")
     else:
         line = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        write_text(path, "".join(traceback.format_exception(error)))
+        print("".join(traceback.format_exception(error)), file=sys.stderr)
         say(f"failed: {what}: {line} (traceback: {path})")
-    log = None if isinstance(error, UserError) else str(path.relative_to(bench.folder))
-    for artifact in group:
-        if not bench.finished(artifact):
-            note = {"artifact": str(artifact), "key": artifact.key, "reason": line, "log": log, "when": now()}
-            write_json(bench.failure(artifact), note)
+    try:
+        if not isinstance(error, UserError):
+            write_text(path, "".join(traceback.format_exception(error)))
+        for artifact in group:
+            if not bench.finished(artifact):
+                bench.note_failure(artifact, line, None if isinstance(error, UserError) else path)
+    except (OSError, UserError) as full:  # what failed for want of space cannot be noted either
+        say(f"not noted: {full}")
 
 
 def write_index(bench: Bench, results: Iterable[Result]) -> None:

@@ -4,8 +4,8 @@ themselves are needed when the episodes run.
 """
 
 import functools
-import json
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from offscript import hub
 from offscript.cell import Artifact, key_of
 from offscript.errors import UserError
+from offscript.formats import prompt_generation
 from offscript.scenarios import Scenario, digest, load_scenarios, select
 from offscript.settings import DataSettings, HubFileSettings, PersonaSettings, identity_of
 from offscript.sources import reference
@@ -167,11 +168,11 @@ def generated(prompts: Artifact, count: int) -> Supply:
     """The prompts that the rows of ``prompts`` hold, ``count`` if every assertion gets as many as are wanted."""
 
     def load(rows_of: RowsOf) -> list[Scenario]:
+        persona, counted = prompts.labels["persona"], Counter[int]()
         found = []
-        for row in rows_of(prompts):
-            persona, _, number = row["scenario"].rpartition("_")
-            texts = json.loads(row["text"]) if row["text"] is not None else []
-            found += [_question(persona, int(number), f"g{j}", text) for j, text in enumerate(texts)]
+        for assertion, text in prompt_generation.generated(rows_of(prompts)):
+            found.append(_question(persona, assertion, f"g{counted[assertion]}", text))
+            counted[assertion] += 1
         return found
 
     return Supply({"generated": prompts.key}, count, load, known=False, inputs=(prompts,))

@@ -55,6 +55,7 @@ def run_rollouts(cells: list[Artifact], bench: Bench, limit: int | None) -> None
         if count.written + count.reused == len(run.scenarios) * run.samples:
             plain = {**vars(count), "ended": dict(count.ended)}
             finish(cell, bench, started, counts=plain, engine=engine.info(), hub=commits[cell.key])
+    engine.close()
     say(f"  rows: {seen['rows']} in {len(cells)} cells of {model}, {duration(seconds)}")
     if failed:
         raise failed
@@ -271,7 +272,7 @@ def _introspection_rows(artifact: Artifact, bench: Bench) -> tuple[list[dict], d
     said = {a.labels["format"]: bench.rows(a) for a in artifact.inputs[1:]}
     return introspection.rows(
         said.get("self_reflection", []), said.get("self_interaction", []), settings.system,
-        guided_rows=said.get("guided_interaction", []),
+        guided_rows=said.get("guided_interaction", []), loss_on=settings.loss_on,
     )  # fmt: skip
 
 

@@ -8,12 +8,12 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from offscript.bench import Bench, code_revision, now
+from offscript.bench import REVISION, Bench, code_revision, now
 from offscript.cell import Artifact
 from offscript.console import say
 from offscript.errors import UserError
@@ -21,6 +21,7 @@ from offscript.graph import Job, jobs_of
 from offscript.grid import Options, Planner, in_order
 from offscript.jobs import Result, run, together
 from offscript.settings import (
+    ClusterSettings,
     FormatSettings,
     ModelSettings,
     Node,
@@ -29,7 +30,9 @@ from offscript.settings import (
     StageSettings,
     parse,
 )
-from offscript.store import HOME, ensure_folder, read_json, write_json
+from offscript.store import HOME, ensure_folder, read_json, write_json, write_text
+
+T = TypeVar("T")
 
 GROUPS: dict[str, type[Node]] = {
     "model": ModelSettings,
@@ -41,6 +44,10 @@ GRID_FIELDS = ("name", "model", "data", "recipe", "classifier", "evaluation", "g
 """Settings that say which artifacts a grid consists of; a launch with others is of another grid."""
 
 CODE = ("offscript", "assets", "data")
+"""What a copy of the code consists of; composed settings are in the plan."""
+
+MOST_TASKS = 1000
+"""Of one array: SLURM's MaxArraySize is 1001 unless somebody changed it."""
 
 
 class JobFailed(RuntimeError):
@@ -58,19 +65,37 @@ class Array:
     after: tuple[int, ...]
 
 
-def arrays_of(jobs: Sequence[Job], processes: Mapping[str, int]) -> list[Array]:
-    """One array per layer and kind; ``processes`` are those of a task, by kind."""
+def arrays_of(jobs: Sequence[Job], width: int = 1, most: int = MOST_TASKS) -> list[Array]:
+    """One array per layer and kind (several where it has over ``most`` tasks). ``width`` rollout jobs are a task's, one
+    for each of its processes."""
     arrays: list[Array] = []
     inside: dict[int, int] = {}
-    for layer, kind in dict.fromkeys((job.layer, job.kind) for job in jobs):
-        own = [job for job in jobs if (job.layer, job.kind) == (layer, kind)]
-        width = processes.get(kind, 1) if kind == "rollout" else 1
-        indices = [job.index for job in own]
-        tasks = tuple(tuple(indices[i : i + width]) for i in range(0, len(indices), width))
-        after = {inside[need] for job in own for need in job.needs}
-        inside |= dict.fromkeys(indices, len(arrays))
-        arrays.append(Array(kind, layer, tasks, tuple(sorted(after))))
+    groups: dict[tuple[int, str], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.layer, job.kind), []).append(job)
+    for (layer, kind), own in groups.items():
+        step = width if kind == "rollout" else 1
+        for part in _cut(_cut(own, step), most):
+            after = {inside[need] for task in part for job in task for need in job.needs}
+            inside |= dict.fromkeys((job.index for task in part for job in task), len(arrays))
+            tasks = tuple(tuple(job.index for job in task) for task in part)
+            arrays.append(Array(kind, layer, tasks, tuple(sorted(after))))
     return arrays
+
+
+def _cut(things: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [things[i : i + size] for i in range(0, len(things), size)]
+
+
+def shards(cluster: ClusterSettings) -> int:
+    """Rollout jobs that the cells of a model are cut into: as many tasks as asked for, and one for each of their
+    processes."""
+    return cluster.shards * _width(cluster)
+
+
+def _width(cluster: ClusterSettings) -> int:
+    asked = cluster.resources("rollout")
+    return asked.nodes * (asked.gpus or asked.tasks)
 
 
 # ---------------------------------------------------------------- freezing
@@ -81,61 +106,74 @@ def freeze(
     everything: Sequence[Artifact],
     jobs: Sequence[Job],
     attempts: Mapping[str, int] | None = None,
-) -> Path:
-    """Writes the plan of ``jobs`` into a new folder below ``<experiment>/launch/``; returns the plan's path.
+    before: "Plan | None" = None,
+) -> "Plan":
+    """Writes the plan of ``jobs`` into a new folder below ``<experiment>/launch/``.
 
     ``everything`` is the whole grid, of which ``jobs`` make what is missing; ``attempts`` counts how often each artifact
-    (by key) was submitted again before.
+    (by key) was tried again before; ``before`` is the plan that is tried again, with the code that it froze.
+
+    Raises:
+        UserError: two artifacts would lie in one place, or the folder cannot be written.
     """
+    _check_places(everything)
     settings = bench.planner.settings
-    stamp = time.strftime("%Y%m%d-%H%M%S") + "-" + uuid.uuid4().hex[:4]
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + "-" + uuid.uuid4().hex[:4]
     folder = ensure_folder(bench.folder.absolute() / "launch" / stamp)
-    home = _snapshot(folder) if settings.cluster.snapshot else HOME
-    cwd = Path.cwd()
-    plain = settings.model_copy(update={"root": str(Path(settings.root).absolute())}).model_dump(mode="json")
-    processes = {job.kind: _processes(settings, job.kind) for job in jobs}
-    write_json(
-        folder / "plan.json",
-        {
-            "settings": plain,
-            "options": {group: _made(getattr(bench.planner.options, group)) for group in GROUPS},
-            "overrides": list(bench.overrides),
-            "home": str(home),
-            "cwd": str(home if cwd == HOME else cwd),
-            "code": code_revision(),
-            "created": now(),
-            "attempts": dict(attempts or {}),
-            "artifacts": listing(everything),
-            "jobs": [
-                {"kind": j.kind, "layer": j.layer, "name": str(j), "keys": [a.key for a in j.artifacts]}
-                for j in jobs
-            ],
-            "arrays": [vars(array) for array in arrays_of(jobs, processes)],
-        },
-    )
-    return folder / "plan.json"
+    plain = {
+        "settings": settings.model_copy(update={"root": str(Path(settings.root).absolute())}).model_dump(mode="json"),
+        "options": {group: _made(getattr(bench.planner.options, group)) for group in GROUPS},
+        "overrides": list(bench.overrides),
+        **(_origin(before.plain) if before else _here(folder, settings.cluster.snapshot)),
+        "created": now(),
+        "attempts": dict(attempts or {}),
+        "artifacts": listing(everything),
+        "jobs": [
+            {"kind": j.kind, "layer": j.layer, "name": str(j), "keys": [a.key for a in j.artifacts]} for j in jobs
+        ],
+        "arrays": [vars(array) for array in arrays_of(jobs, _width(settings.cluster))],
+    }
+    write_json(folder / "plan.json", plain)
+    return Plan(folder / "plan.json", plain, bench, {a.key: a for a in everything})
+
+
+def _origin(plain: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: plain[name] for name in ("home", "cwd", "code")}
+
+
+def _here(folder: Path, snapshot: bool) -> dict[str, Any]:
+    """Where the code of the jobs lies, the folder that they work in, and which revision that code is of."""
+    cwd, code = Path.cwd(), code_revision()
+    home = _snapshot(folder, code) if snapshot else HOME
+    return {"home": str(home), "cwd": str(home if cwd == HOME else cwd), "code": code}
+
+
+def _check_places(artifacts: Sequence[Artifact]) -> None:
+    places: dict[Path, Artifact] = {}
+    for artifact in artifacts:
+        if (other := places.setdefault(artifact.path, artifact)) != artifact:
+            raise UserError(str(artifact.path), f"two artifacts would lie there: {other} and {artifact}", "rename one")
 
 
 def listing(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
-    """What status needs to know of artifacts."""
+    """What status needs to know of artifacts; ``needs`` are the places in this list of what each is made from."""
+    place = {artifact.key: i for i, artifact in enumerate(artifacts)}
     return [
-        {"key": a.key, "name": str(a), "kind": a.kind, "path": str(a.path), "planned": a.spec.get("planned")}
+        {
+            "key": a.key, "name": str(a), "kind": a.kind, "path": str(a.path), "planned": a.spec.get("planned"),
+            "needs": [place[part.key] for part in a.inputs],
+        }
         for a in artifacts
-    ]
+    ]  # fmt: skip
 
 
-def newest(bench: Bench) -> Path | None:
-    """The plan of the experiment's newest launch, if it was made from the same settings."""
+def newest(bench: Bench) -> dict[str, Any] | None:
+    """The plan of the experiment's newest launch, as plain data, if it was made from the same settings."""
     plans = sorted(bench.folder.glob("launch/*/plan.json"))
     if not plans:
         return None
-    then, now_ = read_json(plans[-1])["settings"], bench.planner.settings.model_dump(mode="json")
-    return plans[-1] if all(then[k] == v for k, v in now_.items() if k in GRID_FIELDS) else None
-
-
-def _processes(settings: Settings, kind: str) -> int:
-    asked = settings.cluster.resources(kind)
-    return asked.nodes * (asked.gpus or asked.tasks)
+    plain, now_ = read_json(plans[-1]), bench.planner.settings.model_dump(mode="json")
+    return plain if all(plain["settings"][k] == v for k, v in now_.items() if k in GRID_FIELDS) else None
 
 
 def _made(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,11 +181,12 @@ def _made(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: node.model_dump(mode="json") for name, node in getattr(options, "made", options).items()}
 
 
-def _snapshot(folder: Path) -> Path:
+def _snapshot(folder: Path, code: str | None) -> Path:
     """A copy of the code and of what is shipped with it, for the jobs to run."""
     home = folder / "code"
     for part in CODE:
         shutil.copytree(HOME / part, home / part, ignore=shutil.ignore_patterns("__pycache__"))
+    write_text(home / REVISION, f"{code or ''}\n")
     return home
 
 
@@ -202,11 +241,12 @@ def thaw(path: Path) -> Plan:
 # ---------------------------------------------------------------- running
 
 
-def run_task(path: Path, array: int, task: int, rank: int = 0) -> None:
+def run_task(path: Path, array: int, task: int, rank: int = 0, local_rank: int = 0) -> None:
     """What process ``rank`` of a task does.
 
     Raises:
         JobFailed: not all that the job was to make is there now.
+        Interrupted: a signal ended a training, which goes on when the task is run again.
     """
     os.chdir(read_json(path)["cwd"])
     plan = thaw(path)
@@ -216,7 +256,15 @@ def run_task(path: Path, array: int, task: int, rank: int = 0) -> None:
         artifacts = plan.made_by(jobs[0])
         together(artifacts, plan.bench, lambda: check(run(artifacts, plan.bench)))
     elif rank < len(jobs):
+        _take_own_gpu(local_rank)
         check(run(plan.made_by(jobs[rank]), plan.bench))
+
+
+def _take_own_gpu(local_rank: int) -> None:
+    """Of the GPUs that a task was given, each of its processes on the node sees one."""
+    visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    if len(visible) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[local_rank % len(visible)]
 
 
 def check(results: Sequence[Result]) -> None:
@@ -228,22 +276,34 @@ def check(results: Sequence[Result]) -> None:
         raise JobFailed(f"{len(bad)} of {len(results)} artifacts of this job were not made")
 
 
-def attempts_left(plan: Plan, artifact: Artifact) -> int:
-    return plan.bench.planner.settings.cluster.retries - plan.plain["attempts"].get(artifact.key, 0)
+def again(
+    plan: Plan, missing: Sequence[Artifact], flying: Collection[str] = ()
+) -> tuple[list[Job], dict[str, int]]:
+    """The jobs that try ``missing`` (inputs first) once more, and the counts of attempts after them.
 
-
-def again(plan: Plan, missing: Sequence[Artifact]) -> tuple[list[Job], dict[str, int]]:
-    """The jobs that try ``missing`` once more within the retry budget, and the counts of attempts after them."""
-    allowed = [a for a in missing if attempts_left(plan, a) > 0]
-    attempts = {**plan.plain["attempts"]}
-    for artifact in allowed:
-        attempts[artifact.key] = attempts.get(artifact.key, 0) + 1
-    return jobs_of(allowed, plan.bench.planner.settings.cluster.shards), attempts
+    An artifact whose inputs are there was tried and failed: it has the cluster's budget of retries. One that waits for
+    others is tried with them, and costs nothing. ``flying`` (keys) are under way elsewhere.
+    """
+    cluster, attempts = plan.bench.planner.settings.cluster, {**plan.plain["attempts"]}
+    absent = {artifact.key for artifact in missing}
+    tried: dict[str, Artifact] = {}
+    for artifact in missing:
+        lacking = [part.key for part in artifact.inputs if part.key in absent]
+        if artifact.key in flying:
+            continue
+        if not lacking:
+            if attempts.get(artifact.key, 0) >= cluster.retries:
+                continue
+            attempts[artifact.key] = attempts.get(artifact.key, 0) + 1
+        hopeful = [key in tried or key in flying for key in lacking]
+        if all(hopeful) or (artifact.kind == "evaluation" and any(hopeful)):
+            tried[artifact.key] = artifact
+    return jobs_of(list(tried.values()), shards(cluster)), attempts
 
 
 if __name__ == "__main__":
     try:
-        run_task(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+        run_task(Path(sys.argv[1]), *map(int, sys.argv[2:]))
     except (JobFailed, UserError) as error:
         say(f"failed: {error}")
         sys.exit(2 if isinstance(error, UserError) else 1)

@@ -64,6 +64,10 @@ class Engine(Protocol):
 
     def pending(self) -> int: ...
 
+    def close(self) -> None:
+        """Gives back what the engine holds; nothing is asked of it afterwards."""
+        ...
+
     def info(self) -> dict[str, str]:
         """Name and versions, recorded in the manifest of every artifact that this engine's texts are in."""
         ...

@@ -70,6 +70,9 @@ class ScriptedEngine:
     def pending(self) -> int:
         return len(self._waiting)
 
+    def close(self) -> None:
+        pass
+
     def info(self) -> dict[str, str]:
         return {"engine": "scripted"}
 

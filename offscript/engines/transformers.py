@@ -102,6 +102,9 @@ class TransformersEngine:
     def pending(self) -> int:
         return len(self._waiting)
 
+    def close(self) -> None:
+        pass
+
     def info(self) -> dict[str, str]:
         import peft
         import transformers
