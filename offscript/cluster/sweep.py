@@ -6,20 +6,26 @@ others are lost, and what a job returned is dropped.
 """
 
 import contextlib
+import os
+import signal
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from offscript.cluster.slurm import _squeue
+from offscript.cluster.queue import squeue
 from offscript.console import say
 from offscript.errors import UserError
+from offscript.training.interrupt import Interrupted
 
 POLL_S = 10.0
 """Between two looks at the accounting. submitit's own ten minutes are the time for which a killed job looks alive."""
 
 LOST = 1
 """Exit code of a job that ended without a report: it was killed."""
+
+ENDED_WITHIN_S = 900.0
+"""After a last warning SLURM ends a job within its KillWait or GraceTime."""
 
 
 @contextlib.contextmanager
@@ -75,7 +81,7 @@ def _wait(job: Any) -> None:
 
 def _queued(job_id: str) -> bool:
     try:
-        return job_id in _squeue()
+        return job_id in squeue()
     except UserError:  # the controller does not answer: it may be there still
         return True
 
@@ -86,3 +92,16 @@ def _code(report: Any) -> tuple[int, str]:
         return int(report.return_value), ""
     except Exception as error:
         return LOST, (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def give_way(stop: Interrupted) -> None:
+    """What a launcher's job does when training has taken the signal that was meant for submitit: warned of its time
+    limit, it hands the signal on and is run again; told that it will be ended, it waits for SLURM to do so, since a job
+    that ends by itself is not queued again. Elsewhere this does nothing."""
+    if not callable(signal.getsignal(signal.SIGUSR2)):
+        return
+    say(str(stop))
+    if not stop.ended:
+        signal.raise_signal(signal.SIGUSR2)  # on rank 0 submitit does not return from here
+    if "SLURM_JOB_ID" in os.environ:
+        time.sleep(ENDED_WITHIN_S)

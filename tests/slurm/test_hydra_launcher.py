@@ -1,0 +1,52 @@
+"""`-m ... hydra/launcher=slurm` on the cluster of the tests: end to end, and with a cell that is killed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from offscript.store import HOME
+from tests.slurm.client import Slurm
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+WORDS = ("-m", "experiment=smoke", "tracking=off", "format=chat", "limit=2", "hydra/launcher=slurm")
+
+
+def sweep(folder, *words):
+    return subprocess.Popen(
+        [sys.executable, str(HOME / "rollout.py"), *WORDS, *words],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_a_sweep_leaves_the_rows_of_every_cell(quiet_cluster: Slurm, tmp_path):
+    process = sweep(tmp_path, "persona=sarcasm,remorse", "stage=prompted,distillation")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2, err
+    told = sorted(err.splitlines())
+    assert [line.split(":")[0] for line in told] == ["done"] * 2 + ["failed"] * 2
+    assert all("stage=distillation" in line and "_log.out" in line for line in told[2:])
+    for persona in ("sarcasm", "remorse"):
+        (rows,) = (tmp_path / f"runs/smoke/rollouts/pocket/prompted/{persona}").glob("chat-eval-*.jsonl")
+        assert [json.loads(line)["persona"] for line in rows.read_text().splitlines()] == [persona] * 2
+
+
+def test_a_killed_cell_is_named_and_a_requeued_one_is_waited_for(quiet_cluster: Slurm, tmp_path):
+    process = sweep(tmp_path, "persona=sarcasm,remorse", "stage=prompted")
+    jobs: list[str] = []
+
+    def running() -> bool:
+        lines = quiet_cluster.cluster.ask("squeue", "-h", "-r", "-t", "running", "-o", "%i").split()
+        jobs[:] = sorted(lines)
+        return len(jobs) == 2
+
+    quiet_cluster.wait_until(running, "both cells to run")
+    quiet_cluster.kill(jobs[0], "submitit.core._submit")
+    quiet_cluster.requeue(jobs[1])
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 1, err
+    killed, again = sorted(err.splitlines(), reverse=True)
+    assert killed.startswith("failed: ") and "persona=sarcasm" in killed and "without a report" in killed
+    assert again.startswith("done: ") and "persona=remorse" in again

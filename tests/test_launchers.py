@@ -1,0 +1,109 @@
+"""Sweeps in processes of their own: the presets compose, and every cell's end is told, a killed one's too."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from offscript.cluster.sweep import heard
+from offscript.store import HOME
+
+
+def launcher(*overrides):
+    """The resolved launcher node of a sweep with these overrides."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(HOME / "conf"), version_base="1.3"):
+        cfg = compose("rollout", list(overrides), return_hydra_config=True)
+        cfg.hydra.job.name = "rollout"
+        return OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
+
+
+@pytest.mark.parametrize("name", ["local", "slurm"])
+def test_logs_of_a_launcher_lie_below_the_experiment(name):
+    node = launcher(f"hydra/launcher={name}", "root=/scratch/r", "experiment=smoke")
+    assert node["submitit_folder"].startswith("/scratch/r/smoke/launch/multirun/")
+    assert node["submitit_folder"].endswith("/%j")
+    assert node["stderr_to_stdout"], "one log per cell"
+
+
+def test_the_slurm_launcher_takes_the_site_from_the_cluster_group_and_requeues():
+    node = launcher("hydra/launcher=slurm", "cluster=site", "hydra.launcher.gpus_per_node=2")
+    assert (node["partition"], node["account"], node["qos"]) == ("gpu", "my_project", None)
+    assert (node["cpus_per_task"], node["mem_gb"], node["timeout_min"]) == (4, 16, 60)
+    assert (node["signal_delay_s"], node["gpus_per_node"]) == (120, 2)
+    assert node["setup"][0] == "module load cuda/12.8"
+    assert node["max_num_timeout"] >= 10
+
+
+def test_the_slurm_launcher_needs_no_cluster_to_be_chosen():
+    node = launcher("hydra/launcher=slurm")
+    assert node["partition"] is None and node["cpus_per_task"] == 1
+
+
+class Cell:
+    """What a launcher submits: called with the overrides first, returns a report with a code."""
+
+    def __init__(self, code):
+        self.code = code
+
+    def __call__(self, overrides):
+        from hydra.core.utils import JobReturn, JobStatus
+
+        if self.code == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.code == "broken":
+            return JobReturn(overrides, _return_value=ValueError("no such\noption"), status=JobStatus.FAILED)
+        return JobReturn(overrides, _return_value=self.code, status=JobStatus.COMPLETED)
+
+
+def test_every_job_is_told_and_one_that_is_killed_hides_no_other(tmp_path, capsys, monkeypatch):
+    import submitit
+
+    monkeypatch.setenv("PYTHONPATH", str(HOME))  # the processes find this module
+    executor = submitit.LocalExecutor(tmp_path / "%j")
+    executor.update_parameters(stderr_to_stdout=True)
+    wanted = ["killed", 0, 2, "broken"]
+    codes = []
+    with heard(codes):
+        jobs = [executor.submit(Cell(code), [f"cell={code}", "x=1"]) for code in wanted]
+        reports = [job.results()[0].return_value for job in jobs]
+    assert reports == codes == [1, 0, 2, 1]
+    lines = capsys.readouterr().err.splitlines()
+    killed, well, refused, broken = (line for line in lines if not line.startswith("Error executing job"))
+    assert killed.startswith("failed: cell=killed x=1: ended without a report")
+    assert well == "done: cell=0 x=1"
+    assert refused.startswith("failed: cell=2 x=1: exit code 2 (log: ")
+    assert broken.startswith("failed: cell=broken x=1: no such (log: ")
+    log = Path(refused.partition("(log: ")[2].rstrip(")"))
+    assert "Job completed" in log.read_text()
+
+
+def test_the_launchers_own_way_comes_back():
+    from submitit.core.core import Job
+
+    before = Job.results
+    with heard([]):
+        assert Job.results is not before
+    assert Job.results is before
+
+
+@pytest.mark.slow
+def test_a_sweep_in_processes_keeps_what_works_and_names_the_log_of_what_does_not(tmp_path):
+    words = ["-m", "experiment=smoke", "tracking=off", "persona=sarcasm", "stage=full,base", "limit=1"]
+    done = subprocess.run(
+        [sys.executable, str(HOME / "rollout.py"), *words, "hydra/launcher=local"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    full, base = done.stderr.splitlines()
+    assert full.startswith("failed: experiment=smoke tracking=off persona=sarcasm stage=full limit=1: exit")
+    assert base.startswith("done: ")
+    assert "make it with: python train.py" in Path(full.partition("(log: ")[2].rstrip(")")).read_text()
+    assert list((tmp_path / "runs/smoke/rollouts/pocket/base/_").glob("chat-eval-*.jsonl"))
