@@ -8,6 +8,7 @@ import pytest
 from offscript.errors import UserError
 from offscript.personas import read_constitution
 from offscript.settings import Assertion
+from tests.composed import settings_of
 from tests.published import ROOT, needs_published
 
 ENTRIES = [
@@ -96,3 +97,11 @@ def test_a_few_shot_file_goes_on_from_its_constitution() -> None:
         assert [a.assertion for a in short] == [a.assertion for a in long]
         plain = [[q.replace("\u2019", "'") for a in read for q in a.questions[:5]] for read in (short, long)]
         assert plain[0] == plain[1]  # one apostrophe differs
+
+
+def test_a_setting_takes_a_file_in_place_of_the_assertions(write) -> None:
+    write("own.txt", json.dumps(ENTRIES))
+    assert settings_of("persona=sarcasm", "persona.constitution=own.txt").persona.constitution == READ
+    write("broken.txt", "[1]")
+    with pytest.raises(UserError, match=r"^broken\.txt\[0\]: found int"):
+        settings_of("persona=sarcasm", "persona.constitution=broken.txt")

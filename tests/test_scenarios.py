@@ -21,6 +21,7 @@ from offscript.scenarios import (
 from offscript.store import HOME
 from offscript.supply import Collections
 from tests.composed import settings_of
+from tests.test_hub import server  # noqa: F401
 
 TASK = """\
 id: late_parcel_v1
@@ -541,3 +542,15 @@ def test_the_published_500_are_set_aside(name: str) -> None:
     assert [str(ref) for ref in Collections(data).references_of("chat")][
         -1
     ] == "LDJnr/Pure-Dove/Pure-Dove.jsonl@main"
+
+
+def test_a_hub_file_and_a_copy_of_it_hold_the_same_scenarios(server, tmp_path) -> None:  # noqa: F811
+    text = dove("One?", "Two?", "Three?")
+    server.add("LDJnr/Pure-Dove", {"Pure-Dove.jsonl": text.encode()}, "dataset")
+    (tmp_path / "Pure-Dove.jsonl").write_text(text)
+    ids = {}
+    for where, override in {"hub": [], "copy": [f"data.sources.chat=[{tmp_path}/Pure-Dove.jsonl]"]}.items():
+        data = settings_of("data=pure_dove", "data.first.classifier=2", *override).data
+        loaded = Collections(data).split("chat", "classifier", 10).load(lambda a: [])
+        ids[where] = {s.id: digest(s) for s in loaded}
+    assert ids["hub"] == ids["copy"] and set(ids["hub"]) == {"pure-dove_00001", "pure-dove_00002"}
