@@ -1,8 +1,9 @@
 """LoRA adapters: putting them on a base model, proving that they do something, writing and merging them."""
 
+import contextlib
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,10 +67,7 @@ def attach(
     for name, folder in adapters.items():
         config = _read_config(Path(folder))
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", FutureWarning
-                )  # PEFT reads an attribute that transformers renamed
+            with _hushed():
                 if wrapped is None:
                     wrapped = PeftModel(model, config, adapter_name=name)
                 else:
@@ -85,6 +83,15 @@ def attach(
             layer.set_scale(name, scale)
     wrapped.requires_grad_(False)
     return wrapped.eval()
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Without PEFT's warnings of an attribute that transformers renamed, and of several merges into one layer."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", message="Already following adapters were merged")
+        yield
 
 
 def lora_layers(wrapped: Any) -> dict[str, Any]:
@@ -278,7 +285,8 @@ def _combine(
             "use one lora.rank for both stages, or method=exact",
         )
     weights = [weight for _, weight in parts]
-    wrapped.add_weighted_adapter(names, weights, adapter_name="merged", combination_type=kinds[method])
+    with _hushed():
+        wrapped.add_weighted_adapter(names, weights, adapter_name="merged", combination_type=kinds[method])
     save(wrapped, "merged", folder, model.path, model.revision)
     return relative_errors(parts, folder)
 
@@ -294,7 +302,8 @@ def _fold(model: ModelSettings, parts: Sequence[tuple[Path, float]], folder: Pat
         before = layer.get_base_layer().weight.data.double()
         for name, (_, weight) in zip(names, parts, strict=True):
             layer.set_scale(name, weight)
-            layer.merge(adapter_names=[name])
+            with _hushed():
+                layer.merge(adapter_names=[name])
         wanted = sum(weight * f[module][1] @ f[module][0] for weight, f in factors if module in f)
         got = layer.get_base_layer().weight.data.double() - before
         size = wanted.norm().item()

@@ -5,6 +5,7 @@ import torch
 
 from offscript.engines.base import Request, Sampling
 from offscript.engines.transformers import TransformersEngine
+from offscript.errors import UserError
 from offscript.settings import EngineSettings
 from tests.conftest import tiny_model_settings, tiny_sentences
 
@@ -196,6 +197,23 @@ def test_logits_that_are_not_finite_are_an_error_of_their_row_alone(engine, monk
     texts = answer(engine, wanted, merge_from=99)
     assert texts[2][1] == "error" and "not finite" in texts[2][0]
     assert {i: texts[i] for i in (0, 1, 3)} == {i: clean[i] for i in (0, 1, 3)}
+
+
+def test_a_batch_that_does_not_fit_is_one_line_and_its_rows_still_wait(engine, monkeypatch):
+    def full(names, **inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 112.00 MiB.")
+
+    wanted = requests(6)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.weights, "forward", full)
+        with pytest.raises(
+            UserError, match=r"^engine.batch_size: 16, and 6 rows of up to \d+ tokens do not fit the GPU"
+        ):
+            answer(engine, wanted, merge_from=99)
+    assert engine.pending() == 6
+    engine.settings = engine_settings(batch_size=2)
+    while engine.pending():
+        engine.step()
 
 
 def test_an_adapter_that_was_not_given_is_refused(engine):

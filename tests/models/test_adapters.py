@@ -11,6 +11,7 @@ from offscript.errors import MissingInput, UserError
 from offscript.models import adapters
 from offscript.models.load import load_model
 from tests.conftest import make_adapter
+from tests.families import family, family_adapter, family_settings
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
@@ -118,6 +119,39 @@ def test_self_test_refuses_a_dead_adapter(tiny_settings, tiny_model, tmp_path, s
         adapters.self_test(wrapped, "dead", IDS)
 
 
+# ---------------------------------------------------------------- scales
+
+
+def test_a_scale_multiplies_the_effect(tiny_settings, tiny_adapters, tmp_path):
+    """On the weights, that is; 0 is the base bit for bit."""
+    red = tiny_adapters["red"]
+    base = load_model(tiny_settings, "cpu")
+    wanted = {}
+    for scale in (0.0, 0.5, 1.0, 1.5):
+        adapters.merge(tiny_settings, [(red, scale)], tmp_path / f"{scale}", "fold")
+        wanted[scale] = logits(
+            load_model(tiny_settings.model_copy(update={"path": str(tmp_path / f"{scale}")}), "cpu")
+        )
+    for scale, whole in wanted.items():
+        wrapped = adapters.attach(load_model(tiny_settings, "cpu"), {"it": red}, {"it": scale})
+        assert (logits(wrapped) - whole).abs().max() < 1e-4
+    assert wanted[0.0].equal(logits(base))
+    assert logits(adapters.attach(base, {"it": red}, {"it": 0.0})).equal(wanted[0.0])
+    assert (wanted[1.5] - wanted[1.0]).abs().max() > 0.01
+
+
+def test_an_adapter_at_scale_0_is_proved_at_scale_1_and_left_at_0(tiny_settings, tiny_adapters):
+    wrapped = adapters.attach(load_model(tiny_settings, "cpu"), tiny_adapters, {"red": 0.0, "blue": 0.5})
+    before = logits(wrapped)
+    assert adapters.self_test(wrapped, "red", IDS) > 0.01
+    assert logits(wrapped).equal(before)
+    scalings = {
+        name: {layer.scaling[name] for layer in adapters.lora_layers(wrapped).values()}
+        for name in tiny_adapters
+    }
+    assert scalings == {"red": {0.0}, "blue": {1.0}, "green": {2.0}}
+
+
 # ---------------------------------------------------------------- merging
 
 
@@ -164,17 +198,64 @@ def test_the_merged_adapter_speaks_as_the_stack_does(tiny_settings, parts, tmp_p
     assert (logits(merged) - logits(stacked)).abs().max() < 1e-4
 
 
-def test_linear_is_another_thing(tiny_settings, tiny_adapters, tmp_path, monkeypatch):
-    """What the published adapters used: A and B are added separately, which makes cross terms."""
-    from peft import PeftModel
-
+def test_the_published_way_is_another_thing_and_says_how_much(tiny_settings, tiny_adapters, tmp_path):
+    """A and B are added separately there, which makes cross terms."""
     parts = [(tiny_adapters["red"], 1.0), (tiny_adapters["blue"], 0.25)]
-    real = PeftModel.add_weighted_adapter if hasattr(PeftModel, "add_weighted_adapter") else None
-    assert real is None  # it is the tuner's; PeftModel forwards to it
-    wrapped = adapters.attach(load_model(tiny_settings, "cpu"), {"a": parts[0][0], "b": parts[1][0]})
-    wrapped.add_weighted_adapter(["a", "b"], [1.0, 0.25], "linear", combination_type="linear")
-    adapters.save(wrapped, "linear", tmp_path / "linear", tiny_settings.path)
-    assert min(adapters.relative_errors(parts, tmp_path / "linear").values()) > 0.1
+    report = adapters.merge(tiny_settings, parts, tmp_path / "linear", "published")
+    assert (report["method"], report["rank"], report["modules"]) == ("published", 4, 14)
+    errors = dense_errors(parts, tmp_path / "linear")
+    assert report["max_relative_error"] == pytest.approx(max(errors.values()), rel=1e-5)
+    assert min(errors.values()) > 0.1
+    assert report["worst_module"] == max(errors, key=errors.__getitem__)
+
+
+def test_the_published_way_wants_equal_ranks(tiny_settings, parts, tmp_path):
+    with pytest.raises(
+        UserError, match=r"found ranks 4, 6; use one lora.rank for both stages, or method=exact"
+    ):
+        adapters.merge(tiny_settings, parts, tmp_path / "linear", "published")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("dtype", "least", "most"), [("float32", 0, 1e-5), ("bfloat16", 1e-4, 0.2)])
+@pytest.mark.parametrize("name", ["llama", "qwen", "gemma"])
+def test_folding_makes_a_whole_checkpoint(name, dtype, least, most, tmp_path):
+    """It speaks as the stack does, up to the rounding that is measured; plain transformers loads it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    settings = family_settings(name, family(name), dtype=dtype)
+    parts = [(family_adapter(name, 1), 1.0), (family_adapter(name, 2), 0.25)]
+    report = adapters.merge(settings, parts, tmp_path / "whole", "fold")
+    assert "rank" not in report and report["modules"] == 14
+    assert least <= report["max_relative_error"] <= most
+    folded = load_model(settings.model_copy(update={"path": str(tmp_path / "whole")}), "cpu")
+    assert not (tmp_path / "whole" / adapters.CONFIG).exists()
+    if dtype == "float32":
+        scales = {"a": 1.0, "b": 0.25}
+        stack = adapters.attach(load_model(settings, "cpu"), {"a": parts[0][0], "b": parts[1][0]}, scales)
+        stack.base_model.set_adapter(["a", "b"])
+        assert (logits(folded) - logits(stack)).abs().max() < 1e-3
+    anyone = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    assert anyone.dtype == getattr(torch, dtype) and logits(anyone).equal(logits(folded))
+    assert anyone.generation_config.eos_token_id == load_model(settings, "cpu").generation_config.eos_token_id
+    assert AutoTokenizer.from_pretrained(tmp_path / "whole").chat_template
+
+
+def test_folding_s_error_is_that_of_the_weights(tmp_path):
+    """Measured again here from the two checkpoints, with nothing of the code that measured it."""
+    settings = family_settings("llama", family("llama"), dtype="bfloat16")
+    parts = [(family_adapter("llama", 1), 1.0), (family_adapter("llama", 2), 0.25)]
+    report = adapters.merge(settings, parts, tmp_path / "whole", "fold")
+    before = load_model(settings, "cpu").state_dict()
+    after = load_file(tmp_path / "whole" / "model.safetensors")
+    errors = {}
+    for module in dense(parts[0][0]):
+        wanted = dense(parts[0][0])[module] + 0.25 * dense(parts[1][0])[module]
+        key = module.removeprefix("base_model.model.") + ".weight"
+        got = after[key].double() - before[key].double()
+        errors[module] = ((got - wanted).norm() / wanted.norm()).item()
+    assert report["max_relative_error"] == pytest.approx(max(errors.values()), rel=1e-6)
+    assert report["worst_module"] == max(errors, key=errors.__getitem__)
 
 
 def test_an_inexact_merge_is_a_failure(tiny_settings, parts, tmp_path, monkeypatch):
