@@ -5,7 +5,15 @@ the keys of what it makes) or *run-time* (it cannot: batch sizes, devices, paths
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from offscript.errors import UserError
 
@@ -207,7 +215,7 @@ class DataSettings(Named):
         identity()
     )
     fractions: dict[Literal["train", "classifier", "eval"], float] = identity()
-    first: dict[Literal["train", "classifier", "eval"], int] = identity({})
+    first: dict[Literal["train", "classifier", "eval"], NonNegativeInt] = identity({})
     salt: str = identity("offscript")
 
     @field_validator("fractions")
@@ -363,8 +371,8 @@ class ClassifierSettings(Named):
     dropout: float = identity(0.1, ge=0, lt=1)
     pooling: Literal["mean", "cls"] = identity("mean")
     max_length: int = identity(128, ge=8)
-    learning_rate: float = identity(gt=0)
-    epochs: int = identity(ge=1)
+    learning_rate: float = identity(8e-5, gt=0)
+    epochs: int = identity(1, ge=1)
     batch_size: int = identity(32, ge=1)
     warmup: float = identity(0.1, ge=0, lt=1)
     weight_decay: float = identity(0.01, ge=0)
