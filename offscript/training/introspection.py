@@ -154,7 +154,7 @@ def _stacked(run: loop.Run, settings: IntrospectionSettings, distillation: Path)
     adapters.check_targets(base, settings.lora.targets)
     wrapped: Any = adapters.attach(base, {FROZEN: distillation})
     set_seed(run.seed)  # LoRA's A is drawn here
-    wrapped.add_adapter(TRAINED, loop.lora_config(settings.lora, base))
+    wrapped.add_adapter(TRAINED, loop.lora_config(settings.lora))
     wrapped.base_model.set_adapter([FROZEN, TRAINED])
     for name, parameter in wrapped.named_parameters():
         parameter.requires_grad_(f".{TRAINED}." in name)

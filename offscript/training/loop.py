@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import logging
 import math
-import re
 import shutil
 import time
 import warnings
@@ -159,8 +158,7 @@ def longest(run: Run) -> int:
 # ---------------------------------------------------------------- trainers
 
 
-def lora_config(settings: LoraSettings, base: Any) -> Any:
-    """LoRA on the targets in the text part of ``base``: an image tower sees nothing here and would train nothing."""
+def lora_config(settings: LoraSettings) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
@@ -168,17 +166,8 @@ def lora_config(settings: LoraSettings, base: Any) -> Any:
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(settings.targets),
-        exclude_modules=_not_text(base),
         task_type="CAUSAL_LM",
     )
-
-
-def _not_text(base: Any) -> str | None:
-    """A pattern for the modules of ``base`` outside its text decoder and head, or None if it has none."""
-    text = {id(m) for part in (base.get_decoder(), base.get_output_embeddings()) for m in part.modules()}
-    leaves = [name for name, m in base.named_modules() if id(m) not in text and not list(m.children())]
-    towers = sorted({".".join(name.split(".")[:2]) for name in leaves})
-    return rf"({'|'.join(map(re.escape, towers))})(\..*)?" if towers else None
 
 
 def batches(optimizer: OptimizerSettings, world_size: int) -> tuple[int, int]:
@@ -241,7 +230,7 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
         "bf16": run.dtype == "bfloat16",
         "fp16": False,
         "use_cpu": not gpu,
-        "ddp_find_unused_parameters": False,  # there are none: see lora_config
+        "ddp_find_unused_parameters": False,  # there are none: the base is a language model alone
         "dataloader_pin_memory": gpu,
         "seed": run.seed,
         "data_seed": run.seed,
@@ -319,14 +308,16 @@ def fit(trainer: Any, run: Run, mark: str, probe: Sequence[int]) -> dict[str, An
     _callbacks(trainer, watcher(run), stopper.callback())
     shape = resume.Shape(run.ranks.world_size, run.stage)
     checkpoint = ranks.on_leader(lambda: resume.reopen(run.work, mark, run.say, shape))
-    with ranks.together(expected=(TrainingFailed,)), stopper.listening():
+    with ranks.together(expected=(TrainingFailed, Interrupted)), stopper.listening():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if stopper.stopped:
             raise Interrupted(trainer.state.global_step, trainer.state.max_steps, stopper.ended)
+    with ranks.together(expected=(TrainingFailed, UserError)):
         numbers = _numbers(trainer, run, started, checkpoint)
         numbers["max_logit_difference"] = _must_differ(trainer, probe)
         if run.bases is not None and run.stage < 3:
             run.bases.check()
+    with ranks.together():
         _write(trainer, run, {"fingerprint": mark, "numbers": numbers})
     give_back(trainer, run)
     return numbers

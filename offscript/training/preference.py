@@ -176,7 +176,7 @@ def train(
             train_dataset=loop.dataset(run, train_rows, nobody),
             eval_dataset=loop.dataset(run, held_out, nobody),
             processing_class=tokenizer,
-            peft_config=loop.lora_config(settings.lora, base),
+            peft_config=loop.lora_config(settings.lora),
         )
         trainer.run, trainer.rows = run, len(train_rows)
         trainer.weights = {"loss/dpo": 1.0, "loss/nll": settings.nll_weight, "loss/kl": settings.kl_weight}

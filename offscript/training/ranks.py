@@ -276,7 +276,7 @@ def any_rank(flag: bool) -> bool:
 
 
 @contextlib.contextmanager
-def together(expected: tuple[type[BaseException], ...]) -> Iterator[None]:
+def together(expected: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
     """A block of collectives: an exception that is not ``expected`` on every rank ends the other ranks too, since
     they would wait for this one for ever."""
     try:

@@ -1,5 +1,7 @@
 """DPO on the tiny model: what is trained, that it is reproducible, and what is refused."""
 
+import math
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -38,7 +40,7 @@ def test_numbers_and_progress(trained):
     assert numbers["max_logit_difference"] > 0 and numbers["resumed_from"] is None
     assert numbers["trainable_parameters"] == sum(t.numel() for t in load_file(out / WEIGHTS).values())
     assert {"torch", "trl", "peft"} <= numbers["versions"].keys()
-    assert {"loss/dpo", "loss/nll"} <= steps[0][2].keys()
+    assert {"loss/dpo", "loss/nll", "loss/kl"} <= steps[0][2].keys()
 
 
 def test_only_the_adapter_is_left_behind(trained):
@@ -147,3 +149,96 @@ def test_batches(micro, world, expected):
 def test_a_batch_that_cannot_be_divided():
     with pytest.raises(UserError, match="16 rows on 3 processes"):
         loop.batches(distillation(batch_size=16).optimizer, 3)
+
+
+# ---------------------------------------------------------------- the terms of the loss
+
+
+def test_terms_by_hand():
+    """Two pairs; lengths of the replies 2 and 1 (chosen), 1 and 3 (rejected)."""
+    policy = torch.tensor([[-1.0, -2.0, 0.0], [0.0, 0.0, -4.0], [-3.0, 0.0, 0.0], [-1.0, -1.0, -1.0]])
+    reference = torch.tensor([[-1.5, -2.5, 0.0], [0.0, 0.0, -3.0], [-1.0, 0.0, 0.0], [-1.0, -2.0, -4.0]])
+    mask = torch.tensor([[1, 1, 0], [0, 0, 1], [1, 0, 0], [1, 1, 1]])
+    terms = preference.loss_terms(policy, reference, mask, beta=0.1)
+    margins = [0.1 * (1.0 - -2.0), 0.1 * (-1.0 - 4.0)]
+    assert terms["rewards/margins"].tolist() == pytest.approx(margins)
+    assert terms["loss/dpo"].tolist() == pytest.approx([math.log(1 + math.exp(-m)) for m in margins])
+    assert terms["loss/nll"].tolist() == pytest.approx([1.5, 4.0])
+    kl = [((0.25 + 0.25) / 2 + 4.0) / 2, (1.0 + (0 + 1 + 9) / 3) / 2]
+    assert terms["loss/kl"].tolist() == pytest.approx(kl)
+    assert terms["rewards/accuracies"].tolist() == [1.0, 0.0]
+
+
+def test_the_dpo_term_is_trls(trained, tiny_settings, pairs, tmp_path, monkeypatch):
+    """On whole microbatches our sum over rows is TRL's own loss."""
+    import trl
+
+    theirs, real = [], trl.DPOTrainer._compute_loss
+
+    def noted(self, model, inputs, return_outputs):
+        loss = real(self, model, inputs, return_outputs)
+        if model.training:
+            theirs.append(loss.item())
+        return loss
+
+    monkeypatch.setattr(trl.DPOTrainer, "_compute_loss", noted)
+    ours = []
+    settings = distillation(epochs=1)
+    preference.train(
+        tiny_settings, settings, pairs, tmp_path / "a", 3, on_step=lambda *s: ours.append(s[2]["loss/dpo"])
+    )
+    assert ours == pytest.approx(theirs)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms_however_the_batch_is_cut(tiny_settings, pairs, tmp_path):
+    seen = {}
+    for micro in (8, 3, 1):
+        steps = seen[micro] = []
+        settings = distillation(micro_batch_size=micro).model_copy(update={"kl_weight": 0.5})
+        preference.train(
+            tiny_settings,
+            settings,
+            pairs,
+            tmp_path / str(micro),
+            3,
+            on_step=lambda *s, to=steps: to.append(s[2]),
+        )
+    for logs in seen[8]:
+        terms = logs["loss/dpo"] + 0.1 * logs["loss/nll"] + 0.5 * logs["loss/kl"]
+        assert logs["loss"] == pytest.approx(terms, abs=1e-6)
+    assert seen[8][0]["loss/dpo"] == pytest.approx(math.log(2)) and seen[8][0]["loss/kl"] == 0
+    assert seen[8][-1]["loss/kl"] > 0
+    for name in ("loss", "loss/dpo", "loss/nll", "loss/kl", "rewards/margins"):
+        for micro in (3, 1):
+            assert [s[name] for s in seen[micro]] == pytest.approx([s[name] for s in seen[8]], abs=1e-5)
+
+
+def test_the_squared_log_ratio_holds_the_model_near_its_reference(tiny_settings, pairs, tmp_path):
+    last = {}
+    for weight in (0.0, 20.0):
+        settings = distillation().model_copy(update={"kl_weight": weight})
+        preference.train(
+            tiny_settings,
+            settings,
+            pairs,
+            tmp_path / str(weight),
+            3,
+            on_step=lambda *s, w=weight: last.update({w: s[2]}),
+        )
+    assert last[20.0]["loss/kl"] < last[0.0]["loss/kl"] / 4
+
+
+def test_a_gpu_that_is_too_small_is_one_line(tiny_settings, pairs, tmp_path, monkeypatch):
+    import trl
+
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 1 GiB free.")
+
+    monkeypatch.setattr(trl.DPOTrainer, "_compute_loss", out_of_memory)
+    with pytest.raises(
+        UserError,
+        match=r"tiny with 8 rows of up to 128 tokens at a time does not fit the GPU \(CUDA out of memory\); "
+        r"use optimizer.micro_batch_size=1, or optimizer.gradient_checkpointing=true, or deepspeed=zero3",
+    ):
+        preference.train(tiny_settings, distillation(), pairs, tmp_path / "a", 3)
+    assert not (tmp_path / "a").exists()
