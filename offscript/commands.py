@@ -139,15 +139,15 @@ def _run_locally(everything: list[Artifact], todo: list[Artifact], bench: Bench)
     from offscript.cluster import local, plan
 
     cluster = bench.planner.settings.cluster
-    path = plan.freeze(bench, everything, jobs_of(todo, cluster.shards))
+    frozen = plan.freeze(bench, everything, jobs_of(todo, plan.shards(cluster)))
     while True:
-        local.run(path, cluster.at_once)
+        local.run(frozen, cluster.at_once)
         missing, _ = needed([bench.planner.evaluation()], bench)
-        jobs, attempts = plan.again(plan.thaw(path), missing)
+        jobs, attempts = plan.again(frozen, missing)
         if not jobs:
             break
         say(f"{len(missing)} artifacts are missing; trying them again")
-        path = plan.freeze(bench, everything, jobs, attempts)
+        frozen = plan.freeze(bench, everything, jobs, attempts, frozen)
     evaluation = bench.planner.evaluation()
     if (tables := bench.place(evaluation) / "tables.txt").exists():
         print(tables.read_text(), end="")
@@ -166,30 +166,42 @@ def _why(artifact: Artifact, bench: Bench) -> str:
 
 def _submit_to_slurm(everything: list[Artifact], todo: list[Artifact], bench: Bench) -> int:
     """Submits what neither is there nor under way, and leaves: nothing waits on a login node."""
-    from offscript.cluster import plan, slurm
+    from offscript.cluster import plan, queue, site, slurm
 
     cluster = bench.planner.settings.cluster
-    slurm.check(cluster, sorted({a.kind for a in todo}))
-    flying = slurm.in_flight(bench.folder)
-    left = [a for a in todo if a.key not in flying]
-    if len(left) < len(todo):
-        say(f"{len(todo) - len(left)} artifacts are under way already; they are left alone")
-    again = [a for a in left if bench.failure(a).exists()]
-    if again:
-        say(f"{len(again)} artifacts failed before and are tried again, e.g. {again[0]}")
-    if not left:
-        return 0
-    path = plan.freeze(bench, everything, jobs_of(left, cluster.shards))
-    waits_for = sorted(
-        {flying[part.key].partition("_")[0] for a in left for part in a.inputs if part.key in flying}
-    )
-    ids = slurm.submit(path, waits_for)
-    for array, job in zip(plan.thaw(path).arrays, ids, strict=False):
+    site.check(cluster, sorted({a.kind for a in todo}))
+    with slurm.submitting(bench.folder):
+        slurm.refuse_foreign(bench)
+        slurm.note_deaths(bench, todo)
+        flying = queue.in_flight(bench.folder)
+        left = [a for a in todo if a.key not in flying]
+        _tell_apart(everything, todo, left, bench)
+        if not left:
+            for launch, job in slurm.guard(bench.folder):
+                print(f"{job:>10}  supervisor of {launch}, which had none")
+            return 0
+        frozen = plan.freeze(bench, everything, jobs_of(left, plan.shards(cluster)))
+        ids = slurm.submit(frozen, flying)
+    for array, job in zip(frozen.arrays, ids, strict=False):
         print(f"{job:>10}  {array.kind}: {len(array.tasks)} tasks")
     print(f"{ids[-1]:>10}  supervisor: submits again what is missing, {cluster.retries} times at most")
-    words = " ".join(bench.overrides)
-    say(f"submitted; watch it with: python launch/status.py {words}")
+    say(f"submitted; watch it with: python launch/status.py {' '.join(bench.overrides)}")
     return 0
+
+
+def _tell_apart(everything: list[Artifact], todo: list[Artifact], left: list[Artifact], bench: Bench) -> None:
+    """What of the grid is skipped, left alone, tried again, or new."""
+    failed = [a for a in left if bench.failure(a).exists()]
+    groups = {
+        "finished: skipped": [a for a in everything if a not in set(todo)],
+        "under way: left alone": [a for a in todo if a not in set(left)],
+        "failed before: submitted again": failed,
+        "not made yet: submitted": [a for a in left if a not in set(failed)],
+    }
+    for words, artifacts in groups.items():
+        if artifacts:
+            named = ", ".join(map(str, artifacts[:SHOWN])) + (", ..." if len(artifacts) > SHOWN else "")
+            say(f"{len(artifacts):>8}  {words} ({named})")
 
 
 def status(settings: Settings, bench: Bench) -> int:
@@ -197,22 +209,21 @@ def status(settings: Settings, bench: Bench) -> int:
     import json
     import time
 
-    from offscript.cluster import slurm
+    from offscript.cluster import queue
     from offscript.cluster import status as seen
 
-    before: tuple[float, int] | None = None
+    artifacts, before = _listed(bench), None
     while True:
-        found = seen.look(bench.folder, _listed(bench), *slurm.states(bench.folder))
-        rows, now = sum(e.rows or 0 for e in found.entries), time.monotonic()
-        rate = (rows - before[1]) / (now - before[0]) if before else None
-        before = (now, rows)
+        found = seen.look(bench.folder, artifacts, lambda keys: queue.look(bench.folder, keys))
+        written, now = found.rows[0], time.monotonic()
+        rate = (written - before[1]) / (now - before[0]) if before else None
+        before = (now, written)
         if settings.json_output:
-            print(json.dumps(found.plain(), ensure_ascii=False))
+            print(json.dumps(found.plain(), ensure_ascii=False), flush=True)
         else:
             print(seen.table(found, rate), flush=True)
-        done = all(e.state == "done" for e in found.entries)
-        if done or not settings.watch:
-            return 0 if done else 1
+        if found.done or not settings.watch or not found.moving:
+            return 0 if found.done else 1
         time.sleep(WATCH_S)
 
 
@@ -220,17 +231,18 @@ def _listed(bench: Bench) -> list[dict[str, Any]]:
     """The artifacts of the grid: as the newest launch froze them, if it is of these settings, else as planned now."""
     from offscript.cluster.plan import listing, newest
 
-    path = newest(bench)
-    if path is not None:
-        return read_json(path)["artifacts"]
-    return listing(in_order([bench.planner.evaluation()]))
+    plain = newest(bench)
+    return listing(in_order([bench.planner.evaluation()])) if plain is None else plain["artifacts"]
 
 
 def cancel(settings: Settings, bench: Bench) -> int:
     """``launch/cancel.py``: every job of the experiment that has not ended. What is finished stays."""
-    from offscript.cluster import slurm
+    from offscript.cluster import queue, slurm
 
-    ids = slurm.cancel(bench.folder)
+    with slurm.submitting(
+        bench.folder
+    ):  # a supervisor that is about to submit again does so before, or not at all
+        ids = queue.cancel(bench.folder)
     say(f"cancelled: {', '.join(ids)}" if ids else f"{settings.name}: no job is under way")
     return 0
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from offscript.bench import Bench, now
+from offscript.bench import Bench
 from offscript.cell import Artifact
 from offscript.console import say
 from offscript.errors import MissingInput, UserError
@@ -167,7 +167,6 @@ def _log_failure(group: list[Artifact], bench: Bench, error: Exception) -> None:
         say(f"failed: {what}: {line}")
     else:
         line = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        print("".join(traceback.format_exception(error)), file=sys.stderr)
         say(f"failed: {what}: {line} (traceback: {path})")
     try:
         if not isinstance(error, UserError):
@@ -176,7 +175,7 @@ def _log_failure(group: list[Artifact], bench: Bench, error: Exception) -> None:
             if not bench.finished(artifact):
                 bench.note_failure(artifact, line, None if isinstance(error, UserError) else path)
     except (OSError, UserError) as full:  # what failed for want of space cannot be noted either
-        say(f"not noted: {full}")
+        say(f"not noted: {full}\n{''.join(traceback.format_exception(error))}")
 
 
 def write_index(bench: Bench, results: Iterable[Result]) -> None:

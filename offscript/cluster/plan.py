@@ -121,7 +121,9 @@ def freeze(
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + "-" + uuid.uuid4().hex[:4]
     folder = ensure_folder(bench.folder.absolute() / "launch" / stamp)
     plain = {
-        "settings": settings.model_copy(update={"root": str(Path(settings.root).absolute())}).model_dump(mode="json"),
+        "settings": settings.model_copy(update={"root": str(Path(settings.root).absolute())}).model_dump(
+            mode="json"
+        ),
         "options": {group: _made(getattr(bench.planner.options, group)) for group in GROUPS},
         "overrides": list(bench.overrides),
         **(_origin(before.plain) if before else _here(folder, settings.cluster.snapshot)),
@@ -129,7 +131,8 @@ def freeze(
         "attempts": dict(attempts or {}),
         "artifacts": listing(everything),
         "jobs": [
-            {"kind": j.kind, "layer": j.layer, "name": str(j), "keys": [a.key for a in j.artifacts]} for j in jobs
+            {"kind": j.kind, "layer": j.layer, "name": str(j), "keys": [a.key for a in j.artifacts]}
+            for j in jobs
         ],
         "arrays": [vars(array) for array in arrays_of(jobs, _width(settings.cluster))],
     }
@@ -152,7 +155,9 @@ def _check_places(artifacts: Sequence[Artifact]) -> None:
     places: dict[Path, Artifact] = {}
     for artifact in artifacts:
         if (other := places.setdefault(artifact.path, artifact)) != artifact:
-            raise UserError(str(artifact.path), f"two artifacts would lie there: {other} and {artifact}", "rename one")
+            raise UserError(
+                str(artifact.path), f"two artifacts would lie there: {other} and {artifact}", "rename one"
+            )
 
 
 def listing(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:

@@ -3,8 +3,6 @@
 import contextlib
 import os
 import shlex
-import signal
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +20,7 @@ from offscript.cluster.plan import (
     run_task,
     thaw,
 )
+from offscript.cluster.sweep import give_way
 from offscript.console import say
 from offscript.errors import UserError
 from offscript.graph import needed
@@ -34,8 +33,6 @@ TIMEOUTS = 10_000
 them."""
 
 SUPERVISOR = ResourceSettings(memory_gb=2, minutes=30)
-ENDED_WITHIN_S = 900.0
-"""After a last warning SLURM ends a job within its KillWait or GraceTime."""
 
 
 class Task:
@@ -48,11 +45,8 @@ class Task:
     def __call__(self) -> None:
         try:
             run_task(Path(self.plan), self.array, self.task, *_place())
-        except Interrupted as stop:  # training took the signal and wrote a checkpoint
-            say(str(stop))
-            if not stop.ended:
-                signal.raise_signal(signal.SIGUSR2)  # on rank 0 submitit queues the job again and does not return
-            time.sleep(ENDED_WITHIN_S)  # SLURM ends the job; a job that ends by itself would not be queued again
+        except Interrupted as stop:
+            give_way(stop)
             raise
 
     def checkpoint(self) -> Any:
@@ -95,8 +89,7 @@ class Supervisor:
         if not jobs:
             return sum(artifact.key not in flying for artifact in missing)
         say(f"submitting {len(jobs)} jobs again")
-        path = freeze(plan.bench, list(plan.artifacts.values()), jobs, attempts, plan)
-        submit(path, flying)
+        submit(freeze(plan.bench, list(plan.artifacts.values()), jobs, attempts, plan), flying)
         return 0
 
     def checkpoint(self) -> Any:
@@ -144,7 +137,7 @@ def refuse_foreign(bench: Bench) -> None:
             )  # fmt: skip
 
 
-def submit(path: Path, flying: dict[str, str] | None = None) -> list[str]:
+def submit(plan: Plan, flying: dict[str, str] | None = None) -> list[str]:
     """Submits every array of a plan and the supervisor behind them; returns the job ids, the supervisor's last.
 
     ``flying``: artifacts that jobs of earlier launches make (key -> job). Each id is noted beside the plan the moment it
@@ -153,16 +146,15 @@ def submit(path: Path, flying: dict[str, str] | None = None) -> list[str]:
     Raises:
         UserError: SLURM refused one; those before it are cancelled.
     """
-    plan = thaw(path)
     ids: list[str] = []
     try:
         for number, array in enumerate(plan.arrays):
-            tasks = [Task(str(path), number, task) for task in range(len(array.tasks))]
+            tasks = [Task(str(plan.path), number, task) for task in range(len(array.tasks))]
             behind = dependency(plan, array, ids, flying or {})
             ids.append(_sbatch(plan, array.kind, queue.label(number, array.kind), tasks, behind))
-            _note(path, ids)
+            _note(plan, ids)
         ids.append(supervise(plan, ids))
-        _note(path, ids)
+        _note(plan, ids)
     except UserError:
         if ids:
             site.ask("scancel", *ids)
@@ -174,6 +166,20 @@ def supervise(plan: Plan, ids: Sequence[str]) -> str:
     """Submits the supervisor of a launch whose arrays are ``ids``."""
     behind = "afterany:" + ":".join(ids)
     return _sbatch(plan, "supervisor", "supervisor", [Supervisor(str(plan.path))], behind)
+
+
+def guard(folder: Path) -> list[tuple[str, str]]:
+    """Submits a supervisor for each launch under way that has none (whoever submitted it was stopped half-way); names of
+    launches and the new jobs."""
+    found = []
+    asked = queue.squeue()
+    for launch in queue.live(folder, asked):
+        if launch.supervisor is None:
+            plan = thaw(launch.folder / "plan.json")
+            job = supervise(plan, launch.ids)
+            _note(plan, [*launch.ids, *["0"] * (len(plan.arrays) - len(launch.ids)), job])
+            found.append((launch.folder.name, job))
+    return found
 
 
 def dependency(plan: Plan, array: Array, ids: Sequence[str], flying: dict[str, str]) -> str | None:
@@ -229,7 +235,9 @@ def _sbatch(plan: Plan, kind: str, name: str, tasks: Sequence[Any], behind: str 
             jobs = [executor.submit(task) for task in tasks]
     except FailedJobError as error:
         said = [line for line in str(error).splitlines() if "error" in line] or [str(error)]
-        raise UserError(f"sbatch ({name})", said[-1].removeprefix("sbatch: error: "), "see cluster=") from None
+        raise UserError(
+            f"sbatch ({name})", said[-1].removeprefix("sbatch: error: "), "see cluster="
+        ) from None
     return str(jobs[0].job_id).partition("_")[0]
 
 
@@ -285,5 +293,5 @@ def _outside_a_job() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def _note(path: Path, ids: Sequence[str]) -> None:
-    write_json(path.parent / queue.SUBMITTED, {"ids": list(ids)})
+def _note(plan: Plan, ids: Sequence[str]) -> None:
+    write_json(plan.path.parent / queue.SUBMITTED, {"ids": list(ids)})

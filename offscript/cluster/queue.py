@@ -1,0 +1,188 @@
+"""The launches of an experiment and what SLURM says of their jobs: what is under way, and how what has ended fared."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from offscript.cluster.site import ask
+from offscript.errors import UserError
+from offscript.store import read_json
+
+SUBMITTED = "submitted.json"
+HURRY_S = 20.0
+"""Patience of a command that has files to show while the cluster does not answer."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One plan that was submitted: ``ids`` of its arrays in order, and of the supervisor last once that is there."""
+
+    folder: Path
+    ids: tuple[str, ...]
+
+    @cached_property
+    def plain(self) -> Mapping[str, Any]:
+        return read_json(self.folder / "plan.json")
+
+    @property
+    def supervisor(self) -> str | None:
+        return self.ids[-1] if len(self.ids) > len(self.plain["arrays"]) else None
+
+    def tasks(self) -> Iterator[tuple[int, str, list[list[str]]]]:
+        """Of every task that was submitted: its array, its name in SLURM, the keys that each of its processes makes."""
+        jobs = self.plain["jobs"]
+        for number, (array, job) in enumerate(zip(self.plain["arrays"], self.ids, strict=False)):
+            for task, members in enumerate(array["tasks"]):
+                name = (
+                    f"{job}_{task}" if len(array["tasks"]) > 1 else job
+                )  # submitit makes no array of one task
+                yield number, name, [jobs[m]["keys"] for m in members]
+
+    def log(self, array: int, name: str, process: int) -> Path:
+        """Where a process of a task writes; the first one's file is also that of the batch script."""
+        node = self.plain["arrays"][array]
+        return self.folder / "slurm" / label(array, node["kind"]) / f"{name}_{process}_log.out"
+
+
+def label(array: int, kind: str) -> str:
+    """What an array is called in folders and in the queue."""
+    return f"{array}-{kind}"
+
+
+def launches(folder: Path) -> list[Launch]:
+    """Launches of the experiment in ``folder`` of which something was submitted, oldest first."""
+    return [
+        Launch(path.parent, tuple(read_json(path)["ids"]))
+        for path in sorted(folder.glob(f"launch/*/{SUBMITTED}"))
+    ]
+
+
+# ---------------------------------------------------------------- what is under way
+
+
+def squeue(patience_s: float = 60.0) -> dict[str, str]:
+    """Jobs of this user that have not ended -> state; every task of an array is one, ``id_task``."""
+    lines = ask("squeue", "--me", "-h", "-r", "-o", "%i|%T", patience_s=patience_s).splitlines()
+    return {job: state for job, _, state in (line.partition("|") for line in lines)}
+
+
+def live(folder: Path, queue: Mapping[str, str]) -> list[Launch]:
+    """Launches with a job that has not ended."""
+    roots = {job.partition("_")[0] for job in queue}
+    return [launch for launch in launches(folder) if roots & set(launch.ids)]
+
+
+def in_flight(folder: Path, queue: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Keys of artifacts that a job makes or will make, and that job's name."""
+    queue = squeue() if queue is None else queue
+    return {
+        key: name
+        for launch in live(folder, queue)
+        for _, name, made in launch.tasks()
+        if name in queue
+        for keys in made
+        for key in keys
+    }
+
+
+def cancel(folder: Path) -> list[str]:
+    """Cancels every job of the experiment that has not ended, supervisors first: they would submit again; the ids."""
+    queue = squeue()
+    roots = {job.partition("_")[0] for job in queue}
+    found = live(folder, queue)
+    last = [launch.ids[-1] for launch in found]
+    ids = [i for i in dict.fromkeys([*last, *(i for launch in found for i in launch.ids)]) if i in roots]
+    if ids:
+        ask("scancel", *ids)
+    return ids
+
+
+# ---------------------------------------------------------------- how it fared
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a job ended that left an artifact unmade, where it wrote, and when its launch was planned."""
+
+    reason: str
+    log: Path
+    planned: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the cluster says: the states of the jobs that make artifacts (by key), how others ended that should have made
+    some, how many jobs of the experiment have not ended, and what could not be asked."""
+
+    states: Mapping[str, str] = field(default_factory=dict)
+    deaths: Mapping[str, Death] = field(default_factory=dict)
+    jobs: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def look(folder: Path, unfinished: Collection[str]) -> Seen:
+    """What the cluster says of the artifacts ``unfinished`` (keys); asks nothing where nothing was submitted."""
+    if not unfinished or not launches(folder):
+        return Seen()
+    try:
+        queue = squeue(HURRY_S)
+    except UserError as error:
+        return Seen(notes=(f"the cluster cannot be asked ({error}); this is what the files say",))
+    flying = in_flight(folder, queue)
+    own = {job for launch in live(folder, queue) for job in launch.ids}
+    jobs = sum(name.partition("_")[0] in own for name in queue)
+    states = {key: queue[name] for key, name in flying.items()}
+    try:
+        return Seen(states, deaths(folder, [key for key in unfinished if key not in flying]), jobs)
+    except UserError as error:
+        return Seen(states, {}, jobs, (f"the accounting cannot be asked ({error})",))
+
+
+def deaths(folder: Path, keys: Collection[str]) -> dict[str, Death]:
+    """How the newest job of each of ``keys`` ended, where it did not end well."""
+    left, found = set(keys), dict[str, Death]()
+    for launch in reversed(launches(folder)):
+        if not left:
+            break
+        last = [
+            (name, launch.log(number, name, process), own)
+            for number, name, made in launch.tasks()
+            for process, members in enumerate(made)
+            if (own := left & set(members))
+        ]
+        left -= {key for _, _, own in last for key in own}
+        ended = accounted({name.partition("_")[0] for name, _, _ in last})
+        for name, log, own in last:
+            if (reason := ended.get(name)) is not None:
+                found |= dict.fromkeys(own, Death(reason, log, launch.plain["created"]))
+    return found
+
+
+def accounted(ids: Collection[str]) -> dict[str, str]:
+    """In words, how the tasks of jobs ``ids`` ended that did not end well."""
+    if not ids:
+        return {}
+    command = ("sacct", "-X", "-n", "-P", "-o", "JobID,State,ExitCode", "-j", ",".join(sorted(ids)))
+    found = {}
+    for line in ask(*command, patience_s=HURRY_S).splitlines():
+        name, state, code = line.split("|")
+        if (why := _in_words(state.split()[0], code)) is not None:
+            found[name] = f"SLURM job {name}: {why}"
+    return found
+
+
+def _in_words(state: str, code: str) -> str | None:
+    """``code`` is exit code and signal, as in ``1:0`` or ``0:9``; srun turns a killed process into 128 + signal."""
+    if state in ("COMPLETED", "PENDING", "RUNNING", "REQUEUED", "RESIZING", "SUSPENDED"):
+        return None
+    exit_code, _, number = code.partition(":")
+    killed = int(number or 0) or max(0, int(exit_code) - 128)
+    if state == "FAILED":
+        return f"killed by signal {killed}" if 0 < killed < 65 else f"exit code {exit_code}"
+    return {
+        "OUT_OF_MEMORY": "out of memory; give it more memory_gb",
+        "TIMEOUT": "its time was up; give it more minutes",
+        "NODE_FAIL": "its node failed",
+    }.get(state, state.lower())
