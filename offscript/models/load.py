@@ -124,9 +124,8 @@ def load_model(model: ModelSettings, device: str) -> "PreTrainedModel":
             "its config.json must fit its weights",
         )
     if _is_part(place, config):
-        loaded._weight_conversions = (
-            None  # else saving would undo the mapping, which no model of its own can load
-        )
+        # Else saving would undo the mapping, and a language model of its own has no such names.
+        loaded._weight_conversions = None
     try:
         return loaded.to(device).requires_grad_(False).eval()
     except torch.OutOfMemoryError:
