@@ -4,4 +4,4 @@ from offscript.cli import main
 from offscript.commands import cancel
 
 if __name__ == "__main__":
-    main("launch", cancel)
+    main("cancel", cancel)

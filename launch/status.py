@@ -4,4 +4,4 @@ from offscript.cli import main
 from offscript.commands import status
 
 if __name__ == "__main__":
-    main("launch", status)
+    main("status", status)
