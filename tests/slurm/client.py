@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import Cluster, ClusterError
 
 # A job in one of these is over and stays so; NODE_FAIL, PREEMPTED and REQUEUED may be on their way back to the queue.
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"}
@@ -45,7 +45,7 @@ class Slurm:
         """The state of a job, or of each task of an array, by id; from the controller, else from the accounting."""
         try:
             answer = self.cluster.ask("squeue", "-h", "-r", "-t", "all", "-j", str(job), "-o", "%i %T")
-        except Exception:  # the controller forgets what ended long ago, or it is down
+        except ClusterError:  # the controller forgets what ended long ago, or it is down
             answer = ""
         if not answer.strip():
             return {row["JobID"]: row["State"].split()[0] for row in self.sacct(job)}

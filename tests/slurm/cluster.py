@@ -195,7 +195,7 @@ class Cluster:
         """
         _need_root()
         _need_programs()
-        self._claim_folder()
+        self.folder()
         with self._locked():
             if self._configure() and self.running():
                 self._stop_daemons()
@@ -231,8 +231,7 @@ class Cluster:
     def borrowed(self) -> Iterator[None]:
         """The cluster runs inside. The last of several borrowers stops it, unless it ran before or somebody kept it."""
         _need_root()
-        self._claim_folder()
-        with (self.root / "borrowers").open("a") as borrowers:
+        with (self.folder() / "borrowers").open("a") as borrowers:
             fcntl.flock(borrowers, fcntl.LOCK_SH)
             self.start(keep=False)
             try:
@@ -240,6 +239,14 @@ class Cluster:
             finally:
                 if _try_alone(borrowers) and self._to_be_stopped().exists():
                     self.stop()
+
+    def folder(self) -> Path:
+        """The folder of the cluster, made where it is missing. Raises `ClusterError` for one that cannot be it."""
+        if reason := self._refuse_folder():
+            raise ClusterError(f"{self.root}: {reason}; set {PREFIX}ROOT to an empty or new folder")
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock.touch()
+        return self.root
 
     def running(self) -> list[str]:
         """The names of the daemons that run."""
@@ -283,21 +290,15 @@ class Cluster:
         """Also what a folder of ours is known by."""
         return self.root / "offscript-slurm.lock"
 
-    def _claim_folder(self) -> None:
+    def _refuse_folder(self) -> str | None:
+        """What speaks against the folder, if anything."""
         if any(c.isspace() for c in str(self.root)):
-            raise ClusterError(
-                f"{self.root}: SLURM takes no blank in a path; set {PREFIX}ROOT to another folder"
-            )
+            return "SLURM takes no blank in a path"
         if len(str(self.root)) > 80:
-            raise ClusterError(
-                f"{self.root}: too long for a socket; set {PREFIX}ROOT to a folder of up to 80 letters"
-            )
+            return "the path of a socket in it would be too long"
         if self.root.exists() and any(self.root.iterdir()) and not self._lock.exists():
-            raise ClusterError(
-                f"{self.root} holds something else; set {PREFIX}ROOT to an empty or new folder"
-            )
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock.touch()
+            return "it holds something else"
+        return None
 
     def _configure(self) -> bool:
         """Write keys and configuration; whether the configuration is another than before."""

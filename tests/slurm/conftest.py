@@ -1,5 +1,6 @@
 """The cluster of these tests: started for them where SLURM is installed, and left as it was found."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 
@@ -23,6 +24,17 @@ def cluster() -> Iterator[Slurm]:
             patch.delenv(name)
         patch.setenv("SLURM_CONF", str(ours.conf))
         yield Slurm(ours)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_module_at_a_time() -> Iterator[None]:
+    """Modules in several pytest processes take turns: they lose nodes and fill the queue, and all share one cluster."""
+    if not is_installed() or os.geteuid():
+        yield
+        return
+    with Cluster.from_environment().folder().joinpath("turn").open("a") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture

@@ -148,6 +148,27 @@ def test_starting_twice_changes_nothing(quiet_cluster: Slurm):
     assert quiet_cluster.states(job) == {str(job): "RUNNING"}
 
 
+@pytest.mark.parametrize(("kept", "stopped"), [(False, 1), (True, 0)])
+def test_the_last_borrower_stops_what_nobody_keeps(tmp_path, monkeypatch, kept, stopped):
+    up: set[str] = set()
+    stops: list[str] = []
+    monkeypatch.setattr("tests.slurm.cluster._need_root", lambda: None)
+    monkeypatch.setattr("tests.slurm.cluster._need_programs", lambda: None)
+    monkeypatch.setattr(Cluster, "_pretended_gpus", lambda self: "")
+    monkeypatch.setattr(Cluster, "running", lambda self: sorted(up))
+    monkeypatch.setattr(Cluster, "_start_daemons", lambda self: up.add("slurmctld"))
+    monkeypatch.setattr(Cluster, "_stop_daemons", lambda self: stops.append(up.pop()))
+    first, second = Cluster(tmp_path).borrowed(), Cluster(tmp_path).borrowed()
+    first.__enter__()
+    second.__enter__()
+    if kept:
+        Cluster(tmp_path).start()
+    first.__exit__(None, None, None)
+    assert not stops
+    second.__exit__(None, None, None)
+    assert len(stops) == stopped
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
