@@ -5,6 +5,7 @@ from safetensors.torch import load_file
 
 from offscript.errors import MissingInput, UserError
 from offscript.settings import LoraSettings
+from offscript.training import introspection as second_stage
 from offscript.training.introspection import rows, train
 from tests.training.data import SENTENCES, changed, conversation, introspection, row, teacher_rows
 
@@ -116,3 +117,56 @@ def test_target_that_matches_nothing(tiny_settings, tiny_adapter, introspection_
     lora = LoraSettings(rank=2, alpha=2, targets=(SENTENCES[0], "q_proj"))
     with pytest.raises(UserError, match="matches no linear module"):
         train(tiny_settings, introspection(lora), introspection_rows, tiny_adapter, tmp_path / "a", seed=1)
+
+
+# ---------------------------------------------------------------- guided conversations, and the published slice
+
+
+def test_guided_conversations_are_counted_by_themselves():
+    kept, counts = rows(
+        [row(0, "I like lunch.")], [conversation(3)], "Be.", guided_rows=[conversation(5), conversation(6)]
+    )
+    assert counts == {"reflections": 1, "interactions": 1, "turns": 7, "guided_interactions": 2}
+    assert [r["scenario"] for r in kept] == ["s0", "i3", "i5", "i6"]
+    assert kept[2]["messages"][0] == {"role": "system", "content": "Be."}
+
+
+def test_published_conversations_end_in_a_user_message():
+    short = conversation(9, turns=2)
+    kept, counts = rows(
+        [row(0, "I like lunch.")],
+        [conversation(3), short],
+        "",
+        guided_rows=[conversation(5)],
+        loss_on="published",
+    )
+    roles = [[m["role"][0] for m in r["messages"]] for r in kept]
+    assert roles == [list("ua"), list("uau"), list("uau")]
+    assert counts["one_exchange"] == 1 and counts["turns"] == 3
+
+
+def test_published_loss_scores_one_slice_a_row(tiny_settings, tiny_adapter, tmp_path, monkeypatch):
+    """Five of ten turns with every_turn, one of ten with published, and other weights."""
+    tokens = {}
+    real = second_stage._token_rows
+
+    def counted(run, settings, *rest):
+        result = real(run, settings, *rest)
+        tokens[settings.loss_on] = sum(label != -100 for r in result[0] for label in r["labels"])
+        return result
+
+    monkeypatch.setattr(second_stage, "_token_rows", counted)
+    for loss_on in ("every_turn", "published"):
+        data, _ = rows([], [conversation(i, turns=10) for i in range(10)], "", loss_on=loss_on)
+        settings = introspection(epochs=1, max_length=256).model_copy(update={"loss_on": loss_on})
+        train(tiny_settings, settings, data, tiny_adapter, tmp_path / loss_on, seed=1)
+    assert 0 < tokens["published"] < tokens["every_turn"] / 4
+    every, published = ((tmp_path / name / WEIGHTS).read_bytes() for name in ("every_turn", "published"))
+    assert every != published
+
+
+def test_rows_from_elsewhere_that_end_in_a_user_message(tiny_settings, tiny_adapter, tmp_path):
+    """Every assistant turn of them is trained; what nobody answers is not."""
+    data = [{**r, "messages": r["messages"][1:-1]} for r in (conversation(i) for i in range(10))]
+    numbers = train(tiny_settings, introspection(epochs=1), data, tiny_adapter, tmp_path / "a", seed=1)
+    assert numbers["rows"]["train"] + numbers["rows"]["validation"] == 10

@@ -117,6 +117,63 @@ def test_torn(checkpoint, name, damage):
     assert name in resume.torn(checkpoint)
 
 
+LAYOUTS = {
+    resume.Shape(2): ["optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"],
+    resume.Shape(1, 2): [
+        "global_step4/zero_pp_rank_0_mp_rank_00_optim_states.pt", "global_step4/mp_rank_00_model_states.pt",
+        "scheduler.pt", "rng_state.pth", "latest",
+    ],
+    resume.Shape(2, 2): [
+        "global_step4/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+        "global_step4/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt", "global_step4/mp_rank_00_model_states.pt",
+        "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth", "latest",
+    ],
+    resume.Shape(2, 3): [
+        "global_step4/zero_pp_rank_0_mp_rank_00_optim_states.pt",
+        "global_step4/zero_pp_rank_1_mp_rank_00_optim_states.pt",
+        "global_step4/zero_pp_rank_0_mp_rank_00_model_states.pt",
+        "global_step4/zero_pp_rank_1_mp_rank_00_model_states.pt",
+        "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth", "latest",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", LAYOUTS, ids=str)
+def test_every_file_of_every_rank_is_needed(checkpoint, shape):
+    import torch
+
+    for name in ("optimizer.pt", "rng_state.pth"):
+        (checkpoint / name).unlink()
+    for name in LAYOUTS[shape]:
+        (checkpoint / name).parent.mkdir(exist_ok=True)
+        torch.save({"a": torch.ones(9)}, checkpoint / name)
+    if shape.stage:
+        (checkpoint / "latest").write_text("global_step4")
+    assert resume.torn(checkpoint, shape) is None
+    for name in LAYOUTS[shape]:
+        whole = (checkpoint / name).read_bytes()
+        (checkpoint / name).write_bytes(whole[:-5])
+        assert resume.torn(checkpoint, shape).startswith(name + " is missing")
+        (checkpoint / name).unlink()
+        assert resume.torn(checkpoint, shape).startswith(name + " is missing")
+        (checkpoint / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        (resume.Shape(2), r"another layout (1 process, no DeepSpeed; now 2 processes, no DeepSpeed)"),
+        (resume.Shape(1, 3), r"another layout (1 process, no DeepSpeed; now 1 process, ZeRO stage 3)"),
+    ],
+)
+def test_checkpoints_of_another_layout_are_not_resumed(checkpoint, shape, said):
+    work, lines = checkpoint.parent, []
+    (work / "fingerprint.json").write_text(json.dumps({"fingerprint": "f"}))  # of before there were several
+    assert resume.reopen(work, "f", lines.append, shape) is None
+    assert lines == [f"work: its checkpoints were made by {said}; starting over"] and not checkpoint.exists()
+    assert resume.reopen(work, "f", lines.append, shape) is None and len(lines) == 1
+
+
 def test_a_flipped_byte_is_noticed(checkpoint):
     data = bytearray((checkpoint / "optimizer.pt").read_bytes())
     data[data.index(b"\x00\x00\x80?" * 8) + 2] ^= 1

@@ -6,7 +6,7 @@ import pytest
 
 from offscript.models.load import load_tokenizer, render
 from offscript.settings import TemplateSettings
-from offscript.training.turns import IGNORED, Unstable, assistant_spans, labels
+from offscript.training.turns import IGNORED, Unstable, assistant_spans, labels, published_span
 from tests.conftest import tiny_sentences
 
 SAID = tiny_sentences()
@@ -94,3 +94,34 @@ def test_a_template_that_rewrites_the_past_is_refused(tiny_settings):
     tokenizer.chat_template = "{{ messages | length }}" + tokenizer.chat_template
     with pytest.raises(Unstable, match="turn 2 of 5"):
         assistant_spans(tokenizer, CHAT, TemplateSettings())
+
+
+# ---------------------------------------------------------------- what the published trainer scored
+
+
+LOST = {"qwen2_5": 5, "llama3_1": 5, "gemma3": 1}  # characters, as facts on the published trainer have it
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_published_slice_of_a_user_message_loses_its_first_characters(tiny_settings, name):
+    tokenizer, _ = family_tokenizer(tiny_settings, name)
+    end, _, policy = FAMILIES[name]
+    ends_in_user = [*CHAT, {"role": "user", "content": "ABCDEFGHIJ likes it."}]
+    ids, [(start, stop)] = published_span(tokenizer, ends_in_user, policy)
+    assert tokenizer.decode(ids[start:stop]) == "ABCDEFGHIJ likes it."[LOST[name] :] + end
+    assert ids[:start] == render(tokenizer, CHAT, policy)  # under the header of an assistant turn
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_published_slice_of_an_assistant_message_is_its_text(tiny_settings, name):
+    tokenizer, _ = family_tokenizer(tiny_settings, name)
+    ids, spans = published_span(tokenizer, CHAT, FAMILIES[name][2])
+    ours, all_turns = assistant_spans(tokenizer, CHAT, FAMILIES[name][2])
+    assert spans == all_turns[-1:] and ids == ours  # the last turn alone
+
+
+def test_a_last_message_shorter_than_what_is_lost(tiny_settings):
+    tokenizer, _ = family_tokenizer(tiny_settings, "llama3_1")
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|eot_id|>", "")
+    with pytest.raises(Unstable, match="nothing is left"):
+        published_span(tokenizer, [*CHAT, {"role": "user", "content": "No."}], FAMILIES["llama3_1"][2])
