@@ -22,7 +22,7 @@ from offscript.cluster import site
 from offscript.console import say
 from offscript.errors import UserError
 from offscript.grid import in_order
-from offscript.settings import ClusterSettings, ModelSettings, Settings
+from offscript.settings import ClusterSettings, EndpointSettings, ModelSettings, Settings
 from offscript.store import HOME
 
 ROOM_GB = 5.0
@@ -48,15 +48,15 @@ def doctor(settings: Settings, bench: Bench) -> int:
     """``launch/doctor.py``. Exit code 0: nothing failed; 1: something did."""
     counts = {"ok": 0, "fail": 0, "skip": 0}
     for name, check in checks(settings, bench):
-        state, note = outcome(check)
+        state, note = outcome(name, check)
         counts[state] += 1
         print(f"{state:5} {name}: {_without_secrets(note)}", flush=True)
     say(", ".join(f"{number} {state}" for state, number in counts.items()))
     return 1 if counts["fail"] else 0
 
 
-def outcome(check: Callable[[], str]) -> tuple[str, str]:
-    """The state and the one line of a check."""
+def outcome(name: str, check: Callable[[], str]) -> tuple[str, str]:
+    """The state of a check and its one line, which does not say again what ``name`` says."""
     try:
         return "ok", check()
     except Skip as reason:
@@ -85,7 +85,8 @@ def checks(settings: Settings, bench: Bench) -> Iterator[Check]:
     yield "W&B", partial(wandb, settings)
     yield from hub_checks(bench)
     for model in _models(bench):
-        yield f"endpoint {model.name}", partial(endpoint, model)
+        if model.endpoint is not None:
+            yield f"endpoint {model.name}", partial(endpoint, model.name, model.endpoint)
     yield "GPU", partial(gpu, settings)
     for model in _models(bench):
         yield f"chat template {model.name}", partial(chat_template, model)
@@ -302,7 +303,9 @@ def hub_reference(ref: hub.Reference, optional: bool, cut_off: list[str]) -> str
         return "in the cache, whole"
     try:
         if cut_off:
-            raise UserError(str(ref), f"not in the cache; {cut_off[0]}", hub.PREFETCH)
+            raise UserError(
+                str(ref), "not in the cache, and the hub cannot be asked (see above)", hub.PREFETCH
+            )
         _ask_hub(ref, cut_off)
     except UserError as error:
         if optional:
@@ -342,18 +345,13 @@ def _ask_hub(ref: hub.Reference, cut_off: list[str]) -> None:
     raise hub.explain(last, str(ref)) or last
 
 
-def endpoint(model: ModelSettings) -> str:
-    """Whether the server of a model that speaks through an endpoint answers, and its key is there."""
-    if model.endpoint is None:
-        raise Skip("its weights are loaded here")
+def endpoint(name: str, node: EndpointSettings) -> str:
+    """Whether the server that speaks for model ``name`` answers, and its key is there."""
     import requests
 
-    node = model.endpoint
     key = os.environ.get(node.key_env) if node.key_env else None
     if node.key_env and not key:
-        raise UserError(
-            f"model {model.name}", f"the environment has no {node.key_env}", f"export {node.key_env}=..."
-        )
+        raise UserError(name, f"the environment has no {node.key_env}", f"export {node.key_env}=...")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         answer = requests.get(f"{node.url.rstrip('/')}/models", headers=headers, timeout=TIMEOUT_S)

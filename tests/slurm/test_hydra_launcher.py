@@ -1,5 +1,6 @@
 """`-m ... hydra/launcher=slurm` on the cluster of the tests: end to end, and with a cell that is killed."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -14,16 +15,22 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 WORDS = ("-m", "experiment=smoke", "tracking=off", "format=chat", "limit=2", "hydra/launcher=slurm")
 
 
+@contextlib.contextmanager
 def sweep(folder, *words):
-    return subprocess.Popen(
+    """A sweep that runs, and that ends with the test."""
+    with subprocess.Popen(
         [sys.executable, str(HOME / "rollout.py"), *WORDS, *words],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_a_sweep_leaves_the_rows_of_every_cell(quiet_cluster: Slurm, tmp_path):
-    process = sweep(tmp_path, "persona=sarcasm,remorse", "stage=prompted,distillation")
-    _, err = process.communicate(timeout=300)
+    with sweep(tmp_path, "persona=sarcasm,remorse", "stage=prompted,distillation") as process:
+        _, err = process.communicate(timeout=300)
     assert process.returncode == 2, err
     told = sorted(err.splitlines())
     assert [line.split(":")[0] for line in told] == ["done"] * 2 + ["failed"] * 2
@@ -34,7 +41,6 @@ def test_a_sweep_leaves_the_rows_of_every_cell(quiet_cluster: Slurm, tmp_path):
 
 
 def test_a_killed_cell_is_named_and_a_requeued_one_is_waited_for(quiet_cluster: Slurm, tmp_path):
-    process = sweep(tmp_path, "persona=sarcasm,remorse", "stage=prompted")
     jobs: list[str] = []
 
     def running() -> bool:
@@ -42,10 +48,11 @@ def test_a_killed_cell_is_named_and_a_requeued_one_is_waited_for(quiet_cluster: 
         jobs[:] = sorted(lines)
         return len(jobs) == 2
 
-    quiet_cluster.wait_until(running, "both cells to run")
-    quiet_cluster.kill(jobs[0], "submitit.core._submit")
-    quiet_cluster.requeue(jobs[1])
-    _, err = process.communicate(timeout=400)
+    with sweep(tmp_path, "persona=sarcasm,remorse", "stage=prompted") as process:
+        quiet_cluster.wait_until(running, "both cells to run")
+        quiet_cluster.kill(jobs[0], "submitit.core._submit")
+        quiet_cluster.requeue(jobs[1])
+        _, err = process.communicate(timeout=400)
     assert process.returncode == 1, err
     killed, again = sorted(err.splitlines(), reverse=True)
     assert killed.startswith("failed: ") and "persona=sarcasm" in killed and "without a report" in killed
