@@ -1,7 +1,5 @@
 """The cluster itself does what the other tests here rely on, and what a real one does."""
 
-import os
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -142,8 +140,7 @@ def test_starting_twice_changes_nothing(quiet_cluster: Slurm):
     job = quiet_cluster.submit_script("sleep 300")
     quiet_cluster.wait_for_state(job, "RUNNING")
     daemons = quiet_cluster.cluster.processes()
-    done = _command("start", quiet_cluster.cluster.root)
-    assert done.returncode == 0, done.stderr
+    quiet_cluster.cluster.start(keep=False)
     assert quiet_cluster.cluster.processes() == daemons
     assert quiet_cluster.states(job) == {str(job): "RUNNING"}
 
@@ -213,9 +210,3 @@ def _wait_for_lines(slurm: Slurm, log: Path, count: int) -> None:
     slurm.wait_until(
         lambda: log.exists() and len(log.read_text().splitlines()) >= count, f"{count} lines in {log}"
     )
-
-
-def _command(verb: str, root: Path) -> subprocess.CompletedProcess[str]:
-    script = Path(__file__).parent / "cluster.py"
-    env = {**os.environ, PREFIX + "ROOT": str(root)}
-    return subprocess.run([sys.executable, script, verb], env=env, capture_output=True, text=True)
