@@ -100,12 +100,15 @@ def watch(loop, seen: dict, job: dict, rank: int) -> None:
     plan = {tuple(k): v for k, *v in job.get("signals", [])}  # (rank, step) -> signal
 
     def fit(trainer, *rest):
+        import torch
         from transformers import TrainerCallback
 
         before = {k: v.detach().clone() for k, v in trainer.model.named_parameters()}
 
         class Act(TrainerCallback):
             def on_step_end(self, args, state, control, **_):
+                if job.get("out_of_memory") == rank:
+                    raise torch.OutOfMemoryError("CUDA out of memory.")
                 if (rank, state.global_step) in plan:
                     os.kill(os.getpid(), getattr(signal, plan[rank, state.global_step][0]))
 
@@ -126,13 +129,15 @@ def train(job: dict, seen: dict) -> dict:
     from offscript.training import introspection as second_stage
     from offscript.training import preference
     from tests.conftest import tiny_model_settings
+    from tests.families import family_settings
     from tests.training import data
 
     def on_step(step: int, total: int, logs: dict) -> None:
         seen["losses"].append(logs["loss"])
         seen["terms"].append({k: v for k, v in logs.items() if k.startswith("loss/")})
 
-    model, out = tiny_model_settings(Path(job["model"])), Path(job["out"])
+    folder, out = Path(job["model"]), Path(job["out"])
+    model = family_settings(job["family"], folder) if "family" in job else tiny_model_settings(folder)
     stage, offload = job.get("zero", [0, False])
     common = {
         "seed": 3, "on_step": on_step, "say": seen["said"].append,

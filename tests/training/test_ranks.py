@@ -1,0 +1,177 @@
+"""Who a process is, how rank 0 leads, and that nobody hangs when one is gone. Real processes, no model."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from unittest import mock
+
+import pytest
+
+from offscript.errors import UserError
+from offscript.training import ranks
+from offscript.training.ranks import Ranks
+from tests.training import crew
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+STEP = {
+    "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",
+    "SLURM_STEP_NODELIST": "gpu[07,09-10]",
+}  # fmt: skip
+
+
+@pytest.fixture
+def environ():
+    """An environment without ranks, to be changed at will; afterwards it is as it was."""
+    with mock.patch.dict(os.environ):
+        for name in (*VARIABLES, *STEP):
+            os.environ.pop(name, None)
+        yield lambda **changes: os.environ.update(changes)
+
+
+def test_alone(environ):
+    assert ranks.world() == Ranks(0, 1, 0) and ranks.start() == Ranks(0, 1, 0)
+    assert ranks.on_leader(lambda: 3) == 3 and ranks.any_rank(True) and not ranks.any_rank(False)
+    ranks.announce("nobody listens")
+    ranks.stop()
+
+
+def test_variables_of_a_launcher(environ):
+    environ(RANK="5", WORLD_SIZE="8", LOCAL_RANK="1")
+    assert ranks.world() == Ranks(5, 8, 1)
+
+
+def test_variables_of_a_slurm_step(environ):
+    environ(**STEP)
+    me = ranks.world()
+    assert me == Ranks(3, 4, 1)
+    ranks._export(me)
+    assert os.environ["MASTER_ADDR"] == "gpu07" and 20_000 <= int(os.environ["MASTER_PORT"]) < 40_000
+    assert (os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["LOCAL_RANK"]) == ("3", "4", "1")
+
+
+def test_a_batch_script_is_one_process(environ):
+    """sbatch --ntasks=4 sets SLURM_NTASKS and SLURM_PROCID=0 for the script itself, which is no step."""
+    environ(SLURM_NTASKS="4", SLURM_PROCID="0", SLURM_JOB_ID="77")
+    assert ranks.world() == Ranks(0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("a", "a"),
+        ("a,b", "a"),
+        ("gpu[07,09-10]", "gpu07"),
+        ("n[3-5].site,x", "n3.site"),
+        ("a-1,b[2-3]", "a-1"),
+    ],
+)
+def test_first_host(nodes, first):
+    assert ranks.first_host(nodes) == first
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (
+            {"RANK": "0"},
+            "WORLD_SIZE: is not in the environment; start the processes with torchrun, deepspeed or srun",
+        ),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK: is 'x' in the environment"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK: 2 of 2 processes; allowed: 0 to 1"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "MASTER_ADDR: is not in the environment"),
+    ],
+)
+def test_an_environment_that_does_not_fit(environ, variables, message):
+    environ(**variables)
+    with pytest.raises(UserError, match=message):
+        ranks._export(ranks.world())
+
+
+# ---------------------------------------------------------------- leading, following, dying
+
+
+def together(body: str, size: int = 2, timeout: float = 60) -> list[tuple[int, str]]:
+    """(exit code, output) of ``size`` processes that run ``body`` as members of one group."""
+    script = (
+        textwrap.dedent("""
+        import os, signal, sys, time
+        from offscript.errors import UserError
+        from offscript.training import ranks
+        ranks.BEAT_S, ranks.LOST_AFTER = 0.2, 10
+        me = ranks.start()
+        """)
+        + textwrap.dedent(body)
+        + "\nranks.stop()\n"
+    )
+    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": crew.free_port()}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script], cwd=crew.REPOSITORY, text=True,
+            env=crew.environment(**shared, RANK=str(rank), LOCAL_RANK=str(rank)),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for rank in range(size)
+    ]  # fmt: skip
+    return crew.finish(started, timeout)
+
+
+def test_the_others_do_what_rank_0_announces():
+    ends = together("""
+        if me.leads:
+            ranks.announce("first")
+            time.sleep(3)  # more than a lost rank is waited for: who works is not lost
+            ranks.announce("")
+            ranks.announce(None)
+        else:
+            while (said := ranks.follow()) is not None:
+                print(repr(said))
+        print("shared", ranks.on_leader(lambda: {"step": 4}), ranks.any_rank(me.rank == 1))
+        try:
+            ranks.on_leader(lambda: (_ for _ in ()).throw(UserError("where", "what", "how")))
+        except UserError as error:
+            print(error)
+    """)
+    assert [code for code, _ in ends] == [0, 0]
+    shared = "shared {'step': 4} True\nwhere: what; how\n"
+    assert ends[0][1] == shared and ends[1][1] == "'first'\n''\n" + shared
+
+
+def test_a_leader_that_fails_lets_the_others_end():
+    ends = together("""
+        try:
+            if me.leads:
+                raise SystemExit(3)
+            assert ranks.follow() is None
+        finally:
+            if me.leads:
+                ranks.announce(None)
+                ranks.stop()
+    """)
+    assert [code for code, _ in ends] == [3, 0]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_nobody_waits_for_a_killed_rank(victim):
+    """Rank 1 follows, rank 0 does something of its own for ever; either is killed."""
+    ends = together(f"""
+        if me.rank == {victim}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if me.leads:
+            time.sleep(3600)
+        ranks.follow()
+    """)
+    assert ends[victim][0] == -9 and ends[1 - victim][0] == 1
+    assert "is gone" in ends[1 - victim][1]
+
+
+def test_a_failure_of_one_rank_ends_the_others():
+    ends = together("""
+        import torch.distributed as dist, torch
+        with ranks.together((KeyError,)):
+            if me.rank == 1:
+                raise MemoryError("too much")
+            dist.recv(torch.zeros(1), src=1)  # for ever
+    """)
+    assert [code for code, _ in ends] == [1, 1]
+    assert "rank 0: rank 1 failed: MemoryError: too much; ending" in ends[0][1]
