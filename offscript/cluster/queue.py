@@ -1,26 +1,31 @@
 """The launches of an experiment and what SLURM says of their jobs: what is under way, and how what has ended fared."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from offscript.cluster.site import ask
 from offscript.errors import UserError
-from offscript.store import read_json
+from offscript.store import read_json, write_json
 
 SUBMITTED = "submitted.json"
+SUPERVISOR = "supervisor"
+"""What the last job of a launch is called."""
+
 HURRY_S = 20.0
 """Patience of a command that has files to show while the cluster does not answer."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One plan that was submitted: ``ids`` of its arrays in order, and of the supervisor last once that is there."""
+    """One plan that was submitted: ``ids`` of its arrays in order, and of the supervisor last once that is there;
+    ``labels`` are what these jobs are called."""
 
     folder: Path
     ids: tuple[str, ...]
+    labels: tuple[str, ...]
 
     @cached_property
     def plain(self) -> Mapping[str, Any]:
@@ -28,12 +33,13 @@ class Launch:
 
     @property
     def supervisor(self) -> str | None:
-        return self.ids[-1] if len(self.ids) > len(self.plain["arrays"]) else None
+        return self.ids[-1] if self.labels[-1] == SUPERVISOR else None
 
     def tasks(self) -> Iterator[tuple[int, str, list[list[str]]]]:
         """Of every task that was submitted: its array, its name in SLURM, the keys that each of its processes makes."""
         jobs = self.plain["jobs"]
-        for number, (array, job) in enumerate(zip(self.plain["arrays"], self.ids, strict=False)):
+        arrays = [job for job, name in zip(self.ids, self.labels, strict=True) if name != SUPERVISOR]
+        for number, (array, job) in enumerate(zip(self.plain["arrays"], arrays, strict=False)):
             for task, members in enumerate(array["tasks"]):
                 name = (
                     f"{job}_{task}" if len(array["tasks"]) > 1 else job
@@ -53,30 +59,54 @@ def label(array: int, kind: str) -> str:
 
 def launches(folder: Path) -> list[Launch]:
     """Launches of the experiment in ``folder`` of which something was submitted, oldest first."""
-    return [
-        Launch(path.parent, tuple(read_json(path)["ids"]))
-        for path in sorted(folder.glob(f"launch/*/{SUBMITTED}"))
-    ]
+    found = []
+    for path in sorted(folder.glob(f"launch/*/{SUBMITTED}")):
+        jobs = read_json(path)["jobs"]
+        found.append(Launch(path.parent, *(tuple(job[name] for job in jobs) for name in ("id", "label"))))
+    return found
+
+
+def note(folder: Path, jobs: Sequence[tuple[str, str]]) -> None:
+    """Keeps the ids and labels of the jobs that were submitted for the plan in ``folder``."""
+    write_json(folder / SUBMITTED, {"jobs": [{"id": job, "label": name} for job, name in jobs]})
 
 
 # ---------------------------------------------------------------- what is under way
 
 
-def squeue(patience_s: float = 60.0) -> dict[str, str]:
-    """Jobs of this user that have not ended -> state; every task of an array is one, ``id_task``."""
-    lines = ask("squeue", "--me", "-h", "-r", "-o", "%i|%T", patience_s=patience_s).splitlines()
-    return {job: state for job, _, state in (line.partition("|") for line in lines)}
+class Queued(NamedTuple):
+    """A job that has not ended."""
+
+    state: str
+    name: str
 
 
-def live(folder: Path, queue: Mapping[str, str]) -> list[Launch]:
+def squeue(patience_s: float = 60.0) -> dict[str, Queued]:
+    """Jobs of this user that have not ended; every task of an array is one, ``id_task``."""
+    lines = ask("squeue", "--me", "-h", "-r", "-o", "%i|%T|%j", patience_s=patience_s).splitlines()
+    return {job: Queued(*rest.split("|", 1)) for job, _, rest in (line.partition("|") for line in lines)}
+
+
+def own(folder: Path, queue: Mapping[str, Queued]) -> dict[str, Queued]:
+    """Those of ``queue`` that belong to launches of the experiment in ``folder``. Numbers alone do not tell: another
+    cluster on the same disks, or this one set up anew, gives them again."""
+    names = {
+        number: f"{folder.name}-{launch_label}"
+        for launch in launches(folder)
+        for number, launch_label in zip(launch.ids, launch.labels, strict=False)
+    }
+    return {job: q for job, q in queue.items() if names.get(job.partition("_")[0]) == q.name}
+
+
+def live(folder: Path, queue: Mapping[str, Queued]) -> list[Launch]:
     """Launches with a job that has not ended."""
-    roots = {job.partition("_")[0] for job in queue}
+    roots = {job.partition("_")[0] for job in own(folder, queue)}
     return [launch for launch in launches(folder) if roots & set(launch.ids)]
 
 
-def in_flight(folder: Path, queue: Mapping[str, str] | None = None) -> dict[str, str]:
+def in_flight(folder: Path, queue: Mapping[str, Queued] | None = None) -> dict[str, str]:
     """Keys of artifacts that a job makes or will make, and that job's name."""
-    queue = squeue() if queue is None else queue
+    queue = own(folder, squeue() if queue is None else queue)
     return {
         key: name
         for launch in live(folder, queue)
@@ -89,7 +119,7 @@ def in_flight(folder: Path, queue: Mapping[str, str] | None = None) -> dict[str,
 
 def cancel(folder: Path) -> list[str]:
     """Cancels every job of the experiment that has not ended, supervisors first: they would submit again; the ids."""
-    queue = squeue()
+    queue = own(folder, squeue())
     roots = {job.partition("_")[0] for job in queue}
     found = live(folder, queue)
     last = [launch.ids[-1] for launch in found]
@@ -127,17 +157,15 @@ def look(folder: Path, unfinished: Collection[str]) -> Seen:
     if not unfinished or not launches(folder):
         return Seen()
     try:
-        queue = squeue(HURRY_S)
+        queue = own(folder, squeue(HURRY_S))
     except UserError as error:
         return Seen(notes=(f"the cluster cannot be asked ({error}); this is what the files say",))
     flying = in_flight(folder, queue)
-    own = {job for launch in live(folder, queue) for job in launch.ids}
-    jobs = sum(name.partition("_")[0] in own for name in queue)
-    states = {key: queue[name] for key, name in flying.items()}
+    states = {key: queue[name].state for key, name in flying.items()}
     try:
-        return Seen(states, deaths(folder, [key for key in unfinished if key not in flying]), jobs)
+        return Seen(states, deaths(folder, [key for key in unfinished if key not in flying]), len(queue))
     except UserError as error:
-        return Seen(states, {}, jobs, (f"the accounting cannot be asked ({error})",))
+        return Seen(states, {}, len(queue), (f"the accounting cannot be asked ({error})",))
 
 
 def deaths(folder: Path, keys: Collection[str]) -> dict[str, Death]:

@@ -25,14 +25,15 @@ from offscript.console import say
 from offscript.errors import UserError
 from offscript.graph import needed
 from offscript.settings import ClusterSettings, ResourceSettings
-from offscript.store import claim, read_json, write_json
+from offscript.store import claim, read_json
 from offscript.training.interrupt import Interrupted
 
 TIMEOUTS = 10_000
 """Requeues that submitit allows a job: each goes on from its own last state, so only the time limits of people bound
 them."""
 
-SUPERVISOR = ResourceSettings(memory_gb=2, minutes=30)
+SMALL = ResourceSettings(memory_gb=2, minutes=30)
+"""What a supervisor asks for."""
 
 
 class Task:
@@ -147,14 +148,14 @@ def submit(plan: Plan, flying: dict[str, str] | None = None) -> list[str]:
         UserError: SLURM refused one; those before it are cancelled.
     """
     ids: list[str] = []
+    labels = [queue.label(number, array.kind) for number, array in enumerate(plan.arrays)]
     try:
         for number, array in enumerate(plan.arrays):
             tasks = [Task(str(plan.path), number, task) for task in range(len(array.tasks))]
             behind = dependency(plan, array, ids, flying or {})
-            ids.append(_sbatch(plan, array.kind, queue.label(number, array.kind), tasks, behind))
-            _note(plan, ids)
-        ids.append(supervise(plan, ids))
-        _note(plan, ids)
+            ids.append(_sbatch(plan, array.kind, labels[number], tasks, behind))
+            queue.note(plan.path.parent, list(zip(ids, labels, strict=False)))
+        ids.append(supervise(plan, ids, labels))
     except UserError:
         if ids:
             site.ask("scancel", *ids)
@@ -162,22 +163,21 @@ def submit(plan: Plan, flying: dict[str, str] | None = None) -> list[str]:
     return ids
 
 
-def supervise(plan: Plan, ids: Sequence[str]) -> str:
-    """Submits the supervisor of a launch whose arrays are ``ids``."""
+def supervise(plan: Plan, ids: Sequence[str], labels: Sequence[str]) -> str:
+    """Submits the supervisor of a launch whose arrays are ``ids``; its id."""
     behind = "afterany:" + ":".join(ids)
-    return _sbatch(plan, "supervisor", "supervisor", [Supervisor(str(plan.path))], behind)
+    job = _sbatch(plan, queue.SUPERVISOR, queue.SUPERVISOR, [Supervisor(str(plan.path))], behind)
+    queue.note(plan.path.parent, [*zip(ids, labels, strict=False), (job, queue.SUPERVISOR)])
+    return job
 
 
 def guard(folder: Path) -> list[tuple[str, str]]:
     """Submits a supervisor for each launch under way that has none (whoever submitted it was stopped half-way); names of
     launches and the new jobs."""
     found = []
-    asked = queue.squeue()
-    for launch in queue.live(folder, asked):
+    for launch in queue.live(folder, queue.squeue()):
         if launch.supervisor is None:
-            plan = thaw(launch.folder / "plan.json")
-            job = supervise(plan, launch.ids)
-            _note(plan, [*launch.ids, *["0"] * (len(plan.arrays) - len(launch.ids)), job])
+            job = supervise(thaw(launch.folder / "plan.json"), launch.ids, launch.labels)
             found.append((launch.folder.name, job))
     return found
 
@@ -206,7 +206,9 @@ def dependency(plan: Plan, array: Array, ids: Sequence[str], flying: dict[str, s
 def task_by_task(plan: Plan, array: Array, other: Array) -> bool:
     """Whether task i needs all that task i of ``other`` makes, and nothing of its other tasks: then a failure there may
     cancel it, and it need not wait for the rest."""
-    if len(array.tasks) != len(other.tasks):
+    if (
+        len(array.tasks) != len(other.tasks) or array.kind == "evaluation"
+    ):  # that one is made from what there is
         return False
     place = {a.key: i for i, task in enumerate(other.tasks) for job in task for a in plan.made_by(job)}
     size = Counter(place.values())
@@ -245,12 +247,12 @@ def _parameters(
     plan: Plan, cluster: ClusterSettings, kind: str, name: str, tasks: int, behind: str | None
 ) -> dict[str, Any]:
     """What submitit is told of an array."""
-    asked = SUPERVISOR if kind == "supervisor" else cluster.resources(kind)
+    asked = SMALL if kind == queue.SUPERVISOR else cluster.resources(kind)
     extra: dict[str, Any] = {k: v for k, v in cluster.extra.items() if v is not False and k != "dependency"}
     extra |= {"requeue": True, "kill-on-invalid-dep": "yes"}
     if behind is not None:
         extra["dependency"] = behind
-    if cluster.mail is not None and kind == "supervisor":
+    if cluster.mail is not None and kind == queue.SUPERVISOR:
         extra |= {"mail-user": cluster.mail, "mail-type": "END,FAIL"}
     wanted = {
         "job_name": f"{plan.plain['settings']['name']}-{name}",
@@ -291,7 +293,3 @@ def _outside_a_job() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
-
-
-def _note(plan: Plan, ids: Sequence[str]) -> None:
-    write_json(plan.path.parent / queue.SUBMITTED, {"ids": list(ids)})
