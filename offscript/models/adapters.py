@@ -32,7 +32,8 @@ def check_targets(model: Any, targets: Iterable[str]) -> None:
     """Checks that every LoRA target names at least one linear module of ``model``, by PEFT's suffix rule.
 
     Raises:
-        UserError: a target matches nothing; PEFT itself skips it without a word as long as another one matches.
+        UserError: a target matches nothing (PEFT itself skips it without a word as long as another one matches), or is
+            the output layer of a model that shares its weights with the input embeddings.
     """
     import torch
 
@@ -45,6 +46,17 @@ def check_targets(model: Any, targets: Iterable[str]) -> None:
                 f"{target!r} matches no linear module of the model",
                 f"allowed: {', '.join(ends)}",
             )
+        for name in names:
+            if name == target or name.endswith("." + target):
+                _check_own_weights(model, "lora.targets", name, model.get_submodule(name))
+
+
+def _check_own_weights(model: Any, where: str, name: str, module: Any) -> None:
+    """Refuses LoRA on weights that are the input embeddings as well: merged, it would change what the model reads."""
+    if module.weight is model.get_input_embeddings().weight:
+        raise UserError(
+            where, f"{name} shares its weights with the input embeddings", "it cannot bear an adapter here"
+        )
 
 
 def attach(
@@ -78,6 +90,8 @@ def attach(
             ) from error
         load_tensors(wrapped, name, Path(folder))
     assert wrapped is not None
+    for module, layer in lora_layers(wrapped).items():
+        _check_own_weights(wrapped, ", ".join(map(str, adapters.values())), module, layer.get_base_layer())
     for name, scale in (scales or {}).items():
         for layer in lora_layers(wrapped).values():
             layer.set_scale(name, scale)

@@ -94,6 +94,23 @@ def test_check_targets(tiny_settings):
         adapters.check_targets(model, ["q_proj", "proj"])
 
 
+@pytest.mark.parametrize("name", ["gemma", "gemma_text"])
+def test_the_tied_output_layer_cannot_bear_an_adapter(name, tmp_path):
+    """Merged into the output layer it would be in the input embeddings too; side by side it would not."""
+    from peft import LoraConfig, get_peft_model
+
+    settings = family_settings(name, family(name))
+    with pytest.raises(
+        UserError, match=r"lora.targets: lm_head shares its weights with the input embeddings"
+    ):
+        adapters.check_targets(load_model(settings, "cpu"), ["q_proj", "lm_head"])
+    wrapped = get_peft_model(load_model(settings, "cpu"), LoraConfig(r=2, target_modules=["lm_head"]))
+    adapters.save(wrapped, "default", tmp_path / "head", settings.path)
+    with pytest.raises(UserError, match="shares its weights with the input embeddings"):
+        adapters.attach(load_model(settings, "cpu"), {"head": tmp_path / "head"})
+    adapters.check_targets(load_model(family_settings("llama", family("llama")), "cpu"), ["lm_head"])
+
+
 # ---------------------------------------------------------------- self-test
 
 
