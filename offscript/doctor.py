@@ -62,7 +62,7 @@ def outcome(name: str, check: Callable[[], str]) -> tuple[str, str]:
     except Skip as reason:
         return "skip", str(reason)
     except UserError as error:
-        return "fail", str(error)
+        return "fail", str(error).removeprefix(f"{error.where}: " if name.endswith(error.where) else "")
     except Exception as error:
         return (
             "fail",
@@ -246,7 +246,10 @@ def wandb(settings: Settings) -> str:
     import requests
     from wandb import Settings as WandbSettings
 
-    base = str(WandbSettings().base_url).rstrip("/")
+    found = WandbSettings()
+    found.update_from_system_settings()
+    found.update_from_env_vars(dict(os.environ))
+    base = str(found.base_url).rstrip("/")
     key = _wandb_key(base)
     if key is None:
         raise UserError(

@@ -50,7 +50,7 @@ def test_a_killed_cell_is_named_and_a_requeued_one_is_waited_for(quiet_cluster: 
 
     with sweep(tmp_path, "persona=sarcasm,remorse", "stage=prompted") as process:
         quiet_cluster.wait_until(running, "both cells to run")
-        quiet_cluster.kill(jobs[0], "submitit.core._submit")
+        quiet_cluster.kill(jobs[0], r"^\S*python\S* -u -m submitit")
         quiet_cluster.requeue(jobs[1])
         _, err = process.communicate(timeout=400)
     assert process.returncode == 1, err
