@@ -280,7 +280,8 @@ class Cluster:
 
     def power_on(self, node: str) -> None:
         """Start a node that is off; back when it can take a job."""
-        self._start_daemon(self._node(self.node_names.index(node)))
+        if node not in self.processes():
+            self._start_daemon(self._node(self.node_names.index(node)))
         self._recover_nodes()
 
     # --- configuration
@@ -367,7 +368,11 @@ class Cluster:
         return Daemon(name, [*namespaces, *boot], lambda: True, self.port + 2 + index)
 
     def _start_daemons(self) -> None:
-        for daemon in self._daemons():
+        missing = [daemon for daemon in self._daemons() if daemon.name not in self.processes()]
+        for port in [daemon.port for daemon in missing if daemon.port]:
+            if not _is_free(port):
+                raise ClusterError(f"port {port} is taken; set {PREFIX}PORT to the first of a free range")
+        for daemon in missing:
             self._start_daemon(daemon)
         self._recover_nodes()
 
@@ -376,10 +381,6 @@ class Cluster:
         return self.root / "run" / "borrowed"
 
     def _start_daemon(self, daemon: Daemon) -> None:
-        if daemon.name in self.processes():
-            return
-        if daemon.port and not _is_free(daemon.port):
-            raise ClusterError(f"port {daemon.port} is taken; set {PREFIX}PORT to the first of a free range")
         if daemon.name == "mariadbd":
             self._create_database()
         if daemon.name == "slurmctld":
