@@ -240,6 +240,14 @@ class Cluster:
                 if _try_alone(borrowers) and self._to_be_stopped().exists():
                     self.stop()
 
+    def is_borrowed(self) -> bool:
+        """Whether somebody is inside `borrowed` now."""
+        borrowers = self.root / "borrowers"
+        if not borrowers.exists():
+            return False
+        with borrowers.open("a") as lock:
+            return not _try_alone(lock)
+
     def folder(self) -> Path:
         """The folder of the cluster, made where it is missing. Raises `ClusterError` for one that cannot be it."""
         if reason := self._refuse_folder():
@@ -643,6 +651,8 @@ def main(arguments: list[str]) -> int:
             print(cluster.status())
             return 0 if cluster.is_up() else 1
         else:
+            if verb != "start" and cluster.is_borrowed():
+                raise ClusterError(f"tests are running on {cluster.root}: let them end first")
             getattr(cluster, verb)()
     except ClusterError as error:
         print(f"cluster: {error}", file=sys.stderr)

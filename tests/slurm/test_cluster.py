@@ -161,9 +161,9 @@ def test_the_last_borrower_stops_what_nobody_keeps(tmp_path, monkeypatch, kept, 
     if kept:
         Cluster(tmp_path).start()
     first.__exit__(None, None, None)
-    assert not stops
+    assert not stops and Cluster(tmp_path).is_borrowed()
     second.__exit__(None, None, None)
-    assert len(stops) == stopped
+    assert len(stops) == stopped and not Cluster(tmp_path).is_borrowed()
 
 
 @pytest.mark.parametrize(
