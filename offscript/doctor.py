@@ -240,16 +240,21 @@ def _needs_slurm(cluster: ClusterSettings) -> None:
 
 
 def wandb(settings: Settings) -> str:
-    """Whether there is a key, and whether the server takes it."""
     if settings.tracking.name != "online":
         raise Skip(f"tracking={settings.tracking.name} asks no server")
-    import requests
-    from wandb import Settings as WandbSettings
+    base, name = viewer()
+    return f"{base} knows the key; runs go to {settings.tracking.entity or name}/{settings.tracking.project}"
 
-    found = WandbSettings()
-    found.update_from_system_settings()
-    found.update_from_env_vars(dict(os.environ))
-    base = str(found.base_url).rstrip("/")
+
+def viewer() -> tuple[str, str]:
+    """The address of W&B, and whom it takes the key for.
+
+    Raises:
+        UserError: there is no key, the server does not answer, or it does not take the key.
+    """
+    import requests
+
+    base = _wandb_address()
     key = _wandb_key(base)
     if key is None:
         raise UserError(
@@ -264,14 +269,24 @@ def wandb(settings: Settings) -> str:
             f"no answer ({type(error).__name__})",
             "check the network, or tracking=offline and launch/sync.py",
         ) from None
-    viewer = (answer.json().get("data") or {}).get("viewer") if answer.ok else None
-    if answer.status_code in (401, 403) or (answer.ok and viewer is None):
+    found = (answer.json().get("data") or {}).get("viewer") if answer.ok else None
+    if answer.status_code in (401, 403) or (answer.ok and found is None):
         raise UserError(base, "refuses the API key", "wandb login --relogin (or set WANDB_API_KEY anew)")
-    if viewer is None:
+    if found is None:
         raise UserError(
             base, f"answers {answer.status_code}", "try again later, or tracking=offline and launch/sync.py"
         )
-    return f"{base} knows the key; runs go to {settings.tracking.entity or viewer['entity']}/{settings.tracking.project}"
+    return base, found["entity"]
+
+
+def _wandb_address() -> str:
+    """What the client would ask: of its settings files, or of WANDB_BASE_URL."""
+    from wandb import Settings as WandbSettings
+
+    found = WandbSettings()
+    found.update_from_system_settings()
+    found.update_from_env_vars(dict(os.environ))
+    return str(found.base_url).rstrip("/")
 
 
 def _wandb_key(base: str) -> str | None:

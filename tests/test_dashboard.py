@@ -1,0 +1,61 @@
+"""The saved view shows what jobs really log, under the names that they log it by."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from offscript.dashboard import BARS, CURVES, HEATMAP, PACKAGE, TABLE, dashboard, workspace
+from offscript.errors import UserError
+from offscript.store import HOME
+from offscript.tracking import STEP
+from tests.composed import bench_of
+from tests.wandb_stub import wandb_stub
+
+
+def test_the_package_is_asked_for_where_it_is_missing(tmp_path):
+    (tmp_path / "wandb_workspaces.py").write_text("raise ImportError('not here')")
+    done = subprocess.run(
+        [sys.executable, str(HOME / "launch/dashboard.py"), "tracking=online"],
+        cwd=tmp_path, env={"PYTHONPATH": str(tmp_path), "PATH": ""}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line == f"error: wandb-workspaces: is not installed; pip install {PACKAGE}"
+
+
+def spec():
+    pytest.importorskip("wandb_workspaces", reason=f"{PACKAGE} is optional")
+    view = workspace("someone", "offscript", ["chat", "agentic_email"])
+    return json.loads(view._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))
+
+
+def panels_of(section):
+    return section["panels"]
+
+
+def test_every_section_is_there_with_its_curves_over_the_step():
+    sections = {s["name"]: s["panels"] for s in spec()["section"]["panelBankConfig"]["sections"]}
+    for name, curves in CURVES.items():
+        drawn = {panel["config"]["chartTitle"]: panel["config"] for panel in sections[name]}
+        assert drawn.keys() == curves.keys()
+        for title, metrics in curves.items():
+            assert tuple(drawn[title]["metrics"]) == metrics
+            assert drawn[title]["xAxis"] == STEP
+
+
+def test_the_results_are_a_table_bars_for_each_format_and_the_heatmap():
+    sections = {s["name"]: json.dumps(s) for s in spec()["section"]["panelBankConfig"]["sections"]}
+    for name in (TABLE, f"{BARS}/chat_table", f"{BARS}/agentic_email_table", HEATMAP):
+        assert f'"{name}"' in sections["Retention"]
+
+
+def test_a_server_that_does_not_save_is_one_line(monkeypatch):
+    pytest.importorskip("wandb_workspaces", reason=f"{PACKAGE} is optional")
+    with wandb_stub() as stub:
+        for name, value in stub.environment().items():
+            monkeypatch.setenv(name, value)
+        bench = bench_of("tracking=online")
+        with pytest.raises(UserError, match="did not save the view"):
+            dashboard(bench.planner.settings, bench)
