@@ -28,6 +28,7 @@ EVERY_S = 30.0
 QUIET_S = 600.0
 """A run that was opened online uploads itself; its file is looked at when nothing was written to it for so long."""
 CLIENT_TIMEOUT_S = 600.0
+API_TIMEOUT_S = 10
 NO_KEY = "`wandb login`, or set WANDB_API_KEY"
 SETTINGS = ("config", "metric", "telemetry", "environment")
 """Kinds of records that say how a run is to be shown, not what happened: no harm in saying them again."""
@@ -102,16 +103,15 @@ def _watch(place: Path, settings: TrackingSettings, every_s: float) -> Synced:
 
 
 def _pass(place: Path, settings: TrackingSettings) -> Synced:
-    done = Synced()
     parts = [part for path in files(place.parent) if (part := _news(path)) is not None]
     if not parts:
-        return done
-    last = _Cursors(settings)
+        return Synced()
+    done, last = Synced(), _Cursors(settings)
     with tempfile.TemporaryDirectory(prefix="sync-", dir=place) as scratch:
         logs = [_log_of(part, last, Path(scratch)) for part in parts]
-        told = _upload([log for log in logs if log is not None], settings, Path(scratch))
+        complaints = _upload([log for log in logs if log is not None], settings, Path(scratch))
         for part, log in zip(parts, logs, strict=True):
-            if log is not None and not log.with_suffix(".wandb.synced").exists():
+            if log is not None and (_not_taken(log) or any(f"/{part.run.run_id}]" in c for c in complaints)):
                 done.failed += 1
                 continue
             write_json(_note(part.path), {"bytes": part.end})
@@ -119,7 +119,9 @@ def _pass(place: Path, settings: TrackingSettings) -> Synced:
                 done.runs += 1
                 done.rows += len(part.steps)
     if done.failed:
-        say(f"W&B: {done.failed} runs were not uploaded ({told})")
+        say(
+            f"W&B: {done.failed} runs were not uploaded, the next sync tries again ({' '.join(complaints[:1])})"
+        )
     if done.runs:
         say(f"W&B: uploaded {done.rows} rows of {done.runs} runs")
     return done
@@ -161,7 +163,7 @@ class _Cursors:
         import wandb
 
         try:
-            self.api = wandb.Api(timeout=20)
+            self.api = wandb.Api(timeout=API_TIMEOUT_S)
             self.entity = settings.entity or self.api.default_entity
         except Exception as error:
             raise _explained(error) from None
@@ -187,8 +189,7 @@ class _Cursors:
 def _explained(error: Exception) -> UserError:
     if refused(error):
         return UserError("W&B", "it refuses the API key, or there is none", NO_KEY)
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return UserError("W&B", f"it cannot be reached ({reason})", "try again later; nothing is lost")
+    return UserError("W&B", f"it does not answer ({type(error).__name__})", "sync again later; nothing is lost")
 
 
 # ---------------------------------------------------------------- handing it over
@@ -218,17 +219,18 @@ def _log_of(part: Part, last: _Cursors, scratch: Path) -> Path | None:
 
 def _not_over() -> Any:
     """Without it the client would call a run failed whose last record is not there yet."""
-    from wandb.proto import wandb_internal_pb2
-
-    record = wandb_internal_pb2.Record()
+    record = transaction_log.new_record()
     record.preempting.SetInParent()
     return record
 
 
-def _upload(logs: Sequence[Path], settings: TrackingSettings, scratch: Path) -> str:
-    """Hands ``logs`` to the client; returns what it complained about, in a few words."""
+def _upload(logs: Sequence[Path], settings: TrackingSettings, scratch: Path) -> list[str]:
+    """Hands ``logs`` to the client; returns what it complained about, line by line.
+
+    It ends with 0 and marks a log as synced even where the service did not take its rows, and says so.
+    """
     if not logs:
-        return ""
+        return []
     command = [sys.executable, "-m", "wandb", "sync", "--yes", "--include-online", "--include-synced"]
     if settings.entity:
         command += ["--entity", settings.entity]
@@ -238,9 +240,11 @@ def _upload(logs: Sequence[Path], settings: TrackingSettings, scratch: Path) -> 
             [*command, *map(str, logs)], capture_output=True, text=True, env=env, timeout=CLIENT_TIMEOUT_S
         )
     except subprocess.TimeoutExpired:
-        return f"the client was at it for {CLIENT_TIMEOUT_S:.0f} s"
-    finally:
-        shutil.rmtree(scratch / "wandb", ignore_errors=True)
-    lines = [line.removeprefix("wandb: ").strip() for line in (done.stderr + done.stdout).splitlines()]
-    bad = [line for line in lines if line.startswith("ERROR")] or lines[-1:]
-    return bad[0].removeprefix("ERROR").strip() if bad else ""
+        return [f"the client gave up after {CLIENT_TIMEOUT_S:.0f} s"]
+    lines = [line.removeprefix("wandb:").strip() for line in (done.stderr + done.stdout).splitlines()]
+    bad = [line.removeprefix("ERROR").strip() for line in lines if line.startswith("ERROR")]
+    return bad or (lines[-1:] if done.returncode else [])
+
+
+def _not_taken(log: Path) -> bool:
+    return not log.with_suffix(".wandb.synced").exists()

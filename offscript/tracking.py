@@ -265,12 +265,14 @@ def files(folder: Path, run_id: str = "*") -> list[Path]:
     return sorted(found, key=lambda path: path.parent.name.removeprefix("offline-"))
 
 
-def refused(error: BaseException | str) -> bool:
-    """Whether W&B answered that it does not take the key (or that there is none)."""
-    return any(
-        word in str(error)
-        for word in ("error 401", "error 403", "API key", "API_KEY", "HTTP 401", "HTTP 403")
-    )
+def refused(error: BaseException) -> bool:
+    """Whether W&B does not take the key, or there is none. (The client calls a service that is away a refusal too.)"""
+    from wandb.errors import AuthenticationError
+
+    text = str(error)
+    if isinstance(error, AuthenticationError):
+        return "did not respond" not in text
+    return any(word in text for word in ("error 401", "error 403", "API key", "API_KEY"))
 
 
 def _reason(error: Exception) -> str:

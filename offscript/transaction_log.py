@@ -17,12 +17,18 @@ PIECE = struct.Struct("<IHB")
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
-def records(path: Path, start: int = 0) -> Iterator[tuple[int, Any]]:
-    """(offset behind it, ``Record``) of each whole record from ``start`` on, an offset that came from here before."""
+def new_record() -> Any:
+    """An empty ``Record``."""
     from wandb.proto import wandb_internal_pb2
 
+    messages: Any = wandb_internal_pb2  # its classes are made at import
+    return messages.Record()
+
+
+def records(path: Path, start: int = 0) -> Iterator[tuple[int, Any]]:
+    """(offset behind it, ``Record``) of each whole record from ``start`` on, an offset that came from here before."""
     for end, data in _chunks(path.read_bytes(), max(start, len(HEADER))):
-        record = wandb_internal_pb2.Record()
+        record = new_record()
         record.ParseFromString(data)
         yield end, record
 

@@ -1,38 +1,13 @@
-"""Reads back what an offline W&B run holds: its LevelDB log of protobuf records."""
+"""Reads back what an offline W&B run holds."""
 
-import struct
 import time
 
-BLOCK = 32 * 1024
-FILE_HEADER = 7
-FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+from offscript import transaction_log
 
 
 def records(path):
     """The ``Record`` messages in a ``.wandb`` file, up to a torn tail."""
-    from wandb.proto import wandb_internal_pb2
-
-    for data in _chunks(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        yield record
-
-
-def _chunks(data):
-    place, parts = FILE_HEADER, []
-    while place + 7 <= len(data):
-        room = BLOCK - place % BLOCK
-        if room < 7:
-            place += room
-            continue
-        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
-        body = data[place + 7 : place + 7 + length]
-        if kind not in (FULL, FIRST, MIDDLE, LAST) or len(body) < length:
-            return
-        parts = [body] if kind in (FULL, FIRST) else [*parts, body]
-        if kind in (FULL, LAST):
-            yield b"".join(parts)
-        place += 7 + length
+    return [record for _, record in transaction_log.records(path)]
 
 
 def _wait_for_exit(path, seconds=15.0):
