@@ -14,7 +14,7 @@ SUBMITTED = "submitted.json"
 SUPERVISOR = "supervisor"
 """What the last job of a launch is called."""
 
-HURRY_S = 20.0
+HURRY_S = 10.0
 """Patience of a command that has files to show while the cluster does not answer."""
 
 
@@ -193,12 +193,24 @@ def accounted(ids: Collection[str]) -> dict[str, str]:
     if not ids:
         return {}
     command = ("sacct", "-X", "-n", "-P", "-o", "JobID,State,ExitCode", "-j", ",".join(sorted(ids)))
-    found = {}
+    found: dict[str, str] = {}
     for line in ask(*command, patience_s=HURRY_S).splitlines():
         name, state, code = line.split("|")
         if (why := _in_words(state.split()[0], code)) is not None:
-            found[name] = f"SLURM job {name}: {why}"
+            found |= {task: f"SLURM job {task}: {why}" for task in _tasks(name)}
     return found
+
+
+def _tasks(name: str) -> list[str]:
+    """``12_3``, or ``12_[0,4-6%2]`` for tasks that never began, one by one."""
+    from submitit.slurm.slurm import read_job_id
+
+    parts = read_job_id(name)
+    return [
+        "_".join([part[0], str(i)]) if len(part) > 1 else part[0]
+        for part in parts
+        for i in (range(int(part[1]), int(part[-1]) + 1) if len(part) > 1 else (0,))
+    ]
 
 
 def _in_words(state: str, code: str) -> str | None:

@@ -101,15 +101,17 @@ class Supervisor:
 
 def note_deaths(bench: Bench, missing: Sequence[Any]) -> None:
     """Keeps, for when SLURM has forgotten it, how jobs ended that could not say it themselves."""
-    found = queue.deaths(bench.folder, [a.key for a in missing if not _blocked(a, missing)])
+    absent = {artifact.key for artifact in missing}
+    tried = [a.key for a in missing if not any(part.key in absent for part in a.inputs)]
+    try:
+        found = queue.deaths(bench.folder, tried)
+    except UserError as error:  # a cluster without accounting
+        say(f"how earlier jobs ended is not known: {error}")
+        return
     for artifact in missing:
         death = found.get(artifact.key)
         if death is not None and not bench.noted(artifact, since=death.planned):
             bench.note_failure(artifact, death.reason, death.log)
-
-
-def _blocked(artifact: Any, missing: Sequence[Any]) -> bool:
-    return any(part in missing for part in artifact.inputs)
 
 
 # ---------------------------------------------------------------- submitting
@@ -206,9 +208,7 @@ def dependency(plan: Plan, array: Array, ids: Sequence[str], flying: dict[str, s
 def task_by_task(plan: Plan, array: Array, other: Array) -> bool:
     """Whether task i needs all that task i of ``other`` makes, and nothing of its other tasks: then a failure there may
     cancel it, and it need not wait for the rest."""
-    if (
-        len(array.tasks) != len(other.tasks) or array.kind == "evaluation"
-    ):  # that one is made from what there is
+    if array.kind == "evaluation" or len(array.tasks) != len(other.tasks):  # tables are made of what there is
         return False
     place = {a.key: i for i, task in enumerate(other.tasks) for job in task for a in plan.made_by(job)}
     size = Counter(place.values())
