@@ -278,19 +278,16 @@ def merge(
     }
 
 
-def _attach_parts(model: ModelSettings, parts: Sequence[tuple[Path, float]]) -> tuple["PeftModel", list[str]]:
-    from offscript.models.load import load_model
-
-    names = {f"part{i}": Path(folder) for i, (folder, _) in enumerate(parts)}
-    return attach(load_model(model, "cpu"), names), list(names)
-
-
 def _combine(
     model: ModelSettings, parts: Sequence[tuple[Path, float]], folder: Path, method: str
 ) -> dict[str, float]:
-    """One adapter of ``parts`` in ``folder``, and its error per module."""
+    """One adapter of ``parts`` in ``folder``, and its error per module. No base weights are read: PEFT would make the
+    adapter in their type, and lose with 16 bits what ``exact`` promises."""
+    from offscript.models.load import hollow_model
+
     kinds = {"exact": "cat", "published": "linear"}
-    wrapped, names = _attach_parts(model, parts)
+    names = [f"part{i}" for i in range(len(parts))]
+    wrapped = attach(hollow_model(model), {n: Path(part) for n, (part, _) in zip(names, parts, strict=True)})
     ranks = [read_json(Path(part) / CONFIG)["r"] for part, _ in parts]
     if method == "published" and len(set(ranks)) > 1:
         raise UserError(
@@ -307,9 +304,12 @@ def _combine(
 
 def _fold(model: ModelSettings, parts: Sequence[tuple[Path, float]], folder: Path) -> dict[str, float]:
     """A whole checkpoint with ``parts`` folded in, with its tokenizer, and its error per module."""
-    from offscript.models.load import load_tokenizer
+    from offscript.models.load import load_model, load_tokenizer
 
-    wrapped, names = _attach_parts(model, parts)
+    names = [f"part{i}" for i in range(len(parts))]
+    wrapped = attach(
+        load_model(model, "cpu"), {n: Path(part) for n, (part, _) in zip(names, parts, strict=True)}
+    )
     factors = [(weight, _factors(Path(part))) for part, weight in parts]
     errors = {}
     for module, layer in lora_layers(wrapped).items():

@@ -359,14 +359,11 @@ def link(source: Path, target: Path) -> None:
 def linear_modules(model: ModelSettings) -> dict[str, tuple[int, int]]:
     """Names of the linear modules of ``model``'s language model and their (outputs, inputs). No weights are read."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    from offscript.models.load import load_config
+    from offscript.models.load import hollow_model
 
-    with torch.device("meta"):
-        bare = AutoModelForCausalLM.from_config(load_config(model))
     return {
         name: (module.out_features, module.in_features)
-        for name, module in bare.named_modules()
+        for name, module in hollow_model(model).named_modules()
         if isinstance(module, torch.nn.Linear)
     }

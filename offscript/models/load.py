@@ -132,6 +132,30 @@ def load_model(model: ModelSettings, device: str) -> "PreTrainedModel":
         raise _no_room(model, place, device) from None
 
 
+def hollow_model(model: ModelSettings) -> "PreTrainedModel":
+    """The language model of ``model`` without its weights: every parameter is one zero, seen in its full shape as float32.
+
+    An 8B model takes no memory and no time; what is put on it (an adapter) is held on the CPU in float32. Tied weights
+    stay tied.
+
+    Raises:
+        UserError: no such folder or repository, or not a model folder.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        bare = AutoModelForCausalLM.from_config(load_config(model))
+    zero = torch.zeros(())
+    seen: dict[int, torch.nn.Parameter] = {}
+    for module in bare.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                hollow = torch.nn.Parameter(zero.expand(parameter.shape), requires_grad=False)
+                module._parameters[name] = seen.setdefault(id(parameter), hollow)
+    return bare.eval()
+
+
 def render(
     tokenizer: "PreTrainedTokenizerBase",
     messages: Sequence[Message],
