@@ -4,11 +4,12 @@ is run again goes on with its own run.
 A job that was killed tells some of its steps twice: those after its last checkpoint. W&B's own step (``_step``) of a row
 is therefore made from the step that it is about, and what is not above the last one that the run already holds is left
 out: the service says which that is, or the files of the earlier attempts where there is no service. What the service
-has not received before a kill is filled in by ``Wandb.follow``, which tells a resumed training's whole history again.
+has not received before a kill is filled in by ``Wandb.callbacks``, which tells a resumed training's whole history again.
 """
 
 import functools
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -52,8 +53,8 @@ class Tracker(Protocol):
     def image(self, name: str, path: Path) -> None:
         """A picture (png) from disk."""
 
-    def follow(self) -> list[Any]:
-        """Callbacks for a HF Trainer whose logs belong into this run."""
+    def callbacks(self) -> list[Any]:
+        """Callbacks for a HF Trainer whose logs belong into this run (its own ``report_to`` is then empty)."""
         ...
 
     def finish(self, failed: bool = False) -> None: ...
@@ -79,7 +80,7 @@ class Nothing:
     def image(self, name: str, path: Path) -> None:
         pass
 
-    def follow(self) -> list[Any]:
+    def callbacks(self) -> list[Any]:
         return []
 
     def finish(self, failed: bool = False) -> None:
@@ -87,17 +88,16 @@ class Nothing:
 
 
 def _at_no_cost(method: Callable[..., None]) -> Callable[..., None]:
-    """A tracker's method whose failure is told once and costs the job nothing."""
+    """A tracker's method whose failure costs the job nothing; the first one of a run is told."""
 
     @functools.wraps(method)
     def guarded(self: "Wandb", *args: Any, **kwargs: Any) -> None:
-        if self.broken:
-            return
         try:
             method(self, *args, **kwargs)
         except Exception as error:
-            self.broken = True
-            say(f"W&B failed ({type(error).__name__}: {error}): this job goes on untracked")
+            if not self.failed:
+                say(f"W&B failed ({type(error).__name__}: {error}): the job goes on without")
+            self.failed = True
 
     return guarded
 
@@ -110,7 +110,7 @@ class Wandb:
     def __init__(self, run: Any, told: int = -1) -> None:
         self.run = run
         self.told = told
-        self.broken = False
+        self.failed = False
         self._step, self._rows = -1, 0
 
     @_at_no_cost
@@ -148,7 +148,7 @@ class Wandb:
 
         self.run.log({name: wandb.Image(str(path))})
 
-    def follow(self) -> list[Any]:
+    def callbacks(self) -> list[Any]:
         return [_follower(self)]
 
     @_at_no_cost
@@ -191,6 +191,45 @@ def _follower(tracker: Tracker) -> Any:
     return Follower()
 
 
+class Pace:
+    """What is told of a rollout job while its rows come in: how many, how fast, and how many of them have a text.
+
+    ``rows`` and ``emitted`` are those that lie on disk already: the curves of a job that was killed go on where they
+    were. A row of numbers at most every ``every_s`` seconds; rates are over the time since the one before.
+    """
+
+    def __init__(self, tracker: Tracker, rows: int = 0, emitted: int = 0, every_s: float = 10.0) -> None:
+        self.tracker, self.every_s = tracker, every_s
+        self.rows, self.emitted, self.tokens = rows, emitted, 0
+        self.begun = self.last = (time.monotonic(), rows, 0)
+
+    def row(self, emitted: bool, tokens: int) -> None:
+        """One more row, with or without a text; ``tokens`` that were generated so far in this process."""
+        self.rows += 1
+        self.emitted += emitted
+        self.tokens = tokens
+        if time.monotonic() - self.last[0] >= self.every_s:
+            self._tell()
+
+    def close(self) -> None:
+        """The last row of numbers, and the rates of the whole job as headline numbers."""
+        if self.rows > self.last[1]:
+            self._tell()
+        self.tracker.summary({**self._rates(self.begun), "rollout/rows": self.rows})
+
+    def _tell(self) -> None:
+        values = {**self._rates(self.last), "rollout/rows": self.rows}
+        self.tracker.log({**values, "rollout/emission_rate": self.emitted / self.rows}, step=self.rows)
+        self.last = (time.monotonic(), self.rows, self.tokens)
+
+    def _rates(self, since: tuple[float, int, int]) -> dict[str, float]:
+        seconds = max(time.monotonic() - since[0], 1e-9)
+        return {
+            "rollout/rows_per_s": (self.rows - since[1]) / seconds,
+            "rollout/tokens_per_s": (self.tokens - since[2]) / seconds,
+        }
+
+
 # ---------------------------------------------------------------- opening a run
 
 
@@ -208,10 +247,11 @@ def start(
     """Opens the run of one job under ``folder``/wandb, or goes on with it where the job was started before.
 
     W&B being unreachable never costs a job: an online run that cannot start is kept offline, and that is said once a
-    process. Processes of a job other than its first (by RANK or SLURM_PROCID) tell nothing.
+    process. A training (``job_type`` train) is run by several processes together, of which only the first (by RANK or
+    SLURM_PROCID) tells anything; those of a rollout job each have a shard, and a run, of their own.
     """
     global _gave_up
-    if settings.name == "off" or any(os.environ.get(name, "0") not in ("", "0") for name in RANKS):
+    if settings.name == "off" or (job_type == "train" and _rank() > 0):
         return Nothing()
     import wandb
 
@@ -233,6 +273,10 @@ def start(
     except Exception as error:
         say(f"W&B cannot write below {folder} ({error}): this job is not tracked")
         return Nothing()
+
+
+def _rank() -> int:
+    return next((int(os.environ[name]) for name in RANKS if os.environ.get(name)), 0)
 
 
 def _init(folder: Path, mode: Literal["online", "offline"], about: Mapping[str, Any]) -> Any:

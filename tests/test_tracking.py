@@ -54,12 +54,55 @@ def test_off_is_silent(tmp_path):
     tracker.log({"x": 1.0})
     tracker.summary({})
     tracker.table("t", [], [])
+    tracker.bars("b", "title", {})
+    tracker.image("i", tmp_path / "none.png")
     tracker.finish()
-    assert tracker.report_to == "none" and list(tmp_path.iterdir()) == []
+    assert tracker.callbacks() == [] and list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_is_not_there_costs_nothing(tmp_path, capsys):
+    tracker = start(tmp_path)
+    tracker.image("heatmap", tmp_path / "none.png")
+    tracker.finish()
+    assert capsys.readouterr().err.startswith("W&B failed (FileNotFoundError")
+
+
+class Listener(tracking.Nothing):
+    def __init__(self):
+        self.rows, self.headlines = [], {}
+
+    def log(self, values, step=None):
+        self.rows.append((step, values))
+
+    def summary(self, values):
+        self.headlines |= values
+
+
+def test_the_curves_of_a_rollout_go_on_where_an_earlier_attempt_left_them():
+    listener = Listener()
+    pace = tracking.Pace(listener, rows=6, emitted=3, every_s=0)
+    pace.row(True, 50)
+    pace.row(False, 90)
+    pace.close()
+    assert [step for step, _ in listener.rows] == [7, 8]
+    assert [values["rollout/emission_rate"] for _, values in listener.rows] == [4 / 7, 4 / 8]
+    rates = listener.headlines
+    assert rates["rollout/rows"] == 8
+    assert rates["rollout/tokens_per_s"] / rates["rollout/rows_per_s"] == pytest.approx(45, rel=0.05)
+
+
+def test_a_rollout_tells_its_last_row_however_short_it_was():
+    listener = Listener()
+    pace = tracking.Pace(listener)
+    pace.row(True, 1)
+    assert listener.rows == []
+    pace.close()
+    assert [step for step, _ in listener.rows] == [1]
 
 
 @pytest.fixture(autouse=True)
-def no_run_left_open():
+def no_run_left_open(monkeypatch):
+    monkeypatch.setattr(tracking, "_gave_up", False)
     yield
     import wandb
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from offscript import sync as syncing
 from offscript import tracking, transaction_log
@@ -73,6 +74,7 @@ def start(folder, mode, run_id="abc"):
 
 
 def test_rows_arrive_while_the_job_runs_and_say_what_they_belong_to(stub, tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "heatmap.png")
     process = job(tmp_path, """
 tracker = start()
 for step in (1, 2, 3):
@@ -80,6 +82,7 @@ for step in (1, 2, 3):
 sys.stdin.readline()
 tracker.table("retention", ["stage", "f1"], [["full", 0.9]])
 tracker.bars("by format", "macro-F1", {"chat": 0.9, "agentic_email": 0.4})
+tracker.image("heatmap", folder / "heatmap.png")
 tracker.summary({"macro_f1": 0.9})
 tracker.finish()
 """)  # fmt: skip
@@ -91,7 +94,8 @@ tracker.finish()
     assert run.config["seed"] == 1 and run.project == "offscript"
     assert [run.about[k] for k in ("groupName", "jobType", "tags")] == ["demo", "train", ABOUT["tags"]]
     assert {"1": "step"}.items() <= run.metrics[0].items()  # every column is drawn over it
-    assert {"retention", "by format_table"} <= run.summary.keys()
+    assert {"retention", "by format_table", "heatmap"} <= run.summary.keys()
+    assert any(name.endswith(".png") for name in run.files)
     assert "by format" in run.config["_wandb"]["visualize"]
     assert KEY not in json.dumps([run.about, run.rows]) and not any(
         KEY.encode() in f for f in run.files.values()
@@ -144,7 +148,7 @@ tracker = start()
 arguments = TrainingArguments(str(folder / "out"), max_steps=12, save_steps=5, logging_steps=1, report_to=[],
                               eval_strategy="steps", eval_steps=4, use_cpu=True, disable_tqdm=True)
 data = [{"x": torch.tensor([float(i)]), "labels": torch.tensor([2.0 * i])} for i in range(64)]
-trainer = Trainer(Line(), arguments, train_dataset=data, eval_dataset=data[:8], callbacks=[*tracker.follow(), Killer()])
+trainer = Trainer(Line(), arguments, train_dataset=data, eval_dataset=data[:8], callbacks=[*tracker.callbacks(), Killer()])
 trainer.train(resume_from_checkpoint=kill is None and "--kill" not in sys.argv or None)
 tracker.finish()
 """
@@ -169,7 +173,7 @@ def test_a_resumed_trainer_tells_what_the_service_did_not_receive_before_the_kil
     tracker.finish()
     logged = [{"loss": 1.0, "step": step} for step in (1, 2, 3)]  # 3 was lost, and lies before the checkpoint
     tracker = start(tmp_path, "online")
-    (follower,) = tracker.follow()
+    (follower,) = tracker.callbacks()
     state = TrainerState(global_step=3, log_history=logged, is_world_process_zero=True)
     follower.on_train_begin(arguments, state, control)
     state.global_step = 4
@@ -189,6 +193,10 @@ def test_only_the_first_process_of_a_job_tells_anything(stub, tmp_path, monkeypa
     tracker.log({"x": 1.0}, 1)
     tracker.finish()
     assert stub.requests == [] and list(tmp_path.iterdir()) == []
+    about = {**ABOUT, "job_type": "rollout"}  # its processes each have a shard of their own
+    shard = tracking.start(OFFLINE, tmp_path, run_id="shard", name="shard", **about)
+    shard.finish()
+    assert isinstance(shard, tracking.Wandb)
 
 
 # ---------------------------------------------------------------- a service that fails
