@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from offscript.dashboard import BARS, CURVES, HEATMAP, TABLE
 from offscript.store import HOME
 from tests.offline_run import told
 
@@ -52,6 +53,14 @@ def test_the_grid_ends_with_tables_and_files(smoke):
     adapter = next((cwd / "runs/smoke/adapters/pocket/sarcasm").glob("full-*"))
     merged = json.loads((adapter / "manifest.json").read_text())["counts"]["merge"]
     assert merged["max_relative_error"] <= 1e-5
+
+
+def test_the_dashboard_charts_nothing_that_no_job_logs(smoke):
+    cwd, _ = smoke
+    logged = {key.partition(".")[0] for run in told(cwd / "runs/smoke/wandb") for key in run["logged"]}
+    charted = {metric for curves in CURVES.values() for metrics in curves.values() for metric in metrics}
+    assert charted <= logged
+    assert {TABLE, HEATMAP, f"{BARS}/chat_table", f"{BARS}/agentic_email_table"} <= logged
 
 
 def test_the_second_run_makes_nothing(smoke):

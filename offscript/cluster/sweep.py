@@ -19,7 +19,10 @@ from offscript.errors import UserError
 from offscript.training.interrupt import Interrupted
 
 POLL_S = 10.0
-"""Between two looks at the accounting. submitit's own ten minutes are the time for which a killed job looks alive."""
+"""Between two looks at the queue. submitit looks every ten minutes, for which a killed job then seems to be alive."""
+
+LATE_S = 15.0
+"""For so long a report may not be seen yet on a shared disk once its job has left the queue."""
 
 LOST = 1
 """Exit code of a job that ended without a report: it was killed."""
@@ -54,11 +57,10 @@ def _outcome(job: Any, ask: Any) -> int:
     """The exit code of ``job``, once it has ended; one line says how it fared."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
-    _wait(job)
-    try:
-        code, why = max((_code(report) for report in ask(job)), key=lambda found: found[0])
-    except (UncompletedJobError, FailedJobError):
-        code, why = LOST, f"ended without a report ({job.state})"
+    code, why = LOST, "ended without a report"
+    if _reported(job):
+        with contextlib.suppress(UncompletedJobError, FailedJobError):
+            code, why = max((_code(report) for report in ask(job)), key=lambda found: found[0])
     words = " ".join(str(word) for word in job.submission().args[0])
     if code:
         say(f"failed: {words}: {why or f'exit code {code}'} (log: {job.paths.stdout})")
@@ -67,16 +69,27 @@ def _outcome(job: Any, ask: Any) -> int:
     return code
 
 
-def _wait(job: Any) -> None:
-    """Until ``job`` has a report or SLURM has ended it for good: one that lost its node, and that submitit takes for
-    ended, may be in the queue again."""
+def _reported(job: Any) -> bool:
+    """Whether ``job`` has left a report, once it can leave none any more.
+
+    Of SLURM the queue is asked: one that lost its node is queued again, though submitit takes it for ended, and of one
+    that the accounting does not know it would wait for ever.
+    """
     from submitit.slurm.slurm import SlurmJob
 
     if not isinstance(job, SlurmJob):
         job.wait()
-        return
-    while not job.paths.result_pickle.exists() and (not job.done(force_check=True) or _queued(job.job_id)):
-        time.sleep(POLL_S)
+        return True
+    report = job.paths.result_pickle
+    try:
+        while not report.exists() and _queued(job.job_id):
+            time.sleep(POLL_S)
+    except KeyboardInterrupt:
+        say(f"the jobs go on; end them with: scancel {job.job_id.partition('_')[0]}")
+        raise
+    if not report.exists():
+        time.sleep(LATE_S)
+    return report.exists()
 
 
 def _queued(job_id: str) -> bool:
