@@ -4,7 +4,7 @@ PY := .venv/bin/python
 RUN := .venv/.runtime
 DEV := .venv/.dev
 
-.PHONY: demo test test-slow lint clean-venv
+.PHONY: demo test test-slow slurm lint clean-venv
 
 demo: $(RUN)
 	$(PY) launch/submit.py experiment=demo
@@ -14,6 +14,10 @@ test: $(DEV)
 
 test-slow: $(DEV)
 	$(PY) -m pytest -n 2 --dist loadfile -m slow
+
+# A SLURM of our own on this machine, for tests/slurm: Debian packages, root. Without it those tests skip.
+slurm:
+	$(PYTHON) tests/slurm/cluster.py install
 
 lint: $(DEV)
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy offscript
