@@ -1,8 +1,10 @@
-"""A training by several processes on this machine, started as a SLURM step starts them: with variables, no launcher.
+"""Trainings by several processes on this machine, started as a SLURM step starts them: with variables, no launcher.
 
-Run as a module it is one rank: it reads its job (JSON) and writes what it saw to ``<notes>/<rank>.json``.
+Run as a module it is one rank: it reads its jobs (JSON), does one after another, and writes what it saw of each to
+``<notes>/<rank>.json``. To start a process costs more than to train a tiny model, so a crew does many jobs.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -28,11 +30,9 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def start(size: int, job: dict, notes: Path) -> list[subprocess.Popen]:
-    """Starts ``size`` ranks; a process alone gets no variables."""
-    notes.mkdir(parents=True, exist_ok=True)
-    path = notes / "job.json"
-    path.write_text(json.dumps({**job, "notes": str(notes)}))
+def start(size: int, jobs: dict[str, dict], notes: Path, lost_after: int = 600) -> list[subprocess.Popen]:
+    """Starts ``size`` ranks; a process alone gets no variables. ``lost_after``: beats of 0.2 s."""
+    path = plan(jobs, notes, lost_after)
     shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     started = []
     for rank in range(size):
@@ -46,7 +46,14 @@ def start(size: int, job: dict, notes: Path) -> list[subprocess.Popen]:
     return started
 
 
-def finish(started: list[subprocess.Popen], timeout: float = 240) -> list[tuple[int, str]]:
+def plan(jobs: dict[str, dict], notes: Path, lost_after: int = 600) -> Path:
+    notes.mkdir(parents=True, exist_ok=True)
+    path = notes / "plan.json"
+    path.write_text(json.dumps({"jobs": jobs, "notes": str(notes), "lost_after": lost_after}))
+    return path
+
+
+def finish(started: list[subprocess.Popen], timeout: float = 600) -> list[tuple[int, str]]:
     """(exit code, output) of each rank. None is left running."""
     ends = []
     try:
@@ -59,10 +66,12 @@ def finish(started: list[subprocess.Popen], timeout: float = 240) -> list[tuple[
     return ends
 
 
-def run(size: int, job: dict, notes: Path) -> list[dict]:
-    """What every rank of a training that ends well saw."""
-    ends = finish(start(size, job, notes))
-    assert [code for code, _ in ends] == [0] * size, "\n".join(text for _, text in ends)
+def run(size: int, jobs: dict[str, dict], notes: Path) -> list[dict[str, dict]]:
+    """What every rank saw of each job, none of which failed but those that should."""
+    ends = finish(start(size, jobs, notes))
+    said = [note[name]["error"] for note in notes_of(notes, size) for name in note]
+    assert [code for code, _ in ends] == [0] * size, f"{said}" + "".join(text for _, text in ends)
+    assert not any(text for _, text in ends), f"something was printed: {ends}"
     return notes_of(notes, size)
 
 
@@ -74,54 +83,67 @@ def notes_of(notes: Path, size: int) -> list[dict]:
 
 
 def main(path: str) -> None:
-    from offscript.training import loop, ranks
+    """Does the jobs of ``path`` one after another, and ends with 1 if one of them failed."""
+    from offscript.training import ranks
 
-    job = json.loads(Path(path).read_text())
-    if "lost_after" in job:
-        ranks.BEAT_S, ranks.LOST_AFTER = 0.2, job["lost_after"]
-    if job.get("bfloat16"):  # what a GPU would do
-        loop.Run.dtype = property(lambda run: "bfloat16")
-    me = ranks.world()
-    (Path(job["notes"]) / f"{me.rank}.pid").write_text(str(os.getpid()))
-    seen: dict = {"said": [], "losses": [], "terms": []}
-    watch(loop, seen, job, me.rank)
-    try:
-        seen["numbers"] = train(job, seen)
-    except (Exception, KeyboardInterrupt) as error:
-        seen["error"] = [type(error).__name__, str(error)]
-    (Path(job["notes"]) / f"{me.rank}.json").write_text(json.dumps(seen))
+    plan = json.loads(Path(path).read_text())
+    ranks.BEAT_S, ranks.LOST_AFTER = 0.2, plan["lost_after"]
+    rank, note = ranks.world().rank, {}
+    for name, job in plan["jobs"].items():
+        seen = note[name] = {"said": [], "losses": [], "terms": [], "error": None}
+        try:
+            with acting(job, rank, seen):
+                seen["numbers"] = train(job, seen)
+        except Exception as error:
+            seen["error"] = [type(error).__name__, str(error)]
+    (Path(plan["notes"]) / f"{rank}.json").write_text(json.dumps(note))
+    failed = any(seen["error"] and not plan["jobs"][name].get("fails") for name, seen in note.items())
     ranks.stop()
-    sys.exit(1 if "error" in seen else 0)
+    sys.exit(int(failed))
 
 
-def watch(loop, seen: dict, job: dict, rank: int) -> None:
+@contextlib.contextmanager
+def acting(job: dict, rank: int, seen: dict):
     """Notes which parameters change, and does to this rank what the job says."""
-    real = loop.fit
-    plan = {tuple(k): v for k, *v in job.get("signals", [])}  # (rank, step) -> signal
+    import torch
 
-    def fit(trainer, *rest):
-        import torch
-        from transformers import TrainerCallback
+    from offscript.training import loop
 
+    fit, dtype = loop.fit, loop.Run.dtype
+
+    def noting(trainer, *rest):
+        trainer.add_callback(callback(job, rank))
         before = {k: v.detach().clone() for k, v in trainer.model.named_parameters()}
-
-        class Act(TrainerCallback):
-            def on_step_end(self, args, state, control, **_):
-                if job.get("out_of_memory") == rank:
-                    raise torch.OutOfMemoryError("CUDA out of memory.")
-                if (rank, state.global_step) in plan:
-                    os.kill(os.getpid(), getattr(signal, plan[rank, state.global_step][0]))
-
-        trainer.add_callback(Act())
         seen["trainable"] = sorted(k for k, v in trainer.model.named_parameters() if v.requires_grad)
-        numbers = real(trainer, *rest)
+        numbers = fit(trainer, *rest)
         after = dict(trainer.model.named_parameters())
-        seen["changed"] = sorted(
-            k for k in before if before[k].shape == after[k].shape and not before[k].equal(after[k])
-        )
+        whole = [
+            k for k in before if before[k].shape == after[k].shape
+        ]  # at ZeRO stage 3 only parts are left
+        seen["changed"] = sorted(k for k in whole if not torch.equal(before[k], after[k]))
         return numbers
 
-    loop.fit = fit
+    loop.fit = noting
+    if job.get("bfloat16"):  # what a GPU would do
+        loop.Run.dtype = property(lambda run: "bfloat16")
+    try:
+        yield
+    finally:
+        loop.fit, loop.Run.dtype = fit, dtype
+
+
+def callback(job: dict, rank: int):
+    import torch
+    from transformers import TrainerCallback
+
+    class Act(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if job.get("out_of_memory") == rank:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            if job.get("signal", [])[:2] == [rank, state.global_step]:
+                os.kill(os.getpid(), getattr(signal, job["signal"][2]))
+
+    return Act()
 
 
 def train(job: dict, seen: dict) -> dict:

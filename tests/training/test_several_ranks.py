@@ -1,0 +1,247 @@
+"""Training by real processes: the numbers of one process at the same global batch, and exact after a kill."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from offscript.training import resume
+from tests.families import family
+from tests.training import crew
+
+WEIGHTS = "adapter_model.safetensors"
+TIGHT = 1e-6
+PLAIN, ZERO_2, ZERO_2_OFFLOAD, ZERO_3, ZERO_3_OFFLOAD = (
+    [0, False],
+    [2, False],
+    [2, True],
+    [3, False],
+    [3, True],
+)
+pytestmark = pytest.mark.slow
+
+STOPPED = {"zero": ZERO_2, "signal": [1, 3, "SIGUSR2"], "fails": True}
+
+
+@pytest.fixture(scope="module")
+def jobs(tiny_model, tiny_adapter, tmp_path_factory):
+    """What is trained, by name; several jobs of two ranks stand against each one of a single process."""
+    root, tiny = tmp_path_factory.mktemp("adapters"), {"model": str(tiny_model)}
+    second = {**tiny, "first": str(tiny_adapter)}
+    gemma = {"model": str(family("gemma")), "family": "gemma", "optimizer": {"max_length": 256, "epochs": 1}}
+    qwen = {"model": str(family("qwen")), "family": "qwen", "optimizer": {"max_length": 256, "epochs": 1}}
+    never = {**tiny, "optimizer": {"learning_rate": 1e30, "warmup": 0.0}, "fails": True}
+    two = {
+        "dpo plain": tiny,
+        "dpo zero2": {**tiny, "zero": ZERO_2},
+        "dpo zero2 offload": {**tiny, "zero": ZERO_2_OFFLOAD},
+        "dpo zero3": {**tiny, "zero": ZERO_3},
+        "dpo zero3 offload": {**tiny, "zero": ZERO_3_OFFLOAD},
+        "dpo zero3 checkpointing": {**tiny, "zero": ZERO_3, "optimizer": {"gradient_checkpointing": True}},
+        "dpo plain again": tiny,
+        "sft plain": second,
+        "sft zero3": {**second, "zero": ZERO_3},
+        "gemma zero2": {**gemma, "zero": ZERO_2},
+        "qwen zero3": {**qwen, "zero": ZERO_3},
+        "bfloat16 zero2": {**tiny, "zero": ZERO_2, "bfloat16": True},
+        "bfloat16 zero3": {**tiny, "zero": ZERO_3, "bfloat16": True},
+        "never plain": never,
+        "never zero2": {**never, "zero": ZERO_2},
+        "stopped": {**tiny, **STOPPED},
+        "stopped, rerun": {**tiny, "zero": ZERO_2, "out": str(root / "two" / "stopped")},
+        "other ranks": {**tiny, **STOPPED, "out": str(root / "other ranks")},
+        "left plain": {**tiny, **STOPPED, "zero": PLAIN},
+        "left zero2": {**tiny, **STOPPED},
+        "left zero3": {**tiny, **STOPPED, "zero": ZERO_3},
+    }
+    one = {
+        "dpo": tiny,
+        "dpo zero2": {**tiny, "zero": ZERO_2},
+        "sft": second,
+        "gemma": gemma,
+        "qwen": qwen,
+        "other ranks": {**tiny, "out": str(root / "other ranks")},
+    }
+    for size, named in (("two", two), ("one", one)):
+        for name, job in named.items():
+            job = named[name] = {"out": str(root / size / name), **job}
+    return {"one": one, "two": two}
+
+
+@pytest.fixture(scope="module")
+def two(jobs, tmp_path_factory):
+    """What both ranks saw of each job."""
+    ranks = crew.run(2, jobs["two"], tmp_path_factory.mktemp("two"))
+    return {name: [rank[name] for rank in ranks] for name in jobs["two"]}
+
+
+@pytest.fixture(scope="module")
+def one(jobs, two, tmp_path_factory):
+    """The same of one process; after ``two``, whose unfinished work it finds."""
+    return crew.run(1, jobs["one"], tmp_path_factory.mktemp("one"))[0]
+
+
+def far(out: str | Path, other: str | Path) -> float:
+    a, b = load_file(Path(out) / WEIGHTS), load_file(Path(other) / WEIGHTS)
+    assert a.keys() == b.keys()
+    return max((a[k] - b[k]).abs().max().item() for k in a)
+
+
+def written(out: str | Path) -> bytes:
+    return (Path(out) / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("alone", "together"),
+    [
+        ("dpo", "dpo plain"),
+        ("dpo", "dpo zero2"),
+        ("dpo", "dpo zero2 offload"),
+        ("dpo", "dpo zero3"),
+        ("dpo", "dpo zero3 offload"),
+        ("dpo", "dpo zero3 checkpointing"),
+        ("sft", "sft plain"),
+        ("sft", "sft zero3"),
+        ("gemma", "gemma zero2"),
+        ("qwen", "qwen zero3"),
+    ],
+)
+def test_the_numbers_of_one_process(jobs, one, two, alone, together):
+    """22 rows in batches of 8: the last step of an epoch has 6, which two ranks with microbatches of 2 cannot share."""
+    leader, follower = two[together]
+    assert leader["losses"] == pytest.approx(one[alone]["losses"], rel=TIGHT)
+    for ours, theirs in zip(leader["terms"], one[alone]["terms"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7)
+    assert leader["numbers"]["eval_loss"] == pytest.approx(one[alone]["numbers"]["eval_loss"], rel=TIGHT)
+    assert leader["numbers"]["ranks"] == follower["numbers"]["ranks"] == 2
+    assert far(jobs["one"][alone]["out"], jobs["two"][together]["out"]) < TIGHT
+    assert follower["losses"] == follower["said"] == []  # rank 0 alone reports
+    if "zero3" not in together:  # which leaves a part of each parameter
+        for rank in (leader, follower):
+            assert rank["changed"] == rank["trainable"] and len(rank["changed"]) == 2 * 7 * 2
+
+
+def test_deepspeed_in_one_process(jobs, one):
+    assert one["dpo zero2"]["losses"] == pytest.approx(one["dpo"]["losses"], rel=TIGHT)
+    assert far(jobs["one"]["dpo"]["out"], jobs["one"]["dpo zero2"]["out"]) < TIGHT
+
+
+def test_deepspeed_leaves_nothing_in_the_process(jobs, two):
+    """A plain training after those with DeepSpeed gives the bytes of the one before them."""
+    assert written(jobs["two"]["dpo plain"]["out"]) == written(jobs["two"]["dpo plain again"]["out"])
+
+
+@pytest.mark.parametrize("name", ["bfloat16 zero2", "bfloat16 zero3"])
+def test_float32_master_weights_are_written(jobs, one, two, name):
+    """As on a GPU: finer than bfloat16, and close to what training in float32 gives."""
+    tensors = load_file(Path(jobs["two"][name]["out"]) / WEIGHTS)
+    assert all(str(t.dtype) == "torch.float32" for t in tensors.values())
+    assert all((t != t.bfloat16().float()).any() for t in tensors.values())
+    assert 1e-4 < far(jobs["one"]["dpo"]["out"], jobs["two"][name]["out"]) < 0.02
+
+
+@pytest.mark.parametrize("name", ["never plain", "never zero2"])
+def test_a_loss_that_is_not_a_number_is_told_on_every_rank(jobs, two, name):
+    for rank in two[name]:
+        kind, message = rank["error"]
+        assert kind == "TrainingFailed" and message.startswith("step 2: ") and "learning_rate" in message
+    assert not Path(jobs["two"][name]["out"]).exists()
+
+
+def test_stopped_by_a_signal_to_one_rank_and_exact_on_rerun(jobs, two):
+    for rank in two["stopped"]:
+        assert rank["error"] == [
+            "Interrupted",
+            "stopped by a signal after step 3 of 6; run it again to go on",
+        ]
+    leader = two["stopped, rerun"][0]
+    assert leader["said"] == ["going on from step 3 (checkpoint-3)"] and len(leader["losses"]) == 3
+    assert written(jobs["two"]["stopped, rerun"]["out"]) == written(jobs["two"]["dpo zero2"]["out"])
+
+
+def test_another_number_of_processes_starts_over(jobs, one, two):
+    assert two["other ranks"][0]["error"][0] == "Interrupted"
+    assert one["other ranks"]["said"] == [
+        ".other ranks.work: its checkpoints were made by another layout (2 processes, ZeRO stage 2; now 1 process,"
+        " no DeepSpeed); starting over"
+    ]
+    assert one["other ranks"]["numbers"]["resumed_from"] is None
+    assert written(jobs["one"]["other ranks"]["out"]) == written(jobs["one"]["dpo"]["out"])
+
+
+# ---------------------------------------------------------------- processes that die
+
+
+@pytest.mark.parametrize(
+    ("name", "victim"),
+    [("dpo plain", 0), ("dpo zero2", 1), ("dpo zero3", 1)],
+    ids=["plain", "zero2", "zero3"],
+)
+def test_killed_and_rerun_past_a_torn_checkpoint(jobs, two, tmp_path, name, victim):
+    """Killed in the second epoch; of the newest checkpoint what rank 1 wrote has lost its last bytes."""
+    job = {**jobs["two"][name], "out": str(tmp_path / "out")}
+    work = resume.work_folder(tmp_path / "out")
+    ends = crew.finish(
+        crew.start(2, {name: {**job, "signal": [victim, 5, "SIGKILL"]}}, tmp_path, lost_after=20)
+    )
+    assert ends[victim][0] == -9 and ends[1 - victim][0] == 1
+    assert sorted(p.name for p in work.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    torn = next((work / "checkpoint-4").rglob("*rank_1_*optim_states.pt" if "zero" in name else "*_1.pth"))
+    torn.write_bytes(torn.read_bytes()[:-9])
+    leader = crew.run(2, {name: job}, tmp_path)[0][name]
+    assert leader["said"] == [
+        f"checkpoint-4 is torn ({torn.relative_to(work / 'checkpoint-4')} is missing or broken); passed over",
+        "going on from step 2 (checkpoint-2)",
+    ]
+    assert written(job["out"]) == written(jobs["two"][name]["out"]) and not work.exists()
+
+
+@pytest.mark.parametrize("name", ["left plain", "left zero2", "left zero3"])
+def test_a_checkpoint_holds_no_base_weights(jobs, two, name):
+    """Adam's states are twice the adapter; DeepSpeed keeps a copy for the forward pass and a master copy as well."""
+    import torch
+
+    folder = resume.work_folder(Path(jobs["two"][name]["out"])) / "checkpoint-3"
+    loaded = [torch.load(file, weights_only=False, map_location="cpu") for file in folder.rglob("*.pt")]
+    trained = sum(t.numel() for t in load_file(folder / WEIGHTS).values())
+    assert 2 * trained <= sum(t.numel() for part in loaded for t in _tensors(part)) <= 4.5 * trained
+    assert sorted(p.name for p in folder.parent.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+
+
+def _tensors(value) -> list:
+    import torch
+
+    if torch.is_tensor(value):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else []
+    return [tensor for part in inner for tensor in _tensors(part)]
+
+
+def test_one_rank_out_of_memory_is_one_line_and_ends_the_other(tiny_model, tmp_path):
+    job = {"model": str(tiny_model), "out": str(tmp_path / "out"), "out_of_memory": 1}
+    ends = crew.finish(crew.start(2, {"dpo": job}, tmp_path, lost_after=20))
+    assert [code for code, _ in ends] == [1, 1]
+    kind, message = json.loads((tmp_path / "1.json").read_text())["dpo"]["error"]
+    assert kind == "UserError" and "does not fit the GPU" in message
+
+
+def test_torchrun(jobs, one, tmp_path):
+    path = crew.plan({"dpo": {**jobs["two"]["dpo plain"], "out": str(tmp_path / "out")}}, tmp_path)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        crew.MODULE,
+    ]
+    done = subprocess.run(
+        [*command, str(path)], env=crew.environment(), cwd=crew.REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert crew.notes_of(tmp_path, 2)[0]["dpo"]["losses"] == pytest.approx(one["dpo"]["losses"], rel=TIGHT)
+    assert far(tmp_path / "out", jobs["one"]["dpo"]["out"]) < TIGHT
