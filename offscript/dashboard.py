@@ -27,8 +27,8 @@ CURVES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "Rollouts": {
         "Rows": ("rollout/rows",),
-        "Rows per second": ("rollout/rows_per_second",),
-        "Tokens per second": ("rollout/tokens_per_second",),
+        "Rows per second": ("rollout/rows_per_s",),
+        "Tokens per second": ("rollout/tokens_per_s",),
         "Emission rate": ("rollout/emission_rate",),
     },
     "Classifiers": {"Held-out macro-F1": ("eval/macro_f1",)},

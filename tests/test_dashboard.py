@@ -9,7 +9,7 @@ import pytest
 from offscript.dashboard import BARS, CURVES, HEATMAP, PACKAGE, TABLE, dashboard, workspace
 from offscript.errors import UserError
 from offscript.store import HOME
-from offscript.tracking import STEP
+from offscript.tracking import STEP, Nothing, Pace
 from tests.composed import bench_of
 from tests.wandb_stub import wandb_stub
 
@@ -25,14 +25,23 @@ def test_the_package_is_asked_for_where_it_is_missing(tmp_path):
     assert line == f"error: wandb-workspaces: is not installed; pip install {PACKAGE}"
 
 
+def test_the_curves_of_rollouts_are_those_that_a_rollout_tells():
+    told = set()
+
+    class Listener(Nothing):
+        def log(self, values, step=None):
+            told.update(values)
+
+    pace = Pace(Listener(), every_s=0)
+    pace.row(True, 5)
+    pace.close()
+    assert {metric for metrics in CURVES["Rollouts"].values() for metric in metrics} == told
+
+
 def spec():
     pytest.importorskip("wandb_workspaces", reason=f"{PACKAGE} is optional")
     view = workspace("someone", "offscript", ["chat", "agentic_email"])
     return json.loads(view._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))
-
-
-def panels_of(section):
-    return section["panels"]
 
 
 def test_every_section_is_there_with_its_curves_over_the_step():
