@@ -3,6 +3,7 @@ submitted. A job that starts hours later runs what was planned, whatever has bee
 possible any more (a scenario file or a model has changed), it says so and makes nothing.
 """
 
+import json
 import os
 import shutil
 import sys
@@ -30,7 +31,7 @@ from offscript.settings import (
     StageSettings,
     parse,
 )
-from offscript.store import HOME, ensure_folder, read_json, write_json, write_text
+from offscript.store import HOME, ensure_folder, read_json, write_text
 
 T = TypeVar("T")
 
@@ -136,7 +137,9 @@ def freeze(
         ],
         "arrays": [vars(array) for array in arrays_of(jobs, _width(settings.cluster))],
     }
-    write_json(folder / "plan.json", plain)
+    write_text(
+        folder / "plan.json", json.dumps(plain, ensure_ascii=False, allow_nan=False)
+    )  # indented is slow
     return Plan(folder / "plan.json", plain, bench, {a.key: a for a in everything})
 
 

@@ -120,8 +120,8 @@ def _unfinished(
     folder: Path, artifact: Mapping[str, Any], there: set[str], notes: set[str], seen: Seen, blocked: bool
 ) -> Entry:
     path, key = artifact["path"], artifact["key"]
-    written = _lines(folder / path) if path in there else 0
-    rows = None if artifact["planned"] is None else written
+    counted = artifact["planned"] is not None
+    rows = (_lines(folder / path) if path in there else 0) if counted else None
     lock = str(Path(path).with_name(f".{Path(path).name}.lock"))
     since = _held_since(folder / lock) if lock in there else None
     if since is not None or seen.states.get(key) == "RUNNING":
