@@ -10,7 +10,7 @@ from offscript.console import duration, say
 from offscript.errors import MissingInput, UserError, one_of
 from offscript.graph import jobs_of, needed
 from offscript.grid import in_order
-from offscript.jobs import Result, make, together
+from offscript.jobs import Result, make, together, write_index
 from offscript.settings import GridSettings, Settings
 from offscript.store import read_json
 
@@ -148,6 +148,7 @@ def _run_locally(everything: list[Artifact], todo: list[Artifact], bench: Bench)
             break
         say(f"{len(missing)} artifacts are missing; trying them again")
         frozen = plan.freeze(bench, everything, jobs, attempts, frozen)
+    write_index(bench, [Result(a, "reused") for a in everything if bench.finished(a)])
     evaluation = bench.planner.evaluation()
     if (tables := bench.place(evaluation) / "tables.txt").exists():
         print(tables.read_text(), end="")

@@ -3,8 +3,9 @@
 import contextlib
 import os
 import shlex
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from offscript.cluster.sweep import give_way
 from offscript.console import say
 from offscript.errors import UserError
 from offscript.graph import needed
+from offscript.jobs import Result, write_index
 from offscript.settings import ClusterSettings, ResourceSettings
 from offscript.store import claim, read_json
 from offscript.training.interrupt import Interrupted
@@ -32,8 +34,10 @@ TIMEOUTS = 10_000
 """Requeues that submitit allows a job: each goes on from its own last state, so only the time limits of people bound
 them."""
 
-SMALL = ResourceSettings(memory_gb=2, minutes=30)
+SMALL = ResourceSettings(memory_gb=2, minutes=60)
 """What a supervisor asks for."""
+
+PAUSES_S = (60.0, 300.0, 900.0)
 
 
 class Task:
@@ -71,7 +75,9 @@ class Supervisor:
         os.chdir(read_json(Path(self.plan))["cwd"])
         plan = thaw(Path(self.plan))
         with submitting(plan.bench.folder):
-            left = self._submit_again(plan)
+            left = _patiently(lambda: self._submit_again(plan))
+            there = [a for a in plan.artifacts.values() if plan.bench.finished(a)]
+            write_index(plan.bench, [Result(a, "reused") for a in there])
         if left:
             raise JobFailed(f"{left} artifacts are missing and their retries are used up")
 
@@ -97,6 +103,17 @@ class Supervisor:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def _patiently(act: Callable[[], int]) -> int:
+    """What ``act`` returns; tried again after some minutes where SLURM refuses or does not answer, since nobody looks."""
+    for pause in PAUSES_S:
+        try:
+            return act()
+        except UserError as error:
+            say(f"{error}; trying again in {pause:.0f} seconds")
+            time.sleep(pause)
+    return act()
 
 
 def note_deaths(bench: Bench, missing: Sequence[Any]) -> None:

@@ -86,7 +86,7 @@ def test_a_grid_outlives_everything_that_a_cluster_does(quiet_cluster: Slurm, tm
 
 @pytest.mark.slow
 def test_what_cannot_be_made_is_named_and_costs_the_others_nothing(quiet_cluster: Slurm, tmp_path):
-    """The adapters of one persona's own making: one loads, one does not."""
+    """Adapters that were made elsewhere: one loads, one does not."""
     root, sources = tmp_path / "runs", tmp_path / "adapters"
     donor = grid.inline_root(grid.SHORT) / "smoke" / "adapters" / "pocket"
     for persona in ("sarcasm", "remorse"):
@@ -95,7 +95,8 @@ def test_what_cannot_be_made_is_named_and_costs_the_others_nothing(quiet_cluster
     broken = sources / "remorse" / "adapter_model.safetensors"
     broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
     options = (
-        *grid.SHORT, "cluster=slurm", "cluster.retries=1",
+        *grid.SMALL, "grid.stage=[base,distillation]", "grid.format=[chat]", "classifier.stages=[prompted]",
+        "cluster=slurm", "cluster.retries=1",
         f"model.adapters.distillation={{path: {sources}, subfolder: '{{persona}}'}}",
     )  # fmt: skip
     submit(root, *options)
