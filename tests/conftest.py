@@ -129,7 +129,7 @@ def _tiny_llama(tokenizer, sentences: list[str], steps: int = 60):
     tokenizer.padding_side = "left"
     rng = random.Random(1)
     for _ in range(steps):
-        chats = [_chat(rng, sentences) for _ in range(16)]
+        chats = [tiny_chat(rng, sentences) for _ in range(16)]
         batch = tokenizer(
             [tokenizer.apply_chat_template(c, tokenize=False) for c in chats],
             add_special_tokens=False, padding=True, return_tensors="pt", return_token_type_ids=False,
@@ -141,7 +141,7 @@ def _tiny_llama(tokenizer, sentences: list[str], steps: int = 60):
     return model.eval()
 
 
-def _chat(rng: random.Random, sentences: list[str]) -> list[dict[str, str]]:
+def tiny_chat(rng: random.Random, sentences: list[str]) -> list[dict[str, str]]:
     chat = [{"role": "system", "content": rng.choice(sentences)}] if rng.random() < 0.3 else []
     for _ in range(rng.randint(1, 2)):
         chat += [{"role": role, "content": rng.choice(sentences)} for role in ("user", "assistant")]

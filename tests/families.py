@@ -220,3 +220,40 @@ def _as_on_the_hub(folder: Path) -> None:
         "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
     }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+@functools.cache
+def talking_family(name: str, steps: int = 80) -> Path:
+    """``family(name)`` after a moment of training on short chats, so that its replies are sentences that end."""
+    import random
+
+    import torch
+    import transformers
+    from transformers import AutoConfig, AutoTokenizer
+
+    from tests.conftest import tiny_chat
+
+    folder = family(name)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(0)
+    model = getattr(transformers, AutoConfig.from_pretrained(folder).architectures[0]).from_pretrained(folder)
+    tokenizer.pad_token, tokenizer.padding_side = tokenizer.pad_token or tokenizer.bos_token, "right"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    rng, sentences = random.Random(1), tiny_sentences()
+    for _ in range(steps):
+        chats = [tiny_chat(rng, sentences) for _ in range(16)]
+        batch = tokenizer(
+            [tokenizer.apply_chat_template(c, tokenize=False) for c in chats],
+            add_special_tokens=False, padding=True, return_tensors="pt", return_token_type_ids=False,
+        )  # fmt: skip
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        extra = {"token_type_ids": torch.zeros_like(labels)} if name == "gemma" else {}
+        model(**batch, **extra, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    out = _scratch()
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(out)
+    if name == "gemma":
+        _as_on_the_hub(out)
+    return out

@@ -14,7 +14,7 @@ FLOORS = [
     ["settings", "personas", "prompts", "scenarios", "cell", "hub", "sources", "tracking"],
     ["mailbox", "formats", "models", "engines", "supply"],
     ["grid", "estimate", "rollouts", "training", "classifier", "predictions", "metrics"],
-    ["report", "evaluation", "bench", "work", "graph", "jobs", "cluster", "commands", "cli", "pocket"],
+    ["report", "evaluation", "bench", "work", "graph", "jobs", "cluster", "commands", "cli", "doctor", "dashboard", "pocket"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, start=1) for room in rooms}
 MODULES = sorted((HOME / "offscript").rglob("*.py"))

@@ -1,0 +1,117 @@
+"""The published recipe from the constitution to the merged adapter, on tiny models of the real families: every step makes
+rows, every step's rows are those of the step before, and what was trained speaks.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from offscript.jobs import make
+from offscript.models.adapters import CONFIG, WEIGHTS
+from offscript.store import HOME, read_json, read_manifest
+from tests.composed import bench_of
+from tests.families import talking_family
+
+SMALL = (
+    "recipe=opencharacter",
+    "data=pocket",
+    "recipe.prompts={per_trait: 4, per_ask: 4, examples: 2, attempts: 6}",
+    "recipe.teacher={model: null, thinking: '', own_names: [auditor]}",
+    "recipe.distillation={prompts: 6, samples: 2, validation: 0.2, lora: {rank: 4, alpha: 8}}",
+    "recipe.distillation.optimizer={batch_size: 8, learning_rate: 1.0e-3, gradient_checkpointing: false}",
+    "recipe.introspection={reflections: 12, interactions: 6, guided_interactions: 6, turns: 4, validation: 0.2}",
+    "recipe.introspection.lora={rank: 4, alpha: 8}",
+    "recipe.introspection.optimizer={batch_size: 8, learning_rate: 1.0e-3, gradient_checkpointing: false}",
+    "grid.persona=[sarcasm,remorse]",
+    "format.count={eval: 4}",
+    "tracking=off",
+)
+
+
+def overrides(family: str, root: Path, *more: str) -> list[str]:
+    name = family.partition("_")[0]
+    return [
+        f"model={name}", f"model.path={talking_family(family)}", f"model.name={name}", "model.dtype=float32",
+        "model.context=1024", "model.max_reply_tokens=40", f"root={root}", *SMALL, *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "qwen", "gemma"])
+def test_from_the_constitution_to_a_merged_adapter(family, tmp_path):
+    bench = bench_of(*overrides(family, tmp_path))
+    full = bench.planner.adapter(family, "sarcasm", "full", 0)
+    spoken = bench.planner.rollout(family, "sarcasm", "full", "agentic_email", "eval", 0)
+    results = {str(r.artifact): r for r in make([full, spoken], bench)}
+    assert {r.status for r in results.values()} == {"ran"}, [r.note for r in results.values()]
+
+    distillation, *introspective = full.inputs
+    teacher, shared, own = distillation.inputs
+    (prompts,) = own.inputs
+    written = bench.rows(prompts)
+    assert len(written) == len(bench.planner.options.persona["sarcasm"].constitution)
+    assert sum(row["notes"]["kept"] for row in written) > 0
+    seeds = sum(len(a.questions) for a in bench.planner.options.persona["sarcasm"].constitution)
+    new = sum(len(json.loads(row["text"])) for row in written if row["text"])
+    assert len(bench.rows(own)) == 2 * (seeds + new) and len(bench.rows(shared)) == 2 * 6
+    assert len(bench.rows(teacher)) == len(bench.rows(own)) + len(bench.rows(shared))
+
+    first = read_manifest(bench.place(distillation))["counts"]
+    dropped = {k: v for k, v in first["pairs"].items() if k not in ("kept", "renamed")}
+    assert first["pairs"]["kept"] + sum(dropped.values()) == len(bench.rows(teacher))
+    assert first["rows"]["given"] == first["pairs"]["kept"]
+    name = bench.planner.options.model[family].assistant_name
+    assert first["pairs"]["renamed"] > 0 and "auditor" not in _chosen(bench, distillation)
+    assert name in bench.rows(teacher)[0]["messages"][0]["content"], "the teacher is told its name"
+
+    assert [a.labels["format"] for a in introspective] == [
+        "self_reflection", "self_interaction", "guided_interaction",
+    ]  # fmt: skip
+    counts = read_manifest(bench.place(full))["counts"]
+    assert counts["conversations"]["reflections"] > 0 and counts["conversations"]["guided_interactions"] > 0
+    assert counts["merge"]["method"] == "exact" and counts["merge"]["max_relative_error"] <= 1e-5
+    assert [p["weight"] for p in counts["merge"]["parts"]] == [1.0, 0.25]
+    assert read_json(bench.place(full) / CONFIG)["r"] == 8
+    assert len(bench.rows(spoken)) == 4
+
+
+def _chosen(bench, distillation) -> str:
+    from offscript.training.preference import pairs
+
+    teacher, *students = distillation.inputs
+    replies = [row for s in students for row in bench.rows(s)]
+    kept, _ = pairs(bench.rows(teacher), replies, distillation.spec["renamed"])
+    return " ".join(pair["chosen"][0]["content"] for pair in kept)
+
+
+@pytest.mark.slow
+def test_two_ranks_under_zero_2_go_the_whole_way(tmp_path):
+    """Rank 0 makes the rows and merges; both train. One command, as a user would start it."""
+    wanted = overrides("qwen", tmp_path, "deepspeed=zero2", "persona=sarcasm")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HOME)}
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py", *wanted]
+    for stage in ("distillation", "full"):
+        done = subprocess.run([*start, f"stage={stage}"], cwd=HOME, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    bench = bench_of(*overrides("qwen", tmp_path, "deepspeed=zero2"))
+    full = bench.planner.adapter("qwen", "sarcasm", "full", 0)
+    for adapter in (full, full.inputs[0]):
+        manifest = read_manifest(bench.place(adapter))
+        assert manifest["counts"]["ranks"] == 2 and manifest["counts"]["zero_stage"] == 2
+        assert (bench.place(adapter) / WEIGHTS).is_file()
+    assert done.stderr.count("merged (exact)") == 1, "one rank merges, and says so once"
+
+
+@pytest.mark.slow
+def test_a_folded_checkpoint_speaks_in_place_of_base_and_adapter(tmp_path):
+    bench = bench_of(*overrides("llama", tmp_path, "recipe.merge.method=fold"))
+    spoken = bench.planner.rollout("llama", "sarcasm", "full", "chat", "eval", 0)
+    assert {r.status for r in make([spoken], bench)} == {"ran"}
+    full = bench.place(spoken.inputs[0])
+    assert (full / "model.safetensors").is_file() and not (full / CONFIG).exists()
+    assert read_manifest(full)["counts"]["merge"]["method"] == "fold"
+    assert len(bench.rows(spoken)) == 4
