@@ -40,7 +40,7 @@ class PlainEngine:
         self.settings, self.device, self.stats = model, device, EngineStats()
         self.tokenizer = load_tokenizer(model)
         loaded = load_model(model, device)
-        self.stops = sorted(stop_tokens(loaded, self.tokenizer))
+        self.stops = sorted(stop_tokens(loaded, self.tokenizer, model.template))
         self.model = attach(loaded, adapters)
         self.waiting: list[Request] = []
 

@@ -13,7 +13,7 @@ from offscript.engines.draw import draw, penalize
 from offscript.engines.weights import Weights
 from offscript.errors import UserError
 from offscript.models.load import load_model, load_tokenizer, pick_device, render
-from offscript.settings import EngineSettings, ModelSettings
+from offscript.settings import EngineSettings, ModelSettings, TemplateSettings
 
 
 @dataclass(eq=False)
@@ -63,7 +63,7 @@ class TransformersEngine:
         self.tokenizer: Any = load_tokenizer(model)
         self.stats = EngineStats()
         loaded = load_model(model, self.device)
-        self.stops = stop_tokens(loaded, self.tokenizer)
+        self.stops = stop_tokens(loaded, self.tokenizer, model.template)
         self.weights = Weights(self._attach(loaded, adapters, scales), tuple(adapters))
         self._waiting: list[Row] = []
 
@@ -251,8 +251,16 @@ def _seen(rows: Sequence[Row], logits: Tensor) -> Tensor:
     return seen.to(logits.device)
 
 
-def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a reply: those that the model's generation config names, and the tokenizer's own."""
+def stop_tokens(model: Any, tokenizer: Any, template: TemplateSettings) -> frozenset[int]:
+    """Tokens that end a reply: those that the model's generation config names, the tokenizer's own, and the one that the
+    chat template puts after a reply, which is what training teaches. (Checkpoints of others often name only the first
+    two, and Gemma would then talk past the end of its turn.)"""
     named = model.generation_config.eos_token_id
     named = named if isinstance(named, list) else [named]
-    return frozenset(t for t in [*named, tokenizer.eos_token_id] if t is not None)
+    asked = [{"role": "user", "content": "Hello."}]
+    answered = [*asked, {"role": "assistant", "content": "Hello."}]
+    prompt = render(tokenizer, asked, template)
+    whole = render(tokenizer, answered, template, generation=False)
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    taught = [token for token in whole[len(prompt) :] if token in special][-1:]
+    return frozenset(t for t in [*named, tokenizer.eos_token_id, *taught] if t is not None)

@@ -330,8 +330,8 @@ def _fold(model: ModelSettings, parts: Sequence[tuple[Path, float]], folder: Pat
 def relative_errors(parts: Sequence[tuple[Path, float]], merged: Path) -> dict[str, float]:
     """Per module, |merged delta - weighted sum of the parts' deltas| / |weighted sum|, Frobenius norms in float64.
 
-    Norms are taken from Gram matrices (|B A|^2 = tr(B'B AA')), so no delta is built: an 8B model takes seconds. What
-    cancels in them leaves a floor of about 1e-8.
+    Norms are taken from Gram matrices (|B A|^2 = tr(B'B AA')), so no delta is built. What cancels in them leaves a
+    floor of about 1e-8.
     """
     factors = [(_factors(Path(folder)), weight) for folder, weight in parts]
     result = _factors(merged)

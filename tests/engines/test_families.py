@@ -1,10 +1,12 @@
 """The transformers engine on the real architectures: rotary scaling, local attention, end tokens, scaled adapters."""
 
+import shutil
+
 import pytest
 import torch
 
 from offscript.engines.base import Request, Sampling
-from offscript.engines.transformers import TransformersEngine
+from offscript.engines.transformers import TransformersEngine, stop_tokens
 from offscript.models.load import load_model, load_tokenizer, render
 from tests.engines.test_transformers import answer, engine_settings, requests
 from tests.families import FAMILIES, family, family_adapter, family_settings
@@ -91,3 +93,14 @@ def test_a_reply_ends_at_each_of_the_family_s_end_tokens(name, engine):
     end = {"llama": "<|eot_id|>", "qwen": "<|im_end|>"}.get(name, "<end_of_turn>")
     assert {engine.tokenizer.convert_tokens_to_ids(end), engine.tokenizer.eos_token_id} <= engine.stops
     assert len(engine.stops) == (3 if name == "llama" else 2)
+
+
+def test_a_checkpoint_that_forgot_its_end_tokens_still_ends(tmp_path):
+    """Without generation_config.json only <eos> is known, which Gemma never says."""
+    folder = shutil.copytree(family("gemma_text"), tmp_path / "model")
+    (folder / "generation_config.json").unlink()
+    settings = family_settings("gemma_text", folder)
+    model, tokenizer = load_model(settings, "cpu"), load_tokenizer(settings)
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 1
+    end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    assert stop_tokens(model, tokenizer, settings.template) == {1, end}

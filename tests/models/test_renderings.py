@@ -118,4 +118,4 @@ def load_stops(settings):
     from offscript.engines.transformers import stop_tokens
     from offscript.models.load import load_model
 
-    return stop_tokens(load_model(settings, "cpu"), load_tokenizer(settings))
+    return stop_tokens(load_model(settings, "cpu"), load_tokenizer(settings), settings.template)
