@@ -298,7 +298,7 @@ class Planner:
         code, node = get_format(fmt), self._format(fmt)
         if code.source in ("reflection", "interaction"):
             return self._collections.repeated(code.source, self._introspection()[code.name])
-        if not node.count.get(split):  # type: ignore[call-overload]
+        if not dict[str, int](node.count).get(split):
             counted = [name for name, n in node.count.items() if n]
             raise UserError(f"split {split}", f"format {code.name} says no count for it", one_of(counted))
         return self._collections.split(code.source, split, node.count[split]), node.samples.get(split, 1)
