@@ -28,7 +28,7 @@ STREAM_S = 5
 FLUSH_S = 2
 """Seconds until a row is in the run's file, where a kill of the node cannot lose it and ``sync`` finds it."""
 RANKS = ("RANK", "SLURM_PROCID")
-CLOCKS = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos")
+CLOCKS = ("_runtime", "_per_second", "total_flos")
 
 _gave_up = False
 """Whether the service failed this process before: a grid that runs in one process waits for it once, not per job."""
@@ -173,9 +173,8 @@ def _follower(tracker: Tracker) -> Any:
     from transformers.integrations.integration_utils import rewrite_logs
 
     def tell(logs: Mapping[str, Any], step: int) -> None:
-        numbers = {
-            k: v for k, v in logs.items() if isinstance(v, (int, float)) and k not in (*CLOCKS, "step")
-        }
+        numbers = {k: v for k, v in logs.items() if isinstance(v, (int, float)) and not k.endswith(CLOCKS)}
+        numbers.pop("step", None)
         tracker.log(rewrite_logs(numbers), step)
 
     class Follower(TrainerCallback):
@@ -194,14 +193,18 @@ def _follower(tracker: Tracker) -> Any:
 class Pace:
     """What is told of a rollout job while its rows come in: how many, how fast, and how many of them have a text.
 
-    ``rows`` and ``emitted`` are those that lie on disk already: the curves of a job that was killed go on where they
-    were. A row of numbers at most every ``every_s`` seconds; rates are over the time since the one before.
+    A row of numbers at most every ``every_s`` seconds; rates are over the time since the one before.
     """
 
-    def __init__(self, tracker: Tracker, rows: int = 0, emitted: int = 0, every_s: float = 10.0) -> None:
+    def __init__(self, tracker: Tracker, every_s: float = 10.0) -> None:
         self.tracker, self.every_s = tracker, every_s
-        self.rows, self.emitted, self.tokens = rows, emitted, 0
-        self.begun = self.last = (time.monotonic(), rows, 0)
+        self.tokens = 0
+        self.begin(0, 0)
+
+    def begin(self, rows: int, emitted: int) -> None:
+        """The clock starts, with so many rows and texts on disk: the curves of a killed job go on where they were."""
+        self.rows, self.emitted = rows, emitted
+        self.begun = self.last = (time.monotonic(), rows, self.tokens)
 
     def row(self, emitted: bool, tokens: int) -> None:
         """One more row, with or without a text; ``tokens`` that were generated so far in this process."""

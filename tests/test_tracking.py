@@ -80,7 +80,8 @@ class Listener(tracking.Nothing):
 
 def test_the_curves_of_a_rollout_go_on_where_an_earlier_attempt_left_them():
     listener = Listener()
-    pace = tracking.Pace(listener, rows=6, emitted=3, every_s=0)
+    pace = tracking.Pace(listener, every_s=0)
+    pace.begin(rows=6, emitted=3)
     pace.row(True, 50)
     pace.row(False, 90)
     pace.close()

@@ -178,12 +178,12 @@ def test_a_resumed_trainer_tells_what_the_service_did_not_receive_before_the_kil
     follower.on_train_begin(arguments, state, control)
     state.global_step = 4
     follower.on_log(arguments, state, control, logs={"loss": 0.5, "grad_norm": 2.0})
-    follower.on_log(arguments, state, control, logs={"eval_loss": 0.7, "train_runtime": 3.0})
+    follower.on_log(arguments, state, control, logs={"eval_loss": 0.7, "eval_runtime": 3.0})
     tracker.finish()
     run = stub.runs["abc"]
     assert run.column("step") == [1, 2, 3, 4, 4]
     assert run.rows[-2]["train/grad_norm"] == 2.0 and run.rows[-1]["eval/loss"] == 0.7
-    assert not any("runtime" in name.lstrip("_") and name[0] != "_" for name in run.rows[-1])
+    assert "eval/runtime" not in run.rows[-1]
 
 
 @pytest.mark.parametrize("rank", tracking.RANKS)
@@ -288,6 +288,14 @@ tracker.finish()
     assert sync(tmp_path, OFFLINE).runs == 1
     assert [row["step"] for row in run.rows if "x" in row] == list(range(1, 8)) and run.closed[-1] == 0
     assert "retention" in run.summary and any("table" in name for name in stub.artifacts)
+    assert list(
+        (tmp_path / "wandb/data").rglob("staging")
+    )  # what is uploaded later does not lie in a node's home
+    written = [
+        transaction_log.step_of(r) for p in tracking.files(tmp_path) for _, r in transaction_log.records(p)
+    ]
+    steps = [step for step in written if step is not None]
+    assert len(steps) == len(set(steps))
     asked = len(stub.requests)
     assert sync(tmp_path, OFFLINE) == syncing.Synced()
     assert len(stub.requests) == asked
