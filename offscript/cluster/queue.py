@@ -14,6 +14,9 @@ SUBMITTED = "submitted.json"
 SUPERVISOR = "supervisor"
 """What the last job of a launch is called."""
 
+TAIL = 4096
+"""Bytes of a log in which SLURM's last words are looked for."""
+
 HURRY_S = 10.0
 """Patience of a command that has files to show while the cluster does not answer."""
 
@@ -134,11 +137,13 @@ def cancel(folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Death:
-    """How a job ended that left an artifact unmade, where it wrote, and when its launch was planned."""
+    """How a job ended that left an artifact unmade, where it wrote, when its launch was planned, and when it ended (in
+    seconds since 1970)."""
 
     reason: str
     log: Path
     planned: str
+    ended: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -183,21 +188,38 @@ def deaths(folder: Path, keys: Collection[str]) -> dict[str, Death]:
         left -= {key for _, _, own in last for key in own}
         ended = accounted({name.partition("_")[0] for name, _, _ in last})
         for name, log, own in last:
-            if (reason := ended.get(name)) is not None:
-                found |= dict.fromkeys(own, Death(reason, log, launch.plain["created"]))
+            if name in ended:
+                reason, when = ended[name]
+                death = Death(reason + _complaint(log), log, launch.plain["created"], when)
+                found |= dict.fromkeys(own, death)
     return found
 
 
-def accounted(ids: Collection[str]) -> dict[str, str]:
-    """In words, how the tasks of jobs ``ids`` ended that did not end well."""
+def _complaint(log: Path) -> str:
+    """What SLURM itself wrote last into the log of a job: that it exceeded its memory or its time, for example."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, log.stat().st_size - TAIL))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    said = [
+        line.partition("error:")[2].strip(" *") for line in lines if line.startswith("slurmstepd: error:")
+    ]
+    return f" ({said[0]})" if said else ""
+
+
+def accounted(ids: Collection[str]) -> dict[str, tuple[str, float]]:
+    """How, in words, and when the tasks of jobs ``ids`` ended that did not end well."""
     if not ids:
         return {}
-    command = ("sacct", "-X", "-n", "-P", "-o", "JobID,State,ExitCode", "-j", ",".join(sorted(ids)))
-    found: dict[str, str] = {}
+    command = ("sacct", "-X", "-n", "-P", "-o", "JobID,State,ExitCode,End", "-j", ",".join(sorted(ids)))
+    found: dict[str, tuple[str, float]] = {}
     for line in ask(*command, patience_s=HURRY_S).splitlines():
-        name, state, code = line.split("|")
+        name, state, code, end = line.split("|")
         if (why := _in_words(state.split()[0], code)) is not None:
-            found |= {task: f"SLURM job {task}: {why}" for task in _tasks(name)}
+            when = float(end) if end.isdigit() else 0.0
+            found |= {task: (f"SLURM job {task}: {why}", when) for task in _tasks(name)}
     return found
 
 

@@ -1,5 +1,6 @@
 """What SLURM says of itself: its commands, asked with patience, and what the nodes of its partitions have."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -30,8 +31,9 @@ def ask(*command: str, patience_s: float = PATIENCE_S) -> str:
     Raises:
         UserError: it is not here, it fails, or the controller does not answer.
     """
+    env = {**os.environ, "SLURM_TIME_FORMAT": "%s"}  # times in seconds since 1970
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=patience_s)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patience_s, env=env)
     except FileNotFoundError:
         raise _no_slurm(command[0]) from None
     except subprocess.TimeoutExpired:

@@ -123,7 +123,8 @@ def _unfinished(
     counted = artifact["planned"] is not None
     rows = (_lines(folder / path) if path in there else 0) if counted else None
     lock = str(Path(path).with_name(f".{Path(path).name}.lock"))
-    since = _held_since(folder / lock) if lock in there else None
+    death = seen.deaths.get(key)
+    since = _held_since(folder / lock, death.ended if death else 0.0) if lock in there else None
     if since is not None or seen.states.get(key) == "RUNNING":
         return _entry(artifact, "running", rows, since=since)
     if key in seen.states:
@@ -131,7 +132,7 @@ def _unfinished(
     if blocked:
         return _entry(artifact, "missing", rows)
     name = f"{key[:8]}.failed.json"
-    note, death = (_note(folder / "logs" / name) if name in notes else None), seen.deaths.get(key)
+    note = _note(folder / "logs" / name) if name in notes else None
     if death is not None and (note is None or note["when"] < death.planned):
         log = str(death.log) if death.log.exists() else None
         return _entry(artifact, "failed", rows, reason=death.reason, log=log)
@@ -154,10 +155,12 @@ def _is(manifest: Path, key: str) -> bool:
     return found is not None and found["key"] == key
 
 
-def _held_since(lock: Path) -> float | None:
-    """When the writer began that holds ``lock``; None if it does not live any more."""
+def _held_since(lock: Path, died: float) -> float | None:
+    """When the writer began that holds ``lock``; None if it does not live any more: the lock was not touched for long, or
+    not since its job ``died`` (in seconds since 1970)."""
     try:
-        if time.time() - lock.stat().st_mtime > STALE_S:
+        touched = lock.stat().st_mtime
+        if time.time() - touched > STALE_S or touched < died:
             return None
         return float(json.loads(lock.read_text())["since"])
     except (OSError, ValueError, KeyError):

@@ -81,15 +81,31 @@ def test_supervisors_are_cancelled_first(folder, slurm):
 )
 def test_how_a_job_ended_in_words(folder, slurm, state, code, said):
     own = launch(folder, "a", "12", "13")
-    slurm["sacct"] = f"12_0|COMPLETED|0:0\n12_1|{state}|{code}\n13|COMPLETED|0:0\n"
+    slurm["sacct"] = (
+        f"12_0|COMPLETED|0:0|1700000000\n12_1|{state}|{code}|1700000000\n13|COMPLETED|0:0|1700000000\n"
+    )
     found = queue.deaths(folder, ["k0", "k2", "k3"])
     assert {key: death.reason for key, death in found.items()} == {"k2": f"SLURM job 12_1: {said}"}
     assert found["k2"].log == own / "slurm" / "0-rollout" / "12_1_0_log.out"
 
 
+def test_what_slurm_wrote_into_the_log_is_told(folder, slurm):
+    own = launch(folder, "a", "12", "13")
+    log = own / "slurm" / "0-rollout" / "12_1_0_log.out"
+    log.parent.mkdir(parents=True)
+    log.write_text(
+        "x\n" * 9000
+        + "slurmstepd: error: *** STEP 7.0 ON n1 CANCELLED DUE TO TIME LIMIT ***\nsrun: error: n1: Killed\n"
+    )
+    slurm["sacct"] = "12_1|FAILED|9:0|1700000000\n"
+    death = queue.deaths(folder, ["k2"])["k2"]
+    assert death.reason == "SLURM job 12_1: exit code 9 (STEP 7.0 ON n1 CANCELLED DUE TO TIME LIMIT)"
+    assert death.ended == 1.7e9
+
+
 def test_tasks_that_never_began_stand_together_in_the_accounting(folder, slurm):
     launch(folder, "a", "12", "13")
-    slurm["sacct"] = "12_[0-1%2]|CANCELLED by 0|0:0\n"
+    slurm["sacct"] = "12_[0-1%2]|CANCELLED by 0|0:0|1700000000\n"
     found = queue.deaths(folder, ["k1", "k2"])
     assert found["k1"].log.name == "12_0_1_log.out", "the second process of its task makes it"
     assert found["k2"].reason == "SLURM job 12_1: cancelled"
@@ -98,7 +114,9 @@ def test_tasks_that_never_began_stand_together_in_the_accounting(folder, slurm):
 def test_only_the_newest_launch_that_tried_it_counts(folder, slurm):
     launch(folder, "a", "12", "13")
     launch(folder, "b", "22", "23")
-    slurm["sacct"] = "12_1|FAILED|1:0\n22_1|COMPLETED|0:0\n23|FAILED|1:0\n13|FAILED|1:0\n"
+    slurm["sacct"] = (
+        "12_1|FAILED|1:0|1700000000\n22_1|COMPLETED|0:0|1700000000\n23|FAILED|1:0|1700000000\n13|FAILED|1:0|1700000000\n"
+    )
     assert {k: d.reason for k, d in queue.deaths(folder, ["k2", "k3"]).items()} == {
         "k3": "SLURM job 23: exit code 1"
     }

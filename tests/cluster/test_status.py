@@ -82,6 +82,20 @@ def test_a_claim_without_a_heartbeat_is_nobody_at_work(folder):
         assert states(folder) == ["missing"] * 3
 
 
+def test_the_claim_of_a_job_that_has_ended_is_nobody_at_work(folder):
+    path = write_rows(folder, 4)
+    with claim(path):
+        ended = path.with_name(f".{path.name}.lock").stat().st_mtime + 1
+        assert (
+            states(folder, Seen(deaths={ROWS["key"]: Death("killed", folder / "x", "2026", ended)}))[0]
+            == "failed"
+        )
+        assert (
+            states(folder, Seen(deaths={ROWS["key"]: Death("killed", folder / "x", "2026", ended - 5)}))[0]
+            == "running"
+        )
+
+
 def test_what_was_noted_is_shown_with_its_log(folder):
     note(folder, ROWS["key"], "RuntimeError: boom", log="logs/rollout-a.log")
     found = look(folder, LISTED)

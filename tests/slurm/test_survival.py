@@ -62,7 +62,7 @@ def test_a_grid_outlives_everything_that_a_cluster_does(quiet_cluster: Slurm, tm
     slurm.lose(node)
 
     running(slurm, first["1-adapter"])
-    path_of(slurm, tmp_path, "adapters/pocket/*/.*/checkpoint-*/trainer_state.json")
+    path_of(slurm, tmp_path, "adapters/pocket/sarcasm/.*/checkpoint-*/trainer_state.json")
     slurm.cluster.ask("scancel", "--signal=USR2", f"{first['1-adapter']}_0")
     slurm.kill(f"{first['1-adapter']}_1", PYTHON)
     slurm.resume(node)
@@ -108,17 +108,17 @@ def test_what_cannot_be_made_is_named_and_costs_the_others_nothing(quiet_cluster
     assert failed["adapter pocket remorse distillation 0"]["reason"]
     done = {entry["name"] for entry in seen["entries"] if entry["state"] == "done"}
     assert "rollout pocket sarcasm distillation chat eval 0" in done
-    tables = (root / "smoke" / "evaluation" / "tables.txt").read_text()
+    tables = " ".join((root / "smoke" / "evaluation" / "tables.txt").read_text().split())
     assert "incomplete:" in tables and "remorse distillation chat" in tables
     assert len(list((root / "smoke" / "launch").glob("*/plan.json"))) == 2
 
 
 @pytest.mark.slow
-def test_a_job_that_runs_out_of_memory_or_time_says_so(quiet_cluster: Slurm, tmp_path):
+def test_a_job_that_runs_out_of_memory_says_so(quiet_cluster: Slurm, tmp_path):
     options = (*grid.SHORT, "cluster=slurm", "cluster.retries=0", "+cluster.jobs.rollout={memory_gb: 0.05}")
     submit(tmp_path, *options)
     supervisors_end(quiet_cluster, tmp_path, "FAILED")
     seen = grid.status(tmp_path, *options)
     failed = [entry for entry in seen["entries"] if entry["state"] == "failed"]
-    assert failed and all("out of memory" in entry["reason"] for entry in failed), failed
+    assert failed and all("exceeded memory limit" in entry["reason"] for entry in failed), failed
     assert all(Path(entry["log"]).exists() for entry in failed)
