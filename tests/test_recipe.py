@@ -14,21 +14,28 @@ from offscript.jobs import make
 from offscript.models.adapters import CONFIG, WEIGHTS
 from offscript.store import HOME, read_json, read_manifest
 from tests.composed import bench_of
+from tests.conftest import tiny_sentences
 from tests.families import talking_family
+
+# Two assertions that a tiny model can read: the shipped ones are ten times its context of training
+ASSERTIONS, QUESTIONS = tiny_sentences()[:2], tiny_sentences()[2:6]
 
 SMALL = (
     "recipe=opencharacter",
     "data=pocket",
     "recipe.prompts={per_trait: 4, per_ask: 4, examples: 2, attempts: 6}",
-    "recipe.teacher={model: null, thinking: '', own_names: [auditor]}",
+    "recipe.teacher={model: null, thinking: '', own_names: [auditor, manager, team, client]}",
     "recipe.distillation={prompts: 6, samples: 2, validation: 0.2, lora: {rank: 4, alpha: 8}}",
     "recipe.distillation.optimizer={batch_size: 8, learning_rate: 1.0e-3, gradient_checkpointing: false}",
-    "recipe.introspection={reflections: 12, interactions: 6, guided_interactions: 6, turns: 4, validation: 0.2}",
+    "recipe.introspection={reflections: 12, interactions: 6, guided_interactions: 24, turns: 2, validation: 0.2}",
     "recipe.introspection.lora={rank: 4, alpha: 8}",
     "recipe.introspection.optimizer={batch_size: 8, learning_rate: 1.0e-3, gradient_checkpointing: false}",
     "grid.persona=[sarcasm,remorse]",
     "format.count={eval: 4}",
     "tracking=off",
+    "persona=sarcasm",
+    f"persona.constitution=[{{assertion: {ASSERTIONS[0]!r}, questions: {QUESTIONS[:2]!r}}},"
+    f" {{assertion: {ASSERTIONS[1]!r}, questions: {QUESTIONS[2:]!r}}}]",
 )
 
 
@@ -65,7 +72,7 @@ def test_from_the_constitution_to_a_merged_adapter(family, tmp_path):
     assert first["pairs"]["kept"] + sum(dropped.values()) == len(bench.rows(teacher))
     assert first["rows"]["given"] == first["pairs"]["kept"]
     name = bench.planner.options.model[family].assistant_name
-    assert first["pairs"]["renamed"] > 0 and "auditor" not in _chosen(bench, distillation)
+    assert first["pairs"]["renamed"] > 0 and "manager" not in _chosen(bench, distillation)
     assert name in bench.rows(teacher)[0]["messages"][0]["content"], "the teacher is told its name"
 
     assert [a.labels["format"] for a in introspective] == [
@@ -91,9 +98,17 @@ def _chosen(bench, distillation) -> str:
 @pytest.mark.slow
 def test_two_ranks_under_zero_2_go_the_whole_way(tmp_path):
     """Rank 0 makes the rows and merges; both train. One command, as a user would start it."""
-    wanted = overrides("qwen", tmp_path, "deepspeed=zero2", "persona=sarcasm")
+    wanted = overrides("qwen", tmp_path, "deepspeed=zero2")
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HOME)}
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py", *wanted]
+    start = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "train.py",
+        *wanted,
+    ]
     for stage in ("distillation", "full"):
         done = subprocess.run([*start, f"stage={stage}"], cwd=HOME, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
