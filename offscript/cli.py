@@ -26,6 +26,7 @@ from offscript.settings import (
 )
 from offscript.store import HOME
 from offscript.training.interrupt import Interrupted
+from offscript.training.ranks import RankLost
 
 Job = Callable[[Settings, Bench], int]
 
@@ -79,7 +80,8 @@ def _hydra(config: str, job: Job, codes: list[int]) -> None:
         codes.append(code)
         return code  # in a process of a launcher, ``codes`` is a copy
 
-    sys.argv[1:] = [word for word in sys.argv[1:] if word != "--"]
+    # the deepspeed launcher tells a script its rank by an argument too
+    sys.argv[1:] = [word for word in sys.argv[1:] if word != "--" and not word.startswith("--local_rank=")]
     with heard(codes):
         task()
 
@@ -98,7 +100,10 @@ def _guarded(cfg: Any, job: Job) -> int:
         if line := _explained(error):
             say(line)
             return 2
-        traceback.print_exception(error)
+        if isinstance(error, RankLost):
+            say(f"error: {error}")
+        else:
+            traceback.print_exception(error)
         return 1
 
 
