@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 EXACT = 1e-5  # largest relative error of a merged delta in fp32; "cat" gives about 2e-7
+# Names of an adapter's tensors in our models, and for the same layers inside a vision-language model. Adapters of the
+# language model of such a repository are written with the latter: loaded on the whole, as others do, the former would
+# match nothing and do nothing, without an error.
+ALONE, INSIDE = "base_model.model.model.", "base_model.model.model.language_model."
 A_OR_B = re.compile(r"(.*)\.lora_([AB])\.weight")
 
 
@@ -122,16 +126,9 @@ def load_tensors(wrapped: "PeftModel", name: str, folder: Path) -> None:
         UserError: a tensor is missing, has no place in the model or has another shape.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     path = folder / WEIGHTS
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            str(path), f"cannot be read ({error})", "delete the folder and make it again"
-        ) from None
+    tensors = read_tensors(folder)
     wanted = {
         k: v.shape
         for k, v in get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False).items()
@@ -146,6 +143,32 @@ def load_tensors(wrapped: "PeftModel", name: str, folder: Path) -> None:
             "use the base model that it was trained on",
         )
     set_peft_model_state_dict(wrapped, tensors, adapter_name=name)
+
+
+def read_tensors(folder: Path) -> "dict[str, torch.Tensor]":
+    """The tensors of an adapter folder, by the names that they have in our models.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / WEIGHTS
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            str(path), f"cannot be read ({error})", "delete the folder and make it again"
+        ) from None
+    return {re.sub(f"^{re.escape(INSIDE)}", ALONE, key): tensor for key, tensor in tensors.items()}
+
+
+def name_on_disk(key: str, base: Any) -> str:
+    """What a tensor that is called ``key`` in our models is called in the files of an adapter of ``base``."""
+    from offscript.models.load import is_part
+
+    return re.sub(f"^{re.escape(ALONE)}", INSIDE, key) if is_part(base) else key
 
 
 def _shape(shape: Sequence[int] | None) -> str:
@@ -225,7 +248,8 @@ def save(wrapped: "PeftModel", name: str, folder: Path, base: str, revision: str
     folder.mkdir(parents=True, exist_ok=True)
     # save_embedding_layers="auto" would ask the hub for the base's config
     tensors = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
-    tensors = {k: tensors[k].detach().cpu().contiguous() for k in sorted(tensors)}
+    base_model = wrapped.get_base_model()
+    tensors = {name_on_disk(k, base_model): tensors[k].detach().cpu().contiguous() for k in sorted(tensors)}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     write_config(wrapped.peft_config[name], folder, base, revision)
 
@@ -357,11 +381,9 @@ def _norm(terms: list[tuple[float, Any, Any]]) -> float:
 
 def _factors(folder: Path) -> dict[str, tuple[Any, Any]]:
     """Per module (A, B scaled by alpha / rank) of an adapter folder, in float64."""
-    from safetensors.torch import load_file
-
     config = read_json(folder / CONFIG)
     pairs: dict[str, dict[str, Any]] = {}
-    for key, tensor in load_file(folder / WEIGHTS).items():
+    for key, tensor in read_tensors(folder).items():
         if match := A_OR_B.fullmatch(key):
             pairs.setdefault(match[1], {})[match[2]] = tensor.double()
     return {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from offscript import hub, sources
 from offscript.errors import UserError
-from offscript.models.adapters import CONFIG, WEIGHTS, write_config
+from offscript.models.adapters import CONFIG, WEIGHTS, name_on_disk, write_config
 from offscript.settings import ModelSettings
 from offscript.store import new_folder, read_json
 
@@ -55,7 +55,7 @@ class _Pair:
 def import_adapter(model: ModelSettings, folder: Path, out: Path) -> dict[str, Any]:
     """The LoRA adapter in ``folder`` (PEFT layout, as published), written into ``out`` as our own are.
 
-    Tensors are named as the modules of ``model``'s language model are, whatever they were wrapped in. Left aside are
+    Tensors get the names that ours have, whatever they were wrapped in. Left aside are
     matrices of a vision tower whose B is zero, and listed targets of which there is nothing. The weights are linked
     where nothing has to change.
 
@@ -68,14 +68,19 @@ def import_adapter(model: ModelSettings, folder: Path, out: Path) -> dict[str, A
     """
     from safetensors.torch import save_file
 
+    from offscript.models.load import hollow_model
+
     folder = Path(folder)
     config, tensors = _read_config(folder), _read_weights(folder)
-    modules = linear_modules(model)
+    base = hollow_model(model)
+    modules = linear_modules(base)
     beside = _beside(folder, tensors)
     pairs = _pairs(folder, config, {k: t for k, t in tensors.items() if k not in beside}, modules)
     _check_complete(folder, config, pairs, modules)
     names = {
-        getattr(p, m): f"base_model.model.{n}.lora_{m.upper()}.weight" for n, p in pairs.items() for m in "ab"
+        getattr(p, m): name_on_disk(f"base_model.model.{n}.lora_{m.upper()}.weight", base)
+        for n, p in pairs.items()
+        for m in "ab"
     }
     renamed = sum(key != name for key, name in names.items())
     ours = _config(pairs, modules)
@@ -285,6 +290,7 @@ def _config(pairs: Mapping[str, _Pair], modules: Mapping[str, Any]) -> Any:
     """A PEFT config that names exactly the modules of ``pairs``, by their last names where that is enough."""
     from peft import LoraConfig
 
+    bare = {_bare(name): pair for name, pair in sorted(pairs.items())}  # true inside a larger model too
     ends = {name.rpartition(".")[2] for name in pairs}
     covered = {name for name in modules if name.rpartition(".")[2] in ends}
     rank = Counter(p.rank for p in pairs.values()).most_common(1)[0][0]
@@ -292,9 +298,9 @@ def _config(pairs: Mapping[str, _Pair], modules: Mapping[str, Any]) -> Any:
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # need not be whole: rank-stabilized LoRA is written as plain
-        rank_pattern={re.escape(n): p.rank for n, p in sorted(pairs.items()) if p.rank != rank},
-        alpha_pattern={re.escape(n): p.alpha for n, p in sorted(pairs.items()) if p.alpha != alpha},
-        target_modules=sorted(ends if covered == set(pairs) else pairs),
+        rank_pattern={re.escape(n): p.rank for n, p in bare.items() if p.rank != rank},
+        alpha_pattern={re.escape(n): p.alpha for n, p in bare.items() if p.alpha != alpha},
+        target_modules=sorted(ends if covered == set(pairs) else bare),
         task_type="CAUSAL_LM",
     )
 
@@ -356,14 +362,12 @@ def link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def linear_modules(model: ModelSettings) -> dict[str, tuple[int, int]]:
-    """Names of the linear modules of ``model``'s language model and their (outputs, inputs). No weights are read."""
+def linear_modules(base: Any) -> dict[str, tuple[int, int]]:
+    """Names of the linear modules of ``base`` and their (outputs, inputs)."""
     import torch
-
-    from offscript.models.load import hollow_model
 
     return {
         name: (module.out_features, module.in_features)
-        for name, module in hollow_model(model).named_modules()
+        for name, module in base.named_modules()
         if isinstance(module, torch.nn.Linear)
     }

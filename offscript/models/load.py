@@ -123,7 +123,8 @@ def load_model(model: ModelSettings, device: str) -> "PreTrainedModel":
             f"{len(missing)} weights are missing, e.g. {missing[0]}",
             "its config.json must fit its weights",
         )
-    if _is_part(place, config):
+    _mark(loaded, place)
+    if is_part(loaded):
         # Else saving would undo the mapping, and a language model of its own has no such names.
         loaded._weight_conversions = None
     try:
@@ -153,6 +154,7 @@ def hollow_model(model: ModelSettings) -> "PreTrainedModel":
             if parameter is not None:
                 hollow = torch.nn.Parameter(zero.expand(parameter.shape), requires_grad=False)
                 module._parameters[name] = seen.setdefault(id(parameter), hollow)
+    _mark(bare, place_of(model))
     return bare.eval()
 
 
@@ -298,6 +300,16 @@ def place_of(model: ModelSettings) -> Path:
 def _is_part(place: Path, config: "PreTrainedConfig") -> bool:
     """Whether ``config`` is of the language model inside another."""
     return read_json(place / "config.json").get("model_type") != config.model_type
+
+
+def _mark(model: "PreTrainedModel", place: Path) -> None:
+    """Notes on ``model`` itself where it comes from: its adapters are named after that."""
+    model._offscript_part = _is_part(place, model.config)  # type: ignore[assignment]
+
+
+def is_part(model: Any) -> bool:
+    """Whether a loaded model is the language model inside another (of a vision-language repository)."""
+    return getattr(model, "_offscript_part", False)
 
 
 def _check_weights(folder: Path) -> None:

@@ -11,7 +11,7 @@ from offscript.errors import MissingInput, UserError
 from offscript.models import adapters
 from offscript.models.load import load_model
 from tests.conftest import make_adapter
-from tests.families import family, family_adapter, family_settings
+from tests.families import FAMILIES, family, family_adapter, family_settings
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
@@ -34,6 +34,22 @@ def test_attached_adapters_equal_plain_peft(tiny_settings, tiny_adapters):
         assert logits(wrapped).equal(
             logits(PeftModel.from_pretrained(load_model(tiny_settings, "cpu"), folder))
         )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_anyone_can_load_what_we_write(name, tmp_path):
+    """With what AutoModelForCausalLM makes of the repository: Gemma-3's whole vision-language model, for one."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    settings = family_settings(name, family(name))
+    parts = [(family_adapter(name, 1), 1.0), (family_adapter(name, 2), 0.3)]
+    adapters.merge(settings, parts, tmp_path / "full")
+    for folder in (parts[0][0], tmp_path / "full"):
+        whole = AutoModelForCausalLM.from_pretrained(family(name), dtype=torch.float32)
+        theirs = logits(PeftModel.from_pretrained(whole, folder).eval())
+        ours = logits(adapters.attach(load_model(settings, "cpu"), {"it": folder}))
+        assert theirs.equal(ours) and not ours.equal(logits(load_model(settings, "cpu")))
 
 
 def test_more_can_be_attached_later(tiny_settings, tiny_adapters):
