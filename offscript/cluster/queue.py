@@ -1,5 +1,6 @@
 """The launches of an experiment and what SLURM says of their jobs: what is under way, and how what has ended fared."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,8 @@ SUPERVISOR = "supervisor"
 
 TAIL = 4096
 """Bytes of a log in which SLURM's last words are looked for."""
+
+COMPLAINT = re.compile(r"slurmstepd\S*: error: (.*(?:memory limit|oom.kill|DUE TO).*)", re.IGNORECASE)
 
 HURRY_S = 10.0
 """Patience of a command that has files to show while the cluster does not answer."""
@@ -203,10 +206,8 @@ def _complaint(log: Path) -> str:
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
-    said = [
-        line.partition("error:")[2].strip(" *") for line in lines if line.startswith("slurmstepd: error:")
-    ]
-    return f" ({said[0]})" if said else ""
+    said = [found[1].strip(" *") for line in lines if (found := COMPLAINT.match(line))]
+    return f" ({said[-1]})" if said else ""
 
 
 def accounted(ids: Collection[str]) -> dict[str, tuple[str, float]]:

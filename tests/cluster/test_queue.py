@@ -95,7 +95,7 @@ def test_what_slurm_wrote_into_the_log_is_told(folder, slurm):
     log.parent.mkdir(parents=True)
     log.write_text(
         "x\n" * 9000
-        + "slurmstepd: error: *** STEP 7.0 ON n1 CANCELLED DUE TO TIME LIMIT ***\nsrun: error: n1: Killed\n"
+        + "slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED DUE TO TIME LIMIT ***\nsrun: error: n1: Killed\n"
     )
     slurm["sacct"] = "12_1|FAILED|9:0|1700000000\n"
     death = queue.deaths(folder, ["k2"])["k2"]
