@@ -176,7 +176,7 @@ def tracked(artifacts: Sequence[Artifact], bench: Bench, job_type: str) -> Itera
         group=settings.name,
         job_type=job_type,
         tags=tags,
-        config=settings.model_dump(mode="json"),
+        config={**settings.model_dump(mode="json"), "code": code_revision()},
     )
     try:
         yield tracker

@@ -248,6 +248,15 @@ def cancel(settings: Settings, bench: Bench) -> int:
     return 0
 
 
+def sync(settings: Settings, bench: Bench) -> int:
+    """``launch/sync.py``: what is new in the experiment's offline W&B runs goes to the service."""
+    from offscript import sync as upload
+
+    done = upload.sync(bench.folder, settings.tracking, settings.watch)
+    say(f"{settings.name}: {done.rows} rows of {done.runs} runs uploaded, {done.failed} runs failed")
+    return 1 if done.failed else 0
+
+
 def prefetch(settings: Settings, bench: Bench) -> int:
     """``launch/prefetch.py``: everything of the grid that lies on the hub, into the hub's own cache."""
     _refuse_single_cell()

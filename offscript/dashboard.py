@@ -11,6 +11,7 @@ from offscript.doctor import viewer
 from offscript.errors import UserError
 from offscript.settings import Settings
 from offscript.tracking import STEP
+from offscript.work import BARS, HEATMAP, TABLE
 
 PACKAGE = "wandb-workspaces==0.4.13"
 
@@ -20,6 +21,7 @@ CURVES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "Held-out loss": ("eval/loss",),
         "DPO": ("train/loss/dpo",),
         "Likelihood of the chosen reply": ("train/loss/nll",),
+        "Squared log-ratio to the reference": ("train/loss/kl",),
         "Pairs in the right order": ("train/rewards/accuracies", "eval/rewards/accuracies"),
         "Margin": ("train/rewards/margins",),
         "Gradient norm": ("train/grad_norm",),
@@ -34,11 +36,6 @@ CURVES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "Classifiers": {"Held-out macro-F1": ("eval/macro_f1",)},
 }
 """Curves over the step, by section and title. A run is of one job, so each persona and stage is a line of its own."""
-
-TABLE = "retention"
-BARS = "bars"
-"""Prefix of the bar chart of a format: ``bars/chat``."""
-HEATMAP = "heatmap"
 
 
 def dashboard(settings: Settings, bench: Bench) -> int:

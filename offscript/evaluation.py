@@ -78,12 +78,15 @@ def write(evaluation: Evaluation, folder: Path, title: str = "") -> list[Path]:
     Raises:
         UserError: a file stands where a folder is needed.
     """
-    pictures = figures.headline(evaluation, ensure_folder(folder / "figures"))
+    place = ensure_folder(folder / "figures")
+    pictures = figures.headline(evaluation, place) + figures.heatmap(evaluation, place)
     write_json(folder / "summary.json", summary.summary(evaluation))
     texts = {
         "cells.csv": summary.cells_csv(evaluation),
         "tables.txt": tables.text(evaluation),
-        "report.html": page.page(evaluation, title or "offscript", "figures/headline.svg"),
+        "report.html": page.page(
+            evaluation, title or "offscript", "figures/headline.svg", "figures/personas.svg"
+        ),
     }
     for name, text in texts.items():
         write_text(folder / name, text)

@@ -298,10 +298,11 @@ class Planner:
         code, node = get_format(fmt), self._format(fmt)
         if code.source in ("reflection", "interaction"):
             return self._collections.repeated(code.source, self._introspection()[code.name])
-        if not dict[str, int](node.count).get(split):
-            counted = [name for name, n in node.count.items() if n]
-            raise UserError(f"split {split}", f"format {code.name} says no count for it", one_of(counted))
-        return self._collections.split(code.source, split, node.count[split]), node.samples.get(split, 1)
+        counts = {str(name): n for name, n in node.count.items() if n}
+        if split not in counts:
+            raise UserError(f"split {split}", f"format {code.name} says no count for it", one_of(counts))
+        samples = {str(name): n for name, n in node.samples.items()}
+        return self._collections.split(code.source, split, counts[split]), samples.get(split, 1)
 
     def _introspection(self) -> dict[str, int]:
         """Conversations that the recipe wants of each format of introspection."""

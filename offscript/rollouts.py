@@ -79,12 +79,17 @@ class RolloutFailed(Exception):
 
 
 def roll_out(
-    runs: Sequence[CellRun], engine: Engine, max_live: int, on_row: OnRow | None = None
+    runs: Sequence[CellRun],
+    engine: Engine,
+    max_live: int,
+    on_row: OnRow | None = None,
+    on_start: Callable[[Mapping[str, Counts]], None] | None = None,
 ) -> dict[str, Counts]:
     """Runs every planned episode that has no row yet; returns the counts of each run by its key.
 
     At most ``max_live`` episodes are suspended at a time: a kill loses no more than those. The caller holds
-    the claims on the files and writes their manifests. ``on_row`` sees each new row after it is on disk.
+    the claims on the files and writes their manifests. ``on_row`` sees each new row after it is on disk,
+    ``on_start`` what was there before the first of them.
 
     Raises:
         UserError: a file on disk holds rows that do not belong to its run.
@@ -92,7 +97,10 @@ def roll_out(
             or a format raised. The first exception of a format is its cause.
     """
     with ExitStack() as files:
-        return _Scheduler(runs, engine, max_live, on_row, files).run()
+        scheduler = _Scheduler(runs, engine, max_live, on_row, files)
+        if on_start is not None:
+            on_start(scheduler.counts)
+        return scheduler.run()
 
 
 @dataclass(eq=False)

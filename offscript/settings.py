@@ -211,9 +211,9 @@ class DataSettings(Named):
     something which is used here stay out of what is scored.
     """
 
-    sources: dict[Literal["chat", "office", "reflection", "interaction"], tuple[str | HubFileSettings, ...]] = (
-        identity()
-    )
+    sources: dict[
+        Literal["chat", "office", "reflection", "interaction"], tuple[str | HubFileSettings, ...]
+    ] = identity()
     fractions: dict[Literal["train", "classifier", "eval"], float] = identity()
     first: dict[Literal["train", "classifier", "eval"], NonNegativeInt] = identity({})
     salt: str = identity("offscript")

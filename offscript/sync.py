@@ -189,7 +189,9 @@ class _Cursors:
 def _explained(error: Exception) -> UserError:
     if refused(error):
         return UserError("W&B", "it refuses the API key, or there is none", NO_KEY)
-    return UserError("W&B", f"it does not answer ({type(error).__name__})", "sync again later; nothing is lost")
+    return UserError(
+        "W&B", f"it does not answer ({type(error).__name__})", "sync again later; nothing is lost"
+    )
 
 
 # ---------------------------------------------------------------- handing it over

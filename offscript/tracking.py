@@ -37,8 +37,6 @@ _gave_up = False
 class Tracker(Protocol):
     """What a job may tell. Nothing here can fail a job."""
 
-    report_to: str
-
     def log(self, values: Mapping[str, float], step: int | None = None) -> None:
         """A row of numbers. ``step`` counts up over all attempts at the job (optimizer steps; rows on disk)."""
 
@@ -54,7 +52,7 @@ class Tracker(Protocol):
         """A picture (png) from disk."""
 
     def callbacks(self) -> list[Any]:
-        """Callbacks for a HF Trainer whose logs belong into this run (its own ``report_to`` is then empty)."""
+        """Callbacks for a HF Trainer whose logs belong into this run."""
         ...
 
     def finish(self, failed: bool = False) -> None: ...
@@ -62,8 +60,6 @@ class Tracker(Protocol):
 
 class Nothing:
     """The tracker of ``tracking=off`` and of every process but a job's first: same methods, no effect."""
-
-    report_to = "none"
 
     def log(self, values: Mapping[str, float], step: int | None = None) -> None:
         pass
@@ -104,8 +100,6 @@ def _at_no_cost(method: Callable[..., None]) -> Callable[..., None]:
 
 class Wandb:
     """A W&B run. ``told``: the ``_step`` of the last row that it holds from earlier attempts, -1 for none."""
-
-    report_to = "wandb"
 
     def __init__(self, run: Any, told: int = -1) -> None:
         self.run = run

@@ -4,6 +4,7 @@ last. The same functions run inline, in local processes and on SLURM.
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from offscript import hub, sources, tracking
@@ -27,36 +28,34 @@ def run_rollouts(cells: list[Artifact], bench: Bench, limit: int | None) -> None
     with tracked(cells, bench, "rollout") as tracker:
         engine = open_engine(cells, bench)
         progress = Progress(f"rollout {model}: {len(cells)} cells", total, "rows")
-        seen = {"rows": 0, "emitted": 0}
+        pace = tracking.Pace(tracker)
 
         def on_row(run: Any, row: dict[str, Any]) -> None:
-            seen["rows"] += 1
-            seen["emitted"] += row["text"] is not None
+            pace.row(row["text"] is not None, engine.stats.tokens_out)
             progress.advance(f"{engine.stats.tokens_out} tokens")
-            if seen["rows"] % 100 == 0:
-                tracker.log(
-                    {"rows": seen["rows"], "emission_rate": seen["emitted"] / seen["rows"]}, step=seen["rows"]
-                )
+
+        def on_start(counts: Any) -> None:
+            pace.begin(sum(c.reused for c in counts.values()), sum(c.emitted for c in counts.values()))
 
         failed: RolloutFailed | None = None
         try:
-            counts = roll_out(runs, engine, settings.engine.max_live, on_row)
+            counts = roll_out(runs, engine, settings.engine.max_live, on_row, on_start)
         except (
             RolloutFailed
         ) as error:  # every other episode has its row: their cells are finished all the same
             counts, failed = error.counts, error
         seconds = progress.close()
-        tracker.log(
-            {"rows": seen["rows"], "emission_rate": seen["emitted"] / max(1, seen["rows"])}, step=seen["rows"]
-        )
-        tracker.summary({"seconds": seconds, "tokens_out": engine.stats.tokens_out, "rows": seen["rows"]})
+        pace.close()
+        tracker.summary({"seconds": seconds, "tokens_out": engine.stats.tokens_out})
     for cell, run in zip(cells, runs, strict=True):
         count = counts[cell.key]
         if count.written + count.reused == len(run.scenarios) * run.samples:
             plain = {**vars(count), "ended": dict(count.ended)}
             finish(cell, bench, started, counts=plain, engine=engine.info(), hub=commits[cell.key])
     engine.close()
-    say(f"  rows: {seen['rows']} in {len(cells)} cells of {model}, {duration(seconds)}")
+    say(
+        f"  rows: {sum(c.written for c in counts.values())} in {len(cells)} cells of {model}, {duration(seconds)}"
+    )
     if failed:
         raise failed
 
@@ -160,7 +159,7 @@ def run_training(artifacts: list[Artifact], bench: Bench, limit: int | None) -> 
             progress.update(step, total, f"loss {logs['loss']:.3f}" if "loss" in logs else progress.note)
 
         ranks.announce(artifact.key)
-        metrics = train(artifact, bench, tracker.report_to, on_step)
+        metrics = train(artifact, bench, tracker.callbacks(), on_step)
         seconds = progress.close()
         tracker.summary({k: v for k, v in metrics.items() if isinstance(v, (int, float))})
     finish(artifact, bench, started, counts=metrics)
@@ -173,7 +172,7 @@ def help_training(artifact: Artifact, bench: Bench) -> None:
 
     train = _train_distillation if artifact.labels["stage"] == "distillation" else _introspect
     with contextlib.suppress(TrainingFailed, UserError):
-        train(artifact, bench, "none", None)
+        train(artifact, bench, [], None)
 
 
 def run_import(artifact: Artifact, bench: Bench, started: str) -> None:
@@ -188,9 +187,13 @@ def run_import(artifact: Artifact, bench: Bench, started: str) -> None:
     finish(artifact, bench, started, counts=counts, hub={str(ref): hub.commit(ref)} if ref else {})
     noted = "; ".join(f"{name}: {value}" for name, value in counts.get("ignored", {}).items() if value)
     say(f"  {artifact}: from {ref or folder}" + (f" (ignored: {noted})" if noted else ""))
+    if counts.get("note"):
+        say(f"  {artifact}: {counts['note']}")
 
 
-def _train_distillation(artifact: Artifact, bench: Bench, report_to: str, on_step: Any) -> dict[str, Any]:
+def _train_distillation(
+    artifact: Artifact, bench: Bench, callbacks: list[Any], on_step: Any
+) -> dict[str, Any]:
     from offscript.training import preference, published_rows
 
     if (given := artifact.spec.get("rows")) is not None:
@@ -206,7 +209,7 @@ def _train_distillation(artifact: Artifact, bench: Bench, report_to: str, on_ste
         pairs,
         bench.place(artifact),
         training_seed(artifact.key, artifact.labels["seed"]),
-        report_to=report_to,
+        callbacks=callbacks,
         on_step=on_step,
         say=say,
         deepspeed=bench.planner.settings.deepspeed,
@@ -215,10 +218,10 @@ def _train_distillation(artifact: Artifact, bench: Bench, report_to: str, on_ste
     return {**metrics, "pairs": counts}
 
 
-def _train_full(artifact: Artifact, bench: Bench, report_to: str, on_step: Any) -> dict[str, Any]:
+def _train_full(artifact: Artifact, bench: Bench, callbacks: list[Any], on_step: Any) -> dict[str, Any]:
     from offscript.models.adapters import merge
 
-    metrics = _introspect(artifact, bench, report_to, on_step)
+    metrics = _introspect(artifact, bench, callbacks, on_step)
     method = artifact.spec["merge"]
     model = bench.planner.options.model[artifact.labels["model"]]
     first, second = bench.place(artifact.inputs[0]), _second(artifact, bench)
@@ -228,7 +231,7 @@ def _train_full(artifact: Artifact, bench: Bench, report_to: str, on_step: Any) 
     return {**metrics, "merge": merged}
 
 
-def _introspect(artifact: Artifact, bench: Bench, report_to: str, on_step: Any) -> dict[str, Any]:
+def _introspect(artifact: Artifact, bench: Bench, callbacks: list[Any], on_step: Any) -> dict[str, Any]:
     """The second adapter, stacked on the first."""
     from offscript.training import introspection
 
@@ -241,7 +244,7 @@ def _introspect(artifact: Artifact, bench: Bench, report_to: str, on_step: Any) 
         bench.place(artifact.inputs[0]),
         _second(artifact, bench),
         training_seed(artifact.key, artifact.labels["seed"]),
-        report_to=report_to,
+        callbacks=callbacks,
         on_step=on_step,
         say=say,
         deepspeed=bench.planner.settings.deepspeed,
@@ -257,7 +260,7 @@ def _tell(line: str) -> None:
         say(line)
 
 
-def _second(artifact: Artifact, bench: Bench) -> Any:
+def _second(artifact: Artifact, bench: Bench) -> Path:
     return bench.place(artifact).with_name(f"introspection-{artifact.key[:8]}")
 
 
@@ -300,7 +303,7 @@ def run_fit(artifacts: list[Artifact], bench: Bench, limit: int | None) -> None:
     with tracked(artifacts, bench, "classify") as tracker:
         report = fit(
             artifact.spec["settings"], model, rows, list(artifact.spec["personas"]), bench.place(artifact),
-            report_to=tracker.report_to, on_step=lambda step, total, logs: progress.update(step, total),
+            callbacks=tracker.callbacks(), on_step=lambda step, total, logs: progress.update(step, total),
         )  # fmt: skip
         seconds = progress.close()
         tracker.summary({k: v for k, v in report.items() if isinstance(v, (int, float))})
@@ -393,20 +396,34 @@ def run_evaluation(artifacts: list[Artifact], bench: Bench, limit: int | None) -
         resamples=settings.resamples, confidence=settings.confidence, seed=settings.seed,
     )  # fmt: skip
     with tracked(artifacts, bench, "evaluate") as tracker:
-        log_retention(tracker, summary)
+        log_retention(tracker, summary, bench.place(artifact) / "figures" / "personas.png")
     if not missing:
         finish(artifact, bench, started, counts={"rows": len(rows), "cells": len(there)})
 
 
-def log_retention(tracker: tracking.Tracker, summary: dict[str, Any]) -> None:
-    """Headline numbers into the run's summary, the retention table as a logged table."""
+TABLE, BARS, HEATMAP = "retention", "bars", "heatmap"
+"""Names of what an evaluation logs: a table, a chart per format (``bars/chat``), an image."""
+
+
+def log_retention(tracker: tracking.Tracker, summary: dict[str, Any], heatmap: Path) -> None:
+    """Headline numbers into the run's summary; the retention table, bars per format and the heatmap as objects."""
     metric, groups = summary["metric"], summary["groups"]
     columns = ["model", "stage", "format", "training_seed", "planned", "emitted", "unique_texts", "accuracy"]
     rows = [
         [*(g[c] for c in columns), g["macro_f1"]["emitted"], *(g["interval_scenario"] or (None, None))]
         for g in groups
     ]
-    tracker.table("retention", [*columns, metric, "low", "high"], rows)
+    tracker.table(TABLE, [*columns, metric, "low", "high"], rows)
+    for format_ in dict.fromkeys(g["format"] for g in groups):
+        heights = {
+            " ".join(str(g[c]) for c in ("model", "stage", "training_seed") if g[c] is not None): g[
+                "macro_f1"
+            ]["emitted"]
+            for g in groups
+            if g["format"] == format_ and g["macro_f1"]["emitted"] is not None
+        }
+        tracker.bars(f"{BARS}/{format_}", f"{metric}, {format_}", heights)
+    tracker.image(HEATMAP, heatmap)
     for g in groups:
         place = "/".join(str(g[c]) for c in ("model", "stage", "format"))
         tracker.summary(

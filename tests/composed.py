@@ -2,9 +2,9 @@
 
 import functools
 
+from offscript.bench import Bench
 from offscript.cli import _plain, assemble
 from offscript.grid import Planner
-from offscript.bench import Bench
 from offscript.settings import Settings
 from offscript.store import HOME
 

@@ -82,7 +82,7 @@ def test_every_job_tells_wandb_what_it_measured(smoke):
     assert len(kinds["train"]) == 4 and len(kinds["classify"]) == len(kinds["evaluate"]) == 1
     assert {r["group"] for r in runs} == {"smoke"} and len({r["id"] for r in runs}) == len(runs)
     assert all("train/loss" in r["logged"] for r in kinds["train"])
-    assert all("emission_rate" in r["logged"] for r in kinds["rollout"])
+    assert all("rollout/emission_rate" in r["logged"] for r in kinds["rollout"])
     assert "macro_f1" in kinds["classify"][0]["summary"]
     (last,) = kinds["evaluate"]
     assert (

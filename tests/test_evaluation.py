@@ -104,7 +104,8 @@ def test_the_same_rows_give_the_same_bytes(tmp_path, capsys):
     assert capsys.readouterr().out == ""
     one, two = written(tmp_path / "one"), written(tmp_path / "two")
     assert list(one) == [
-        "cells.csv", "figures/headline.png", "figures/headline.svg", "report.html", "summary.json", "tables.txt",
+        "cells.csv", "figures/headline.png", "figures/headline.svg", "figures/personas.png", "figures/personas.svg",
+        "report.html", "summary.json", "tables.txt",
     ]  # fmt: skip
     assert one == two
     assert json.loads(one["summary.json"]) == first

@@ -11,10 +11,24 @@ from offscript.store import HOME
 
 FLOORS = [
     ["errors", "console", "store", "seeds"],
-    ["settings", "personas", "prompts", "scenarios", "cell", "hub", "sources", "tracking"],
+    ["settings", "personas", "prompts", "scenarios", "cell", "hub", "sources", "tracking", "transaction_log"],
     ["mailbox", "formats", "models", "engines", "supply"],
     ["grid", "estimate", "rollouts", "training", "classifier", "predictions", "metrics"],
-    ["report", "evaluation", "bench", "work", "graph", "jobs", "cluster", "commands", "cli", "doctor", "dashboard", "pocket"],
+    [
+        "report",
+        "evaluation",
+        "bench",
+        "work",
+        "graph",
+        "jobs",
+        "cluster",
+        "commands",
+        "cli",
+        "doctor",
+        "dashboard",
+        "sync",
+        "pocket",
+    ],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, start=1) for room in rooms}
 MODULES = sorted((HOME / "offscript").rglob("*.py"))

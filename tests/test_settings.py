@@ -66,7 +66,10 @@ def test_an_experiment_reaches_every_option_of_its_grid():
             ["model.sampling.temperature=hot"],
             "model.sampling.temperature: found 'hot'; input should be a valid number",
         ),
-        (["+model.fish=1"], "model.fish: unknown key; allowed: adapters, aliases, assistant_name, context, dtype"),
+        (
+            ["+model.fish=1"],
+            "model.fish: unknown key; allowed: adapters, aliases, assistant_name, context, dtype",
+        ),
         (["name=../x"], "name: '../x' cannot be a file name; allowed: letters, digits"),
         (
             ["grid.stage=[full,full]"],

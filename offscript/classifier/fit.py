@@ -32,7 +32,7 @@ def fit(
     rows: Sequence[Row],
     labels: Sequence[str],
     out: Path,
-    report_to: str = "none",
+    callbacks: Sequence[Any] = (),
     on_step: OnStep | None = None,
 ) -> dict[str, Any]:
     """Fits on ``rows`` ({"text", "label", "family"}) and writes the classifier to the folder ``out``.
@@ -48,7 +48,7 @@ def fit(
     ``labels``) and ``held_out.json``, whose content is returned (see ``report``). Checkpoints lie in
     ``.<out.name>.work`` beside it until the end; a fit that was killed starts over.
 
-    ``report_to``: "wandb" (a run is open) or "none". ``on_step(step, steps, logs)`` follows every optimizer step.
+    ``callbacks`` are the Trainer's; ``on_step(step, steps, logs)`` follows every optimizer step.
 
     Raises:
         UserError: rows or labels that nothing can be learned from (see ``check_rows``), a checkpoint that cannot be
@@ -67,7 +67,7 @@ def fit(
     tokenizer = _tokenizer(settings, model)
     classifier = _classifier(settings, tokenizer, labels)
     _check_length(settings, classifier)
-    trainer = _trainer(settings, classifier, tokenizer, train, held_out, labels, work, report_to, on_step)
+    trainer = _trainer(settings, classifier, tokenizer, train, held_out, labels, work, callbacks, on_step)
     try:
         trainer.train()
     finally:
@@ -264,14 +264,14 @@ def _trainer(
     held_out: Sequence[Row],
     labels: Sequence[str],
     work: Path,
-    report_to: str,
+    callbacks: Sequence[Any],
     on_step: OnStep | None,
 ) -> "Trainer":
     from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PrinterCallback, Trainer
 
     trainer = Trainer(
         model=classifier,
-        args=_arguments(settings, work, report_to),
+        args=_arguments(settings, work),
         train_dataset=_encode(train, tokenizer, labels),
         eval_dataset=_encode(held_out, tokenizer, labels),
         data_collator=DataCollatorWithPadding(tokenizer),
@@ -284,10 +284,12 @@ def _trainer(
         trainer.add_callback(EarlyStoppingCallback(settings.patience))
     if on_step:
         trainer.add_callback(_steps_to(on_step))
+    for callback in callbacks:
+        trainer.add_callback(callback)
     return trainer
 
 
-def _arguments(settings: ClassifierSettings, work: Path, report_to: str) -> Any:
+def _arguments(settings: ClassifierSettings, work: Path) -> Any:
     import torch
     from transformers import TrainingArguments
 
@@ -315,7 +317,7 @@ def _arguments(settings: ClassifierSettings, work: Path, report_to: str) -> Any:
         dataloader_pin_memory=torch.cuda.is_available(),
         logging_steps=10,
         logging_nan_inf_filter=False,
-        report_to=report_to,
+        report_to=[],
         disable_tqdm=True,
         log_level="error",
     )

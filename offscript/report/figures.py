@@ -1,7 +1,9 @@
-"""The headline figure: macro-F1 by format for each stage, one panel per model, with intervals."""
+"""The figures: macro-F1 by format for each stage, with intervals, and the F1 of each persona as a heatmap; one panel per
+model."""
 
 import itertools
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,18 @@ def headline(evaluation: Evaluation, folder: Path) -> list[Path]:
     A point is the macro-F1 on emitted texts, its bar the interval by scenario, its pale bar the bounds that missing
     texts leave; the dashed line of a format is the mean macro-F1 with persona labels shuffled.
     """
+    return _saved(_draw, evaluation, folder, "headline")
+
+
+def heatmap(evaluation: Evaluation, folder: Path) -> list[Path]:
+    """Writes ``personas.png`` and ``personas.svg``: F1 on emitted texts, a row per persona, a column per stage and
+    format. A column without texts is left white."""
+    return _saved(_draw_heatmap, evaluation, folder, "personas")
+
+
+def _saved(
+    draw: Callable[[Any, Evaluation], Any], evaluation: Evaluation, folder: Path, name: str
+) -> list[Path]:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -40,12 +54,50 @@ def headline(evaluation: Evaluation, folder: Path) -> list[Path]:
         "axes.spines.right": False,
     }
     with plt.rc_context(style):
-        figure = _draw(plt, evaluation)
-        paths = [folder / "headline.png", folder / "headline.svg"]
+        figure = draw(plt, evaluation)
+        paths = [folder / f"{name}.png", folder / f"{name}.svg"]
         figure.savefig(paths[0], dpi=160, metadata={"Software": None})
         figure.savefig(paths[1], metadata={"Date": None})
         plt.close(figure)
     return paths
+
+
+def _draw_heatmap(plt: Any, evaluation: Evaluation) -> Any:
+    by_model: dict[str, list[GroupScore]] = {}
+    for group in evaluation.groups:
+        by_model.setdefault(group.model, []).append(group)
+    widths = [0.62 * len(groups) for groups in by_model.values()]
+    height = 0.3 * len(evaluation.labels) + 1.9
+    figure, axes = plt.subplots(
+        1, len(by_model), figsize=(sum(widths) + 2.4, height), sharey=True, squeeze=False,
+        gridspec_kw={"width_ratios": widths}, layout="constrained",
+    )  # fmt: skip
+    shown = None
+    for axis, (model, groups) in zip(axes[0], by_model.items(), strict=True):
+        shown = _persona_panel(axis, model, groups, evaluation.labels)
+    if shown is not None:
+        figure.colorbar(shown, ax=list(axes[0]), label="F1 on the texts that exist", fraction=0.04, pad=0.02)
+    return figure
+
+
+def _persona_panel(axis: Any, model: str, groups: list[GroupScore], labels: tuple[str, ...]) -> Any:
+    scores = np.full((len(labels), len(groups)), np.nan)
+    for column, group in enumerate(groups):
+        for persona in group.personas:
+            if persona.emitted:
+                scores[labels.index(persona.persona), column] = persona.f1
+    shown = axis.imshow(scores, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for row, column in np.argwhere(~np.isnan(scores)):
+        ink = "black" if scores[row, column] > 0.6 else "white"
+        text = f"{scores[row, column]:.2f}".removeprefix("0")
+        axis.text(column, row, text, ha="center", va="center", color=ink, fontsize=7.5)
+    seeds = len({g.training_seed for g in groups}) > 1
+    names = [f"{g.stage}{f'/{g.training_seed}' if seeds else ''} {g.format}" for g in groups]
+    axis.set_xticks(range(len(groups)), names, rotation=45, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(labels)), labels)
+    axis.tick_params(length=0)
+    axis.set_title(model, loc="left", fontweight="bold")
+    return shown
 
 
 def _draw(plt: Any, evaluation: Evaluation) -> Any:

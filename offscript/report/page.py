@@ -17,8 +17,9 @@ tbody tr:nth-child(even) { background: #f5f5f5 }
 """
 
 
-def page(evaluation: Evaluation, title: str, figure: str) -> str:
-    """The page as text; ``figure`` is the picture's address relative to it. Names from files are escaped."""
+def page(evaluation: Evaluation, title: str, headline: str, heatmap: str) -> str:
+    """The page as text; ``headline`` and ``heatmap`` are the pictures' addresses relative to it. Names from files are
+    escaped."""
     head = "retention of trained personas off script"
     notes = "".join(f"<li>{escape(note)}</li>" for note in evaluation.notes)
     parts = [
@@ -26,11 +27,13 @@ def page(evaluation: Evaluation, title: str, figure: str) -> str:
         '<html lang="en"><head><meta charset="utf-8">',
         f"<title>{escape(title)}: {head}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{escape(title)}: {head}</h1>",
-        f'<img src="{escape(figure, quote=True)}" alt="Macro-F1 by format for each stage, with intervals; the same '
+        f'<img src="{escape(headline, quote=True)}" alt="Macro-F1 by format for each stage, with intervals; the same '
         'numbers are in the tables below">',
         "<h2>How to read the numbers</h2>",
         *(f"<p>{escape(line)}</p>" for line in legend(evaluation)),
         f"<h2>Notes</h2><ul>{notes}</ul>" if notes else "",
+        f'<h2>F1 of each persona</h2><img src="{escape(heatmap, quote=True)}" alt="A row per persona, a column per '
+        'stage and format">',
         *(_html(table) for table in tables(evaluation)),
         "</body></html>",
     ]

@@ -103,7 +103,7 @@ def train(
     distillation: Path,
     out: Path,
     seed: int,
-    report_to: str = "none",
+    callbacks: Sequence[Any] = (),
     on_step: loop.OnStep | None = None,
     say: Any = print,
     *,
@@ -119,7 +119,7 @@ def train(
     Raises:
         MissingInput: there is no distillation adapter.
     """
-    run = loop.Run(model, settings.optimizer, out, seed, report_to, on_step, say, deepspeed, bases)
+    run = loop.Run(model, settings.optimizer, out, seed, callbacks, on_step, say, deepspeed, bases)
     if not distillation.is_dir():
         raise MissingInput(
             str(distillation), "the distillation adapter does not exist", "train stage=distillation first"

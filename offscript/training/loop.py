@@ -47,7 +47,7 @@ class Run:
     optimizer: OptimizerSettings
     out: Path
     seed: int
-    report_to: str = "none"
+    callbacks: Sequence[Any] = ()
     on_step: OnStep | None = None
     say: Callable[[str], None] = print
     deepspeed: DeepSpeedSettings | None = None
@@ -60,7 +60,7 @@ class Run:
         # The trainers split a batch over all GPUs of a process that is in no group, which TRL refuses
         self.ranks = ranks.start(always=self.stage > 0 or torch.cuda.device_count() > 1)
         if not self.leads:
-            self.report_to, self.on_step, self.say = "none", None, lambda line: None
+            self.callbacks, self.on_step, self.say = (), None, lambda line: None
 
     @property
     def leads(self) -> bool:
@@ -240,7 +240,7 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
         "save_steps": optimizer.checkpoint_steps,
         "save_total_limit": resume.KEPT,
         "eval_strategy": "no",  # evaluated once, at the end
-        "report_to": [] if run.report_to == "none" else [run.report_to],
+        "report_to": [],  # ``callbacks`` tell it
         "disable_tqdm": True,
     }
 
@@ -305,7 +305,7 @@ def fit(trainer: Any, run: Run, mark: str, probe: Sequence[int]) -> dict[str, An
         give_back(trainer, run)
         return done
     started, stopper = time.monotonic(), Stopper()
-    _callbacks(trainer, watcher(run), stopper.callback())
+    _callbacks(trainer, watcher(run), stopper.callback(), *run.callbacks)
     shape = resume.Shape(run.ranks.world_size, run.stage)
     checkpoint = ranks.on_leader(lambda: resume.reopen(run.work, mark, run.say, shape))
     with ranks.together(expected=(TrainingFailed, Interrupted)), stopper.listening():

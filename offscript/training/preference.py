@@ -127,7 +127,7 @@ def train(
     pairs: Sequence[dict],
     out: Path,
     seed: int,
-    report_to: str = "none",
+    callbacks: Sequence[Any] = (),
     on_step: loop.OnStep | None = None,
     say: Any = print,
     *,
@@ -154,7 +154,7 @@ def train(
         Interrupted: SIGTERM or SIGUSR2 came (to any rank); a checkpoint is written, and the same call goes on from it.
         BaseChanged: training changed the base weights.
     """
-    run = loop.Run(model, settings.optimizer, out, seed, report_to, on_step, say, deepspeed, bases)
+    run = loop.Run(model, settings.optimizer, out, seed, callbacks, on_step, say, deepspeed, bases)
     with loop.session(run):
         from trl import DPOConfig
 

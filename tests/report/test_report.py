@@ -108,14 +108,16 @@ def test_rounding_has_no_negative_zero():
 
 def test_the_page_escapes_what_comes_from_files():
     evil = '<script>alert("x")</script>'
-    text = page.page(scored([row(scenario=f"s{i}", model=evil) for i in range(3)]), evil, 'a"b.svg')
+    text = page.page(
+        scored([row(scenario=f"s{i}", model=evil) for i in range(3)]), evil, 'a"b.svg', 'c"d.svg'
+    )
     assert "<script" not in text
     assert "&lt;script&gt;" in text
     assert 'src="a&quot;b.svg"' in text
 
 
 def test_the_page_holds_every_table_and_note(whole):
-    text = page.page(whole, "demo", "figures/headline.svg")
+    text = page.page(whole, "demo", "figures/headline.svg", "figures/personas.svg")
     assert text.count("<table>") == len(tables.tables(whole)) == 5
     assert text.count("<li>") == len(whole.notes)
     assert "http" not in text
@@ -125,7 +127,15 @@ def test_figures_are_written_the_same_twice(whole, tmp_path):
     made = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        made.append([path.read_bytes() for path in figures.headline(whole, tmp_path / name)])
+        made.append(
+            [
+                path.read_bytes()
+                for path in [
+                    *figures.headline(whole, tmp_path / name),
+                    *figures.heatmap(whole, tmp_path / name),
+                ]
+            ]
+        )
     assert made[0] == made[1]
     assert made[0][0].startswith(b"\x89PNG")
     assert b"<svg" in made[0][1]
