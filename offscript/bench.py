@@ -91,7 +91,10 @@ class Bench:
         return " ".join(["python", script, *self.overrides, *words])
 
     def rows(self, artifact: Artifact) -> list[dict[str, Any]]:
-        return read_rows(self.place(artifact), self.command(artifact))
+        """The rows of a finished artifact by scenario and sample. In its file they stand as they were finished, and that
+        depends on batches and on interruptions, as nothing that is made from them may."""
+        rows = read_rows(self.place(artifact), self.command(artifact))
+        return sorted(rows, key=lambda row: (row["scenario"], row["sample"]))
 
 
 def adapter_of(cell: Artifact) -> Artifact | None:
