@@ -11,7 +11,9 @@ import time
 import pytest
 
 from offscript import store
+from offscript.cluster import plan
 from offscript.errors import UserError
+from tests.composed import bench_of
 
 
 @pytest.fixture
@@ -66,6 +68,17 @@ def test_a_full_disk_costs_no_file_that_is_there(small_disk):
     assert sorted(p.name for p in small_disk.iterdir()) == ["filler", "summary.json"]
     with pytest.raises(UserError, match="No space left on device"), store.claim(small_disk / "rows.jsonl"):
         pass
+
+
+def test_a_disk_that_cannot_be_written_is_one_line(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    own = bench_of("experiment=smoke", f"root={small_disk}")
+    with pytest.raises(
+        UserError, match=r"cannot make this folder \(Read-only file system\); choose another root="
+    ):
+        plan.freeze(own, [], [])
+    with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\); choose another root="):
+        store.write_json(small_disk / "x.json", {})
 
 
 def test_a_size_limit_is_met_in_the_middle_of_a_row(tmp_path):
