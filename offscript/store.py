@@ -390,7 +390,8 @@ def _beat(own: _Claim) -> None:
 
 
 def _check_claim(artifact: Path) -> None:
-    """Before anything is added to ``artifact``: is it still ours? Asked only after a heartbeat was missed."""
+    """Before anything is added to ``artifact``: is it still ours? Asked only after a heartbeat was missed. (A process that
+    was stopped between this and its write still writes that one row.)"""
     own = _held.get(artifact)
     if own is not None and time.time() - own.beat > 2 * HEARTBEAT_S:
         _beat(own)

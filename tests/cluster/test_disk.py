@@ -129,8 +129,9 @@ def test_a_writer_that_stood_still_finds_its_place_taken_and_ends(tmp_path, monk
         _, said = first.communicate(timeout=30)
         rows.append({"writer": "second", "number": 1})
     assert first.returncode == 1 and "taken over by process" in said
-    written = [json.loads(line) for line in path.read_text().splitlines()]
-    assert written[before:] == [{"writer": "second", "number": 0}, {"writer": "second", "number": 1}]
+    written = [json.loads(line)["writer"] for line in path.read_text().splitlines()][before:]
+    assert written.count("second") == 2
+    assert written.count("first") <= 1, "more than the row that it was just writing when it was stopped"
 
 
 def test_a_process_of_another_container_on_this_host_is_not_taken_for_dead(tmp_path):
