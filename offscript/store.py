@@ -304,8 +304,7 @@ def _take(lock: Path, token: str) -> bool:
     try:
         handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
-        _evict_if_stale(lock)
-        return False
+        return _evict_if_stale(lock) and _take(lock, token)
     except OSError as error:
         raise _refused(lock, error) from error
     try:
@@ -317,10 +316,11 @@ def _take(lock: Path, token: str) -> bool:
     return True
 
 
-def _evict_if_stale(lock: Path) -> None:
+def _evict_if_stale(lock: Path) -> bool:
+    """Whether there is room now."""
     before = _read(lock)
     if before is None or not _stale(lock, before):
-        return
+        return False
     aside = lock.with_name(f"{lock.name}.{uuid.uuid4().hex[:8]}")
     with contextlib.suppress(FileNotFoundError):
         os.rename(lock, aside)
@@ -328,6 +328,7 @@ def _evict_if_stale(lock: Path) -> None:
             with contextlib.suppress(FileExistsError):
                 os.link(aside, lock)
         aside.unlink(missing_ok=True)
+    return True
 
 
 def _stale(lock: Path, content: str) -> bool:
