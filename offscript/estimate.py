@@ -37,9 +37,10 @@ from offscript.settings import (
     ModelSettings,
     OptimizerSettings,
 )
+from offscript.sources import reference
 
 GIB = 2**30
-NAME_WIDTH = 60
+NAME_WIDTH = 100
 """Characters of a job's name in the table."""
 
 
@@ -283,11 +284,22 @@ def estimate(
     computed on a GPU: an evaluation, weights that are only fetched.
     """
     first = group[0]
-    name = str(first) if len(group) == 1 else f"{first.kind} {first.labels['model']}: {len(group)} cells"
-    blank = JobEstimate(name, first.kind)
+    blank = JobEstimate(_name(group), first.kind)
     if first.kind not in _KINDS or model is None or first.spec.get("source") is not None:
         return blank
     return _KINDS[first.kind](blank, group, model, gpu, engine)
+
+
+def _name(group: Sequence[Artifact]) -> str:
+    """What a job makes, with whose weights, and where what it only fetches lies."""
+    first = group[0]
+    if (source := first.spec.get("source")) is not None:
+        return f"{first} from {reference(source) or source.path}"
+    if len(group) == 1:
+        return str(first)
+    adapters = {part.key for cell in group for part in cell.inputs if part.kind == "adapter"}
+    spoken = f", {len(adapters)} adapters" if adapters else ""
+    return f"{first.kind} {first.labels['model']}: {len(group)} cells{spoken}"
 
 
 def _rollouts(
@@ -447,7 +459,8 @@ _KINDS: dict[str, Callable[..., JobEstimate]] = {
 
 
 def table(estimates: Sequence[JobEstimate]) -> str:
-    """Lines of text: a job each, their total (the most memory, all hours), and what rates they stand on."""
+    """Lines of text: a job each, their total (rows that are rolled out, the most memory, all hours), and what rates they
+    stand on."""
     head = ("job", "rows", "tokens in", "tokens out", "GPU GiB", "GPU hours")
     lines = [head, *(_columns(e) for e in [*estimates, _total(estimates)])]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
@@ -469,8 +482,9 @@ def _total(estimates: Sequence[JobEstimate]) -> JobEstimate:
 
     blank = sum(e.rows is not None and e.gpu_hours is None for e in estimates)
     name = f"total of {len(estimates)} jobs" + (f", {blank} of them without hours" if blank else "")
+    said = [e.rows for e in estimates if e.kind == "rollout" and e.rows is not None]
     return JobEstimate(
-        name, "total", total("rows"), total("tokens_in"), total("tokens_out"),
+        name, "total", sum(said) if said else total("rows"), total("tokens_in"), total("tokens_out"),
         max(known("gpu_memory_gib"), default=None), total("gpu_hours"), fits=all(e.fits for e in estimates),
     )  # fmt: skip
 
