@@ -27,12 +27,16 @@ def duration(seconds: float) -> str:
 class Progress:
     """``label  37/120 rows  12.3/s  7s left  note``: rewritten in place on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
+    def __init__(self, label: str, total: int, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.done = self.first = done
+        self.done = self.first = 0
         self.note = ""
         self.live = sys.stderr.isatty()
         self.started = self.shown = time.monotonic()
+
+    def begin(self, done: int) -> None:
+        """So much was there already: it is no part of the rate."""
+        self.done = self.first = done
 
     def update(self, done: int, total: int | None = None, note: str = "") -> None:
         self.done, self.total, self.note = done, total or self.total, note
@@ -68,6 +72,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("DS_ACCELERATOR_LOG_LEVEL", "error")

@@ -35,6 +35,7 @@ def run_rollouts(cells: list[Artifact], bench: Bench, limit: int | None) -> None
             progress.advance(f"{engine.stats.tokens_out} tokens")
 
         def on_start(counts: Any) -> None:
+            progress.begin(sum(c.reused for c in counts.values()))
             pace.begin(sum(c.reused for c in counts.values()), sum(c.emitted for c in counts.values()))
 
         failed: RolloutFailed | None = None
