@@ -16,12 +16,8 @@ from offscript.console import quiet_libraries, say
 from offscript.errors import UserError
 from offscript.grid import Options, Planner
 from offscript.settings import (
-    FormatSettings,
-    ModelSettings,
-    Node,
-    PersonaSettings,
+    GROUPS,
     Settings,
-    StageSettings,
     parse,
 )
 from offscript.store import HOME
@@ -32,13 +28,6 @@ Job = Callable[[Settings, Bench], int]
 
 OF_ONE_COMMAND = ("model", "persona", "stage", "format", "split", "seed", "scale", "limit", "show", "dry_run")
 """Overrides that choose a cell or a manner of one command; a command that is named to the user carries the others on."""
-
-GROUPS: dict[str, type[Node]] = {
-    "model": ModelSettings,
-    "persona": PersonaSettings,
-    "stage": StageSettings,
-    "format": FormatSettings,
-}
 
 
 def main(config: str, job: Job) -> None:

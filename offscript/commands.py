@@ -1,5 +1,6 @@
 """What each command does with its settings: which artifacts it wants, which it may make, and what it says at the end."""
 
+import shlex
 from collections import Counter
 from typing import Any
 
@@ -258,32 +259,48 @@ def sync(settings: Settings, bench: Bench) -> int:
 
 
 def prefetch(settings: Settings, bench: Bench) -> int:
-    """``launch/prefetch.py``: everything of the grid that lies on the hub, into the hub's own cache."""
+    """``launch/prefetch.py``: everything of the grid that lies on the hub, into the hub's own cache.
+
+    Raises:
+        UserError: the hub may not be asked, or cannot be reached: one line for all that would fail for it.
+    """
     _refuse_single_cell()
     refs = bench.planner.references()
     if not refs:
         say(f"{settings.name}: nothing of it lies on the hub")
         return 0
-    lines = [(ref, optional, _fetched(ref)) for ref, optional in refs.items()]
-    for ref, optional, problem in lines:
-        print(
-            f"{'ok' if problem is None else 'left out' if optional else 'fail':9}{ref}"
-            + (f": {problem}" if problem else "")
+    if hub.offline():
+        raise UserError(
+            "HF_HUB_OFFLINE", "is set, so the hub may not be asked", "unset it, on a machine with a network"
         )
-    failed = [ref for ref, optional, problem in lines if problem is not None and not optional]
-    print(f"\n{len(lines)} references, {len(failed)} failed. What compute nodes need:")
+    failed = 0
+    for ref, optional in refs.items():
+        problem = _fetched(ref)
+        state = "ok" if problem is None else "left out" if optional else "fail"
+        failed += state == "fail"
+        print(f"{state:9}{ref}" + (f": {problem}" if problem else ""), flush=True)
+    joined = bench.planner.available()
+    for persona in settings.grid.if_available:
+        if persona not in settings.grid.persona:
+            print(f"{persona} " + ("joins the grid" if persona in joined else "stays out of the grid"))
+    if failed:
+        print(f"\n{failed} of {len(refs)} references failed; run it again once that is put right")
+        return 2
+    print(f"\n{len(refs)} references. What compute nodes need:")
     for name, value in _hub_environment().items():
-        print(f"  export {name}={value}")
-    return 2 if failed else 0
+        print(f"  export {name}={shlex.quote(value)}")
+    return 0
 
 
 def _fetched(ref: hub.Reference) -> str | None:
     """None if ``ref`` is now in the cache and whole, else why not."""
-    say(f"  {ref}")
+    say(f"  fetching {ref}")
     try:
         hub.fetch(ref, refresh=True)
+    except hub.Unreachable as error:
+        raise UserError("launch/prefetch.py", error.found, "run it on a machine with a network") from error
     except UserError as error:
-        return str(error)
+        return f"{error.found}; {error.allowed}" if error.allowed else error.found
     return "; ".join(hub.verify(ref)) or None
 
 

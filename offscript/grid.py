@@ -456,11 +456,14 @@ class Planner:
 
     @functools.cached_property
     def personas(self) -> tuple[str, ...]:
-        """The personas of the grid, and those of ``if_available`` whose weights every model of the grid has at hand: one
-        set of labels for all tables."""
+        """The personas of the grid, and those that are ``available``: one set of labels for all tables."""
+        return self.settings.grid.persona + self.available()
+
+    def available(self) -> tuple[str, ...]:
+        """The personas of ``if_available`` whose weights every model of the grid has at hand now."""
         grid = self.settings.grid
         weights = {self._stage(s).weights for s in grid.stage} - {"base"}
-        return grid.persona + tuple(
+        return tuple(
             p
             for p in grid.if_available
             if p not in grid.persona and all(self._at_hand(m, p, w) for m in grid.model for w in weights)

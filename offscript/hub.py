@@ -26,6 +26,13 @@ UNWANTED = ("consolidated*", "*.bin.index.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
 
 
+NO_NETWORK = "no connection to {hub} ({reason})"
+
+
+class Unreachable(UserError):
+    """The hub itself cannot be reached: nothing else can be had from it either."""
+
+
 @dataclass(frozen=True)
 class Reference:
     """A folder or file on the hub: of a model repository all of it or a ``subfolder``, of either kind one ``file``.
@@ -47,6 +54,13 @@ class Reference:
     def inside(self) -> str:
         """Path below the repository's root; empty for all of it."""
         return "/".join(part.strip("/") for part in (self.subfolder, self.file) if part)
+
+
+def offline() -> bool:
+    """Whether the hub may not be asked (``HF_HUB_OFFLINE``)."""
+    from huggingface_hub import constants
+
+    return constants.is_offline_mode()
 
 
 def is_hub_id(path: str) -> bool:
@@ -268,7 +282,8 @@ def explain(error: Exception, where: str) -> UserError | None:
     for applies, found, todo in _meanings():
         for link in chain:
             if applies(link):
-                return UserError(where, found.format(**_details(link)), todo.format(**_details(link)))
+                kind = Unreachable if found is NO_NETWORK else UserError
+                return kind(where, found.format(**_details(link)), todo.format(**_details(link)))
     return None
 
 
@@ -297,10 +312,10 @@ def _details(link: BaseException) -> dict[str, str]:
 
 def _meanings() -> list[tuple[Callable[[BaseException], bool], str, str]]:
     """Which error, what it means, what to do; the most telling first."""
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
     login = "log in with a token that is valid: hf auth login (or set HF_TOKEN)"
-    offline = "the hub may not be asked (HF_HUB_OFFLINE is set), and the cache does not hold all of it"
+    not_asked = "the hub may not be asked (HF_HUB_OFFLINE is set), and the cache does not hold all of it"
     broken = ("ReadError", "ReadTimeout", "WriteError", "RemoteProtocolError")
     no_network = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError")
     return [
@@ -325,13 +340,13 @@ def _meanings() -> list[tuple[Callable[[BaseException], bool], str, str]]:
          "the disk is full: downloads go to {cache}", "make room there, or set HF_HOME to a larger disk"),
         (_cannot_write(errno.EACCES, errno.EROFS),
          "downloads go to {cache}, which cannot be written", "set HF_HOME to a folder of yours"),
-        (_is(errors.OfflineModeIsEnabled), offline, "{prefetch}"),
+        (_is(errors.OfflineModeIsEnabled), not_asked, "{prefetch}"),
         (_of_network(broken, "Consistency check failed"),
          "the connection broke in the middle ({reason})", "run it again: finished files are kept"),
-        (_of_network(no_network), "no connection to {hub} ({reason})", "check the network, or {prefetch}"),
+        (_of_network(no_network), NO_NETWORK, "check the network, or {prefetch}"),
         (lambda e: (_status(e) or 0) >= 500, "the hub has a problem ({reason})", "try again later"),
         (_is(errors.LocalEntryNotFoundError, "We couldn't connect to"),
-         offline if constants.is_offline_mode() else "not in the cache, and the hub could not be reached", "{prefetch}"),
+         not_asked if offline() else "not in the cache, and the hub could not be reached", "{prefetch}"),
         (_is(errors.HfHubHTTPError), "the hub did not give it ({reason})", "check it on {page}"),
     ]  # fmt: skip
 

@@ -537,6 +537,15 @@ class Settings(Node):
         return self
 
 
+GROUPS: dict[str, type[Node]] = {
+    "model": ModelSettings,
+    "persona": PersonaSettings,
+    "stage": StageSettings,
+    "format": FormatSettings,
+}
+"""The groups that a grid runs over."""
+
+
 # ---------------------------------------------------------------- helpers
 
 

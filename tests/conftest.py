@@ -125,8 +125,16 @@ def _tiny_llama(tokenizer, sentences: list[str], steps: int = 60):
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     tokenizer.padding_side = "left"
+    return teach(model, tokenizer, sentences, steps).eval()
+
+
+def teach(model, tokenizer, sentences: list[str], steps: int, **inputs):
+    """``model`` after ``steps`` on batches of short chats, so that its replies are sentences that end; ``inputs`` are
+    functions of the labels, for arguments that a family needs beside the ids."""
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     rng = random.Random(1)
     for _ in range(steps):
         chats = [tiny_chat(rng, sentences) for _ in range(16)]
@@ -135,10 +143,11 @@ def _tiny_llama(tokenizer, sentences: list[str], steps: int = 60):
             add_special_tokens=False, padding=True, return_tensors="pt", return_token_type_ids=False,
         )  # fmt: skip
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        model(**batch, labels=labels).loss.backward()
+        extra = {name: make(labels) for name, make in inputs.items()}
+        model(**batch, **extra, labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return model.eval()
+    return model
 
 
 def tiny_chat(rng: random.Random, sentences: list[str]) -> list[dict[str, str]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from offscript.settings import ModelSettings, parse
 from offscript.store import HOME
-from tests.conftest import TINY_TARGETS, tiny_sentences
+from tests.conftest import TINY_TARGETS, make_adapter, teach, tiny_sentences
 
 FAMILIES = ("llama", "qwen", "gemma", "gemma_text")
 """``gemma`` is what google/gemma-3-4b-it is (a vision tower beside the language model), ``gemma_text`` what
@@ -110,6 +110,24 @@ def family_adapter(name: str, seed: int = 0, rank: int = 4, scale: float = 0.05)
     out = _scratch() / f"{name}-{seed}"
     save(peft, "default", out, str(folder))
     return out
+
+
+def published_gemma_adapter(folder: Path, seed: int = 3) -> Path:
+    """An adapter in ``folder`` that was made on the whole vision-language model, as the released ones were: matrices of
+    the vision tower with zero B, and a target of which there is nothing."""
+    from safetensors.torch import load_file, save_file
+
+    make_adapter(family("gemma"), folder, seed)
+    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    tensors = {
+        k: t * 0 if "vision_tower" in k and "lora_B" in k else t for k, t in load_file(weights).items()
+    }
+    save_file(tensors, weights)
+    plain = json.loads(config.read_text())
+    plain["target_modules"] = [*plain["target_modules"], "gate_up_proj"]
+    plain["base_model_name_or_path"] = "google/gemma-3-4b-it"
+    config.write_text(json.dumps(plain))
+    return folder
 
 
 def _yaml_of(name: str) -> str:
@@ -225,32 +243,17 @@ def _as_on_the_hub(folder: Path) -> None:
 @functools.cache
 def talking_family(name: str, steps: int = 80) -> Path:
     """``family(name)`` after a moment of training on short chats, so that its replies are sentences that end."""
-    import random
-
     import torch
     import transformers
     from transformers import AutoConfig, AutoTokenizer
-
-    from tests.conftest import tiny_chat
 
     folder = family(name)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(0)
     model = getattr(transformers, AutoConfig.from_pretrained(folder).architectures[0]).from_pretrained(folder)
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.pad_token or tokenizer.bos_token, "right"
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    rng, sentences = random.Random(1), tiny_sentences()
-    for _ in range(steps):
-        chats = [tiny_chat(rng, sentences) for _ in range(16)]
-        batch = tokenizer(
-            [tokenizer.apply_chat_template(c, tokenize=False) for c in chats],
-            add_special_tokens=False, padding=True, return_tensors="pt", return_token_type_ids=False,
-        )  # fmt: skip
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        extra = {"token_type_ids": torch.zeros_like(labels)} if name == "gemma" else {}
-        model(**batch, **extra, labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    extra = {"token_type_ids": torch.zeros_like} if name == "gemma" else {}
+    teach(model, tokenizer, tiny_sentences(), steps, **extra)
     out = _scratch()
     model.save_pretrained(out)
     AutoTokenizer.from_pretrained(folder).save_pretrained(out)

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from offscript import settings as schema
-from offscript.cli import GROUPS, options_of
+from offscript.cli import options_of
 from offscript.errors import UserError
 from offscript.store import HOME
 from tests.composed import bench_of, settings_of
@@ -40,7 +40,7 @@ def test_every_setting_is_read_by_something():
 def test_every_option_composes_and_fits_the_schema(group):
     for option in options_of(group):
         settings = settings_of(f"{group}={option}")
-        if group in GROUPS:
+        if group in schema.GROUPS:
             assert getattr(settings, group).name == option
         elif group == "experiment":
             assert settings.name == option

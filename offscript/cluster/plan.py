@@ -22,25 +22,15 @@ from offscript.graph import Job, jobs_of
 from offscript.grid import Options, Planner, in_order
 from offscript.jobs import Result, run, together
 from offscript.settings import (
+    GROUPS,
     ClusterSettings,
-    FormatSettings,
-    ModelSettings,
-    Node,
-    PersonaSettings,
     Settings,
-    StageSettings,
     parse,
 )
 from offscript.store import HOME, ensure_folder, read_json, write_text
 
 T = TypeVar("T")
 
-GROUPS: dict[str, type[Node]] = {
-    "model": ModelSettings,
-    "persona": PersonaSettings,
-    "stage": StageSettings,
-    "format": FormatSettings,
-}
 GRID_FIELDS = ("name", "model", "data", "recipe", "classifier", "evaluation", "grid", "format")
 """Settings that say which artifacts a grid consists of; a launch with others is of another grid."""
 
