@@ -115,12 +115,13 @@ def submit(settings: Settings, bench: Bench) -> int:
 def _dry_run(todo: list[Artifact], bench: Bench) -> int:
     """One line per job: what it makes, and what that would cost."""
     from offscript import estimate
+    from offscript.cluster import plan
 
     settings = bench.planner.settings
     cluster, models = settings.cluster, bench.planner.options.model
     if cluster.gpu not in estimate.GPUS:
         raise UserError("cluster.gpu", f"unknown card {cluster.gpu!r}", one_of(estimate.GPUS))
-    jobs = jobs_of(todo, cluster.shards if cluster.kind != "inline" else 1)
+    jobs = jobs_of(todo, plan.shards(cluster))
     named = [job.artifacts[0].labels.get("model") for job in jobs]
     print(
         estimate.table(

@@ -123,6 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(path, cut=fault == "cut")
 
     def _api(self, path: str) -> None:
+        if path.count("/") < 4:  # what the library asks for beside repositories
+            return self._refuse(404, "", "Not Found")
         kind, owner, name, *rest = path.removeprefix("/api/").split("/")
         what, revision = (rest[0], "/".join(rest[1:])) if rest else ("revision", "main")
         if (found := self._commit(kind.removesuffix("s"), f"{owner}/{name}", revision)) is None:

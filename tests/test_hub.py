@@ -218,6 +218,8 @@ def test_a_bad_token_is_the_tokens_fault(server, monkeypatch):
 def test_offline_and_unreachable_name_the_command_that_fetches(server, monkeypatch):
     server.add("org/model", sharded())
     at("http://127.0.0.1:9", monkeypatch)
+    with pytest.raises(hub.Unreachable):
+        hub.fetch(Reference("org/model"))
     line = refused(Reference("org/model"))
     assert "no connection to http://127.0.0.1:9" in line and "launch/prefetch.py" in line
     go_offline(monkeypatch)
