@@ -15,6 +15,7 @@ from offscript.bench import Bench
 from offscript.console import quiet_libraries, say
 from offscript.errors import UserError
 from offscript.grid import Options, Planner
+from offscript.personas import read_constitution
 from offscript.settings import (
     GROUPS,
     Settings,
@@ -114,6 +115,7 @@ def compose(cfg: Any) -> tuple[Settings, Bench]:
 def assemble(plain: dict[str, Any], overrides: Sequence[str], config: str) -> tuple[Settings, Bench]:
     """The same from plain data: ``overrides`` is the command line that ``config`` was composed with."""
     _name_own_model(plain, overrides)
+    _read_persona(plain)
     settings = parse(Settings, plain, "")
     nodes = {
         "model": settings.model,
@@ -138,6 +140,14 @@ def _name_own_model(plain: dict[str, Any], overrides: Sequence[str]) -> None:
         plain["grid"]["model"] = [plain["model"]["name"]]
 
 
+def _read_persona(plain: dict[str, Any]) -> None:
+    """Puts the assertions in place of a path to a constitution."""
+    persona = plain.get("persona")
+    if persona is not None and isinstance(persona.get("constitution"), str):
+        said = read_constitution(persona["constitution"])
+        persona["constitution"] = [assertion.model_dump(mode="json") for assertion in said]
+
+
 class Composed(Mapping[str, Any]):
     """The options of a group, each composed once, when it is first asked for, with the command line's other overrides
     applied to it: they are in ``made``. Iterating lists what ``conf/<group>/`` offers."""
@@ -156,7 +166,9 @@ class Composed(Mapping[str, Any]):
             import hydra
 
             cfg = hydra.compose(self.config, [*self.overrides, f"{self.group}={name}"])
-            node = self.made[name] = parse(GROUPS[self.group], _plain(cfg[self.group]), self.group)
+            plain = {self.group: _plain(cfg[self.group])}
+            _read_persona(plain)
+            node = self.made[name] = parse(GROUPS[self.group], plain[self.group], self.group)
             if node.name != name:
                 where = f"conf/{self.group}/{name}.yaml: name"
                 raise UserError(where, f"found {node.name!r}", f"allowed: {name}, as the file is called")

@@ -179,16 +179,6 @@ class PersonaSettings(Named):
     description: str = runtime(min_length=1)
     constitution: tuple[Assertion, ...] = identity(min_length=1)
 
-    @field_validator("constitution", mode="before")
-    @classmethod
-    def _from_file(cls, value: Any) -> Any:
-        """A path stands for the constitution in that file."""
-        if not isinstance(value, str):
-            return value
-        from offscript.personas import read_constitution  # it reads into nodes of this module
-
-        return read_constitution(value)
-
 
 class StageSettings(Named):
     """What is asked: which weights speak, and under which system text."""
