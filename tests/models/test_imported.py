@@ -13,8 +13,7 @@ from offscript.errors import UserError
 from offscript.models.adapters import CONFIG, WEIGHTS, attach, merge, self_test
 from offscript.models.imported import import_adapter, import_checkpoint
 from offscript.models.load import load_model, load_tokenizer
-from tests.conftest import make_adapter
-from tests.families import family, family_adapter, family_settings
+from tests.families import family, family_adapter, family_settings, published_gemma_adapter
 
 IDS = torch.tensor([[2, 60, 70, 80, 90, 100, 110, 120, 130, 140, 150, 160, 170, 180, 190, 200, 210, 220]])
 
@@ -63,17 +62,7 @@ def gemma():
 
 @pytest.fixture
 def published(tmp_path):
-    """An adapter made on the whole vision-language model: a vision tower with zero B, and a target of which there is
-    nothing."""
-
-    def zero_vision(tensors):
-        return {k: t * 0 if "vision_tower" in k and "lora_B" in k else t for k, t in tensors.items()}
-
-    folder = rewrite(make_adapter(family("gemma"), tmp_path / "published", seed=3), zero_vision)
-    listed = json.loads((folder / CONFIG).read_text())["target_modules"]
-    return change(
-        folder, target_modules=[*listed, "gate_up_proj"], base_model_name_or_path="google/gemma-3-4b-it"
-    )
+    return published_gemma_adapter(tmp_path / "published")
 
 
 LAYOUTS = {
