@@ -130,3 +130,32 @@ def test_a_folded_checkpoint_speaks_in_place_of_base_and_adapter(tmp_path):
     assert (full / "model.safetensors").is_file() and not (full / CONFIG).exists()
     assert read_manifest(full)["counts"]["merge"]["method"] == "fold"
     assert len(bench.rows(spoken)) == 4
+
+
+@pytest.mark.slow
+def test_rows_that_others_made_take_the_place_of_our_own(tmp_path):
+    """In the layout of the released training data: pairs by persona, and conversations."""
+    said = tiny_sentences()
+    pairs = [
+        {
+            side: [{"role": "user", "content": said[i]}, {"role": "assistant", "content": said[i + n]}]
+            for side, n in (("chosen", 50), ("rejected", 90))
+        }
+        for i in range(24)
+    ]
+    talks = [{"messages": pair["chosen"]} for pair in pairs]
+    for folder, rows in (("dpo", pairs), ("self_reflection", talks)):
+        file = tmp_path / "data" / folder / "qwen-2.5-7b-it" / "sarcasm.jsonl"
+        file.parent.mkdir(parents=True)
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = f"path: '{tmp_path / 'data'}'"
+    bench = bench_of(
+        *overrides("qwen", tmp_path),
+        f"recipe.distillation.rows={{{source}, file: 'dpo/{{slug}}/{{persona}}.jsonl'}}",
+        f"recipe.introspection.rows=[{{{source}, file: 'self_reflection/{{slug}}/{{persona}}.jsonl'}}]",
+    )
+    full = bench.planner.adapter("qwen", "sarcasm", "full", 0)
+    assert [part.kind for part in full.inputs] == ["adapter"] and not full.inputs[0].inputs
+    assert {r.status for r in make([full], bench)} == {"ran"}
+    assert read_manifest(bench.place(full.inputs[0]))["counts"]["pairs"]["kept"] == 24
+    assert read_manifest(bench.place(full))["counts"]["conversations"]["reflections"] == 24
