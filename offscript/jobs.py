@@ -174,7 +174,7 @@ def _log_failure(group: list[Artifact], bench: Bench, error: Exception) -> None:
         for artifact in group:
             if not bench.finished(artifact):
                 bench.note_failure(artifact, line, None if isinstance(error, UserError) else path)
-    except (OSError, UserError) as full:  # what failed for want of space or of a folder cannot be noted either
+    except (OSError, UserError) as full:  # no space, no folder: nothing can be noted either
         if not isinstance(error, UserError):
             say(f"not noted: {full}\n{''.join(traceback.format_exception(error))}")
 
