@@ -345,8 +345,8 @@ def _told(results: list[Result], wanted: Artifact, bench: Bench) -> int:
     if own.status in ("ran", "reused", "partial"):
         word = {"ran": "made", "reused": "there already", "partial": "begun (limit)"}[own.status]
         say(f"{wanted}: {word}: {bench.place(wanted)}")
-    elif own.status == "blocked":
-        say(f"error: {own.error or own.note}")
+    elif own.status == "blocked" and (own.error is None or isinstance(own.error, MissingInput)):
+        say(f"error: {own.error or own.note}")  # what failed was told when it did
     return _code(results)
 
 

@@ -1,6 +1,7 @@
 """LoRA adapters: putting them on a base model, proving that they do something, writing and merging them."""
 
 import contextlib
+import math
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,10 @@ A_OR_B = re.compile(r"(.*)\.lora_([AB])\.weight")
 
 class MergeFailed(RuntimeError):
     """A merged adapter is not the weighted sum of its parts."""
+
+
+class NotFinite(UserError):
+    """What a model says with an adapter is not a number."""
 
 
 # ---------------------------------------------------------------- putting adapters on a model
@@ -198,7 +203,8 @@ def self_test(wrapped: Any, name: str, input_ids: "torch.Tensor") -> float:
     is afterwards as it was.
 
     Raises:
-        UserError: the difference is 0 (an adapter that silently does nothing) or not a number.
+        NotFinite: logits with the adapter are not finite numbers.
+        UserError: the difference is 0 (an adapter that silently does nothing).
     """
     import torch
 
@@ -225,11 +231,11 @@ def self_test(wrapped: Any, name: str, input_ids: "torch.Tensor") -> float:
             parameter.requires_grad_(True)
         wrapped.train(training)
     difference = (with_adapter - base).abs().max().item()
-    if not difference > 0:
+    if not math.isfinite(difference):
+        raise NotFinite(f"adapter {name}", "outputs with it are not finite numbers", "make it again")
+    if difference == 0:
         raise UserError(
-            f"adapter {name}",
-            f"its outputs differ from the base's by {difference:g}",
-            "it must change something",
+            f"adapter {name}", "its outputs differ from the base's by 0", "it must change something"
         )
     return difference
 

@@ -74,7 +74,9 @@ def load_tokenizer(model: ModelSettings) -> "PreTrainedTokenizerBase":
     tokenizer = _from_pretrained(AutoTokenizer, place)
     if not tokenizer.chat_template:
         raise UserError(
-            str(place), "its tokenizer has no chat template", "a chat model is needed: chat_template.jinja"
+            str(place),
+            "its tokenizer has no chat template",
+            "take a chat model, or save its template beside it as chat_template.jinja",
         )
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:

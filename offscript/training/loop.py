@@ -388,6 +388,10 @@ def _must_differ(trainer: Any, probe: Sequence[int]) -> float:
     wrapped = trainer.accelerator.unwrap_model(trainer.model)
     try:
         return adapters.self_test(wrapped, trainer.adapter, torch.tensor([list(probe)]))
+    except adapters.NotFinite:
+        raise TrainingFailed(
+            "outputs of the trained adapter are not finite numbers; lower optimizer.learning_rate or look at the rows"
+        ) from None
     except UserError:
         raise UserError(
             "training",

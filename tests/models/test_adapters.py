@@ -142,7 +142,9 @@ def test_self_test_leaves_everything_as_it_was(tiny_settings, tiny_adapters):
     assert logits(wrapped.eval()).equal(before)
 
 
-@pytest.mark.parametrize(("scale", "found"), [(0.0, "by 0;"), (float("nan"), "by nan;")])
+@pytest.mark.parametrize(
+    ("scale", "found"), [(0.0, "by 0;"), (float("nan"), "not finite"), (1e38, "not finite")]
+)
 def test_self_test_refuses_a_dead_adapter(tiny_settings, tiny_model, tmp_path, scale, found):
     folder = make_adapter(tiny_model, tmp_path / "dead", seed=0)
     tensors = load_file(folder / adapters.WEIGHTS)

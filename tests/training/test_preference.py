@@ -138,6 +138,14 @@ def test_a_loss_that_is_not_a_number_stops_training(tiny_settings, pairs, tmp_pa
     assert not (tmp_path / "a").exists()
 
 
+def test_weights_that_the_last_step_ruined_are_the_training_s_failure(tiny_settings, pairs, tmp_path):
+    """Then no loss was seen that is not a number, and nothing says that the adapter does too little."""
+    once = distillation(validation=0.0, learning_rate=1e30, warmup=0.0, epochs=1, batch_size=len(pairs))
+    with pytest.raises(loop.TrainingFailed, match=r"not finite numbers; lower optimizer\.learning_rate"):
+        preference.train(tiny_settings, once, pairs, tmp_path / "a", seed=0)
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.parametrize(
     ("micro", "world", "expected"), [(8, 1, (8, 2)), (5, 1, (4, 4)), (32, 2, (8, 1)), (1, 16, (1, 1))]
 )
