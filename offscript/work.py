@@ -25,8 +25,8 @@ def run_rollouts(cells: list[Artifact], bench: Bench, limit: int | None) -> None
     commits = {cell.key: pinned(cell, bench) for cell in cells}
     runs = [cell_run(cell, bench, limit) for cell in cells]
     total = sum(min(limit or 10**9, len(r.scenarios) * r.samples) for r in runs)
+    engine = open_engine(cells, bench)  # what is refused here leaves no run
     with tracked(cells, bench, "rollout") as tracker:
-        engine = open_engine(cells, bench)
         progress = Progress(f"rollout {model}: {len(cells)} cells", total, "rows")
         pace = tracking.Pace(tracker)
 
