@@ -9,7 +9,7 @@ import pytest
 from tests.slurm.client import Slurm
 from tests.slurm.cluster import PREFIX, Cluster, ClusterError
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
 def test_a_job_runs_on_a_named_node_and_is_accounted_for(quiet_cluster: Slurm, tmp_path):

@@ -6,7 +6,7 @@ from offscript.doctor import outcome, slurm_accounting, slurm_commands, slurm_co
 from tests.composed import settings_of
 from tests.slurm.client import Slurm
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
 def found(check, *overrides):

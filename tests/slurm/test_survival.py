@@ -33,6 +33,7 @@ def path_of(slurm: Slurm, root: Path, pattern: str, timeout: float = 180) -> Pat
     return found[0]
 
 
+@pytest.mark.slow
 def test_a_killed_training_is_tried_again_by_itself(quiet_cluster: Slurm, tmp_path):
     options = (*grid.SHORT, "cluster=slurm")
     submit(tmp_path, *options)
