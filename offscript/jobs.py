@@ -98,8 +98,14 @@ def together(everything: Iterable[Artifact], bench: Bench, lead: Callable[[], T]
             ranks.announce(None)
             ranks.stop()
     known = {artifact.key: artifact for artifact in everything}
-    while (key := ranks.follow()) is not None:
-        help_training(known[key], bench)
+    try:
+        while (key := ranks.follow()) is not None:
+            help_training(known[key], bench)
+    except (
+        Interrupted
+    ):  # on every rank: rank 0 would wait for this one, in the seconds that a signal leaves it
+        ranks.stop()
+        raise
     ranks.stop()
     return None
 
