@@ -101,9 +101,7 @@ def together(everything: Iterable[Artifact], bench: Bench, lead: Callable[[], T]
     try:
         while (key := ranks.follow()) is not None:
             help_training(known[key], bench)
-    except (
-        Interrupted
-    ):  # on every rank: rank 0 would wait for this one, in the seconds that a signal leaves it
+    except Interrupted:  # rank 0 would wait for this one, in the few seconds that a signal leaves it
         ranks.stop()
         raise
     ranks.stop()

@@ -82,12 +82,19 @@ def world() -> Ranks:
         rank, size = _number("RANK"), _number("WORLD_SIZE")
         local = _number("LOCAL_RANK") if "LOCAL_RANK" in env else rank
     elif "SLURM_STEP_ID" in env and env.get("SLURM_STEP_NUM_TASKS", "1") != "1":
-        rank, size, local = _number("SLURM_PROCID"), _number("SLURM_STEP_NUM_TASKS"), _number("SLURM_LOCALID")
+        rank, size = _number("SLURM_PROCID"), _number("SLURM_STEP_NUM_TASKS")
+        local = 0 if _has_own_gpu() else _number("SLURM_LOCALID")
     else:
         return Ranks(0, 1, 0)
     if not 0 <= rank < size:
         raise UserError("RANK", f"{rank} of {size} processes", f"allowed: 0 to {size - 1}")
     return Ranks(rank, size, local)
+
+
+def _has_own_gpu() -> bool:
+    """Whether SLURM shows this task one of several GPUs of the job on its node (gpus-per-task, gpu-bind): its first."""
+    job, own = os.environ.get("SLURM_GPUS_ON_NODE", "0"), os.environ.get("SLURM_STEP_GPUS", "")
+    return job.isdigit() and int(job) > 1 and own.isdigit()
 
 
 def _number(name: str) -> int:

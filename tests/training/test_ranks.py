@@ -24,7 +24,7 @@ STEP = {
 def environ():
     """An environment without ranks, to be changed at will; afterwards it is as it was."""
     with mock.patch.dict(os.environ):
-        for name in (*VARIABLES, *STEP):
+        for name in (*VARIABLES, *STEP, "SLURM_GPUS_ON_NODE", "SLURM_STEP_GPUS"):
             os.environ.pop(name, None)
         yield lambda **changes: os.environ.update(changes)
 
@@ -48,6 +48,13 @@ def test_variables_of_a_slurm_step(environ):
     ranks._export(me)
     assert os.environ["MASTER_ADDR"] == "gpu07" and 20_000 <= int(os.environ["MASTER_PORT"]) < 40_000
     assert (os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["LOCAL_RANK"]) == ("3", "4", "1")
+
+
+@pytest.mark.parametrize(("own", "local"), [("0,1", 1), ("1", 0)])
+def test_a_task_that_slurm_shows_one_gpu_takes_that(environ, own, local):
+    """--gpus-per-task and --gpu-bind leave a task one of its node's GPUs, which is the first that it sees."""
+    environ(**STEP, SLURM_GPUS_ON_NODE="2", SLURM_STEP_GPUS=own)
+    assert ranks.world() == Ranks(3, 4, local)
 
 
 def test_a_batch_script_is_one_process(environ):
