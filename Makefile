@@ -9,11 +9,14 @@ DEV := .venv/.dev
 demo: $(RUN)
 	$(PY) launch/submit.py experiment=demo
 
+# What runs on SLURM comes by itself: its jobs want the cores.
 test: $(DEV)
-	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow and not slurm"
+	$(PY) -m pytest -m "slurm and not slow" tests/slurm
 
 test-slow: $(DEV)
-	$(PY) -m pytest -n 2 --dist loadfile -m slow
+	$(PY) -m pytest -n 2 --dist loadfile -m "slow and not slurm"
+	$(PY) -m pytest -m "slurm and slow" tests/slurm
 
 # A SLURM of our own on this machine, for tests/slurm: Debian packages, root. Without it those tests skip.
 slurm:

@@ -450,12 +450,12 @@ class ClusterSettings(Named):
     extra: dict[str, str | int | bool] = runtime({})
     snapshot: bool = runtime(False)
     default: ResourceSettings = runtime(ResourceSettings())
-    jobs: dict[Literal["rollout", "adapter", "classifier", "predictions", "evaluation"], ResourceSettings] = (
-        runtime({})
-    )
+    jobs: dict[
+        Literal["rollout", "adapter", "classifier", "predictions", "evaluation"], ResourceSettings | None
+    ] = runtime({})
 
     def resources(self, kind: str) -> ResourceSettings:
-        return self.jobs.get(kind, self.default)  # type: ignore[call-overload]
+        return self.jobs.get(kind) or self.default  # type: ignore[call-overload]
 
 
 class GridSettings(Node):
