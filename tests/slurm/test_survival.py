@@ -37,10 +37,10 @@ def path_of(slurm: Slurm, root: Path, pattern: str, timeout: float = 180) -> Pat
 def test_a_killed_training_is_tried_again_by_itself(quiet_cluster: Slurm, tmp_path):
     options = (*grid.SHORT, "cluster=slurm")
     submit(tmp_path, *options)
-    adapters = grid.jobs(tmp_path)["1-adapter"]
-    running(quiet_cluster, adapters)
-    quiet_cluster.kill(adapters, PYTHON)
-    quiet_cluster.wait_for_state(adapters, "FAILED")
+    adapter = f"{grid.jobs(tmp_path)['1-adapter']}_1"  # of two: the other one is left in peace
+    running(quiet_cluster, adapter)
+    quiet_cluster.kill(adapter, PYTHON)
+    quiet_cluster.wait_for_state(adapter, "FAILED")
     supervisors_end(quiet_cluster, tmp_path)
     assert len(list((tmp_path / "smoke" / "launch").glob("*/plan.json"))) == 2
     assert grid.cells(tmp_path) == grid.inline(grid.SHORT)
