@@ -80,7 +80,9 @@ def check(cluster: ClusterSettings, kinds: Sequence[str]) -> None:
     offers = offered(ask("sinfo", "-N", "-h", "-o", "%P|%l|%c|%m|%G"))
     own = _of_partition(cluster.partition, offers)
     for kind in kinds:
-        where = f"cluster.jobs.{kind}" if cluster.resources(kind) is not cluster.default else "cluster.default"
+        where = (
+            f"cluster.jobs.{kind}" if cluster.resources(kind) is not cluster.default else "cluster.default"
+        )
         _check_size(where, cluster.resources(kind), own)
 
 
