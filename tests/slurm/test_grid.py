@@ -113,6 +113,10 @@ def test_jobs_of_other_settings_in_the_same_folder_are_refused(quiet_cluster: Sl
     assert cancelled.returncode == 0 and "cancelled: " in cancelled.stderr
     quiet_cluster.wait_for_state(grid.jobs(tmp_path)["supervisor"], "CANCELLED")
     assert "no job is under way" in grid.command("cancel", *QUICK, f"root={tmp_path}").stderr
+    quiet_cluster.wait_until(  # the accounting hears of it a little later than the queue
+        lambda: grid.status(tmp_path, *QUICK)["entries"][0]["state"] == "failed",
+        "the first job to have failed",
+    )
     seen = grid.status(tmp_path, *QUICK)
     first = seen["entries"][0]
     assert (first["state"], seen["jobs"]) == ("failed", 0) and first["reason"].endswith("cancelled")
