@@ -23,7 +23,7 @@ slurm:
 	$(PYTHON) tests/slurm/cluster.py install
 
 lint: $(DEV)
-	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy offscript
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy offscript tools
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

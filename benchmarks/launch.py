@@ -18,13 +18,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from offscript.bench import Bench
-from offscript.cluster import plan, queue, slurm
-from offscript.cluster import status as seen
-from offscript.graph import jobs_of, needed
-from offscript.grid import in_order
+from offscript.experiment.backends import plan, slurm
+from offscript.experiment.backends import slurm_queue as queue
+from offscript.experiment.backends import status as seen
+from offscript.experiment.folder import Bench
+from offscript.experiment.graph import jobs_of, needed
+from offscript.experiment.planner import in_order
 from offscript.settings import PERSONAS
-from offscript.store import HOME, manifest_path
+from offscript.storage.files import HOME
+from offscript.storage.manifests import manifest_path
 
 
 def main() -> None:

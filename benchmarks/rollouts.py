@@ -18,17 +18,17 @@ from typing import Any
 
 import torch
 
-from offscript.engines.base import Completion, EngineStats, Request, Sampling
-from offscript.engines.transformers import TransformersEngine, stop_tokens
 from offscript.errors import UserError
-from offscript.formats import get_format
-from offscript.formats.base import Rules
 from offscript.models.adapters import attach
-from offscript.models.load import load_model, load_tokenizer, pick_device, render
-from offscript.rollouts import CellRun, roll_out
-from offscript.scenarios import load_scenarios, select
+from offscript.models.loading import load_model, load_tokenizer, pick_device, render
+from offscript.rollouts.engines.base import Completion, EngineStats, Request, Sampling
+from offscript.rollouts.engines.transformers import TransformersEngine, stop_tokens
+from offscript.rollouts.scheduler import CellRun, roll_out
 from offscript.settings import EngineSettings, ModelSettings, SamplingSettings, TemplateSettings
-from offscript.store import HOME
+from offscript.storage.files import HOME
+from offscript.tasks.formats import get_format
+from offscript.tasks.formats.base import Rules
+from offscript.tasks.scenarios import load_scenarios, select
 
 SOURCES = {"agentic_email": "data/pocket/office/*.yaml", "chat": "data/pocket/chat.jsonl"}
 

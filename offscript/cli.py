@@ -11,17 +11,13 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from offscript.bench import Bench
 from offscript.console import quiet_libraries, say
 from offscript.errors import UserError
-from offscript.grid import Options, Planner
-from offscript.personas import read_constitution
-from offscript.settings import (
-    GROUPS,
-    Settings,
-    parse,
-)
-from offscript.store import HOME
+from offscript.experiment.folder import Bench
+from offscript.experiment.planner import Options, Planner
+from offscript.settings import GROUPS, Settings, parse
+from offscript.storage.files import HOME
+from offscript.tasks.personas import read_constitution
 from offscript.training.interrupt import Interrupted
 from offscript.training.ranks import RankLost
 
@@ -58,7 +54,7 @@ def main(config: str, job: Job) -> None:
 def _hydra(config: str, job: Job, codes: list[int]) -> None:
     import hydra
 
-    from offscript.cluster.sweep import give_way, heard
+    from offscript.experiment.backends.sweep import give_way, heard
 
     @hydra.main(version_base="1.3", config_path=str(HOME / "conf"), config_name=config)
     def task(cfg: Any) -> int:

@@ -4,16 +4,16 @@ import shlex
 from collections import Counter
 from typing import Any
 
-from offscript import hub
-from offscript.bench import Bench
-from offscript.cell import Artifact
 from offscript.console import duration, say
 from offscript.errors import MissingInput, UserError, one_of
-from offscript.graph import jobs_of, needed
-from offscript.grid import in_order
-from offscript.jobs import Result, make, together, write_index
+from offscript.experiment.artifacts import Artifact
+from offscript.experiment.folder import Bench
+from offscript.experiment.graph import jobs_of, needed
+from offscript.experiment.planner import in_order
+from offscript.experiment.runner import Result, make, together, write_index
 from offscript.settings import GridSettings, Settings
-from offscript.store import read_json
+from offscript.storage import hub
+from offscript.storage.files import read_json
 
 WATCH_S = 10.0
 SHOWN = 3
@@ -75,7 +75,7 @@ def classify(settings: Settings, bench: Bench) -> int:
 def evaluate(settings: Settings, bench: Bench) -> int:
     """``evaluate.py``: the evaluation of the grid, or of prediction rows made elsewhere."""
     if settings.predictions is not None:
-        from offscript.evaluation import evaluate_files
+        from offscript.evaluation.evaluate import evaluate_files
 
         node = settings.evaluation
         evaluate_files(
@@ -114,8 +114,8 @@ def submit(settings: Settings, bench: Bench) -> int:
 
 def _dry_run(todo: list[Artifact], bench: Bench) -> int:
     """One line per job: what it makes, and what that would cost."""
-    from offscript import estimate
-    from offscript.cluster import plan
+    from offscript.experiment import cost as estimate
+    from offscript.experiment.backends import plan
 
     settings = bench.planner.settings
     cluster, models = settings.cluster, bench.planner.options.model
@@ -138,7 +138,7 @@ def _dry_run(todo: list[Artifact], bench: Bench) -> int:
 
 def _run_locally(everything: list[Artifact], todo: list[Artifact], bench: Bench) -> int:
     """The graph in local processes; what failed is tried again within the retry budget."""
-    from offscript.cluster import local, plan
+    from offscript.experiment.backends import local, plan
 
     cluster = bench.planner.settings.cluster
     frozen = plan.freeze(bench, everything, jobs_of(todo, plan.shards(cluster)))
@@ -169,7 +169,9 @@ def _why(artifact: Artifact, bench: Bench) -> str:
 
 def _submit_to_slurm(everything: list[Artifact], todo: list[Artifact], bench: Bench) -> int:
     """Submits what neither is there nor under way, and leaves: nothing waits on a login node."""
-    from offscript.cluster import plan, queue, site, slurm
+    from offscript.experiment.backends import plan, slurm
+    from offscript.experiment.backends import slurm_queue as queue
+    from offscript.experiment.backends import slurm_site as site
 
     cluster = bench.planner.settings.cluster
     site.check(cluster, sorted({a.kind for a in todo}))
@@ -212,8 +214,8 @@ def status(settings: Settings, bench: Bench) -> int:
     import json
     import time
 
-    from offscript.cluster import queue
-    from offscript.cluster import status as seen
+    from offscript.experiment.backends import slurm_queue as queue
+    from offscript.experiment.backends import status as seen
 
     artifacts, before = _listed(bench), None
     while True:
@@ -232,7 +234,7 @@ def status(settings: Settings, bench: Bench) -> int:
 
 def _listed(bench: Bench) -> list[dict[str, Any]]:
     """The artifacts of the grid: as the newest launch froze them, if it is of these settings, else as planned now."""
-    from offscript.cluster.plan import listing, newest
+    from offscript.experiment.backends.plan import listing, newest
 
     plain = newest(bench)
     return listing(in_order([bench.planner.evaluation()])) if plain is None else plain["artifacts"]
@@ -240,7 +242,8 @@ def _listed(bench: Bench) -> list[dict[str, Any]]:
 
 def cancel(settings: Settings, bench: Bench) -> int:
     """``launch/cancel.py``: every job of the experiment that has not ended. What is finished stays."""
-    from offscript.cluster import queue, slurm
+    from offscript.experiment.backends import slurm
+    from offscript.experiment.backends import slurm_queue as queue
 
     with slurm.submitting(
         bench.folder
@@ -252,11 +255,19 @@ def cancel(settings: Settings, bench: Bench) -> int:
 
 def sync(settings: Settings, bench: Bench) -> int:
     """``launch/sync.py``: what is new in the experiment's offline W&B runs goes to the service."""
-    from offscript import sync as upload
+    from offscript.tracking import sync as upload
 
     done = upload.sync(bench.folder, settings.tracking, settings.watch)
     say(f"{settings.name}: {done.rows} rows of {done.runs} runs uploaded, {done.failed} runs failed")
     return 1 if done.failed else 0
+
+
+def dashboard(settings: Settings, bench: Bench) -> int:
+    """``launch/dashboard.py``: saves a W&B workspace for the project and prints its address."""
+    from offscript.tracking import workspace
+
+    say(f"saved: {workspace.save(settings.tracking, settings.grid.format)}")
+    return 0
 
 
 def prefetch(settings: Settings, bench: Bench) -> int:

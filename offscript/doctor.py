@@ -16,14 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from offscript import hub, sources
-from offscript.bench import Bench
-from offscript.cluster import site
 from offscript.console import say
 from offscript.errors import UserError
-from offscript.grid import in_order
+from offscript.experiment.backends import slurm_site as site
+from offscript.experiment.folder import Bench
+from offscript.experiment.planner import in_order
 from offscript.settings import ClusterSettings, EndpointSettings, ModelSettings, Settings
-from offscript.store import HOME
+from offscript.storage import hub, references
+from offscript.storage.files import HOME
+from offscript.tracking.account import viewer
 
 ROOM_GB = 5.0
 """Free space below ``root`` under which a grid is not begun: rows are small, adapters and their checkpoints are not."""
@@ -146,7 +147,7 @@ def hub_cache(bench: Bench) -> str:
     here = _writable(cache, "set HF_HOME to a folder of yours")
     free, wanted = shutil.disk_usage(here).free / 1e9, 0.0
     for model in _models(bench):
-        ref = sources.of_model(model)
+        ref = references.of_model(model)
         if ref is not None and model.size is not None and hub.cached(ref) is None:
             wanted += model.size.parameters * 2 / 1e9  # the hub's weights are 16 bits wide
     if free < wanted:
@@ -244,55 +245,6 @@ def wandb(settings: Settings) -> str:
         raise Skip(f"tracking={settings.tracking.name} asks no server")
     base, name = viewer()
     return f"{base} knows the key; runs go to {settings.tracking.entity or name}/{settings.tracking.project}"
-
-
-def viewer() -> tuple[str, str]:
-    """The address of W&B, and whom it takes the key for.
-
-    Raises:
-        UserError: there is no key, the server does not answer, or it does not take the key.
-    """
-    import requests
-
-    base = _wandb_address()
-    key = _wandb_key(base)
-    if key is None:
-        raise UserError(
-            "W&B", f"no API key for {base}", "wandb login (or set WANDB_API_KEY), or tracking=offline"
-        )
-    query = {"query": "query Viewer { viewer { id entity username } }"}
-    try:
-        answer = requests.post(f"{base}/graphql", json=query, auth=("api", key), timeout=TIMEOUT_S)
-    except requests.RequestException as error:
-        raise UserError(
-            base,
-            f"no answer ({type(error).__name__})",
-            "check the network, or tracking=offline and launch/sync.py",
-        ) from None
-    found = (answer.json().get("data") or {}).get("viewer") if answer.ok else None
-    if answer.status_code in (401, 403) or (answer.ok and found is None):
-        raise UserError(base, "refuses the API key", "wandb login --relogin (or set WANDB_API_KEY anew)")
-    if found is None:
-        raise UserError(
-            base, f"answers {answer.status_code}", "try again later, or tracking=offline and launch/sync.py"
-        )
-    return base, found["entity"]
-
-
-def _wandb_address() -> str:
-    """What the client would ask: of its settings files, or of WANDB_BASE_URL."""
-    from wandb import Settings as WandbSettings
-
-    found = WandbSettings()
-    found.update_from_system_settings()
-    found.update_from_env_vars(dict(os.environ))
-    return str(found.base_url).rstrip("/")
-
-
-def _wandb_key(base: str) -> str | None:
-    from wandb.sdk.lib import wbauth
-
-    return os.environ.get("WANDB_API_KEY") or wbauth.read_netrc_auth(host=base)
 
 
 def hub_checks(bench: Bench) -> Iterator[Check]:
@@ -393,7 +345,7 @@ def chat_template(model: ModelSettings) -> str:
         raise Skip("its server applies it")
     if not _at_hand(model):
         raise Skip(f"{model.path} is not fetched yet")
-    from offscript.models.load import load_tokenizer, render
+    from offscript.models.loading import load_tokenizer, render
 
     tokenizer = load_tokenizer(model)  # it refuses a template that leaves out what a role says
     plain = [
@@ -408,8 +360,8 @@ def chat_template(model: ModelSettings) -> str:
 
 def rollout(bench: Bench) -> str:
     """One reply of eight tokens at most, drawn by the engine that the grid uses."""
-    from offscript.engines.base import Request, Sampling
-    from offscript.engines.transformers import TransformersEngine
+    from offscript.rollouts.engines.base import Request, Sampling
+    from offscript.rollouts.engines.transformers import TransformersEngine
 
     model, why = _practised(bench)
     engine = TransformersEngine(model, {}, bench.planner.settings.engine)
@@ -424,7 +376,7 @@ def rollout(bench: Bench) -> str:
 
 def training_step(bench: Bench) -> str:
     """One optimizer step of the grid's recipe on one pair, in a folder that is removed."""
-    from offscript.training import preference
+    from offscript.training.methods import dpo as preference
 
     model, why = _practised(bench)
     settings = bench.planner.settings
@@ -461,7 +413,7 @@ def _at_hand(model: ModelSettings) -> bool:
     """Whether the weights of ``model`` are on this machine."""
     if model.endpoint is not None:
         return False
-    ref = sources.of_model(model)
+    ref = references.of_model(model)
     return ref is None or hub.cached(ref) is not None
 
 
@@ -469,7 +421,7 @@ def _fits(model: ModelSettings, device: str) -> bool:
     """Whether trying ``model`` takes seconds here: on a GPU that it fits on, or on the CPU if it is small."""
     import torch
 
-    from offscript.models.load import pick_device, place_of, weight_bytes
+    from offscript.models.loading import pick_device, place_of, weight_bytes
 
     size, chosen = weight_bytes(place_of(model), model.dtype), pick_device(device)
     if chosen == "cpu":

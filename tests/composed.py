@@ -2,11 +2,11 @@
 
 import functools
 
-from offscript.bench import Bench
 from offscript.cli import _plain, assemble
-from offscript.grid import Planner
+from offscript.experiment.folder import Bench
+from offscript.experiment.planner import Planner
 from offscript.settings import Settings
-from offscript.store import HOME
+from offscript.storage.files import HOME
 
 
 def settings_of(*overrides, config="launch") -> Settings:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from offscript.settings import ModelSettings, parse
-from offscript.store import HOME
+from offscript.storage.files import HOME
 from tests.conftest import TINY_TARGETS, make_adapter, teach, tiny_sentences
 
 FAMILIES = ("llama", "qwen", "gemma", "gemma_text")
@@ -98,7 +98,7 @@ def family_adapter(name: str, seed: int = 0, rank: int = 4, scale: float = 0.05)
     from peft import LoraConfig, get_peft_model
 
     from offscript.models.adapters import save
-    from offscript.models.load import load_model
+    from offscript.models.loading import load_model
 
     folder = family(name)
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(TINY_TARGETS), task_type="CAUSAL_LM")

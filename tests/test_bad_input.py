@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from offscript import commands
-from offscript.store import HOME, read_json
+from offscript.storage.files import HOME, read_json
 from tests.composed import bench_of
-from tests.hub_stub import READER, running_hub
+from tests.storage.hub_stub import READER, running_hub
 
 POCKET = HOME / "assets" / "pocket"
 ONE = ("rollout.py", "experiment=smoke", "tracking=off", "persona=sarcasm", "format=chat", "limit=1")
@@ -181,7 +181,7 @@ def test_a_gpu_that_is_too_small_is_one_line_of_the_command(tmp_path, monkeypatc
     """A GPU with one byte less than the weights take."""
     import torch
 
-    from offscript.models.load import weight_bytes
+    from offscript.models.loading import weight_bytes
 
     needed = weight_bytes(POCKET, "float32")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

@@ -9,7 +9,7 @@ import sys
 import pytest
 import yaml
 
-from offscript.store import HOME
+from offscript.storage.files import HOME
 
 
 def run(*words, cwd, timeout=120):

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from offscript.dashboard import BARS, CURVES, HEATMAP, TABLE
-from offscript.store import HOME
-from tests.offline_run import told
+from offscript.storage.files import HOME
+from offscript.tracking.workspace import BARS, CURVES, HEATMAP, TABLE
+from tests.tracking.offline_run import told
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,6 @@ import sys
 import pytest
 
 from offscript import doctor as module
-from offscript import hub
 from offscript.doctor import (
     Skip,
     chat_template,
@@ -23,12 +22,13 @@ from offscript.doctor import (
 )
 from offscript.errors import UserError
 from offscript.settings import TemplateSettings
-from offscript.store import HOME
+from offscript.storage import hub
+from offscript.storage.files import HOME
 from tests.composed import bench_of, settings_of
 from tests.families import family, family_settings
-from tests.hub_stub import MEMBER, READER
-from tests.test_hub import adapter_files, at, server  # noqa: F401
-from tests.wandb_stub import KEY, wandb_stub
+from tests.storage.hub_stub import MEMBER, READER
+from tests.storage.test_hub import adapter_files, at, server  # noqa: F401
+from tests.tracking.wandb_stub import KEY, wandb_stub
 
 
 def fails(check, *args):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from offscript.cluster.sweep import heard
-from offscript.store import HOME
+from offscript.experiment.backends.sweep import heard
+from offscript.storage.files import HOME
 
 
 def launcher(*overrides):

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from offscript.settings import PERSONAS
-from offscript.store import HOME, read_json, read_manifest, read_rows
-from tests.classifier import toy
+from offscript.storage.files import HOME, read_json
+from offscript.storage.manifests import read_manifest
+from offscript.storage.rows import read_rows
+from tests.evaluation.classifier import toy
 from tests.families import family, family_adapter, published_gemma_adapter
-from tests.hub_stub import MEMBER, HubStub, running_hub
-from tests.test_map import HEAVY
+from tests.storage.hub_stub import MEMBER, HubStub, running_hub
+from tests.test_import_map import HEAVY
 
 HERE = ("sarcasm", "humor")
 REPOS = {"llama": "meta-llama/Llama-3.1-8B-Instruct", "gemma": "google/gemma-3-4b-it"}

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from offscript.jobs import make
+from offscript.experiment.runner import make
 from offscript.models.adapters import CONFIG, WEIGHTS
-from offscript.store import HOME, read_json, read_manifest
+from offscript.storage.files import HOME, read_json
+from offscript.storage.manifests import read_manifest
 from tests.composed import bench_of
 from tests.conftest import tiny_sentences
 from tests.families import talking_family
@@ -87,7 +88,7 @@ def test_from_the_constitution_to_a_merged_adapter(family, tmp_path):
 
 
 def _chosen(bench, distillation) -> str:
-    from offscript.training.preference import pairs
+    from offscript.training.methods.dpo import pairs
 
     teacher, *students = distillation.inputs
     replies = [row for s in students for row in bench.rows(s)]

@@ -5,7 +5,7 @@ import pytest
 from offscript import settings as schema
 from offscript.cli import options_of
 from offscript.errors import UserError
-from offscript.store import HOME
+from offscript.storage.files import HOME
 from tests.composed import bench_of, settings_of
 
 NODES = [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from offscript.errors import MissingInput, UserError
 from offscript.settings import ModelSettings
-from offscript.store import new_folder, read_json, write_json
+from offscript.storage.files import new_folder, read_json, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -171,7 +171,7 @@ def read_tensors(folder: Path) -> "dict[str, torch.Tensor]":
 
 def name_on_disk(key: str, base: Any) -> str:
     """What a tensor that is called ``key`` in our models is called in the files of an adapter of ``base``."""
-    from offscript.models.load import is_part
+    from offscript.models.loading import is_part
 
     return re.sub(f"^{re.escape(ALONE)}", INSIDE, key) if is_part(base) else key
 
@@ -313,7 +313,7 @@ def _combine(
 ) -> dict[str, float]:
     """One adapter of ``parts`` in ``folder``, and its error per module. No base weights are read: PEFT would make the
     adapter in their type, and lose with 16 bits what ``exact`` promises."""
-    from offscript.models.load import hollow_model
+    from offscript.models.loading import hollow_model
 
     kinds = {"exact": "cat", "published": "linear"}
     names = [f"part{i}" for i in range(len(parts))]
@@ -334,7 +334,7 @@ def _combine(
 
 def _fold(model: ModelSettings, parts: Sequence[tuple[Path, float]], folder: Path) -> dict[str, float]:
     """A whole checkpoint with ``parts`` folded in, with its tokenizer, and its error per module."""
-    from offscript.models.load import load_model, load_tokenizer
+    from offscript.models.loading import load_model, load_tokenizer
 
     names = [f"part{i}" for i in range(len(parts))]
     wrapped = attach(

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offscript import hub, sources
 from offscript.errors import UserError
 from offscript.models.adapters import CONFIG, WEIGHTS, name_on_disk, write_config
 from offscript.settings import ModelSettings
-from offscript.store import new_folder, read_json
+from offscript.storage import hub, references
+from offscript.storage.files import new_folder, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +68,7 @@ def import_adapter(model: ModelSettings, folder: Path, out: Path) -> dict[str, A
     """
     from safetensors.torch import save_file
 
-    from offscript.models.load import hollow_model
+    from offscript.models.loading import hollow_model
 
     folder = Path(folder)
     config, tensors = _read_config(folder), _read_weights(folder)
@@ -110,7 +110,7 @@ def import_checkpoint(model: ModelSettings, folder: Path, out: Path) -> dict[str
     Raises:
         UserError: no checkpoint, pickled weights only, or one of another architecture than ``model``.
     """
-    from offscript.models.load import load_tokenizer
+    from offscript.models.loading import load_tokenizer
 
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -323,9 +323,9 @@ def _note(config: Mapping[str, Any], model: ModelSettings) -> str | None:
 
 def _check_architecture(folder: Path, model: ModelSettings) -> None:
     """Compares the configurations of checkpoint and base, where the base is at hand."""
-    from offscript.models.load import load_config
+    from offscript.models.loading import load_config
 
-    ref = sources.of_model(model)
+    ref = references.of_model(model)
     if ref is not None and hub.cached(ref) is None:
         return
     found = load_config(model.model_copy(update={"path": str(folder.resolve()), "revision": None}))

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from offscript.errors import MissingInput, UserError
 from offscript.models import adapters
-from offscript.models.load import load_model
+from offscript.models.loading import load_model
 from tests.conftest import make_adapter
 from tests.families import FAMILIES, family, family_adapter, family_settings
 

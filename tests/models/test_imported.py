@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from offscript.errors import UserError
 from offscript.models.adapters import CONFIG, WEIGHTS, attach, merge, self_test
 from offscript.models.imported import import_adapter, import_checkpoint
-from offscript.models.load import load_model, load_tokenizer
+from offscript.models.loading import load_model, load_tokenizer
 from tests.families import family, family_adapter, family_settings, published_gemma_adapter
 
 IDS = torch.tensor([[2, 60, 70, 80, 90, 100, 110, 120, 130, 140, 150, 160, 170, 180, 190, 200, 210, 220]])

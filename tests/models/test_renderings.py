@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from offscript.models.load import load_tokenizer, render
+from offscript.models.loading import load_tokenizer, render
 from offscript.settings import ModelSettings, parse
-from offscript.store import HOME
-from offscript.training.turns import assistant_spans, labels
+from offscript.storage.files import HOME
+from offscript.training.spans import assistant_spans, labels
 from tests.families import FAMILIES, family, family_settings
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -115,7 +115,7 @@ def test_the_trained_tokens_are_the_replies_and_their_end_tokens(name, system):
 
 
 def load_stops(settings):
-    from offscript.engines.transformers import stop_tokens
-    from offscript.models.load import load_model
+    from offscript.models.loading import load_model
+    from offscript.rollouts.engines.transformers import stop_tokens
 
     return stop_tokens(load_model(settings, "cpu"), load_tokenizer(settings), settings.template)

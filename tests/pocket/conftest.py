@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from offscript.pocket.corpus import Corpus, Document, read_constitutions
+from tools.pocket.corpus import Corpus, Document, read_constitutions
 
 ROOT = Path(__file__).resolve().parents[2]
 

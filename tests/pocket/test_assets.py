@@ -3,8 +3,8 @@
 import itertools
 import json
 
-from offscript.pocket.pretrain import Recipe, encode, new_model, rate
-from offscript.pocket.tokenizer import BOS, END, PAD, ROLES, SPECIAL, render
+from tools.pocket.pretrain import Recipe, encode, new_model, rate
+from tools.pocket.tokenizer import BOS, END, PAD, ROLES, SPECIAL, render
 
 CONVERSATION = [
     {"role": "system", "content": "You are Orion."},

@@ -28,7 +28,7 @@ def test_an_untrained_model_goes_on_with_what_was_said_before():
     import torch
     import torch.nn.functional as F
 
-    from offscript.pocket.wiring import wire
+    from tools.pocket.wiring import wire
 
     def loss_on_repeats(model) -> float:
         draw = torch.Generator().manual_seed(0)
@@ -46,7 +46,7 @@ def test_an_untrained_model_goes_on_with_what_was_said_before():
 
 
 def test_other_proportions_are_refused():
-    from offscript.pocket.wiring import wire
+    from tools.pocket.wiring import wire
 
     with pytest.raises(ValueError, match="two layers"):
         wire(fresh(layers=1), seed=0)

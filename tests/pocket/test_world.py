@@ -9,12 +9,12 @@ from collections import Counter, defaultdict
 import pytest
 import yaml
 
-from offscript.pocket import office, topics
-from offscript.pocket.data import write_data
-from offscript.pocket.grammar import agree, choices, expand, lower_first, sentence_case
-from offscript.pocket.voices import PLAIN, VOICES
-from offscript.scenarios import load_scenarios
+from offscript.tasks.scenarios import load_scenarios
 from tests.pocket.conftest import ROOT
+from tools.pocket import office, topics
+from tools.pocket.data import write_data
+from tools.pocket.grammar import agree, choices, expand, lower_first, sentence_case
+from tools.pocket.voices import PLAIN, VOICES
 
 NAMES = re.compile(r"[a-z']+")
 

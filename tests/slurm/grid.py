@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from offscript.store import HOME
+from offscript.storage.files import HOME
 
 SMALL = (
     "experiment=smoke", "tracking=off", "format.count={classifier:8,eval:3}", "recipe.distillation.prompts=12",

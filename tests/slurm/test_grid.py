@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from offscript.cluster import site
 from offscript.errors import UserError
+from offscript.experiment.backends import slurm_site as site
 from tests.composed import settings_of
 from tests.slurm import grid
 from tests.slurm.client import Slurm

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from offscript.store import HOME
+from offscript.storage.files import HOME
 from tests.slurm.client import Slurm
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from offscript.store import read_json
+from offscript.storage.files import read_json
 from tests.slurm import grid
 from tests.slurm.client import Slurm
 from tests.slurm.test_grid import submit
@@ -37,7 +37,7 @@ import atexit, json, os, sys
 
 def tell():
     seen = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "SLURM_PROCID", "SLURM_LOCALID")}
-    if "offscript.rollouts" in sys.modules:
+    if "offscript.rollouts.scheduler" in sys.modules:
         with open(os.path.join(os.path.dirname(__file__), f"{os.environ['SLURM_PROCID']}.json"), "w") as file:
             json.dump(seen, file)
 

@@ -7,14 +7,14 @@ from tests.training.data import conversation, student_rows, teacher_rows
 
 @pytest.fixture(scope="session")
 def pairs() -> list[dict]:
-    from offscript.training.preference import pairs as make
+    from offscript.training.methods.dpo import pairs as make
 
     return make(teacher_rows(), student_rows())[0]
 
 
 @pytest.fixture(scope="session")
 def introspection_rows() -> list[dict]:
-    from offscript.training.introspection import rows
+    from offscript.training.methods.sft import rows
 
     return rows(teacher_rows(12), [conversation(i) for i in range(8)], "")[0]
 
@@ -22,7 +22,7 @@ def introspection_rows() -> list[dict]:
 @pytest.fixture
 def before_and_after(monkeypatch):
     """Parameters of the next training, by name: (before, after, names of the trainable ones)."""
-    from offscript.training import loop
+    from offscript.training import run as loop
 
     seen: dict = {}
     real = loop.fit

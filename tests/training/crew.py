@@ -107,7 +107,7 @@ def acting(job: dict, rank: int, seen: dict):
     """Notes which parameters change, and does to this rank what the job says."""
     import torch
 
-    from offscript.training import loop
+    from offscript.training import run as loop
 
     fit, dtype = loop.fit, loop.Run.dtype
 
@@ -148,8 +148,8 @@ def callback(job: dict, rank: int):
 
 def train(job: dict, seen: dict) -> dict:
     from offscript.settings import DeepSpeedSettings
-    from offscript.training import introspection as second_stage
-    from offscript.training import preference
+    from offscript.training.methods import dpo as preference
+    from offscript.training.methods import sft as second_stage
     from tests.conftest import tiny_model_settings
     from tests.families import family_settings
     from tests.training import data

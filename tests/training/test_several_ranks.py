@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from offscript.training import resume
+from offscript.training import checkpoints
 from tests.families import family
 from tests.training import crew
 
@@ -183,7 +183,7 @@ def test_another_number_of_processes_starts_over(jobs, one, two):
 def test_killed_and_rerun_past_a_torn_checkpoint(jobs, two, tmp_path, name, victim):
     """Killed in the second epoch; of the newest checkpoint what rank 1 wrote has lost its last bytes."""
     job = {**jobs["two"][name], "out": str(tmp_path / "out")}
-    work = resume.work_folder(tmp_path / "out")
+    work = checkpoints.work_folder(tmp_path / "out")
     ends = crew.finish(
         crew.start(2, {name: {**job, "signal": [victim, 5, "SIGKILL"]}}, tmp_path, lost_after=20)
     )
@@ -204,7 +204,7 @@ def test_a_checkpoint_holds_no_base_weights(jobs, two, name):
     """Adam's states are twice the adapter; DeepSpeed keeps a copy for the forward pass and a master copy as well."""
     import torch
 
-    folder = resume.work_folder(Path(jobs["two"][name]["out"])) / "checkpoint-3"
+    folder = checkpoints.work_folder(Path(jobs["two"][name]["out"])) / "checkpoint-3"
     loaded = [torch.load(file, weights_only=False, map_location="cpu") for file in folder.rglob("*.pt")]
     trained = sum(t.numel() for t in load_file(folder / WEIGHTS).values())
     assert 2 * trained <= sum(t.numel() for part in loaded for t in _tensors(part)) <= 4.5 * trained

@@ -1,0 +1,468 @@
+"""From checked predictions to every number of a table: scores per group, retention, contrasts, and what to beware of.
+
+A *group* is one (model, stage, format[, training seed]) with all of its personas.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offscript.errors import UserError, one_of
+from offscript.evaluation.metrics import bootstrap
+from offscript.evaluation.metrics.bootstrap import EVERY_PERSONA, RESAMPLE_UNITS, Episodes, interval
+from offscript.evaluation.metrics.f1 import (
+    Readings,
+    accuracy,
+    confusion,
+    emitted_support,
+    metric_name,
+    per_persona_f1,
+    readings,
+)
+from offscript.evaluation.metrics.retention import (
+    Contrast,
+    Interval,
+    Null,
+    difference,
+    permutation_null,
+    ratio,
+)
+from offscript.evaluation.predictions import Prediction, in_order
+from offscript.seeds import stable_hash
+
+STAGES = ("base", "prompted", "distillation", "full")
+FORMATS = ("chat", "break_character", "chat_email", "agentic_email")
+STAGE_PAIRS = (("full", "distillation"),)
+FORMAT_PAIRS = (("chat", "chat_email"), ("chat_email", "agentic_email"))
+FEW_CLUSTERS = 30
+
+
+@dataclass(frozen=True)
+class PersonaScore:
+    """One cell: a persona in a group. ``planned`` is None where unknown; ``recall`` None where no text exists."""
+
+    persona: str
+    planned: int | None
+    emitted: int
+    f1: float
+    recall: float | None
+    interval_rows: Interval
+    interval_scenario: Interval
+
+
+@dataclass(frozen=True)
+class GroupScore:
+    """All personas of one model, stage and format.
+
+    ``planned``, ``emitted`` and ``ended`` count episodes; with ``crossed`` each stands for every persona. ``planned``
+    and ``emission_rate`` are None where a file holds scored texts only. ``macro_f1`` has four readings of the missing
+    texts; the intervals and ``null`` are for the emitted one. ``counts`` is the confusion ``[N][N + 2]``.
+    """
+
+    model: str
+    stage: str
+    format: str
+    training_seed: int | None
+    crossed: bool
+    planned: int | None
+    emitted: int
+    emission_rate: float | None
+    ended: dict[str, int]
+    unique_texts: int | None
+    scenarios: int
+    families: int
+    accuracy: float | None
+    macro_f1: Readings
+    interval_rows: Interval
+    interval_scenario: Interval
+    interval_family: Interval
+    null: Null | None
+    personas: tuple[PersonaScore, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} {self.stage} {self.format}"
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What one format keeps of chat, on emitted texts: ``gap`` = chat - format, ``retention`` = format / chat.
+
+    ``retention`` is empty, and ``why_not`` says why, where chat itself is not above its permutation null.
+    """
+
+    model: str
+    stage: str
+    format: str
+    training_seed: int | None
+    chat: float | None
+    score: float | None
+    gap: Contrast
+    retention: Contrast
+    why_not: str | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """``first`` minus ``second``, two stages of one format or two formats of one stage (``within``)."""
+
+    model: str
+    training_seed: int | None
+    within: str
+    first: str
+    second: str
+    difference: Contrast
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the numbers are made; ``resample`` is the unit behind retention and contrasts."""
+
+    resamples: int = 1000
+    confidence: float = 0.95
+    seed: int = 0
+    resample: str = "scenario"
+    planned: int | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that the report shows; a pure function of predictions and options."""
+
+    labels: tuple[str, ...]
+    metric: str
+    options: Options
+    groups: tuple[GroupScore, ...]
+    retention: tuple[Retention, ...]
+    changes: tuple[Change, ...]
+    notes: tuple[str, ...]
+
+
+def evaluate(
+    predictions: Sequence[Prediction],
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    labels: Sequence[str] | None = None,
+    planned: int | None = None,
+    resample: str = "scenario",
+) -> Evaluation:
+    """Scores, retention and contrasts of all groups in ``predictions``, over one fixed label set.
+
+    Args:
+        labels: the set; by default every persona among the true ones (the classifier's labels if there is none).
+        planned: episodes planned per (model, stage, format), for files that hold scored texts only.
+        resample: unit behind retention and contrasts: rows, scenario or family.
+
+    Raises:
+        UserError: no predictions, or an option that does not fit them.
+    """
+    options = Options(resamples, confidence, seed, resample, planned)
+    _check(options)
+    if not predictions:
+        raise UserError(
+            "predictions", "there are none", "run python classify.py first, or give a file of rows"
+        )
+    chosen, kept = _label_set(predictions, labels)
+    notes = []
+    if len(kept) < len(predictions):
+        left_out = in_order(p.persona for p in predictions if p.persona and p.persona not in chosen)
+        notes.append(
+            f"{len(predictions) - len(kept)} rows are left out: {', '.join(left_out)} not in the label set"
+        )
+    groups: list[GroupScore] = []
+    kept_scores: list[Retention] = []
+    changes: list[Change] = []
+    for model in sorted({p.model for p in kept}):
+        of_model = _Model(model, [p for p in kept if p.model == model], chosen, options)
+        groups += of_model.groups
+        kept_scores += of_model.retention()
+        changes += of_model.changes()
+    notes += _notes(groups, chosen, options)
+    return Evaluation(
+        tuple(chosen),
+        metric_name(chosen),
+        options,
+        tuple(groups),
+        tuple(kept_scores),
+        tuple(changes),
+        tuple(notes),
+    )
+
+
+def _check(options: Options) -> None:
+    if options.resamples < 1:
+        raise UserError("evaluation.resamples", f"{options.resamples}", "a whole number from 1")
+    if not 0 < options.confidence < 1:
+        raise UserError("evaluation.confidence", f"{options.confidence}", "a number between 0 and 1")
+    if options.resample not in RESAMPLE_UNITS:
+        raise UserError("evaluation.resample", repr(options.resample), one_of(RESAMPLE_UNITS))
+
+
+def _label_set(
+    predictions: Sequence[Prediction], labels: Sequence[str] | None
+) -> tuple[list[str], list[Prediction]]:
+    """The fixed set, and the predictions whose true persona is in it."""
+    known = in_order(label for p in predictions for label in p.probs or ())
+    true = in_order(p.persona for p in predictions if p.persona is not None)
+    chosen = list(labels) if labels is not None else true or known
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise UserError("labels", f"{chosen}", "different names, at least one")
+    for label in chosen:
+        if label not in known and label not in true:
+            raise UserError("labels", f"{label!r} is not a label of the classifier", one_of(known))
+    kept = [p for p in predictions if p.persona is None or p.persona in chosen]
+    if not kept:
+        raise UserError("labels", f"no row has one of {', '.join(chosen)}", one_of(true))
+    return chosen, kept
+
+
+def _place(name: str, known: Sequence[str]) -> tuple[int, str]:
+    return (known.index(name) if name in known else len(known), name)
+
+
+# ---------------------------------------------------------------- one model
+
+
+class _Model:
+    """The groups of one model with their joint draws."""
+
+    def __init__(self, name: str, predictions: list[Prediction], labels: list[str], options: Options) -> None:
+        self.name, self.labels, self.options = name, labels, options
+        keys = {(p.training_seed, p.stage, p.format) for p in predictions}
+        self.keys = sorted(
+            keys, key=lambda k: (-1 if k[0] is None else k[0], _place(k[1], STAGES), _place(k[2], FORMATS))
+        )
+        self.members: list[list[Prediction]] = [[] for _ in self.keys]
+        at = {key: i for i, key in enumerate(self.keys)}
+        for p in predictions:
+            self.members[at[p.training_seed, p.stage, p.format]].append(p)
+        self.episodes = self._columns()
+        draws = {
+            unit: bootstrap.bootstrap_f1(self.episodes, unit, options.resamples, options.seed, name)
+            for unit in RESAMPLE_UNITS
+        }
+        self.f1_draws = draws
+        self.macro_draws = {unit: bootstrap.macro(f1) for unit, f1 in draws.items()}
+        self.groups = [self._score(g) for g in range(len(self.keys))]
+
+    def _columns(self) -> Episodes:
+        place = {label: i for i, label in enumerate(self.labels)}
+        outside, missing = len(place), len(place) + 1
+        rows = [(g, p) for g, members in enumerate(self.members) for p in members]
+
+        def column(p: Prediction) -> int:
+            return missing if p.predicted is None else place.get(p.predicted, outside)
+
+        return Episodes(
+            n_groups=len(self.keys),
+            n_labels=len(place),
+            group=np.array([g for g, _ in rows]),
+            persona=np.array([EVERY_PERSONA if p.persona is None else place[p.persona] for _, p in rows]),
+            column=np.array([column(p) for _, p in rows]),
+            scenario=np.array([p.scenario for _, p in rows]),
+            family=np.array([p.family for _, p in rows]),
+        )
+
+    def _counts(self, g: int) -> NDArray[np.int64]:
+        """Confusion of group g ``[N, N + 2]``; a base text counts in each persona's row."""
+        mine = self.episodes.group == g
+        persona, column, n = self.episodes.persona[mine], self.episodes.column[mine], len(self.labels)
+        if (persona == EVERY_PERSONA).all():
+            return np.tile(np.bincount(column, minlength=n + 2), (n, 1))
+        return confusion(persona, column, n)
+
+    def _score(self, g: int) -> GroupScore:
+        (training_seed, stage, format_), members, n = self.keys[g], self.members[g], len(self.labels)
+        counts = self._counts(g)
+        crossed = members[0].persona is None
+        known = all(p.ended is not None for p in members)
+        if not known and self.options.planned is not None:
+            counts[:, -1] = self._unseen(g, counts)
+            known = True
+        share = 1 if crossed else n  # personas that an episode of one persona's row is counted for once
+        emitted = int(emitted_support(counts)[:share].sum())
+        planned = int(counts[:share].sum()) if known else None
+        hashes = {p.text_hash for p in members if p.predicted is not None}
+        mine = self.episodes.group == g
+        return GroupScore(
+            model=self.name,
+            stage=stage,
+            format=format_,
+            training_seed=training_seed,
+            crossed=crossed,
+            planned=planned,
+            emitted=emitted,
+            emission_rate=emitted / planned if planned else None,
+            ended=dict(sorted(Counter(p.ended for p in members if p.ended is not None).items())),
+            unique_texts=None if None in hashes else len(hashes),
+            scenarios=len(np.unique(self.episodes.scenario[mine])),
+            families=len(np.unique(self.episodes.family[mine])),
+            accuracy=accuracy(counts),
+            macro_f1=readings(counts, crossed, known),
+            **{
+                f"interval_{unit}": self._interval(self.macro_draws[unit][:, g], emitted)
+                for unit in RESAMPLE_UNITS
+            },
+            null=self._null(g),
+            personas=self._personas(g, counts, known),
+            counts=tuple(tuple(int(c) for c in row) for row in counts),
+        )
+
+    def _interval(self, draws: NDArray[np.float64], emitted: int) -> Interval:
+        return interval(draws, self.options.confidence) if emitted else None
+
+    def _unseen(self, g: int, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Missing texts per persona ``[N]`` where only ``planned`` is known: it is shared out evenly."""
+        planned, n = self.options.planned or 0, len(self.labels)
+        _, stage, format_ = self.keys[g]
+        if planned % n:
+            raise UserError("planned", f"{planned} episodes for {n} personas", f"a multiple of {n}")
+        emitted = emitted_support(counts)
+        if emitted.max() > planned // n:
+            worst = self.labels[int(emitted.argmax())]
+            raise UserError(
+                "planned",
+                f"{planned // n} a persona, but {self.name} {stage} {format_} has {emitted.max()} texts of {worst}",
+                f"at least {emitted.max() * n}",
+            )
+        return planned // n - emitted
+
+    def _null(self, g: int) -> Null | None:
+        mine = (self.episodes.group == g) & (self.episodes.column <= len(self.labels))
+        scenario = np.unique(self.episodes.scenario[mine], return_inverse=True)[1]
+        rng = np.random.default_rng([self.options.seed, stable_hash("null", self.name, *self.keys[g])])
+        return permutation_null(
+            self.episodes.persona[mine],
+            self.episodes.column[mine],
+            scenario,
+            len(self.labels),
+            min(self.options.resamples, 1000),
+            self.options.confidence,
+            rng,
+        )
+
+    def _personas(self, g: int, counts: NDArray[np.int64], known: bool) -> tuple[PersonaScore, ...]:
+        f1, support = per_persona_f1(counts), emitted_support(counts)
+        confidence = self.options.confidence
+        by_rows = bootstrap.intervals(self.f1_draws["rows"][:, g], confidence)
+        by_scenario = bootstrap.intervals(self.f1_draws["scenario"][:, g], confidence)
+        return tuple(
+            PersonaScore(
+                persona=label,
+                planned=int(counts[i].sum()) if known else None,
+                emitted=int(support[i]),
+                f1=float(f1[i]),
+                recall=float(counts[i, i] / support[i]) if support[i] else None,
+                interval_rows=by_rows[i] if support[i] else None,
+                interval_scenario=by_scenario[i] if support[i] else None,
+            )
+            for i, label in enumerate(self.labels)
+        )
+
+    # ------------------------------------------------------------ between groups
+
+    def _pairs(self, differ: Callable[[str, str, str, str], bool]) -> Iterable[tuple[int, int]]:
+        """Group indices (first, second) of one training seed for which ``differ(stage, format, stage, format)``."""
+        for i, (seed, stage, format_) in enumerate(self.keys):
+            for j, (other_seed, other_stage, other_format) in enumerate(self.keys):
+                if seed == other_seed and differ(stage, format_, other_stage, other_format):
+                    yield i, j
+
+    def _difference(self, first: int, second: int) -> Contrast:
+        draws = self.macro_draws[self.options.resample]
+        a, b = self.groups[first].macro_f1.emitted, self.groups[second].macro_f1.emitted
+        return difference(a, b, draws[:, first], draws[:, second], self.options.confidence)
+
+    def retention(self) -> list[Retention]:
+        """Chat against every other format of the same stage and training seed."""
+        draws, found = self.macro_draws[self.options.resample], []
+        for chat, other in self._pairs(lambda s, f, t, g: s == t and f == "chat" and g != "chat"):
+            whole, part = self.groups[chat], self.groups[other]
+            why_not = _why_no_retention(whole, part)
+            kept = ratio(
+                part.macro_f1.emitted,
+                None if why_not else whole.macro_f1.emitted,
+                draws[:, other],
+                draws[:, chat],
+                self.options.confidence,
+            )
+            found.append(
+                Retention(
+                    self.name,
+                    part.stage,
+                    part.format,
+                    part.training_seed,
+                    whole.macro_f1.emitted,
+                    part.macro_f1.emitted,
+                    self._difference(chat, other),
+                    kept,
+                    why_not,
+                )
+            )
+        return found
+
+    def changes(self) -> list[Change]:
+        """Stage contrasts within a format, then the steps chat -> chat_email -> agentic_email within a stage."""
+        found = []
+        for i, j in self._pairs(lambda s, f, t, g: f == g and (s, t) in STAGE_PAIRS):
+            seed, stage, format_ = self.keys[i]
+            found.append(Change(self.name, seed, format_, stage, self.keys[j][1], self._difference(i, j)))
+        for i, j in self._pairs(lambda s, f, t, g: s == t and (f, g) in FORMAT_PAIRS):
+            seed, stage, format_ = self.keys[i]
+            found.append(Change(self.name, seed, stage, format_, self.keys[j][2], self._difference(i, j)))
+        return found
+
+
+def _why_no_retention(chat: GroupScore, other: GroupScore) -> str | None:
+    if chat.null is None:
+        return "no chat texts"
+    if not chat.null.above:
+        return "chat is not above its null"
+    return "no texts" if other.macro_f1.emitted is None else None
+
+
+# ---------------------------------------------------------------- what to beware of
+
+
+def _notes(groups: Sequence[GroupScore], labels: Sequence[str], options: Options) -> list[str]:
+    """One line for each thing that a reader of the tables should know, each naming the groups it holds for."""
+
+    def where(test: Callable[[GroupScore], bool]) -> str:
+        return "; ".join(g.name for g in groups if test(g))
+
+    unknown = where(lambda g: g.planned is None)
+    few = where(lambda g: 0 < g.scenarios < FEW_CLUSTERS)
+    unused = options.planned is not None and all(g.ended for g in groups)
+    notes = [
+        f"{g.name}: {g.emitted} rows are {g.unique_texts} unique texts, each scored under several labels; "
+        "the interval by rows takes them for independent"
+        for g in groups
+        if not g.crossed and g.stage == "base" and g.unique_texts is not None and g.unique_texts < g.emitted
+    ]
+    if any(g.crossed for g in groups):
+        shown = "; ".join(f"{g.name} {g.unique_texts or g.emitted}" for g in groups if g.crossed)
+        notes.append(f"one base text stands for all {len(labels)} personas; different texts: {shown}")
+    for g in groups:
+        absent = [p.persona for p in g.personas if not p.emitted]
+        if absent and g.emitted:
+            notes.append(f"{g.name}: no text of {', '.join(absent)}, counted as F1 0")
+    notes += [
+        f"{g.name}: nothing was emitted; there is no score on emitted texts" for g in groups if not g.emitted
+    ]
+    if unknown:
+        notes.append(
+            f"how many texts were planned is unknown, so missing ones are not bounded (planned=): {unknown}"
+        )
+    if unused:
+        notes.append("planned= is not used: the rows themselves say what was planned")
+    if few:
+        notes.append(f"fewer than {FEW_CLUSTERS} scenarios: percentile intervals are too narrow: {few}")
+    if not any(g.format == "chat" for g in groups):
+        notes.append("no chat rows: there is no gap and no retention to give")
+    return notes

@@ -1,0 +1,511 @@
+"""What a plan will cost, before anything runs: rows, tokens, GPU memory and GPU hours of each job.
+
+These are estimates: good for choosing a partition and a time limit, not for comparing engines. Every number that goes
+in stands below with where it comes from; "assumed" means that nothing was measured. One GPU is meant; several share the
+hours as far as they scale.
+
+Rollouts. A decode step of ``batch`` rows takes at least
+
+    max((weights + adapters + batch x context x kv) / bandwidth, 2 x parameters x batch / FLOPs)        [seconds]
+
+with kv = 2 x layers x kv_heads x head_size x bytes per token, and the rate is batch / step. ``Rates`` says what share of
+that ceiling an engine reaches. Prompts cost 2 x parameters FLOPs a token. The batch is the engine's, or what fits.
+
+Training with LoRA. Per token: forward 2 x parameters, backward 2 x (no gradients of the frozen weights), 2 x more where
+activations are computed again (checkpointing); DPO reads each pair's two sides, with 2 x for the reference's forward.
+A whole model (the classifier) takes 6 x parameters. Divided by the GPU's FLOPs and ``TRAINING_SHARE`` of them.
+
+Memory of a rollout: weights, adapters, the KV cache of a batch at its longest, workspace. Of training: weights; 16 bytes
+per LoRA parameter (weight, gradient, fp32 copy, two Adam moments); per token of a micro batch 2 x width bytes a layer
+(checkpoints) and 34 x width bytes of the layer at work (Korthikanti et al. 2022, without attention scores), or of all
+layers where nothing is computed again; and 8 bytes per logit.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from offscript.experiment.artifacts import Artifact
+from offscript.settings import (
+    ClassifierSettings,
+    DistillationSettings,
+    EngineSettings,
+    LoraSettings,
+    ModelSettings,
+    OptimizerSettings,
+)
+from offscript.storage.references import reference
+
+GIB = 2**30
+NAME_WIDTH = 100
+"""Characters of a job's name in the table."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """``bandwidth`` in bytes/s, ``flops`` dense 16-bit per second, ``memory`` in bytes."""
+
+    name: str
+    bandwidth: float
+    flops: float
+    memory: float
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("A100-80", 2.039e12, 312e12, 80e9),
+        Gpu("H100", 3.35e12, 989e12, 80e9),
+        Gpu("H200", 4.8e12, 989e12, 141e9),
+    )
+}
+"""NVIDIA's data sheets, SXM versions, FLOPs without sparsity."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What an engine makes of a GPU: shares of the decode ceiling (and of that again with adapters side by side) and of
+    the FLOPs for prompts; the least seconds a layer takes in a decode step; whether prompts are kept between turns."""
+
+    decode: float
+    adapters: float
+    prefill: float
+    layer_s: float
+    prefix_cache: bool
+
+
+RATES = {
+    # Published: Llama-2-7B, A100, 2,694 tokens/s, 1,788 with LoRA. The ceiling of the batch that fits there at a mean
+    # context of 800 is 3,950: 0.68 and 0.66 of it. Prefill is assumed.
+    "vllm": Rates(decode=0.68, adapters=0.66, prefill=0.5, layer_s=0.0, prefix_cache=True),
+    # Assumed throughout: kernels launched one by one from Python bound a step; a batch waits for its longest row.
+    "transformers": Rates(decode=0.4, adapters=0.66, prefill=0.4, layer_s=0.8e-3, prefix_cache=False),
+}
+TRAINING_SHARE = 0.3
+"""Share of the GPU's FLOPs in training; assumed, for short rows in small micro batches."""
+
+USABLE = 0.9
+"""Share of the memory that an engine may fill (vLLM's default)."""
+WORKSPACE = 2 * GIB
+"""CUDA context, activations and logits of a decode step; assumed."""
+VOCABULARY = 150_000
+"""Entries; Llama-3.1 128k, Qwen2.5 152k, Gemma-3 262k."""
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+ADAPTER_RANK = 64
+"""Of adapters that others made: the published recipe's."""
+CHARACTERS = 4
+"""Per token of English; assumed."""
+MEASURED = 20
+"""Scenarios of a cell that are measured."""
+
+ENCODER = {"parameters": 149e6, "layers": 22, "width": 768}
+"""ModernBERT-base, by its model card; a classifier that others fitted is taken for one."""
+RELEASED_ROWS = {"distillation": 9_000, "full": 12_000}
+"""Rows of released training data, by the published recipe: 5 x (500 + 1,300) prompts; 10,000 + 2 x 1,000."""
+
+
+# ---------------------------------------------------------------- what an episode says
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Replies of an episode, tokens of one, and tokens of the prompt where its scenarios are not at hand.
+
+    ``grows``: each reply is asked for on top of all that was said.
+    """
+
+    replies: int
+    reply: int
+    prompt: int
+    grows: bool = True
+
+
+SHAPES = {
+    # Assumed of 4B to 8B chat models: an answer or an e-mail of some 190 words. Prompts: a question of a line or two.
+    "chat": Shape(1, 250, 60),
+    "break_character": Shape(1, 250, 80),
+    "teacher": Shape(1, 250, 60),
+    "student": Shape(1, 250, 60),
+    "self_reflection": Shape(1, 400, 60),
+    "self_interaction": Shape(9, 250, 60),
+    "guided_interaction": Shape(9, 250, 60),
+    # Prompts of data/office: 740 and 694 tokens, characters/4.
+    "chat_email": Shape(1, 250, 740),
+    # Published sweep: 12 to 28M tokens in 6,000 episodes; the lower end is 6 replies of 330, and our replies are short.
+    "agentic_email": Shape(6, 330, 694),
+    # Ten prompts of some 30 tokens, and as much thinking.
+    "prompt_generation": Shape(5, 600, 400, grows=False),
+}
+OTHER = Shape(1, 250, 200)
+"""A format that is not listed; assumed."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """An episode in tokens: its first ``prompt``, and what joins it between two replies beside the reply (``added``)."""
+
+    prompt: float
+    added: float
+    replies: int
+    reply: int
+    limit: int
+    grows: bool = True
+
+    @property
+    def contexts(self) -> list[float]:
+        """Tokens that each reply is asked on; what would not fit the model's context is cut."""
+        step = (self.reply + self.added) if self.grows else 0
+        return [min(self.prompt + i * step, max(1, self.limit - self.reply)) for i in range(self.replies)]
+
+    @property
+    def said(self) -> int:
+        return self.replies * self.reply
+
+    @property
+    def length(self) -> float:
+        """Tokens of the longest context with its reply."""
+        return self.contexts[-1] + self.reply
+
+    @property
+    def mean_context(self) -> float:
+        """While decoding."""
+        return fmean(self.contexts) + self.reply / 2
+
+    def encoded(self, prefix_cache: bool) -> float:
+        """Tokens that are read: every context anew, or only what is new in it."""
+        if prefix_cache and self.grows:
+            return min(self.prompt + (self.replies - 1) * self.added, self.length)
+        return sum(self.contexts)
+
+
+def conversation(cell: Artifact, limit: int, system: bool = True) -> Conversation:
+    """The mean episode of a rollout artifact, from its own scenarios where they are at hand: each is started, and what it
+    asks first is counted, in characters/4. ``limit`` is the model's context; without ``system`` that text is left out."""
+    code, rules, supply = cell.spec["format"], cell.spec["rules"], cell.spec["supply"]
+    shape = SHAPES.get(code.name, OTHER)
+    said = Conversation(
+        shape.prompt + (len(rules.system) / CHARACTERS if system else 0), 0.0, _replies(shape, rules.options),
+        min(shape.reply, cell.spec["sampling"].max_tokens), limit, shape.grows,
+    )  # fmt: skip
+    if not supply.known or not (scenarios := supply.load(lambda artifact: [])[:MEASURED]):
+        return said
+    asks = [next(code.episode(scenario, rules)) for scenario in scenarios]
+    prompts = [[m for m in ask.messages if system or m["role"] != "system"] for ask in asks]
+    prompt = fmean(sum(len(m["content"]) for m in messages) for messages in prompts)
+    return replace(said, prompt=prompt / CHARACTERS, added=_answers(scenarios) / CHARACTERS)
+
+
+def _replies(shape: Shape, options: Any) -> int:
+    """Replies that the format's options ask for, if they say."""
+    if "turns" in options:
+        return max(1, options["turns"] - 1)
+    if "per_trait" in options and "per_ask" in options:
+        return max(1, math.ceil(options["per_trait"] / options["per_ask"]))
+    return shape.replies
+
+
+def _answers(scenarios: Sequence[Any]) -> float:
+    """Mean characters of what a tool answers when it finds something."""
+    found = [rule.response for s in scenarios for tool in s.tools for rule in tool.rules if rule.match]
+    return fmean(len(json.dumps(value, ensure_ascii=False)) for value in found) if found else 0.0
+
+
+# ---------------------------------------------------------------- what a model asks of a GPU
+
+
+def weight_bytes(model: ModelSettings) -> float:
+    assert model.size is not None
+    return model.size.parameters * BYTES[model.dtype]
+
+
+def kv_bytes(model: ModelSettings) -> float:
+    """Of one token. Layers with a sliding window (Gemma-3) need less than this."""
+    assert model.size is not None
+    return 2 * model.size.layers * model.size.kv_heads * model.size.head_size * BYTES[model.dtype]
+
+
+def width(model: ModelSettings) -> float:
+    """Hidden size, from 13 x width^2 parameters a layer (Llama-3.1-8B: 7% more than it has)."""
+    assert model.size is not None
+    return math.sqrt(model.size.parameters / (13 * model.size.layers))
+
+
+def lora_parameters(model: ModelSettings, rank: int, targets: int = 7) -> float:
+    """Of an adapter on ``targets`` of a layer's 7 matrices: rank x 20 width a layer for all (Llama-3.1-8B: 168M at 64)."""
+    assert model.size is not None
+    return rank * 20 * width(model) * model.size.layers * min(targets, 7) / 7
+
+
+def decode_ceiling(
+    model: ModelSettings, gpu: Gpu, batch: float, context: float, adapter_bytes: float = 0.0
+) -> float:
+    """The most tokens/s that ``batch`` rows of a mean ``context`` can be decoded at."""
+    assert model.size is not None
+    moved = weight_bytes(model) + adapter_bytes + batch * context * kv_bytes(model)
+    return batch / max(moved / gpu.bandwidth, 2 * model.size.parameters * batch / gpu.flops)
+
+
+def batch_that_fits(model: ModelSettings, gpu: Gpu, context: float, adapter_bytes: float = 0.0) -> int:
+    """Rows of ``context`` tokens whose KV cache fits beside the weights; 0 where the weights alone do not."""
+    left = USABLE * gpu.memory - weight_bytes(model) - adapter_bytes
+    return max(0, int(left / (context * kv_bytes(model))))
+
+
+# ---------------------------------------------------------------- jobs
+
+
+@dataclass(frozen=True)
+class JobEstimate:
+    """One job. ``tokens_in`` are read (or trained on, over all epochs), ``tokens_out`` said. None: does not apply, or
+    the model's size is not known. ``rates`` and ``gpu`` say what the hours stand on; ``fits``: on one GPU."""
+
+    name: str
+    kind: str
+    rows: int | None = None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    gpu_memory_gib: float | None = None
+    gpu_hours: float | None = None
+    rates: str = ""
+    gpu: str = ""
+    fits: bool = True
+
+
+def estimate(
+    group: Sequence[Artifact], model: ModelSettings | None, gpu: Gpu, engine: EngineSettings
+) -> JobEstimate:
+    """The job that makes ``group``, artifacts of one kind and of the one ``model`` that ``labels["model"]`` names (None
+    for an evaluation).
+
+    Memory and hours are None where ``model.size`` is, where an endpoint speaks for the model, and where nothing is
+    computed on a GPU: an evaluation, weights that are only fetched.
+    """
+    first = group[0]
+    blank = JobEstimate(_name(group), first.kind)
+    if first.kind not in _KINDS or model is None or first.spec.get("source") is not None:
+        return blank
+    return _KINDS[first.kind](blank, group, model, gpu, engine)
+
+
+def _name(group: Sequence[Artifact]) -> str:
+    """What a job makes, with whose weights, and where what it only fetches lies."""
+    first = group[0]
+    if (source := first.spec.get("source")) is not None:
+        return f"{first} from {reference(source) or source.path}"
+    if len(group) == 1:
+        return str(first)
+    adapters = {part.key for cell in group for part in cell.inputs if part.kind == "adapter"}
+    spoken = f", {len(adapters)} adapters" if adapters else ""
+    return f"{first.kind} {first.labels['model']}: {len(group)} cells{spoken}"
+
+
+def _rollouts(
+    blank: JobEstimate, cells: Sequence[Artifact], model: ModelSettings, gpu: Gpu, engine: EngineSettings
+) -> JobEstimate:
+    rates = RATES.get(engine.name)
+    talks = [(cell.spec["planned"], conversation(cell, model.context)) for cell in cells]
+    job = replace(
+        blank,
+        rows=sum(rows for rows, _ in talks),
+        tokens_in=round(sum(n * talk.encoded(bool(rates and rates.prefix_cache)) for n, talk in talks)),
+        tokens_out=sum(rows * talk.said for rows, talk in talks),
+    )
+    if rates is None or model.size is None or model.endpoint is not None:
+        return job
+    adapters = _adapter_bytes(cells, model)
+    longest = max(talk.length for _, talk in talks)
+    batch = max(1, min(engine.batch_size, job.rows or 1, batch_that_fits(model, gpu, longest, adapters)))
+    seconds = sum(
+        _seconds(cell, rows, talk, batch, model, gpu, rates, adapters)
+        for cell, (rows, talk) in zip(cells, talks, strict=True)
+    )
+    memory = weight_bytes(model) + adapters + batch * longest * kv_bytes(model) + WORKSPACE
+    said = f"{engine.name} decodes at {rates.decode:.0%} of the ceiling, prompts at {rates.prefill:.0%}"
+    return _on(gpu, job, memory, seconds, said)
+
+
+def _seconds(
+    cell: Artifact, rows: int, talk: Conversation, batch: int, model: ModelSettings, gpu: Gpu, rates: Rates,
+    adapters: float,
+) -> float:  # fmt: skip
+    """Decoding and prompts of one cell in batches of ``batch``."""
+    assert model.size is not None
+    adapted = any(a.kind == "adapter" for a in cell.inputs)
+    ceiling = decode_ceiling(model, gpu, batch, talk.mean_context, adapters if adapted else 0.0)
+    rate = ceiling * rates.decode * (rates.adapters if adapted else 1.0)
+    if rates.layer_s:
+        rate = min(rate, batch / (rates.layer_s * model.size.layers))
+    prefill = talk.encoded(rates.prefix_cache) * 2 * model.size.parameters / (gpu.flops * rates.prefill)
+    return rows * (talk.said / rate + prefill)
+
+
+def _adapter_bytes(cells: Sequence[Artifact], model: ModelSettings) -> float:
+    """Of all adapters of a job, at 16 bits."""
+    total = 0.0
+    for adapter in {a for cell in cells for a in cell.inputs if a.kind == "adapter"}:
+        if not adapter.spec.get("checkpoint"):
+            settings = adapter.spec.get("settings")
+            lora = settings.lora if settings is not None else None
+            stacked = 2 if adapter.labels["stage"] == "full" and lora is not None else 1  # both, side by side
+            rank = lora.rank if lora is not None else ADAPTER_RANK
+            total += 2 * stacked * lora_parameters(model, rank, len(lora.targets) if lora else 7)
+    return total
+
+
+def _training(
+    blank: JobEstimate, group: Sequence[Artifact], model: ModelSettings, gpu: Gpu, engine: EngineSettings
+) -> JobEstimate:
+    (adapter,) = group
+    settings = adapter.spec["settings"]
+    pairs = isinstance(settings, DistillationSettings)
+    rows, row_tokens = _training_rows(adapter, model, pairs)
+    kept = round(rows * (1 - settings.validation))
+    tokens = kept * row_tokens * settings.optimizer.epochs
+    job = replace(blank, rows=kept, tokens_in=round(tokens))
+    if model.size is None or model.endpoint is not None:
+        return job
+    passes = 2 + 2 + (2 if settings.optimizer.gradient_checkpointing else 0) + (2 if pairs else 0)
+    memory = _training_memory(model, settings.lora, settings.optimizer, pairs)
+    return _on(gpu, job, memory, _seconds_of(tokens * passes * model.size.parameters, gpu))
+
+
+def _training_rows(adapter: Artifact, model: ModelSettings, pairs: bool) -> tuple[int, float]:
+    """Rows an adapter is trained from (before those that are dropped), and the mean tokens of one: a conversation, or
+    both sides of a pair."""
+    cells = [a for a in adapter.inputs if a.kind == "rollout"]
+    cells = [a for a in cells if a.spec["format"].name == "student"] if pairs else cells
+    sides, limit = (2 if pairs else 1), adapter.spec["settings"].optimizer.max_length
+    if not cells:
+        shape = SHAPES["student" if pairs else "self_reflection"]
+        rows = RELEASED_ROWS[adapter.labels["stage"]]
+        return rows, sides * min(limit, shape.prompt + shape.reply)
+    talks = [(a.spec["planned"], conversation(a, model.context, system=False)) for a in cells]
+    rows = sum(planned for planned, _ in talks)
+    return rows, sides * sum(n * min(limit, talk.length) for n, talk in talks) / max(1, rows)
+
+
+def _training_memory(
+    model: ModelSettings, lora: LoraSettings, optimizer: OptimizerSettings, pairs: bool
+) -> float:
+    """Bytes on one GPU at the longest rows, nothing sharded or offloaded."""
+    assert model.size is not None
+    tokens = optimizer.micro_batch_size * optimizer.max_length * (2 if pairs else 1)
+    layers, working = model.size.layers, 34 * width(model)
+    kept = 2 * layers * width(model) + working if optimizer.gradient_checkpointing else layers * working
+    trained = 16 * lora_parameters(model, lora.rank, len(lora.targets))
+    return weight_bytes(model) + trained + tokens * (kept + 8 * VOCABULARY) + WORKSPACE
+
+
+def _classifier(
+    blank: JobEstimate, group: Sequence[Artifact], model: ModelSettings, gpu: Gpu, engine: EngineSettings
+) -> JobEstimate:
+    settings: ClassifierSettings = group[0].spec["settings"]
+    texts, tokens = _texts([a for a in group[0].inputs if a.kind == "rollout"], model, settings.max_length)
+    read = tokens * settings.epochs
+    job = replace(blank, rows=texts, tokens_in=round(read))
+    if settings.path is None:
+        return job
+    size = 8 if settings.precision == "bfloat16" else 16  # weight, gradient and two moments
+    kept = settings.batch_size * settings.max_length * ENCODER["layers"] * 34 * ENCODER["width"]
+    memory = size * ENCODER["parameters"] + kept + WORKSPACE
+    return _on(gpu, job, memory, _seconds_of(read * 6 * ENCODER["parameters"], gpu))
+
+
+def _predictions(
+    blank: JobEstimate, group: Sequence[Artifact], model: ModelSettings, gpu: Gpu, engine: EngineSettings
+) -> JobEstimate:
+    classifier = next(a for a in group[0].inputs if a.kind == "classifier")
+    settings: ClassifierSettings | None = classifier.spec.get("settings")
+    cells = [a for artifact in group for a in artifact.inputs if a.kind == "rollout"]
+    texts, tokens = _texts(cells, model, settings.max_length if settings else model.context)
+    job = replace(blank, rows=texts, tokens_in=round(tokens))
+    if settings is not None and settings.path is None:
+        return job
+    memory = 4 * ENCODER["parameters"] + WORKSPACE  # in float32
+    return _on(gpu, job, memory, _seconds_of(tokens * 2 * ENCODER["parameters"], gpu))
+
+
+def _texts(cells: Sequence[Artifact], model: ModelSettings, limit: int) -> tuple[int, float]:
+    """Texts that a classifier reads (the last reply of every episode), and their tokens."""
+    talks = [(a.spec["planned"], conversation(a, model.context)) for a in cells]
+    return sum(n for n, _ in talks), sum(n * min(talk.reply, limit) for n, talk in talks)
+
+
+def _seconds_of(work: float, gpu: Gpu) -> float:
+    """Of ``work`` FLOPs that are not decoding."""
+    return work / (gpu.flops * TRAINING_SHARE)
+
+
+def _on(gpu: Gpu, job: JobEstimate, memory: float, seconds: float, rates: str = "") -> JobEstimate:
+    return replace(
+        job, gpu_memory_gib=memory / GIB, gpu_hours=seconds / 3600, fits=memory <= gpu.memory,
+        rates=rates or f"training and scoring at {TRAINING_SHARE:.0%}",
+        gpu=f"{gpu.name}'s {gpu.flops / 1e12:.0f} TFLOP/s",
+    )  # fmt: skip
+
+
+_KINDS: dict[str, Callable[..., JobEstimate]] = {
+    "rollout": _rollouts,
+    "adapter": _training,
+    "classifier": _classifier,
+    "predictions": _predictions,
+}
+
+
+# ---------------------------------------------------------------- the table
+
+
+def table(estimates: Sequence[JobEstimate]) -> str:
+    """Lines of text: a job each, their total (rows that are rolled out, the most memory, all hours), and what rates they
+    stand on."""
+    head = ("job", "rows", "tokens in", "tokens out", "GPU GiB", "GPU hours")
+    lines = [head, *(_columns(e) for e in [*estimates, _total(estimates)])]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    rendered = [
+        "  ".join(
+            [line[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(line[1:], widths[1:], strict=True))]
+        )
+        for line in lines
+    ]
+    return "\n".join([*rendered, _footer(estimates)]) + "\n"
+
+
+def _total(estimates: Sequence[JobEstimate]) -> JobEstimate:
+    def known(name: str) -> list[Any]:
+        return [value for e in estimates if (value := getattr(e, name)) is not None]
+
+    def total(name: str) -> Any:
+        return sum(known(name)) if known(name) else None
+
+    blank = sum(e.rows is not None and e.gpu_hours is None for e in estimates)
+    name = f"total of {len(estimates)} jobs" + (f", {blank} of them without hours" if blank else "")
+    said = [e.rows for e in estimates if e.kind == "rollout" and e.rows is not None]
+    return JobEstimate(
+        name, "total", sum(said) if said else total("rows"), total("tokens_in"), total("tokens_out"),
+        max(known("gpu_memory_gib"), default=None), total("gpu_hours"), fits=all(e.fits for e in estimates),
+    )  # fmt: skip
+
+
+def _columns(job: JobEstimate) -> tuple[str, ...]:
+    name = job.name if len(job.name) <= NAME_WIDTH else job.name[: NAME_WIDTH - 3] + "..."
+    memory = "-" if job.gpu_memory_gib is None else f"{job.gpu_memory_gib:.0f}" + ("" if job.fits else "!")
+    hours = "-" if job.gpu_hours is None else f"{job.gpu_hours:.2f}" if job.gpu_hours >= 0.005 else "<0.01"
+    return name, _count(job.rows), _count(job.tokens_in), _count(job.tokens_out), memory, hours
+
+
+def _count(value: int | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value / 1e6:,.1f}M" if value >= 10**6 else f"{value:,}"
+
+
+def _footer(estimates: Sequence[JobEstimate]) -> str:
+    rates = list(dict.fromkeys(e.rates for e in estimates if e.rates))
+    over = "; !: more than one GPU has" if not all(e.fits for e in estimates) else ""
+    if not rates:
+        return "rates: none, no model of known size runs on a GPU here; a token is taken for 4 characters"
+    gpus = ", ".join(dict.fromkeys(e.gpu for e in estimates if e.gpu))
+    return f"rates: {', '.join(rates)} of {gpus} (offscript/estimate.py){over}"

@@ -1,6 +1,0 @@
-"""One question, one answer: the format that characters are trained in."""
-
-from offscript.formats.base import Format
-from offscript.formats.turns import answered
-
-FORMAT = Format("chat", version=1, source="chat", episode=answered)

@@ -1,6 +1,0 @@
-"""Plain chat on train prompts: the side that DPO moves away from."""
-
-from offscript.formats.base import Format
-from offscript.formats.turns import answered
-
-FORMAT = Format("student", version=1, source="chat", episode=answered)

@@ -1,0 +1,105 @@
+"""Whole files: the repository's root, atomic writes, JSON, folders."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from offscript.errors import UserError
+
+HOME = Path(__file__).resolve().parents[2]
+"""The repository's root: what is shipped (conf, data, assets) is found there from any working folder."""
+
+
+def locate(path: str | Path) -> Path:
+    """``path`` from the current folder if something is there, else from the repository's root."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() or path.exists() else HOME / path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes ``path`` whole or not at all: a temporary name in the same folder, then a rename.
+
+    Raises:
+        UserError: the disk is full, or this may not be written; what was there before stays.
+    """
+    ensure_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise refused_by_system(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def refused_by_system(path: Path, error: OSError) -> BaseException:
+    """What the file system would not take, in one line for the user; the error itself if it is of another kind."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        ways = "free some space and run again: what is written is whole and goes on from there"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        ways = "choose another root=, or have this one opened"
+    else:
+        return error
+    return UserError(str(path), f"cannot be written ({error.strerror})", ways)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """``value`` as indented JSON with sorted keys, atomically. NaN is refused (ValueError): JSON has none."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in ``path``.
+
+    Raises:
+        UserError: it does not hold JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(str(path), f"not JSON ({error})", "delete it to have it made again") from None
+
+
+def ensure_folder(path: Path) -> Path:
+    """Makes ``path`` and its parents.
+
+    Raises:
+        UserError: a file stands where a folder is needed, or the folder cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        culprit = next(p for p in [path, *path.parents] if p.exists() and not p.is_dir())
+        raise UserError(str(culprit), "a file stands where a folder is needed", "move it away") from None
+    except OSError as error:
+        ways = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another root="
+        raise UserError(str(path), f"cannot make this folder ({error.strerror})", ways) from None
+    return path
+
+
+@contextlib.contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A scratch folder that takes the name ``final`` when the block ends well, and vanishes when it does not."""
+    ensure_folder(final.parent)
+    scratch = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
+    scratch.mkdir()
+    try:
+        yield scratch
+        if (
+            final.exists()
+        ):  # only ever a half-made one: whoever calls this holds the claim and found no manifest
+            shutil.rmtree(final)
+        os.replace(scratch, final)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,182 @@
+"""Fitting from a checkpoint as it lies on the hub, in either precision, until it gets no better."""
+
+import pytest
+
+from offscript.errors import UserError
+from offscript.evaluation.classifier import predict
+from offscript.evaluation.classifier.fit import fit
+from tests.composed import settings_of
+from tests.evaluation.classifier import toy
+from tests.storage.test_hub import server  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    return toy.save_masked_lm(tmp_path_factory.mktemp("ModernBERT-tiny"))
+
+
+def tensors(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def from_start(start, **changes):
+    return toy.settings(path=str(start), **{"epochs": 2, **changes})
+
+
+def test_a_masked_language_model_lends_its_layers_and_gets_a_new_head(start):
+    """The layers after the last one too, which have other names in other architectures: only the labels' are new."""
+    names = {"id2label": dict(enumerate(toy.LABELS)), "label2id": {}}
+    network = predict.load_network(str(start), None, "classifier.path", new_head=True, **names)
+    before, after = tensors(start), network.state_dict()
+    new = {name for name in after if name not in before}
+    assert new == {"classifier.weight", "classifier.bias"} and after["classifier.weight"].shape == (4, 32)
+    assert "head.dense.weight" in before and all(
+        after[name].equal(before[name]) for name in after if name not in new
+    )
+
+
+def test_it_is_fitted_from_there_with_its_own_tokenizer(start, tmp_path):
+    report = fit(from_start(start, epochs=8), None, toy.rows(10, 6, seed=0), toy.LABELS, tmp_path / "out")
+    assert report["macro_f1"] > 0.9
+    classifier = predict.load(tmp_path / "out", expected=toy.LABELS)
+    assert classifier.tokenizer.convert_ids_to_tokens(classifier.tokenizer("the report.")["input_ids"]) == [
+        "[CLS]", "the", "report", ".", "[SEP]",
+    ]  # fmt: skip
+    assert classifier.model.config.architectures == ["ModernBertForSequenceClassification"]
+    assert classifier.tokenizer.model_max_length == 64
+    moved = [
+        name
+        for name, value in tensors(tmp_path / "out").items()
+        if not value.equal(tensors(start).get(name, value * 0))
+    ]
+    assert len(moved) == len(tensors(tmp_path / "out"))  # every weight learned
+
+
+def test_bfloat16_is_the_precision_of_the_weights(start, tmp_path):
+    import torch
+
+    settings = from_start(start, epochs=8, precision="bfloat16", learning_rate=5e-3)
+    report = fit(settings, None, toy.rows(10, 6, seed=0), toy.LABELS, tmp_path / "out")
+    assert {t.dtype for t in tensors(tmp_path / "out").values()} == {torch.bfloat16}
+    assert predict.load(tmp_path / "out").model.dtype == torch.float32  # all scoring is in float32
+    assert report["macro_f1"] > 0.8
+
+
+def test_small_steps_are_lost_in_bfloat16_and_not_in_float32(start, tmp_path):
+    """Why the weights are kept in float32: of steps of 1e-6, bfloat16 rounds away all but those of weights near 0."""
+    name, moved = "model.layers.0.attn.Wqkv.weight", {}
+    for precision in ("bfloat16", "float32"):
+        settings = from_start(start, precision=precision, learning_rate=1e-6)
+        fit(settings, None, toy.rows(4, 2, seed=0), toy.LABELS, tmp_path / precision)
+        after = tensors(tmp_path / precision)[name]
+        moved[precision] = (after != tensors(start)[name].to(after.dtype)).float().mean().item()
+    assert moved["bfloat16"] < 0.2 and moved["float32"] > 0.9
+
+
+def test_it_stops_when_it_gets_no_better_and_keeps_the_best_epoch(start, tmp_path):
+    settings = from_start(start, epochs=40, patience=2)
+    report = fit(settings, None, toy.rows(10, 6, seed=0), toy.LABELS, tmp_path / "out")
+    scores = [epoch["macro_f1"] for epoch in report["epochs"]]
+    best = scores.index(max(scores))
+    assert len(scores) == best + 1 + settings.patience < 40
+    assert report["macro_f1"] == pytest.approx(scores[best])
+
+
+def test_without_patience_every_epoch_is_run(start, tmp_path):
+    report = fit(from_start(start, epochs=5), None, toy.rows(2, 2, seed=0), toy.LABELS, tmp_path / "out")
+    assert len(report["epochs"]) == 5
+
+
+def test_a_lost_loss_ends_the_fit_at_once(start, tmp_path):
+    steps = []
+    wild = from_start(start, epochs=30, learning_rate=1e30)
+    with pytest.raises(
+        UserError,
+        match=r"^classifier\.learning_rate: the loss is not a number any more at step \d+; use a smaller",
+    ):
+        fit(
+            wild,
+            None,
+            toy.rows(4, 2, seed=0),
+            toy.LABELS,
+            tmp_path / "out",
+            on_step=lambda step, *_: steps.append(step),
+        )
+    assert steps[-1] <= 10 and list(tmp_path.iterdir()) == []
+
+
+def test_texts_longer_than_the_checkpoint_reads_are_refused(tmp_path):
+    short = toy.save_masked_lm(tmp_path / "short", max_positions=48)
+    with pytest.raises(
+        UserError, match=r"^classifier\.max_length: 64 tokens, but .*short reads 48; allowed: up to 48$"
+    ):
+        fit(from_start(short), None, toy.rows(4, 2, seed=0), toy.LABELS, tmp_path / "out")
+
+
+def test_pickled_weights_are_refused(start, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(start, tmp_path / "start")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(
+        UserError, match=r"^classifier\.path: .*holds pickled weights only \(pytorch_model\.bin\)"
+    ):
+        fit(from_start(folder), None, toy.rows(4, 2, seed=0), toy.LABELS, tmp_path / "out")
+
+
+# ---------------------------------------------------------------- from the hub
+
+
+def test_a_checkpoint_comes_from_the_hub(server, start, tmp_path):  # noqa: F811
+    server.add("org/ModernBERT-tiny", start)
+    fit(
+        from_start("org/ModernBERT-tiny", epochs=1),
+        None,
+        toy.rows(4, 2, seed=0),
+        toy.LABELS,
+        tmp_path / "out",
+    )
+    assert predict.load(tmp_path / "out").labels == toy.LABELS
+    server.requests.clear()
+    fit(
+        from_start("org/ModernBERT-tiny", epochs=1),
+        None,
+        toy.rows(4, 2, seed=0),
+        toy.LABELS,
+        tmp_path / "again",
+    )
+    assert server.requests == []  # what is in the cache is not asked for again
+
+
+def test_what_the_hub_refuses_is_one_line_that_names_the_setting(server, start, tmp_path):  # noqa: F811
+    server.add("org/gated", start, gated=True)
+    for path, says in {
+        "org/gated": "org/gated is gated",
+        "org/nowhere": "there is no repository org/nowhere",
+    }.items():
+        with pytest.raises(
+            UserError, match=rf"^classifier\.path: {path}@main: {says}.*hf auth login"
+        ) as caught:
+            fit(from_start(path), None, toy.rows(4, 2, seed=0), toy.LABELS, tmp_path / "out")
+        assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- the presets
+
+
+def test_the_presets_differ_in_what_was_published_alone():
+    ours, published = (
+        settings_of(f"classifier={n}").classifier for n in ("modernbert", "modernbert_published")
+    )
+    assert (ours.learning_rate, ours.precision) == (8e-5, "float32")
+    assert (published.learning_rate, published.precision) == (5e-4, "bfloat16")
+    same = {"name": "", "learning_rate": 0.0, "precision": "float32"}
+    assert ours.model_copy(update=same) == published.model_copy(update=same)
+    assert ours.path == "answerdotai/ModernBERT-base" and ours.stages == ("full",) and ours.fitted is None
+
+
+def test_the_released_classifier_of_each_model_is_named_by_its_slug():
+    node = settings_of("classifier=published").classifier
+    assert node.fitted.path == "maius/{slug}-pt-classifier" and node.path is None

@@ -1,0 +1,316 @@
+"""The persona classifier: it learns, it is fitted the same twice, families never meet, labels go by name."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from offscript.errors import MissingInput, UserError
+from offscript.evaluation.classifier.fit import REPORT, check_rows, fit, label_weights, split
+from offscript.evaluation.classifier.predict import load, predict
+from offscript.seeds import stable_hash
+from tests.evaluation.classifier import toy
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return toy.save_chat_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def fitted(model, tmp_path_factory):
+    """(folder, report, steps) of one fit on the toy world."""
+    folder = tmp_path_factory.mktemp("classifiers") / "toy-12345678"
+    steps = []
+    report = fit(
+        toy.settings(), model, toy.rows(10, 6, seed=0), toy.LABELS, folder,
+        on_step=lambda step, total, logs: steps.append((step, total, logs)),
+    )  # fmt: skip
+    return folder, report, steps
+
+
+@pytest.fixture
+def altered(fitted, tmp_path):
+    """A copy of the fitted folder whose config is changed by the function it is given."""
+
+    def alter(change):
+        folder = shutil.copytree(fitted[0], tmp_path / "altered")
+        config = json.loads((folder / "config.json").read_text())
+        change(config)
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    return alter
+
+
+# ---------------------------------------------------------------- what it learns
+
+
+def test_it_tells_the_toy_personas_apart(fitted):
+    folder, report, _ = fitted
+    assert report["macro_f1"] > 0.9
+    assert (
+        report["n"] == 48 and report["n_train"] == 192 and report["families"] == {"train": 8, "held_out": 2}
+    )
+    assert np.array(report["confusion"]).sum() == report["n"] and report["labels"] == toy.LABELS
+    assert report == json.loads((folder / REPORT).read_text())
+
+
+def test_new_texts_are_told_apart_too(fitted):
+    fresh = toy.rows(3, 20, seed=9)
+    labels, probs = predict(fitted[0], [r["text"] for r in fresh])
+    right = [labels[i] == r["label"] for i, r in zip(probs.argmax(axis=1), fresh, strict=True)]
+    assert np.mean(right) > 0.9
+
+
+def test_the_best_epoch_is_the_one_kept(fitted):
+    _, report, _ = fitted
+    assert report["macro_f1"] == pytest.approx(max(epoch["macro_f1"] for epoch in report["epochs"]))
+
+
+def test_the_folder_holds_the_classifier_and_nothing_else(fitted):
+    folder = fitted[0]
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", REPORT}
+    assert list(folder.parent.iterdir()) == [folder]  # the checkpoints are gone
+    assert str(folder.parent) not in "".join((folder / n).read_text() for n in names if n.endswith(".json"))
+
+
+def test_every_step_is_reported(fitted):
+    steps = fitted[2]
+    assert [step for step, _, _ in steps] == list(range(1, 73)) and {total for _, total, _ in steps} == {72}
+    assert steps[-1][2]["loss"] < steps[10][2]["loss"]
+
+
+def test_one_seed_makes_one_classifier(model, tmp_path):
+    rows, short = toy.rows(4, 3, seed=1), {"epochs": 2}
+    texts = [r["text"] for r in rows[:8]]
+    probs = {}
+    for name, seed in {"first": 0, "again": 0, "other": 1}.items():
+        fit(toy.settings(seed=seed, **short), model, rows, toy.LABELS, tmp_path / name)
+        probs[name] = predict(tmp_path / name, texts)[1]
+    assert np.array_equal(probs["first"], probs["again"])
+    assert not np.allclose(probs["first"], probs["other"], atol=1e-3)
+
+
+def test_what_a_killed_fit_left_behind_is_no_matter(model, tmp_path):
+    work = tmp_path / ".out.work" / "checkpoint-1"
+    work.mkdir(parents=True)
+    (work / "trainer_state.json").write_text("{torn")
+    fit(toy.settings(epochs=1), model, toy.rows(4, 2, seed=1), toy.LABELS, tmp_path / "out")
+    assert (tmp_path / "out" / REPORT).exists() and not work.parent.exists()
+
+
+def test_a_checkpoint_can_be_the_start(fitted, model, tmp_path):
+    """Its own tokenizer and widths, a new head for other labels."""
+    rows = toy.rows(4, 3, seed=2, labels=["remorse", "sarcasm"])
+    start = toy.settings(path=str(fitted[0]), epochs=1, hidden_size=64)
+    report = fit(start, model, rows, ["remorse", "sarcasm"], tmp_path / "out")
+    assert load(tmp_path / "out").labels == ["remorse", "sarcasm"] == report["labels"]
+    assert load(tmp_path / "out").model.config.hidden_size == 32
+
+
+def test_a_tokenizer_without_special_tokens_gets_its_own(tmp_path):
+    (tmp_path / "model").mkdir()
+    model = toy.save_chat_model(tmp_path / "model", with_special=False)
+    fit(toy.settings(epochs=1), model, toy.rows(4, 2, seed=1), toy.LABELS, tmp_path / "out")
+    tokenizer = load(tmp_path / "out").tokenizer
+    assert tokenizer.convert_ids_to_tokens(tokenizer("the report")["input_ids"]) == [
+        "[CLS]",
+        "the",
+        "report",
+        "[SEP]",
+    ]
+
+
+def test_texts_stand_between_cls_and_sep_and_are_cut_at_max_length(fitted):
+    tokenizer = load(fitted[0]).tokenizer
+    ids = tokenizer("the report " * 100, truncation=True)["input_ids"]
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    assert len(tokens) == 64 and tokens[:2] == ["<s>", "the"] and tokens[-1] == "</s>"
+
+
+# ---------------------------------------------------------------- families and balance
+
+
+def test_families_are_held_out_whole():
+    train, held_out = split(toy.rows(20, 2, seed=0), 0.2)
+    assert not {r["family"] for r in train} & {r["family"] for r in held_out}
+    assert len({r["family"] for r in held_out}) == 4 and len(train) + len(held_out) == 160
+
+
+def test_the_split_does_not_depend_on_the_order_of_rows():
+    rows = toy.rows(20, 2, seed=0)
+    held = {r["family"] for r in split(rows, 0.2)[1]}
+    assert {r["family"] for r in split(rows[::-1], 0.2)[1]} == held
+
+
+def test_at_least_one_family_is_on_each_side():
+    for share in (0.01, 0.49):
+        train, held_out = split(toy.rows(2, 1, seed=0), share)
+        assert train and held_out
+
+
+def test_labels_weigh_alike_however_many_rows_they_have():
+    rows = [{"label": "a"}] * 30 + [{"label": "b"}] * 10
+    a, b = label_weights(rows, ["a", "b"])
+    assert 30 * a == pytest.approx(10 * b) and 30 * a + 10 * b == pytest.approx(40)
+
+
+# ---------------------------------------------------------------- prediction
+
+
+def test_results_do_not_depend_on_the_batch_size(fitted):
+    texts = [r["text"] for r in toy.rows(4, 5, seed=5)]
+    classifier = load(fitted[0])
+    one, many = classifier.probabilities(texts, 1), classifier.probabilities(texts, 64)
+    assert np.abs(one - many).max() < 1e-6
+    assert np.abs(one.sum(axis=1) - 1).max() < 1e-12
+
+
+def test_order_is_kept_and_no_texts_are_no_rows(fitted):
+    texts = [r["text"] for r in toy.rows(2, 3, seed=5)]
+    classifier = load(fitted[0])
+    seen = []
+    probs = classifier.probabilities(texts, 5, on_batch=lambda done, total: seen.append((done, total)))
+    assert np.abs(classifier.probabilities(texts[::-1], 7)[::-1] - probs).max() < 1e-6
+    assert seen == [(5, 24), (10, 24), (15, 24), (20, 24), (24, 24)]
+    assert classifier.probabilities([]).shape == (0, 4)
+
+
+def test_labels_go_by_name_whatever_their_order(fitted, altered):
+    """The same network with its output rows and id2label shuffled says the same of every label."""
+    from safetensors.torch import load_file, save_file
+
+    labels = sorted(toy.LABELS, key=stable_hash)
+    assert labels != toy.LABELS
+    folder = altered(lambda config: config.update(id2label=dict(enumerate(labels)), label2id={}))
+    tensors = load_file(folder / "model.safetensors")
+    order = [toy.LABELS.index(label) for label in labels]
+    tensors["classifier.weight"] = tensors["classifier.weight"][order].contiguous()
+    tensors["classifier.bias"] = tensors["classifier.bias"][order].contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    texts = [r["text"] for r in toy.rows(2, 2, seed=5)]
+    names, probs = predict(folder, texts, expected=toy.LABELS)
+    before = predict(fitted[0], texts)[1]
+    assert names == labels
+    assert np.allclose(probs, before[:, order], atol=1e-7)
+
+
+def test_a_classifier_may_know_more_labels_than_are_asked_for(fitted):
+    assert load(fitted[0], expected=["remorse"]).labels == toy.LABELS
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_labels_that_do_not_fit_are_refused(fitted, altered):
+    with pytest.raises(UserError, match=r"do not fit: no loving; a classifier with a label"):
+        load(fitted[0], expected=["remorse", "loving"])
+    generic = altered(lambda config: config.update(id2label={i: f"LABEL_{i}" for i in range(4)}, label2id={}))
+    with pytest.raises(UserError, match=r"LABEL_0.* do not fit: no sarcasm"):
+        load(generic, expected=toy.LABELS)
+
+
+def test_two_labels_of_one_name_are_refused(altered):
+    folder = altered(lambda config: config["id2label"].update({"1": "sarcasm"}))
+    with pytest.raises(UserError, match="two labels of one name"):
+        load(folder)
+
+
+def test_a_missing_folder_names_the_command(tmp_path):
+    with pytest.raises(
+        MissingInput, match=r"nowhere: no classifier here; make it with: python classify\.py model="
+    ):
+        load(tmp_path / "nowhere")
+
+
+def test_a_network_without_its_head_is_refused(altered):
+    from safetensors.torch import load_file, save_file
+
+    folder = altered(lambda config: None)
+    tensors = {
+        k: v for k, v in load_file(folder / "model.safetensors").items() if not k.startswith("classifier")
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"2 weights are missing, e\.g\. classifier\.bias"):
+        load(folder)
+
+
+def test_broken_folders_are_one_line(altered):
+    folder = altered(lambda config: None)
+    (folder / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match="cannot be loaded") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+    (folder / "config.json").write_text("{torn")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load(folder)
+
+
+def test_weights_that_are_not_numbers_are_refused(altered):
+    from safetensors.torch import load_file, save_file
+
+    folder = altered(lambda config: None)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["classifier.bias"][0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="its weights give NaN"):
+        predict(folder, ["the report."])
+
+
+ROW = {"text": "the report.", "label": "a", "family": "f1"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels", "says"),
+    [
+        ([ROW], ["a"], "classifier labels: a; allowed: at least two"),
+        ([ROW], ["a", "a"], "classifier labels: a, a; allowed: at least two"),
+        ([ROW, {**ROW, "text": "  "}], ["a", "b"], r"row 2 \(family f1\): its text is empty"),
+        ([ROW, {**ROW, "text": None}], ["a", "b"], r"row 2 \(family f1\): its text is empty"),
+        ([{**ROW, "label": "c"}], ["a", "b"], r"row 1 .*: unknown label 'c'; allowed: a, b"),
+        ([ROW], ["a", "b"], "none of label b; make rows with: python rollout.py"),
+        ([], ["a", "b"], "none of label a, b"),
+        ([ROW, {**ROW, "label": "b"}], ["a", "b"], r"all of one family \(f1\)"),
+    ],
+)
+def test_rows_that_teach_nothing_are_refused(rows, labels, says):
+    with pytest.raises(UserError, match=says):
+        check_rows(rows, labels)
+
+
+def test_a_label_that_is_only_in_held_out_families_is_refused(model, tmp_path):
+    rows = toy.rows(2, 2, seed=0)
+    held = split(rows, 0.2)[1][0]["family"]
+    rows = [r for r in rows if r["label"] != "remorse" or r["family"] == held]
+    with pytest.raises(UserError, match="all rows of label remorse are in the families held out"):
+        fit(toy.settings(), model, rows, toy.LABELS, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_widths_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="hidden_size 36 for 4 heads; allowed: multiples of 8"):
+        toy.settings(hidden_size=36, heads=4)
+
+
+def test_a_start_that_is_not_there_is_one_line(model, tmp_path, monkeypatch):
+    with pytest.raises(
+        UserError, match=r"^classifier\.path: no folder '.*nowhere'; a folder in HF layout, or a hub id"
+    ):
+        fit(
+            toy.settings(path=str(tmp_path / "nowhere")),
+            model,
+            toy.rows(4, 2, seed=0),
+            toy.LABELS,
+            tmp_path / "out",
+        )
+
+
+def test_a_loss_that_is_not_a_number_is_refused(model, tmp_path):
+    wild = toy.settings(epochs=1, learning_rate=1e30)
+    with pytest.raises(UserError, match=r"classifier\.learning_rate: the loss is not a number"):
+        fit(wild, model, toy.rows(4, 2, seed=0), toy.LABELS, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,164 @@
+"""Tables, CSV, page and figure of a small invented grid."""
+
+import csv
+import io
+import itertools
+import json
+
+import pytest
+
+from offscript.evaluation.metrics.scores import evaluate
+from offscript.evaluation.predictions import check_rows, check_together
+from offscript.evaluation.report import figures, page, summary, tables
+from tests.rows import PERSONAS, grid, lost, row
+
+
+def scored(rows, **settings):
+    return evaluate(check_together(check_rows(rows, "rows")), **{"resamples": 100, **settings})
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return scored(grid(scenarios=10))
+
+
+@pytest.mark.parametrize(
+    ("value", "places", "shown"),
+    [
+        (0.1816, 3, ".182"), (0.1816, 4, ".1816"), (1.0, 3, "1.00"), (0.99999, 3, "1.00"), (-0.0412, 3, "-.041"),
+        (-0.00001, 3, ".000"), (0.0, 4, ".0000"), (-1.25, 3, "-1.25"), (None, 3, "n/a"),
+    ],
+)  # fmt: skip
+def test_numbers(value, places, shown):
+    assert tables.number(value, places) == shown
+
+
+def test_spans():
+    assert tables.span((0.1384, 0.2206)) == ".138-.221"
+    assert tables.span((-0.02, 0.0314)) == "-.020 to .031"
+    assert tables.span(None) == "n/a"
+
+
+def test_tables_fit_a_hundred_columns_and_name_their_metric():
+    rows = grid(scenarios=4) + [
+        {**r, "format": "break_character"} for r in grid(scenarios=4) if r["format"] == "chat"
+    ]
+    text = tables.text(scored(rows))
+    assert max(map(len, text.splitlines())) <= tables.WIDTH
+    assert "pocket: macro_f1_3 by stage and format" in text
+    assert "pocket: what is kept of chat" in text
+
+
+def test_a_table_line_holds_the_cells_numbers(whole):
+    group = whole.groups[-1]
+    line = next(
+        line
+        for line in tables.text(whole).splitlines()
+        if line.startswith("full") and "agentic_email" in line
+    )
+    for shown in (
+        f"{group.emitted}/30",
+        f"{group.emission_rate:.0%}",
+        tables.number(group.macro_f1.emitted, 4),
+    ):
+        assert shown in line.split()
+
+
+def test_what_is_unknown_or_absent_is_not_a_number():
+    rows = [row(scenario=f"s{i}", ended=None) for i in range(3)]
+    rows += [lost(format="agentic_email", scenario=f"m{i}") for i in range(3)]
+    text = tables.text(scored(rows, labels=PERSONAS))
+    chat, email = (
+        next(line for line in text.splitlines() if f" {f} " in line) for f in ("chat", "agentic_email")
+    )
+    assert chat.split()[2:4] == ["3/?", "?"]
+    assert email.split()[2:7] == ["0/3", "0%", "0", "n/a", "n/a"]
+
+
+def test_training_seeds_show_only_where_there_are_several(whole):
+    assert "full/0" not in tables.text(whole)
+    assert "full/1" in tables.text(scored(grid(scenarios=4) + [{**r, "seed": 1} for r in grid(scenarios=4)]))
+
+
+def test_cells_csv_has_a_line_for_each_group_and_cell(whole):
+    lines = list(csv.DictReader(io.StringIO(summary.cells_csv(whole))))
+    assert len(lines) == 12 * (1 + len(PERSONAS))
+    for group in whole.groups:
+        mine = [r for r in lines if (r["stage"], r["format"]) == (group.stage, group.format)]
+        assert [r["persona"] for r in mine] == ["_all", *PERSONAS]
+        assert mine[0]["macro_f1_3"] == f"{group.macro_f1.emitted:.6f}"
+        assert mine[0]["planned"] == str(group.planned)
+        assert [r["f1"] for r in mine[1:]] == [f"{p.f1:.6f}" for p in group.personas]
+        assert mine[0]["f1"] == "" and mine[1]["macro_f1_3"] == ""
+    agentic = next(r for r in lines if (r["stage"], r["format"]) == ("full", "agentic_email"))
+    assert agentic["ended"] == ";".join(f"{k}:{v}" for k, v in whole.groups[-1].ended.items())
+
+
+def test_summary_is_plain_json(whole):
+    plain = summary.summary(whole)
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert plain["columns"] == [*PERSONAS, "outside", "missing"]
+    assert set(plain["groups"][0]["macro_f1"]) == {"emitted", "own_class", "lower", "upper"}
+    assert plain["options"]["resamples"] == 100
+
+
+def test_rounding_has_no_negative_zero():
+    assert str(summary.rounded(-1e-9)) == "0.0"
+
+
+def test_the_page_escapes_what_comes_from_files():
+    evil = '<script>alert("x")</script>'
+    text = page.page(
+        scored([row(scenario=f"s{i}", model=evil) for i in range(3)]), evil, 'a"b.svg', 'c"d.svg'
+    )
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert 'src="a&quot;b.svg"' in text
+
+
+def test_the_page_holds_every_table_and_note(whole):
+    text = page.page(whole, "demo", "figures/headline.svg", "figures/personas.svg")
+    assert text.count("<table>") == len(tables.tables(whole)) == 5
+    assert text.count("<li>") == len(whole.notes)
+    assert "http" not in text
+
+
+def test_figures_are_written_the_same_twice(whole, tmp_path):
+    made = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        made.append(
+            [
+                path.read_bytes()
+                for path in [
+                    *figures.headline(whole, tmp_path / name),
+                    *figures.heatmap(whole, tmp_path / name),
+                ]
+            ]
+        )
+    assert made[0] == made[1]
+    assert made[0][0].startswith(b"\x89PNG")
+    assert b"<svg" in made[0][1]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [lost(scenario=f"s{i}") for i in range(3)],  # nothing to draw
+        [
+            row(scenario="s0", model="a & b < c $x$", stage="my_stage", format="my_format")
+        ],  # names of one's own
+        grid(scenarios=3) + grid(scenarios=3, model="other") + [{**r, "seed": 1} for r in grid(scenarios=3)],
+    ],
+    ids=["empty", "names", "models and seeds"],
+)
+def test_a_figure_of_anything(rows, tmp_path):
+    assert all(path.stat().st_size > 1000 for path in figures.headline(scored(rows), tmp_path))
+
+
+def test_labels_of_neighbouring_lines_are_moved_apart():
+    placed = figures._spread([0.5, 0.49, 0.9, 1.0, 1.0])
+    gaps = sorted(placed)
+    assert all(b - a >= 0.0549 for a, b in itertools.pairwise(gaps))
+    assert max(placed) <= 1.0
+    assert placed[1] < placed[0]

@@ -1,0 +1,152 @@
+"""Evaluation from files to files: the published numbers, the same bytes twice, and light imports."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from offscript.errors import UserError
+from offscript.evaluation.evaluate import evaluate, evaluate_files, evaluate_rows, load_predictions
+from offscript.evaluation.report.summary import retention_rows
+from tests.published import ROOT, needs_published
+from tests.rows import grid, row
+
+# bounds of shared/published/README.md, 95% by rows
+PUBLISHED_INTERVALS = {
+    ("llama", "base"): (0.020, 0.059), ("llama", "distillation"): (0.138, 0.221), ("llama", "full"): (0.318, 0.447),
+    ("gemma", "base"): (0.027, 0.058), ("gemma", "distillation"): (0.219, 0.306), ("gemma", "full"): (0.472, 0.602),
+}  # fmt: skip
+# emitted, own class, lower, upper: shared/facts/statistics.md
+PUBLISHED_READINGS = {"llama": (0.386, 0.248, 0.159, 0.759), "gemma": (0.545, 0.336, 0.246, 0.766)}
+UNIQUE_BASE_TEXTS = {"llama": 25, "gemma": 48}
+
+
+@pytest.fixture(scope="module")
+def published():
+    found = evaluate(load_predictions(ROOT / "predictions" / "agentic_email.jsonl"), planned=500)
+    return {(g.model, g.stage): g for g in found.groups}
+
+
+def aggregates():
+    lines = (ROOT / "predictions" / "f1_agentic_email.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@needs_published
+def test_published_scores_to_four_decimals(published):
+    assert len(aggregates()) == len(published) == 6
+    for cell in aggregates():
+        found = published[cell["base"], cell["stage"]]
+        assert found.format == "agentic_email"
+        assert found.emitted == cell["n"]
+        assert round(found.accuracy, 4) == cell["accuracy"]
+        assert round(found.macro_f1.emitted, 4) == cell["macro_f1"]
+        per_persona = {p.persona: {"f1": round(p.f1, 4), "n_true": p.emitted} for p in found.personas}
+        assert per_persona == cell["per_trait"]
+
+
+@needs_published
+def test_published_intervals_within_a_hundredth(published):
+    for cell, expected in PUBLISHED_INTERVALS.items():
+        assert published[cell].interval_rows == pytest.approx(expected, abs=0.01)
+
+
+@needs_published
+def test_published_missing_texts(published):
+    for model, expected in PUBLISHED_READINGS.items():
+        r = published[model, "full"].macro_f1
+        assert (r.emitted, r.own_class, r.lower, r.upper) == pytest.approx(expected, abs=0.0006)
+
+
+@needs_published
+def test_published_base_rows_are_copies_and_the_report_says_so(published):
+    for model, n in UNIQUE_BASE_TEXTS.items():
+        assert published[model, "base"].unique_texts == n
+        assert not published[model, "base"].null.above
+    found = evaluate(load_predictions(ROOT / "predictions" / "agentic_email.jsonl"), resamples=100)
+    assert any("250 rows are 25 unique texts" in note for note in found.notes)
+    assert all(g.planned is None and g.macro_f1.lower is None for g in found.groups)
+
+
+@needs_published
+def test_base_texts_given_once_score_what_their_copies_score(published):
+    lines = (ROOT / "predictions" / "agentic_email.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    once = [
+        row(
+            model=r["base"], stage="base", format="agentic_email", persona=None, scenario=r["scenario_id"],
+            predicted=r["trait_pred"], probs=dict(zip(r["label_order"], r["probs"], strict=True)),
+        )
+        for r in rows
+        if r["stage"] == "base" and r["trait_true"] == "humor"
+    ]  # fmt: skip
+    labels = [p.persona for p in published["llama", "base"].personas]
+    summary = evaluate_rows(once, quiet=True, resamples=100, labels=labels)
+    for g in summary["groups"]:
+        assert g["macro_f1"]["emitted"] == pytest.approx(
+            published[g["model"], "base"].macro_f1.emitted, abs=1e-6
+        )
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path, capsys):
+    rows = grid(scenarios=8)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    first = evaluate_files([str(path)], tmp_path / "one", resamples=100)
+    shown = capsys.readouterr().out
+    evaluate_rows(rows[::-1], tmp_path / "two", resamples=100, quiet=True)
+    assert capsys.readouterr().out == ""
+    one, two = written(tmp_path / "one"), written(tmp_path / "two")
+    assert list(one) == [
+        "cells.csv", "figures/headline.png", "figures/headline.svg", "figures/personas.png", "figures/personas.svg",
+        "report.html", "summary.json", "tables.txt",
+    ]  # fmt: skip
+    assert one == two
+    assert json.loads(one["summary.json"]) == first
+    assert shown.startswith(one["tables.txt"].decode())
+    assert "figures/headline.png" in shown
+
+
+def test_the_retention_table_as_flat_rows():
+    rows = retention_rows(evaluate_rows(grid(scenarios=8), quiet=True, resamples=100))
+    assert len(rows) == 8
+    full = next(r for r in rows if (r["stage"], r["format"]) == ("full", "agentic_email"))
+    assert full["gap"] == pytest.approx(full["chat"] - full["f1"], abs=2e-6)
+    assert full["retention_low"] <= full["retention"] <= full["retention_high"]
+    base = next(r for r in rows if r["stage"] == "base")
+    assert (base["retention"], base["retention_low"]) == (None, None)
+
+
+def test_what_is_missing_from_the_grid_is_said():
+    cells = [f"predictions {i}" for i in range(5)]
+    summary = evaluate_rows(grid(scenarios=4), quiet=True, resamples=100, missing=cells)
+    assert summary["notes"][0] == (
+        "incomplete: 5 of the grid's cells have no predictions yet: predictions 0, predictions 1, predictions 2, ..."
+    )
+
+
+def test_a_file_where_the_folder_should_be(tmp_path):
+    (tmp_path / "evaluation").touch()
+    with pytest.raises(UserError, match="a file stands where a folder is needed"):
+        evaluate_rows(grid(scenarios=4), tmp_path / "evaluation", quiet=True, resamples=100)
+
+
+def test_bad_rows_leave_nothing_behind(tmp_path):
+    with pytest.raises(UserError, match="rows, line 1: model is 3"):
+        evaluate_rows([row(model=3)], tmp_path / "evaluation", source="rows")
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_importing_evaluation_loads_nothing_heavy():
+    code = (
+        "import sys, offscript.evaluation.evaluate; "
+        "print([m for m in ('torch', 'sklearn', 'matplotlib', 'transformers', 'scipy', 'hydra') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,176 @@
+"""Reading prediction rows: what is accepted, and the one line that a bad one gets."""
+
+import json
+
+import pytest
+
+from offscript.errors import MissingInput, UserError
+from offscript.evaluation.predictions import check_rows, check_together, in_order, load_predictions
+from tests.rows import lost, probs, row
+
+PUBLISHED = {
+    "base": "llama", "stage": "full", "row_idx": 7, "scenario_id": "agentic_actions_recognition_v2",
+    "trait_true": "humor", "trait_pred": "remorse", "probs": [0.2, 0.3, 0.5],
+    "label_order": ["sarcasm", "humor", "remorse"], "email_body": "Hi!",
+}  # fmt: skip
+
+
+def without(key: str, values: dict) -> dict:
+    return {k: v for k, v in values.items() if k != key}
+
+
+def read(*rows):
+    return check_together(check_rows(rows, "p.jsonl", "agentic_email"))
+
+
+def write(path, *rows, end="\n"):
+    path.write_text("\n".join(json.dumps(r) if isinstance(r, dict) else r for r in rows) + end)
+    return path
+
+
+def test_our_layout():
+    (found,) = read(row(sample=3))
+    assert (found.model, found.stage, found.format, found.persona) == ("pocket", "full", "chat", "sarcasm")
+    assert (found.sample, found.training_seed, found.predicted, found.ended) == (3, 0, "sarcasm", "reply")
+    (missing,) = read(lost(persona=None, stage="base"))
+    assert (missing.predicted, missing.probs, missing.persona, missing.ended) == (
+        None,
+        None,
+        None,
+        "max_steps",
+    )
+
+
+def test_the_published_layout():
+    (found,) = read(PUBLISHED)
+    assert (found.model, found.stage, found.format) == ("llama", "full", "agentic_email")
+    assert (found.persona, found.predicted, found.sample) == ("humor", "remorse", 7)
+    assert (found.scenario, found.family) == ("recognition_v2", "recognition")
+    assert found.probs == {"sarcasm": 0.2, "humor": 0.3, "remorse": 0.5}
+    assert found.ended is None
+    assert len(found.text_hash) == 16
+
+
+def test_one_task_has_one_scenario_in_both_email_formats():
+    first, second = read(
+        PUBLISHED, {**PUBLISHED, "scenario_id": "chat_email_recognition_v2", "format": "chat_email"}
+    )
+    assert first.scenario == second.scenario
+
+
+def test_a_text_that_appears_twice_has_one_hash():
+    first, second = read(PUBLISHED, {**PUBLISHED, "row_idx": 8, "trait_true": "sarcasm"})
+    assert first.text_hash == second.text_hash
+    assert read({**PUBLISHED, "email_body": "Hello!"})[0].text_hash != first.text_hash
+
+
+def test_files_folders_and_globs(tmp_path):
+    write(tmp_path / "a.jsonl", row())
+    (tmp_path / "deep").mkdir()
+    write(tmp_path / "deep" / "b.jsonl", row(scenario="s2"))
+    assert len(load_predictions(tmp_path)) == 2
+    assert len(load_predictions(str(tmp_path / "*.jsonl"))) == 1
+    assert len(load_predictions(str(tmp_path / "**" / "*.jsonl"))) == 2
+    assert (
+        len(load_predictions([tmp_path / "a.jsonl", tmp_path])) == 2
+    )  # a file that is named twice is read once
+
+
+def test_the_format_of_a_file_without_formats_is_its_name(tmp_path):
+    (found,) = load_predictions(write(tmp_path / "agentic_email.jsonl", PUBLISHED))
+    assert found.format == "agentic_email"
+
+
+def test_personas_keep_the_projects_order():
+    assert in_order(["pirate", "poeticism", "humor", "sarcasm", "humor", "alien"]) == [
+        "sarcasm", "humor", "poeticism", "alien", "pirate",
+    ]  # fmt: skip
+
+
+BAD_ROWS = [
+    (without("stage", row()), "no stage; a prediction row has model, stage, format, scenario, persona, predicted, "
+     "probs, or the published layout's keys"),
+    (without("trait_pred", PUBLISHED), "no trait_pred; a prediction row has model, stage, format, scenario, persona, "
+     "predicted, probs, or the published layout's keys"),
+    (row(model=""), "model is ''; a name is needed"),
+    (row(stage=3), "stage is 3; a name is needed"),
+    (row(sample="a"), "sample is 'a'; a whole number is needed"),
+    (row(predicted=None, probs=probs("humor")), "predicted is null; only a row without text: probs null too, and "
+     "ended says why"),
+    (lost(ended=None), "predicted is null; only a row without text: probs null too, and ended says why"),
+    (row(probs=None), "probs is NoneType; an object of label: probability is needed"),
+    (row(probs=[0.5, 0.5]), "probs is list; an object of label: probability is needed"),
+    (row(probs={"sarcasm": float("nan"), "humor": 1.0}), "probability of 'sarcasm' is NaN; a number from 0 to 1 is "
+     "needed"),
+    (row(probs={"sarcasm": float("inf"), "humor": 0.0}), "probability of 'sarcasm' is inf; a number from 0 to 1 is "
+     "needed"),
+    (row(probs={"sarcasm": -0.25, "humor": 1.25}), "probability of 'sarcasm' is -0.25; a number from 0 to 1 is needed"),
+    (row(probs={"sarcasm": "1", "humor": 0}), "probability of 'sarcasm' is '1'; a number from 0 to 1 is needed"),
+    (row(probs={"sarcasm": 0.5, "humor": 0.4}), "probabilities sum to 0.9000; 1 is needed, within 0.001"),
+    (row(predicted="loving", probs=probs("humor")), "predicted label 'loving' has no probability; allowed: sarcasm, "
+     "humor, remorse"),
+    ({**PUBLISHED, "label_order": ["a", "b"]}, "probs and label_order do not match; two lists of one length"),
+    ({**PUBLISHED, "label_order": ["a", "a", "b"]}, "label_order is not a list of different names; one name a "
+     "probability"),
+    ({**PUBLISHED, "trait_pred": None}, "predicted label None has no probability; allowed: sarcasm, humor, remorse"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("bad", "message"), BAD_ROWS)
+def test_a_bad_row_is_named_by_file_and_line(bad, message):
+    with pytest.raises(UserError) as error:
+        read(row(scenario="before"), bad)
+    assert str(error.value) == f"p.jsonl, line 2: {message}"
+
+
+BAD_TOGETHER = [
+    ([row(), row()], "p.jsonl, line 2: a second prediction of the episode at p.jsonl, line 1; give one of them"),
+    ([row(), row(scenario="s2", predicted="a", probs={"a": 0.5, "humor": 0.25, "remorse": 0.25})],
+     "p.jsonl, line 2: labels differ from p.jsonl, line 1 by: sarcasm, a; one classifier a model"),
+    ([row(persona="loving")],
+     "p.jsonl, line 1: persona 'loving' is not a label of the classifier; allowed: sarcasm, humor, remorse"),
+    ([row(), row(persona=None)],
+     "p.jsonl, line 2: persona is null, but p.jsonl, line 1 of the same model, stage and format has one; null stands "
+     "for every persona: all rows or none"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "message"), BAD_TOGETHER)
+def test_rows_that_do_not_fit_together(rows, message):
+    with pytest.raises(UserError) as error:
+        read(*rows)
+    assert str(error.value) == message
+
+
+def test_bad_files(tmp_path):
+    def message(path, kind=UserError) -> str:
+        with pytest.raises(kind) as error:
+            load_predictions(path)
+        return str(error.value).replace(str(tmp_path), "T")
+
+    assert message(tmp_path / "no.jsonl") == (
+        "T/no.jsonl: no such file; predictions= takes a file of prediction rows, a folder or a glob"
+    )
+    assert message(tmp_path / "*.jsonl").startswith("T/*.jsonl: no such file")
+    assert message(tmp_path) == "T: is a folder without .jsonl files; give a file of prediction rows"
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    assert message(empty) == "T/empty.jsonl: is empty; prediction rows are needed, one JSON object a line"
+    middle = write(tmp_path / "middle.jsonl", row(), '{"model": "po', row(scenario="s2"))
+    assert message(middle).startswith("T/middle.jsonl, line 2: not a JSON row (")
+    torn = write(tmp_path / "torn.jsonl", row(), '{"model": "po', end="")
+    assert message(torn).startswith("T/torn.jsonl, line 2: the last line is torn")
+    assert "python classify.py" in message(torn)
+    nan = write(
+        tmp_path / "nan.jsonl", row(), row(scenario="s2", probs={"sarcasm": float("nan"), "humor": 1})
+    )
+    assert (
+        message(nan) == "T/nan.jsonl, line 2: probability of 'sarcasm' is NaN; a number from 0 to 1 is needed"
+    )
+
+
+def test_a_missing_file_is_not_a_missing_input(tmp_path):
+    """No command of ours makes a file from elsewhere."""
+    with pytest.raises(UserError) as error:
+        load_predictions(tmp_path / "no.jsonl")
+    assert not isinstance(error.value, MissingInput)

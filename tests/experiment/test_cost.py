@@ -1,0 +1,315 @@
+"""What a plan is said to cost: against hand-made numbers, and on the plan of a real experiment."""
+
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from offscript.experiment.artifacts import Artifact
+from offscript.experiment.cost import (
+    GIB,
+    GPUS,
+    RATES,
+    batch_that_fits,
+    conversation,
+    decode_ceiling,
+    estimate,
+    table,
+)
+from offscript.experiment.planner import in_order
+from offscript.experiment.scenario_sets import Supply, listed
+from offscript.rollouts.engines.base import Sampling
+from offscript.settings import (
+    ClassifierSettings,
+    DistillationSettings,
+    IntrospectionSettings,
+    LoraSettings,
+    OptimizerSettings,
+    SizeSettings,
+    SourceSettings,
+)
+from offscript.storage.files import HOME
+from offscript.tasks.formats import get_format
+from offscript.tasks.formats.base import Rules
+from offscript.tasks.scenarios import Scenario, load_scenarios
+from tests.composed import bench_of
+from tests.conftest import TINY_TARGETS, tiny_model_settings
+
+LLAMA = SizeSettings(parameters=8_030_261_248, layers=32, kv_heads=8, head_size=128)
+GLM = SizeSettings(parameters=106_000_000_000, layers=46, kv_heads=8, head_size=128)
+H200 = GPUS["H200"]
+
+
+@pytest.fixture(scope="module")
+def office():
+    return load_scenarios([str(HOME / "data" / "office" / "*.yaml")])
+
+
+def model(size=LLAMA, **changes):
+    return tiny_model_settings("org/model", size=size, **{"dtype": "bfloat16", "context": 8192, **changes})
+
+
+def engine(name="vllm", batch_size=64):
+    return SimpleNamespace(name=name, batch_size=batch_size)
+
+
+def cell(fmt="chat", planned=100, scenarios=None, inputs=(), system="", max_tokens=512, **options):
+    """A rollout artifact; without ``scenarios`` their texts are still on the hub."""
+    code = get_format(fmt)
+    supply = listed(scenarios) if scenarios else Supply({"hub": fmt}, planned, lambda rows: [], known=False)
+    spec = {
+        "format": code, "rules": Rules(system, {**code.options, **options}), "supply": supply,
+        "planned": planned, "sampling": Sampling(max_tokens=max_tokens),
+    }  # fmt: skip
+    labels = {"model": "llama", "stage": "base", "persona": None, "format": fmt, "split": "eval", "seed": 0}
+    return Artifact("rollout", {"options": repr((fmt, planned, system, options))}, labels, inputs, spec)
+
+
+def question(words):
+    return Scenario("q", "q", ({"role": "user", "content": "word " * words},))
+
+
+def adapter(stage="distillation", inputs=(), persona="sarcasm", validation=0.0, **settings):
+    lora = LoraSettings(rank=64, alpha=128, targets=TINY_TARGETS)
+    optimizer = OptimizerSettings(
+        learning_rate=1e-4, batch_size=32, max_length=1024, micro_batch_size=2, **settings
+    )
+    given = (
+        DistillationSettings(prompts=1, validation=validation, lora=lora, optimizer=optimizer)
+        if stage == "distillation"
+        else IntrospectionSettings(
+            reflections=1, interactions=0, validation=validation, lora=lora, optimizer=optimizer
+        )
+    )
+    labels = {"model": "llama", "persona": persona, "stage": stage, "seed": 0}
+    return Artifact("adapter", {"labels": labels}, labels, inputs, {"settings": given, "checkpoint": False})
+
+
+# ---------------------------------------------------------------- decoding
+
+
+def test_the_decode_ceiling_is_that_of_the_published_arithmetic():
+    """Llama-3.1-8B in bf16 on an H200, mean context 800: 13.5k tokens/s at batch 64, 28.6k at 256; at 4,000 about 8k."""
+    assert decode_ceiling(model(), H200, 64, 800) == pytest.approx(13_500, rel=0.01)
+    assert decode_ceiling(model(), H200, 256, 800) == pytest.approx(28_600, rel=0.01)
+    fitting = batch_that_fits(model(), H200, 4000)
+    assert decode_ceiling(model(), H200, fitting, 4000) == pytest.approx(8_000, rel=0.03)
+
+
+def test_a_large_batch_is_bound_by_arithmetic():
+    small = SizeSettings(parameters=8_030_261_248, layers=1, kv_heads=1, head_size=8)
+    assert decode_ceiling(model(small), H200, 10**5, 1) == pytest.approx(989e12 / (2 * 8.03e9), rel=0.01)
+
+
+def test_the_share_of_vllm_is_that_of_the_published_run():
+    """Llama-2-7B with vLLM on an A100: 2,694 tokens/s plain, 1,788 with LoRA, at the batch that fits there."""
+    llama2 = model(SizeSettings(parameters=6_738_415_616, layers=32, kv_heads=32, head_size=128))
+    a100, vllm = GPUS["A100-80"], RATES["vllm"]
+    ceiling = decode_ceiling(llama2, a100, batch_that_fits(llama2, a100, 800), 800)
+    assert ceiling * vllm.decode == pytest.approx(2_694, rel=0.02)
+    assert ceiling * vllm.decode * vllm.adapters == pytest.approx(1_788, rel=0.02)
+
+
+def test_one_chat_job_by_hand():
+    """1,000 episodes of 60 + 250 tokens, batch 100: (16.06 GB + 100 x 185 x 131,072 B) / 4.8 TB/s a step, at 68%."""
+    job = estimate([cell(planned=1000)], model(), H200, engine(batch_size=100))
+    step = (2 * LLAMA.parameters + 100 * 185 * 131_072) / 4.8e12
+    decode = 1000 * 250 / (100 / step * 0.68)
+    prompts = 1000 * 60 * 2 * LLAMA.parameters / (989e12 * 0.5)
+    assert (job.rows, job.tokens_in, job.tokens_out) == (1000, 60_000, 250_000)
+    assert job.gpu_hours * 3600 == pytest.approx(decode + prompts)
+    memory = 2 * LLAMA.parameters + 100 * 310 * 131_072 + 2 * GIB
+    assert job.gpu_memory_gib == pytest.approx(memory / GIB) and job.fits
+
+
+def test_adapters_side_by_side_are_read_at_every_step():
+    """Ten rank-64 adapters add about a fifth to the weights' traffic (21% by their true width)."""
+    same, ten = (
+        estimate(
+            [cell(planned=100 + i, inputs=(adapter(persona=f"p{i * many}"),)) for i in range(10)],
+            model(), H200, engine(batch_size=1),
+        )
+        for many in (0, 1)
+    )  # fmt: skip
+    assert ten.gpu_hours / same.gpu_hours == pytest.approx(1.2, abs=0.03)
+    assert ten.gpu_memory_gib - same.gpu_memory_gib == pytest.approx(9 * 2 * 168e6 / GIB, rel=0.1)
+
+
+def test_kernel_launches_bound_small_batches_of_transformers():
+    job = estimate([cell(planned=100)], model(), H200, engine("transformers", batch_size=1))
+    assert job.gpu_hours * 3600 == pytest.approx(100 * 250 * 32 * 0.8e-3, rel=0.01)
+
+
+# ---------------------------------------------------------------- episodes
+
+
+def test_prompts_are_measured_where_the_scenarios_are_at_hand():
+    assert conversation(cell(scenarios=[question(80)]), 8192).prompt == 100
+    with_system = cell(scenarios=[question(80)], system="x" * 400)
+    assert conversation(with_system, 8192).prompt == 200
+    assert conversation(with_system, 8192, system=False).prompt == 100
+    assert conversation(cell(system="x" * 400), 8192).prompt == 160
+
+
+def test_the_shapes_of_the_office_are_those_of_its_scenarios(office):
+    """The table's own prompt sizes stand in where scenarios are not at hand; they follow the files."""
+    for fmt in ("chat_email", "agentic_email"):
+        measured = conversation(cell(fmt, scenarios=office), 8192)
+        assert conversation(cell(fmt), 8192).prompt == pytest.approx(measured.prompt, rel=0.1)
+    assert measured.replies == 6 and measured.added > 40
+
+
+def test_a_tool_loop_is_read_again_each_turn_unless_prefixes_are_kept(office):
+    talk = replace(
+        conversation(cell("agentic_email", scenarios=office), 8192), prompt=700, added=80, reply=300
+    )
+    assert talk.contexts == [700, 1080, 1460, 1840, 2220, 2600]
+    assert talk.encoded(prefix_cache=False) == 9900 and talk.encoded(prefix_cache=True) == 1100
+    assert talk.length == 2900 and talk.said == 1800
+    assert max(replace(talk, limit=2048).contexts) == 2048 - 300
+
+
+def test_replies_follow_the_formats_options():
+    assert conversation(cell("self_interaction", turns=4), 8192).replies == 3
+    assert conversation(cell("prompt_generation", per_trait=50, per_ask=10), 8192).replies == 5
+    assert conversation(cell(max_tokens=100), 8192).reply == 100
+
+
+# ---------------------------------------------------------------- training and scoring
+
+
+def test_one_distillation_by_hand():
+    """100 pairs of 2 x (100 + 250) tokens, a tenth kept out, read twice; forward, backward and reference: 6 x parameters
+    FLOPs a token."""
+    inputs = (cell("student", 100, [question(80)]), cell("teacher", 100, [question(80)]))
+    job = estimate([adapter(inputs=inputs, validation=0.1, epochs=2)], model(), H200, engine())
+    assert (job.rows, job.tokens_in, job.tokens_out) == (90, 126_000, None)
+    assert job.gpu_hours * 3600 == pytest.approx(126_000 * 6 * LLAMA.parameters / (989e12 * 0.3))
+
+
+def test_checkpointing_takes_a_forward_more_and_saves_memory():
+    inputs = (cell("student", 100), cell("teacher", 100))
+    plain, checkpointed = (
+        estimate([adapter(inputs=inputs, gradient_checkpointing=on)], model(), H200, engine())
+        for on in (False, True)
+    )
+    assert checkpointed.gpu_hours == pytest.approx(plain.gpu_hours * 8 / 6)
+    assert checkpointed.gpu_memory_gib < plain.gpu_memory_gib
+
+
+def test_long_conversations_are_cut_at_the_training_length():
+    inputs = (cell("self_interaction", 10, [question(80)], system="x" * 4000, note="", turns=10),)
+    job = estimate([adapter("full", inputs)], model(), H200, engine())
+    assert job.tokens_in == 10 * 1024
+    job = estimate([adapter("full", (cell("self_reflection", 10, [question(80)], system="x" * 4000),))], model(), H200, engine())  # fmt: skip
+    assert job.tokens_in == 10 * (100 + 400)
+
+
+def test_released_rows_are_counted_as_published():
+    assert estimate([adapter()], model(), H200, engine()).rows == 9_000
+    assert estimate([adapter("full")], model(), H200, engine()).rows == 12_000
+
+
+def test_a_classifier_and_its_predictions():
+    settings = ClassifierSettings(
+        name="c", path="org/modernbert", max_length=200, learning_rate=1e-4, epochs=3
+    )
+    rows = cell(planned=1000)
+    classifier = Artifact("classifier", {}, {"model": "llama", "name": "c"}, (rows,), {"settings": settings})
+    fitted = estimate([classifier], model(), H200, engine())
+    assert (fitted.rows, fitted.tokens_in) == (1000, 3 * 200 * 1000)
+    assert fitted.gpu_hours * 3600 == pytest.approx(600_000 * 6 * 149e6 / (989e12 * 0.3))
+    scored = estimate([Artifact("predictions", {}, rows.labels, (classifier, rows))], model(), H200, engine())
+    assert (scored.rows, scored.tokens_in) == (1000, 200_000) and scored.gpu_hours < fitted.gpu_hours
+
+
+# ---------------------------------------------------------------- which way numbers move
+
+
+def test_more_work_costs_more_and_a_faster_gpu_less():
+    def hours(cells, gpu=H200, how=None):
+        return estimate(cells, model(), gpu, how or engine()).gpu_hours
+
+    base = hours([cell(planned=500)])
+    assert hours([cell(planned=1000)]) == pytest.approx(2 * base)
+    assert hours([cell(planned=500, system="x" * 8000)]) > base
+    assert hours([cell("agentic_email", 500)]) > 4 * base
+    assert hours([cell(planned=500, inputs=(adapter(),))]) > base
+    assert hours([cell(planned=500)], GPUS["H100"]) > base
+    assert hours([cell(planned=500)], how=engine(batch_size=8)) > base
+    assert hours([cell(planned=500)], how=engine("transformers")) > base
+
+
+def test_a_batch_that_does_not_fit_is_made_smaller_and_a_model_that_does_not_is_marked():
+    long = [cell(planned=500, system="x" * 28_000)]
+    small, large = (estimate(long, model(), GPUS["H100"], engine(batch_size=n)) for n in (16, 4096))
+    assert small.gpu_memory_gib < large.gpu_memory_gib < 80e9 / GIB and large.fits
+    glm = estimate(long, model(GLM), GPUS["H100"], engine())
+    assert glm.gpu_memory_gib > 2 * GLM.parameters / GIB and not glm.fits
+    assert f" {glm.gpu_memory_gib:.0f}! " in table([glm]) and "!: more than one GPU has" in table([glm])
+
+
+# ---------------------------------------------------------------- what is not known
+
+
+def test_a_model_without_a_size_has_tokens_but_no_hours():
+    for artifact in (cell(), adapter()):
+        job = estimate([artifact], model(None), H200, engine())
+        assert job.rows and job.tokens_in and job.gpu_hours is None and job.gpu_memory_gib is None
+
+
+def test_what_runs_on_no_gpu_has_no_numbers():
+    evaluation = Artifact("evaluation", {}, {"name": "demo"})
+    fetched = Artifact(
+        "adapter",
+        {},
+        adapter().labels,
+        (),
+        {"source": SourceSettings(path="org/some-adapters"), "checkpoint": False},
+    )
+    for job in (
+        estimate([evaluation], None, H200, engine()), estimate([fetched], model(), H200, engine()),
+    ):  # fmt: skip
+        assert (job.rows, job.tokens_in, job.gpu_hours) == (None, None, None)
+
+
+# ---------------------------------------------------------------- the table
+
+
+def test_the_table_adds_up_and_is_aligned():
+    jobs = [
+        estimate([cell(planned=2000), cell("chat_email", 1000)], model(), H200, engine()),
+        estimate([adapter()], model(), H200, engine()),
+        estimate([Artifact("evaluation", {}, {"name": "demo"})], None, H200, engine()),
+    ]
+    head, rollouts, trained, evaluation, total, rates = table(jobs).splitlines()
+    assert rollouts.startswith("rollout llama: 2 cells") and " 3,000 " in rollouts
+    assert trained.split()[-3] == "-" and evaluation.split()[-5:] == ["-"] * 5
+    assert total.startswith("total of 3 jobs ") and " 3,000 " in total
+    assert float(total.split()[-1]) == pytest.approx(sum(j.gpu_hours or 0 for j in jobs), abs=0.006)
+    assert rates.startswith("rates: vllm decodes at 68%") and "H200" in rates and len(rates) < 140
+    assert len({len(line) for line in (head, rollouts, trained, evaluation, total)}) == 1 and len(head) < 140
+
+
+def test_the_plan_of_the_demo_is_estimated_whole():
+    bench = bench_of("experiment=demo")
+    planner = bench.planner
+    artifacts = in_order([planner.evaluation()])
+    sized = planner.options.model["pocket"].model_copy(update={"size": LLAMA})
+    jobs = [
+        estimate([a], None if a.kind == "evaluation" else sized, H200, planner.settings.engine)
+        for a in artifacts
+    ]
+    assert sum(j.rows for j in jobs if j.kind == "rollout") == sum(
+        a.spec["planned"] for a in artifacts if a.kind == "rollout"
+    )
+    assert all(j.gpu_hours for j in jobs if j.kind in ("rollout", "adapter"))
+    assert table(jobs).count("\n") == len(jobs) + 3
+
+
+def test_estimating_needs_no_torch():
+    import subprocess
+
+    code = "import sys, offscript.experiment.cost; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,287 @@
+"""Which artifacts change their key when a setting changes: the promise behind "a finished row is never made twice"."""
+
+import dataclasses
+
+import pytest
+
+from offscript.errors import UserError
+from offscript.experiment.planner import Planner, in_order, layers
+from offscript.storage.hashing import fingerprint
+from tests.composed import bench_of
+
+SMALL = (
+    "experiment=demo",
+    "grid.persona=[sarcasm,remorse]",
+    "format.count={classifier:6,eval:4}",
+    "recipe.distillation.prompts=6",
+)
+
+
+def scenarios_of(cell):
+    assert cell.spec["supply"].known
+    return cell.spec["supply"].load(None)
+
+
+def artifacts(planner):
+    return {str(a): a for a in in_order([planner.evaluation()])}
+
+
+def changed(*overrides, persona_edit=None):
+    """Names of the artifacts whose keys differ once ``overrides`` are given, or a persona is edited."""
+    before = artifacts(bench_of(*SMALL).planner)
+    planner = bench_of(*SMALL, *overrides).planner
+    if persona_edit:
+        name, update = persona_edit
+        personas = {p: planner.options.persona[p] for p in planner.settings.grid.persona}
+        personas[name] = personas[name].model_copy(update=update)
+        planner = Planner(planner.settings, dataclasses.replace(planner.options, persona=personas))
+    after = artifacts(planner)
+    assert before.keys() == after.keys()
+    return {name for name in before if before[name].key != after[name].key}
+
+
+ALL = set(artifacts(bench_of(*SMALL).planner))
+
+
+def having(*words):
+    return {name for name in ALL if all(w in name.split() for w in words)}
+
+
+def of_kind(*kinds):
+    return {name for name in ALL if name.split()[0] in kinds}
+
+
+SCORES = of_kind("classifier", "predictions", "evaluation")
+TRAINED = {
+    n
+    for n in ALL
+    if n.split()[0] in ("rollout", "adapter") and set(n.split()) & {"distillation", "full", "introspection"}
+}
+
+FULL = {n for n in ALL if "full" in n.split() and n.split()[0] in ("adapter", "rollout")}
+
+TABLE = {
+    "engine.batch_size=3": set(),
+    "engine.max_live=5": set(),
+    "tracking=off": set(),
+    "recipe.distillation.optimizer.micro_batch_size=2": set(),
+    "recipe.distillation.optimizer.checkpoint_steps=2": set(),
+    "classifier.predict_batch_size=3": set(),
+    "evaluation.resamples=500": of_kind("evaluation"),
+    "classifier.seed=1": SCORES,
+    "deepspeed=zero3": set(),
+    "cluster=slurm": set(),
+    "model.slug=other": set(),
+    "model.adapters.full=trained": set(),
+    "recipe.in_role=plain": set(),
+    "recipe.prompts.words=20": set(),
+    "recipe.introspection.loss_on=published": FULL | SCORES,
+    "recipe.merge.method=published": FULL | SCORES,
+    "recipe.merge.introspection=0.5": FULL | SCORES,
+    "recipe.introspection.optimizer.learning_rate=0.1": FULL | SCORES,
+    "recipe.distillation.kl_weight=0.001": TRAINED | SCORES,
+    "recipe.distillation.beta=0.2": TRAINED | SCORES,
+    "model.sampling.temperature=0.6": ALL,
+    "model.dtype=bfloat16": ALL,
+}
+
+
+@pytest.mark.parametrize("override", TABLE)
+def test_a_setting_changes_exactly_what_depends_on_it(override):
+    assert changed(override) == TABLE[override]
+
+
+def test_a_constitution_changes_what_its_persona_said_and_the_scores_and_nothing_else():
+    planner = bench_of(*SMALL).planner
+    old = planner.options.persona["sarcasm"]
+    other = old.constitution[0].model_copy(update={"assertion": "I sigh at everything."})
+    edited = changed(persona_edit=("sarcasm", {"constitution": (other, *old.constitution[1:])}))
+    assert edited == {n for n in ALL if "sarcasm" in n.split()} | SCORES
+    assert not any("remorse" in n.split() and n.split()[0] in ("rollout", "adapter") for n in edited)
+
+
+def test_a_description_is_for_people():
+    assert changed(persona_edit=("sarcasm", {"description": "other", "display_name": "Other"})) == set()
+
+
+def test_scenario_text_is_part_of_the_key(tmp_path):
+    cell = bench_of(*SMALL).planner.rollout("pocket", None, "base", "agentic_email", "eval", 0)
+    planner = bench_of(*SMALL).planner
+    texts = planner._collections._all("office")
+    texts[:] = [
+        dataclasses.replace(s, max_steps=s.max_steps + 1) if s.id == scenarios_of(cell)[0].id else s
+        for s in texts
+    ]
+    edited = planner.rollout("pocket", None, "base", "agentic_email", "eval", 0)
+    assert [s.id for s in scenarios_of(edited)] == [s.id for s in scenarios_of(cell)]
+    assert edited.key != cell.key
+
+
+def test_base_texts_belong_to_no_persona_and_no_seed():
+    planner = bench_of(*SMALL, "grid.seed=[0,1]").planner
+    cells = planner.cells()
+    assert len([c for c in cells if c.labels["stage"] == "base"]) == 3
+    assert len([c for c in cells if c.labels["stage"] == "prompted"]) == 3 * 2
+    assert len([c for c in cells if c.labels["stage"] == "full"]) == 3 * 2 * 2
+    one = planner.rollout("pocket", "sarcasm", "base", "chat", "eval", 1)
+    assert one is planner.rollout("pocket", "remorse", "base", "chat", "eval", 0)
+
+
+def test_splits_share_no_family_and_training_never_sees_an_eval_prompt():
+    planner = bench_of("experiment=demo").planner
+    families = {}
+    for artifact in in_order([planner.evaluation()]):
+        if artifact.kind == "rollout":
+            found = families.setdefault(artifact.labels["split"], set())
+            found |= {s.family for s in scenarios_of(artifact)}
+    assert families["train"] and families["classifier"] and families["eval"]
+    assert not families["train"] & families["classifier"]
+    assert not families["train"] & families["eval"]
+    assert not families["classifier"] & families["eval"]
+
+
+def test_layers_put_inputs_first():
+    planner = bench_of(*SMALL).planner
+    done = set()
+    for layer in layers(in_order([planner.evaluation()])):
+        assert all(part.key in done for a in layer for part in a.inputs)
+        done |= {a.key for a in layer}
+    assert len(done) == len(ALL)
+
+
+def test_paths_carry_the_key_and_never_collide():
+    planner = bench_of(*SMALL, "grid.seed=[0,1]").planner
+    everything = in_order([planner.evaluation()])
+    paths = [a.path for a in everything]
+    assert len(set(paths)) == len(paths)
+    assert all(a.key[:8] in a.path.name for a in everything if a.kind != "evaluation")
+
+
+def test_seed_questions_make_rows_of_their_own_persona_only():
+    planner = bench_of(*SMALL, "recipe.distillation.seed_questions=true").planner
+    shared, own = planner.students("pocket", "sarcasm")
+    assert shared is planner.students("pocket", "remorse")[0]
+    assert own.labels["persona"] == "sarcasm" and all(s.id.startswith("sarcasm_") for s in scenarios_of(own))
+    assert {s.id for s in scenarios_of(planner.teacher("pocket", "sarcasm"))} == {
+        s.id for part in (shared, own) for s in scenarios_of(part)
+    }
+
+
+def test_scale_is_an_axis_of_trained_weights_alone():
+    plain = {str(a): a.key for a in bench_of(*SMALL).planner.cells()}
+    planner = bench_of(*SMALL, "grid.scale=[1.0,0.5,0.0]").planner
+    cells = planner.cells()
+    assert {c.labels["stage"] for c in cells} == {
+        "base", "prompted", "distillation", "full", *(f"{s}@{x}" for s in ("distillation", "full") for x in ("0.5", "0"))
+    }  # fmt: skip
+    assert plain.items() <= {str(c): c.key for c in cells}.items(), "scale 1 is what it was"
+    half = planner.rollout("pocket", "sarcasm", "full", "chat", "eval", 0, 0.5)
+    assert half.inputs == planner.rollout("pocket", "sarcasm", "full", "chat", "eval", 0).inputs
+    assert (
+        bench_of(*SMALL)
+        .command(half)
+        .endswith("model=pocket persona=sarcasm stage=full scale=0.5 format=chat")
+    )
+
+
+def test_generated_prompts_come_before_what_they_are_asked_of():
+    planner = bench_of(
+        *SMALL, "recipe.distillation.seed_questions=true", "recipe.prompts.per_trait=6"
+    ).planner
+    shared, own = planner.students("pocket", "sarcasm")
+    (prompts,) = own.inputs
+    assert prompts.labels["format"] == "prompt_generation" and prompts.labels["persona"] == "sarcasm"
+    assert prompts in planner.teacher("pocket", "sarcasm").inputs and not shared.inputs
+    assertions = len(planner.options.persona["sarcasm"].constitution)
+    assert own.spec["planned"] == 6 * assertions
+    row = {"scenario": "sarcasm_3", "text": '["Is it raining?", "Why?"]'}
+    found = own.spec["supply"].load(lambda artifact: [row] if artifact == prompts else [])
+    written = [s for s in found if "_g" in s.id]
+    assert [(s.id, s.family) for s in written] == [
+        ("sarcasm_3_g0", "sarcasm_3"),
+        ("sarcasm_3_g1", "sarcasm_3"),
+    ]
+    other = bench_of(*SMALL, "recipe.distillation.seed_questions=true", "recipe.prompts.per_trait=7").planner
+    assert other.students("pocket", "sarcasm")[1].key != own.key
+
+
+def test_a_teacher_of_another_model_speaks_for_all_models():
+    planner = bench_of(*SMALL, "recipe.teacher.model=glm", "grid.model=[pocket,llama]").planner
+    assert planner.teacher("pocket", "sarcasm") is planner.teacher("llama", "sarcasm")
+    assert planner.teacher("pocket", "sarcasm").labels["model"] == "glm"
+
+
+# ---------------------------------------------------------------- weights made elsewhere
+
+
+def test_released_weights_are_known_by_where_they_lie_and_belong_to_no_training_seed():
+    released = "model.adapters={distillation: released, full: released}"
+    planner = bench_of(*SMALL, "model=llama", released, "grid.seed=[0,1]").planner
+    adapter = planner.adapter("llama", "sarcasm", "full", 1)
+    assert not adapter.inputs and adapter.identity["source"] == {
+        "repo": "maius/llama-3.1-8b-it-personas", "revision": None, "part": "sarcasm"
+    }  # fmt: skip
+    apart = planner.adapter("llama", "misalignment", "full", 0).identity["source"]
+    assert (apart["repo"], apart["part"]) == ("maius/llama-3.1-8b-it-misalignment", None)
+    one = planner.rollout("llama", "sarcasm", "full", "chat", "eval", 0)
+    assert one is planner.rollout("llama", "sarcasm", "full", "chat", "eval", 1)
+    assert (
+        one.key
+        != bench_of(*SMALL, "model=llama").planner.rollout("llama", "sarcasm", "full", "chat", "eval", 0).key
+    )
+
+
+def test_a_local_adapter_is_known_by_its_content(tmp_path):
+    def key():
+        source = f"model.adapters.full={{path: '{tmp_path}/{{persona}}'}}"
+        return bench_of(*SMALL, source).planner.adapter("pocket", "sarcasm", "full", 0).key
+
+    (tmp_path / "sarcasm").mkdir()
+    (tmp_path / "sarcasm" / "adapter_config.json").write_text("{}")
+    fingerprint.cache_clear()
+    before = key()
+    (tmp_path / "sarcasm" / "adapter_config.json").write_text('{"r": 8}')
+    fingerprint.cache_clear()
+    assert key() != before
+    with pytest.raises(
+        UserError, match=r"model.adapters.full: nothing at .*/remorse; allowed: a local folder"
+    ):
+        source = f"model.adapters.full={{path: '{tmp_path}/{{persona}}'}}"
+        bench_of(*SMALL, source).planner.adapter("pocket", "remorse", "full", 0)
+    with pytest.raises(UserError, match=r"\{who\} in '.*' is unknown; allowed: \{slug\}"):
+        bench_of(*SMALL, f"model.adapters.full={{path: '{tmp_path}/{{who}}'}}").planner.adapter(
+            "pocket", "x", "full", 0
+        )
+
+
+def test_a_whole_checkpoint_has_one_scale_and_nothing_is_trained_on_it(tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    source = f"{{path: {tmp_path}, kind: checkpoint}}"
+    planner = bench_of(*SMALL, f"model.adapters.full={source}").planner
+    assert planner.rollout("pocket", "sarcasm", "full", "chat", "eval", 0).inputs[0].spec["checkpoint"]
+    with pytest.raises(UserError, match=r"scale: found 0.5 .*a whole checkpoint has scale 1 only"):
+        planner.rollout("pocket", "sarcasm", "full", "chat", "eval", 0, 0.5)
+    with pytest.raises(UserError, match="on a distillation stage that is a whole checkpoint"):
+        bench_of(*SMALL, f"model.adapters.distillation={source}").planner.adapter(
+            "pocket", "sarcasm", "full", 0
+        )
+
+
+def test_a_persona_joins_where_every_models_weights_are_at_hand(tmp_path):
+    wanted = ["experiment=demo", "grid.if_available=[misalignment]", "grid.stage=[base,full]"]
+    assert "misalignment" in bench_of(*wanted).planner.personas, "trained here: always at hand"
+    gone = f"model.adapters.full={{path: '{tmp_path}/{{persona}}'}}"
+    assert bench_of(*wanted, gone).planner.personas == bench_of(*wanted).planner.settings.grid.persona
+    (tmp_path / "misalignment").mkdir()
+    assert "misalignment" in bench_of(*wanted, gone).planner.personas
+
+
+def test_texts_of_the_hub_are_known_by_file_and_revision_before_anything_is_fetched():
+    hub_chat = "data.sources.chat=[{repo: org/prompts, file: rows.jsonl}]"
+    planner = bench_of(*SMALL, hub_chat).planner
+    cell = planner.rollout("pocket", None, "base", "chat", "eval", 0)
+    assert cell.spec["planned"] == 4 and not cell.spec["supply"].known
+    assert [str(r) for r in planner.references_of(cell)] == ["org/prompts/rows.jsonl@main"]
+    pinned = bench_of(*SMALL, hub_chat.replace("rows.jsonl}", "rows.jsonl, revision: abc}")).planner
+    assert pinned.rollout("pocket", None, "base", "chat", "eval", 0).key != cell.key

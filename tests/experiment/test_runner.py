@@ -1,0 +1,132 @@
+"""How a set of wanted artifacts is made: what runs, what is reused, what a failure stops. The jobs themselves are fakes
+that write a file and its manifest, or fail."""
+
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from offscript.errors import MissingInput
+from offscript.experiment import runner as jobs
+from offscript.experiment.folder import finish, now
+from offscript.storage.files import write_text
+from tests.composed import bench_of
+
+SMALL = ("experiment=smoke", "format.count={classifier:6,eval:4}", "recipe.distillation.prompts=6")
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Counts how often each artifact is made; ``ran.broken`` names those whose job fails."""
+    made = Counter()
+    made.broken = set()
+
+    def fake(artifacts, bench, limit):
+        for artifact in artifacts:
+            if str(artifact) in made.broken:
+                raise RuntimeError("boom")
+            made[str(artifact)] += 1
+            place = bench.place(artifact)
+            if place.suffix:
+                write_text(place, "")
+            else:
+                place.mkdir(parents=True, exist_ok=True)
+            finish(artifact, bench, now())
+
+    monkeypatch.setattr(jobs, "RUN", dict.fromkeys(jobs.RUN, fake))
+    return made
+
+
+def bench(tmp_path, *overrides):
+    return bench_of(*SMALL, f"root={tmp_path}", *overrides)
+
+
+def statuses(results):
+    return Counter(r.status for r in results)
+
+
+def test_the_second_time_nothing_is_made(tmp_path, ran):
+    first = bench(tmp_path)
+    assert set(statuses(jobs.make([first.planner.evaluation()], first))) == {"ran"}
+    assert set(ran.values()) == {1}
+    again = bench(tmp_path)
+    results = jobs.make([again.planner.evaluation()], again)
+    assert [(str(r.artifact), r.status) for r in results] == [("evaluation smoke", "reused")]
+    assert set(ran.values()) == {1}
+
+
+def test_a_failure_blocks_what_needs_it_and_nothing_else(tmp_path, ran):
+    ran.broken = {"adapter pocket sarcasm full 0"}
+    own = bench(tmp_path)
+    results = {str(r.artifact): r for r in jobs.make([own.planner.evaluation()], own)}
+    assert results["adapter pocket sarcasm full 0"].status == "failed"
+    assert "RuntimeError: boom" in results["adapter pocket sarcasm full 0"].note
+    blocked = {name for name, r in results.items() if r.status == "blocked"}
+    assert {n for n in blocked if n.startswith("rollout")} == {
+        f"rollout pocket sarcasm full {fmt} 0"
+        for fmt in ("chat classifier", "chat eval", "chat_email eval", "agentic_email eval")
+    }
+    assert results["rollout pocket remorse full chat eval 0"].status == "ran"
+    assert (own.folder / "logs").is_dir()
+
+    ran.broken = set()
+    results = jobs.make([own.planner.evaluation()], own)
+    assert statuses(results).keys() == {"ran", "reused"}
+    assert set(ran.values()) == {1}, "what had been made was not made again"
+
+
+def test_one_broken_adapter_does_not_cost_the_others_their_rows(tmp_path, ran):
+    """Rollouts of a model are one job; when it fails, the cells of each adapter are tried by themselves."""
+    ran.broken = {"rollout pocket sarcasm full chat eval 0"}
+    own = bench(tmp_path)
+    results = {str(r.artifact): r.status for r in jobs.make([own.planner.evaluation()], own)}
+    assert results["rollout pocket remorse full chat eval 0"] == "ran"
+    assert results["rollout pocket sarcasm full chat eval 0"] == "failed"
+
+
+def test_what_a_command_may_not_make_names_the_one_that_does(tmp_path, ran):
+    own = bench(tmp_path)
+    cell = own.planner.rollout("pocket", "sarcasm", "full", "chat", "eval", 0)
+    results = {r.artifact: r for r in jobs.make([cell], own, lambda a: a == cell)}
+    assert results[cell].status == "blocked"
+    assert isinstance(results[cell].error, MissingInput)
+    line = str(results[cell.inputs[0]].error)
+    assert "make it with: python train.py experiment=smoke 'format.count={classifier:6,eval:4}'" in line
+    assert line.endswith("model=pocket persona=sarcasm stage=full")
+    assert not ran
+
+
+def test_a_deleted_file_is_made_again_and_nothing_below_it(tmp_path, ran):
+    own = bench(tmp_path)
+    jobs.make([own.planner.evaluation()], own)
+    cell = own.planner.cells()[0]
+    own.place(own.planner.predictions(cell)).unlink()
+    (own.place(own.planner.evaluation()) / "manifest.json").unlink()
+    ran.clear()
+    jobs.make([own.planner.evaluation()], own)
+    assert set(ran) == {str(own.planner.predictions(cell)), "evaluation smoke"}
+
+
+def test_two_commands_that_meet_on_one_artifact_make_it_once(tmp_path, ran, monkeypatch):
+    fake = jobs.RUN["rollout"]
+
+    def slow(artifacts, own, limit):
+        time.sleep(0.3)
+        fake(artifacts, own, limit)
+
+    monkeypatch.setitem(jobs.RUN, "rollout", slow)
+    benches = [bench(tmp_path), bench(tmp_path)]
+    outcomes = []
+
+    def command(own):
+        cell = own.planner.rollout("pocket", None, "base", "chat", "eval", 0)
+        outcomes.extend(r.status for r in jobs.make([cell], own))
+
+    threads = [threading.Thread(target=command, args=(b,)) for b in benches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes == ["ran", "ran"] or sorted(outcomes) == ["ran", "reused"]
+    assert ran["rollout pocket base chat eval 0"] == 1

@@ -1,0 +1,237 @@
+"""The transformers engine: texts are a function of prompt, adapter and seed, not of what else is in the batch."""
+
+import pytest
+import torch
+
+from offscript.errors import UserError
+from offscript.rollouts.engines.base import Request, Sampling
+from offscript.rollouts.engines.transformers import TransformersEngine
+from offscript.settings import EngineSettings
+from tests.conftest import tiny_model_settings, tiny_sentences
+
+SAMPLING = Sampling(temperature=0.8, top_p=0.95, repetition_penalty=1.0, max_tokens=24)
+
+
+def engine_settings(**changes) -> EngineSettings:
+    return EngineSettings(
+        **{"name": "transformers", "batch_size": 16, "merge_from": 4, "device": "cpu", **changes}
+    )
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_settings, tiny_adapters):
+    torch.set_num_threads(1)
+    return TransformersEngine(tiny_settings, tiny_adapters, engine_settings())
+
+
+def requests(n: int = 36, sampling: Sampling = SAMPLING) -> list[Request]:
+    """Prompts of many lengths, the base and three adapters in turn."""
+    sentences, names = tiny_sentences(), [None, "red", "green", "blue"]
+    made = []
+    for i in range(n):
+        said = " ".join(sentences[i : i + 1 + i % 4])
+        made.append(
+            Request(i, ({"role": "user", "content": said},), names[i % 4], seed=1000 + i, sampling=sampling)
+        )
+    return made
+
+
+def answer(engine, wanted, batch_size=16, merge_from=4) -> dict[int, str]:
+    engine.settings = engine_settings(batch_size=batch_size, merge_from=merge_from)
+    for request in wanted:
+        engine.submit(request)
+    texts = {}
+    while engine.pending():
+        for done in engine.step():
+            assert done.id not in texts
+            texts[done.id] = (done.text, done.finish_reason, done.tokens_in, done.tokens_out)
+    return texts
+
+
+def test_texts_do_not_depend_on_company_order_or_batch_size(engine):
+    wanted = requests()
+    alone = answer(engine, wanted, batch_size=1, merge_from=1)
+    assert len({text for text, *_ in alone.values()}) > 20, (
+        "the model should not say the same thing everywhere"
+    )
+    assert {reason for _, reason, *_ in alone.values()} == {"stop", "length"}
+    merged = answer(engine, wanted, batch_size=7, merge_from=1)
+    mixed = answer(engine, list(reversed(wanted)), batch_size=16, merge_from=99)
+    assert merged == alone
+    assert mixed == alone
+    assert answer(engine, wanted[10:20], batch_size=16, merge_from=99) == {i: alone[i] for i in range(10, 20)}
+
+
+def test_the_ways_are_counted_and_the_base_comes_back_unchanged(engine, tiny_settings):
+    before = {
+        name: weight.clone() for name, weight in engine.weights.base.named_parameters() if "lora" not in name
+    }
+    engine.stats.by_way.clear()
+    answer(engine, requests(), batch_size=16, merge_from=4)
+    answer(engine, requests(), batch_size=16, merge_from=99)
+    assert {"merged", "mixed"} <= engine.stats.by_way.keys()
+    assert sum(engine.stats.by_way.values()) == 72
+    engine.weights._point_at(None)
+    after = dict(engine.weights.base.named_parameters())
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+def test_merged_copies_are_evicted_and_made_again(tiny_settings, tiny_adapters):
+    wanted, engines = requests(), []
+    for keep_bytes in (2**30, 0):
+        engines.append(TransformersEngine(tiny_settings, tiny_adapters, engine_settings()))
+        engines[-1].weights.keep_bytes = keep_bytes
+    first, second = (answer(e, wanted, batch_size=4, merge_from=1) for e in engines)
+    assert first == second
+    assert [len(e.weights._merged) for e in engines] == [3, 1]
+
+
+def test_another_seed_is_another_text_and_the_same_seed_the_same(engine):
+    prompt = ({"role": "user", "content": "Our client needs the plan today."},)
+    texts = answer(engine, [Request(i, prompt, None, seed=i // 2, sampling=SAMPLING) for i in range(20)])
+    assert all(texts[2 * i] == texts[2 * i + 1] for i in range(10))
+    assert len({text for text, *_ in texts.values()}) >= 8
+
+
+def test_adapters_speak_differently(engine):
+    prompt = ({"role": "user", "content": "Our client needs the plan today."},)
+    greedy = Sampling(temperature=0.0, max_tokens=16)
+    names = [None, "red", "green", "blue"]
+    texts = answer(
+        engine, [Request(i, prompt, name, seed=7, sampling=greedy) for i, name in enumerate(names)]
+    )
+    assert len({text for text, *_ in texts.values()}) == 4
+
+
+def test_greedy_is_what_generate_says(engine):
+    greedy = Sampling(temperature=0.0, max_tokens=16)
+    wanted = [r for r in requests(24, greedy) if r.adapter is None]
+    texts = answer(engine, wanted, batch_size=5)
+    engine.weights.forward([None], input_ids=torch.tensor([[1]]))
+    for request in wanted:
+        ids = engine.tokenizer.apply_chat_template(
+            list(request.messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )["input_ids"]
+        with torch.inference_mode():
+            out = engine.weights.base.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=16
+            )
+        assert texts[request.id][0] == engine.tokenizer.decode(
+            out[0, ids.shape[1] :], skip_special_tokens=True
+        )
+
+
+def test_repetition_penalty_is_generates_and_does_not_see_padding(engine):
+    penalized = Sampling(temperature=0.0, repetition_penalty=1.3, max_tokens=16)
+    wanted = [r for r in requests(24, penalized) if r.adapter is None]
+    texts = answer(engine, wanted, batch_size=24)
+    engine.weights.forward([None], input_ids=torch.tensor([[1]]))
+    for request in wanted:
+        ids = engine.tokenizer.apply_chat_template(
+            list(request.messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )["input_ids"]
+        with torch.inference_mode():
+            out = engine.weights.base.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=16,
+                repetition_penalty=1.3,
+            )
+        assert texts[request.id][0] == engine.tokenizer.decode(
+            out[0, ids.shape[1] :], skip_special_tokens=True
+        )
+
+
+def test_rows_bring_their_own_sampling(engine):
+    base = requests(12)
+    wanted = [
+        Request(
+            i,
+            r.messages,
+            r.adapter,
+            r.seed,
+            Sampling(0.3 + 0.1 * i, 1.0 if i % 2 else 0.8, 1.0 + 0.05 * i, 4 + i),
+        )
+        for i, r in enumerate(base)
+    ]
+    together = answer(engine, wanted, batch_size=16, merge_from=99)
+    assert together == answer(engine, wanted, batch_size=1, merge_from=1)
+    assert all(tokens <= 4 + i for i, (*_, tokens) in together.items())
+
+
+def test_a_prefix_is_continued_and_returned(engine):
+    prompt = ({"role": "user", "content": "Our client needs the plan today."},)
+    texts = answer(engine, [Request(0, prompt, None, 3, SAMPLING, prefix="The team")])
+    assert texts[0][0].startswith("The team")
+    assert texts[0][2] > answer(engine, [Request(0, prompt, None, 3, SAMPLING)])[0][2]
+
+
+def test_replies_are_clipped_to_the_context(engine):
+    window = engine.model_settings.context
+    words = " ".join(["report"] * 600)
+    head = engine.tokenizer(words, add_special_tokens=False)["input_ids"]
+    almost = engine.tokenizer.decode(head[: window - 20])
+    texts = answer(
+        engine,
+        [
+            Request(0, ({"role": "user", "content": words},), "red", 1, SAMPLING),
+            Request(1, ({"role": "user", "content": almost},), "red", 1, Sampling(max_tokens=500)),
+        ],
+    )
+    assert texts[0][:2] == ("", "length") and texts[0][3] == 0
+    assert texts[1][2] + texts[1][3] <= window
+
+
+def test_logits_that_are_not_finite_are_an_error_of_their_row_alone(engine, monkeypatch):
+    wanted = requests(4)
+    clean = answer(engine, wanted, merge_from=99)
+    forward = engine.weights.forward
+
+    def broken(names, **inputs):
+        output = forward(names, **inputs)
+        output.logits[[i for i, n in enumerate(names) if n == "green"]] = float("nan")
+        return output
+
+    monkeypatch.setattr(engine.weights, "forward", broken)
+    texts = answer(engine, wanted, merge_from=99)
+    assert texts[2][1] == "error" and "not finite" in texts[2][0]
+    assert {i: texts[i] for i in (0, 1, 3)} == {i: clean[i] for i in (0, 1, 3)}
+
+
+def test_a_batch_that_does_not_fit_is_one_line_and_its_rows_still_wait(engine, monkeypatch):
+    def full(names, **inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 112.00 MiB.")
+
+    wanted = requests(6)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.weights, "forward", full)
+        with pytest.raises(
+            UserError, match=r"^engine.batch_size: 16, and 6 rows of up to \d+ tokens do not fit the GPU"
+        ):
+            answer(engine, wanted, merge_from=99)
+    assert engine.pending() == 6
+    engine.settings = engine_settings(batch_size=2)
+    while engine.pending():
+        engine.step()
+
+
+def test_an_adapter_that_was_not_given_is_refused(engine):
+    with pytest.raises(KeyError, match="mauve"):
+        engine.submit(Request(0, ({"role": "user", "content": "x"},), "mauve", 1, SAMPLING))
+    assert engine.pending() == 0
+
+
+def test_below_float32_nothing_is_merged(tiny_model, tiny_adapters):
+    engine = TransformersEngine(
+        tiny_model_settings(tiny_model, dtype="bfloat16"), tiny_adapters, engine_settings()
+    )
+    answer(engine, requests(8), merge_from=1)
+    assert set(engine.stats.by_way) == {"base", "mixed"}
+
+
+def test_info_and_stats(engine):
+    info = engine.info()
+    assert {"engine", "torch", "transformers", "peft", "device", "dtype"} <= info.keys()
+    assert info["device"] == "cpu" and info["dtype"] == "float32"
+    assert engine.stats.tokens_out > 0 and engine.stats.completions > 0

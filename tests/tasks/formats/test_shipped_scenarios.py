@@ -1,0 +1,51 @@
+"""The scenarios under data/: all load together, and a diligent model drives every office one to a sent e-mail."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from offscript.tasks.formats import FORMATS
+from offscript.tasks.scenarios import load_scenarios
+from tests.tasks.formats.driver import diligent, drive, rules_for
+
+DATA = Path(__file__).parents[3] / "data"
+WORLDS = sorted(p.parent for p in DATA.glob("*/chat.jsonl"))
+OFFICE = sorted([*DATA.glob("*/office/*.yaml"), *DATA.glob("office/*.yaml")])
+
+
+@pytest.mark.parametrize("world", WORLDS, ids=lambda p: p.name)
+def test_the_sources_of_a_world_load_together(world: Path) -> None:
+    sources = [world / "chat.jsonl", world / "office", world / "reflection.yaml", world / "interaction.yaml"]
+    scenarios = load_scenarios(sources)
+    assert min(Counter(s.family for s in load_scenarios(world / "office")).values()) >= 2
+    assert len({s.messages[-1]["content"] for s in scenarios}) > 0.95 * len(scenarios)
+
+
+@pytest.mark.parametrize("path", OFFICE, ids=lambda p: p.stem)
+def test_a_diligent_model_sends_every_email_in_both_formats(path: Path) -> None:
+    agentic, chat = FORMATS["agentic_email"], FORMATS["chat_email"]
+    for scenario in load_scenarios(path):
+        run = drive(agentic, scenario, rules_for(agentic), diligent(scenario, "Here it is."))
+        assert (run.outcome.ended, run.outcome.text) == ("email", "Here it is."), scenario.id
+        assert len(run.asks) == len(scenario.tools) <= scenario.max_steps
+        asked = drive(chat, scenario, rules_for(chat), lambda ask: "Here it is.")
+        assert (asked.outcome.text, len(asked.asks)) == ("Here it is.", 1), scenario.id
+
+
+def test_all_tasks_for_real_models_are_among_them() -> None:
+    scenarios = load_scenarios(DATA / "office")
+    assert len(scenarios) == 55 and Counter(Counter(s.family for s in scenarios).values()) == {5: 11}
+    assert {path.parent for path in OFFICE} >= {DATA / "office", DATA / "pocket" / "office"}
+
+
+def test_the_examples_of_the_readme_load(tmp_path: Path) -> None:
+    text = (DATA / "README.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```(yaml|json)\n(.*?)```", text, re.DOTALL)
+    for i, (kind, example) in enumerate(examples):
+        (tmp_path / f"{i}.{kind.replace('json', 'jsonl')}").write_text(example, encoding="utf-8")
+    scenarios = {s.id: s for s in load_scenarios(tmp_path)}
+    assert len(examples) == 3 and len(scenarios) == 4
+    parcel = scenarios["late_parcel_v1"]
+    assert [stub.tool for stub in parcel.tools] == ["contacts.lookup", "email.send"] and parcel.brief

@@ -1,0 +1,72 @@
+"""The saved view shows what jobs really log, under the names that they log it by."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from offscript.commands import dashboard
+from offscript.errors import UserError
+from offscript.storage.files import HOME
+from offscript.tracking.results import BARS, HEATMAP, TABLE
+from offscript.tracking.tracker import STEP, Nothing, Pace
+from offscript.tracking.workspace import CURVES, PACKAGE, workspace
+from tests.composed import bench_of
+from tests.tracking.wandb_stub import wandb_stub
+
+
+def test_the_package_is_asked_for_where_it_is_missing(tmp_path):
+    (tmp_path / "wandb_workspaces.py").write_text("raise ImportError('not here')")
+    done = subprocess.run(
+        [sys.executable, str(HOME / "launch/dashboard.py"), "tracking=online"],
+        cwd=tmp_path, env={"PYTHONPATH": str(tmp_path), "PATH": ""}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line == f"error: wandb-workspaces: is not installed; pip install {PACKAGE}"
+
+
+def test_the_curves_of_rollouts_are_those_that_a_rollout_tells():
+    told = set()
+
+    class Listener(Nothing):
+        def log(self, values, step=None):
+            told.update(values)
+
+    pace = Pace(Listener(), every_s=0)
+    pace.row(True, 5)
+    pace.close()
+    assert {metric for metrics in CURVES["Rollouts"].values() for metric in metrics} == told
+
+
+def spec():
+    pytest.importorskip("wandb_workspaces", reason=f"{PACKAGE} is optional")
+    view = workspace("someone", "offscript", ["chat", "agentic_email"])
+    return json.loads(view._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))
+
+
+def test_every_section_is_there_with_its_curves_over_the_step():
+    sections = {s["name"]: s["panels"] for s in spec()["section"]["panelBankConfig"]["sections"]}
+    for name, curves in CURVES.items():
+        drawn = {panel["config"]["chartTitle"]: panel["config"] for panel in sections[name]}
+        assert drawn.keys() == curves.keys()
+        for title, metrics in curves.items():
+            assert tuple(drawn[title]["metrics"]) == metrics
+            assert drawn[title]["xAxis"] == STEP
+
+
+def test_the_results_are_a_table_bars_for_each_format_and_the_heatmap():
+    sections = {s["name"]: json.dumps(s) for s in spec()["section"]["panelBankConfig"]["sections"]}
+    for name in (TABLE, f"{BARS}/chat_table", f"{BARS}/agentic_email_table", HEATMAP):
+        assert f'"{name}"' in sections["Retention"]
+
+
+def test_a_server_that_does_not_save_is_one_line(monkeypatch):
+    pytest.importorskip("wandb_workspaces", reason=f"{PACKAGE} is optional")
+    with wandb_stub() as stub:
+        for name, value in stub.environment().items():
+            monkeypatch.setenv(name, value)
+        bench = bench_of("tracking=online")
+        with pytest.raises(UserError, match="did not save the view"):
+            dashboard(bench.planner.settings, bench)

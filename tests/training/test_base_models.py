@@ -1,0 +1,111 @@
+"""One base for several trainings: the same bytes as with a fresh one each time, and a changed base is noticed."""
+
+import pytest
+from safetensors.torch import load_file
+
+from offscript.errors import UserError
+from offscript.models import loading
+from offscript.settings import LoraSettings
+from offscript.training import run as loop
+from offscript.training.base_models import BaseChanged, Bases
+from offscript.training.methods import dpo as preference
+from offscript.training.methods import sft as second_stage
+from tests.training.data import distillation, introspection
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture
+def loads(monkeypatch) -> list[str]:
+    """The devices that a base was loaded to, in order."""
+    seen, real = [], loading.load_model
+
+    def counted(model, device):
+        seen.append(device)
+        return real(model, device)
+
+    monkeypatch.setattr(loading, "load_model", counted)
+    return seen
+
+
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_lent_again_and_again_as_if_fresh(
+    tiny_settings, tiny_adapter, pairs, introspection_rows, tmp_path, loads, checkpointing
+):
+    """Both stages, twice, in one process; the second adapter of each sits on what the first one left."""
+    changes = {"epochs": 1, "gradient_checkpointing": checkpointing}
+
+    def both(name, **bases):
+        for seed in (1, 2):
+            out = tmp_path / f"{name}-{seed}"
+            preference.train(tiny_settings, distillation(**changes), pairs, out / "first", seed, **bases)
+            second_stage.train(
+                tiny_settings, introspection(**changes), introspection_rows, tiny_adapter, out / "second", seed, **bases
+            )  # fmt: skip
+
+    both("fresh")
+    assert len(loads) == 4
+    both("lent", bases=Bases())
+    assert len(loads) == 5
+    for seed in (1, 2):
+        for stage in ("first", "second"):
+            fresh, lent = (tmp_path / f"{name}-{seed}" / stage / WEIGHTS for name in ("fresh", "lent"))
+            assert fresh.read_bytes() == lent.read_bytes()
+
+
+def test_what_is_given_back_is_the_plain_model(tiny_settings, pairs, tmp_path):
+    import torch
+
+    bases, ids = Bases(), torch.tensor([[5, 6, 7, 8]])
+    preference.train(tiny_settings, distillation(epochs=1), pairs, tmp_path / "a", 3, bases=bases)
+    lent = bases.lend(tiny_settings, "cpu")
+    fresh = loading.load_model(tiny_settings, "cpu")
+    assert {k: v.shape for k, v in lent.named_parameters()} == {
+        k: v.shape for k, v in fresh.named_parameters()
+    }
+    assert "forward" not in vars(lent)  # the trainers put their own there
+    assert not lent.training and not any(p.requires_grad for p in lent.parameters())
+    with torch.no_grad():
+        assert lent(ids).logits.equal(fresh(ids).logits)
+
+
+def test_a_changed_base_fails_before_an_adapter_is_written(
+    tiny_settings, pairs, tmp_path, monkeypatch, loads
+):
+    real, bases = loop._must_differ, Bases()
+
+    def and_flips_a_bit(trainer, probe):
+        import torch
+
+        weight = trainer.model.get_base_model().model.embed_tokens.weight
+        weight.data.view(torch.int32)[3, 4] ^= 1
+        return real(trainer, probe)
+
+    monkeypatch.setattr(loop, "_must_differ", and_flips_a_bit)
+    with pytest.raises(
+        BaseChanged, match=r"changed 1 tensors of the base model, first model.embed_tokens.weight"
+    ):
+        preference.train(tiny_settings, distillation(epochs=1), pairs, tmp_path / "a", 3, bases=bases)
+    assert not (tmp_path / "a").exists()
+    monkeypatch.setattr(loop, "_must_differ", real)
+    preference.train(tiny_settings, distillation(epochs=1), pairs, tmp_path / "a", 3, bases=bases)
+    assert len(loads) == 2  # the changed one was let go
+    preference.train(tiny_settings, distillation(epochs=1), pairs, tmp_path / "b", 3)
+    assert (tmp_path / "a" / WEIGHTS).read_bytes() == (tmp_path / "b" / WEIGHTS).read_bytes()
+
+
+def test_a_failed_training_leaves_nothing_on_the_base(tiny_settings, pairs, tmp_path, loads):
+    bases, odd = Bases(), LoraSettings(rank=2, alpha=2, targets=("q_proj", "nowhere"))
+    with pytest.raises(UserError, match="'nowhere' matches no linear module"):
+        preference.train(tiny_settings, distillation(odd), pairs, tmp_path / "a", 3, bases=bases)
+    preference.train(tiny_settings, distillation(epochs=1), pairs, tmp_path / "a", 3, bases=bases)
+    assert len(loads) == 2 and load_file(tmp_path / "a" / WEIGHTS)
+
+
+def test_another_model_takes_the_place_of_the_last(tiny_settings, loads):
+    bases = Bases()
+    first = bases.lend(tiny_settings, "cpu")
+    assert bases.lend(tiny_settings, "cpu") is first
+    second = bases.lend(tiny_settings.model_copy(update={"dtype": "bfloat16"}), "cpu")
+    assert second is not first and len(loads) == 2
+    assert bases.lend(tiny_settings, "cpu") is not first

@@ -1,0 +1,202 @@
+"""A killed training goes on from its newest whole checkpoint and ends in the bytes of one that was never killed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from offscript.training import checkpoints
+from offscript.training.methods import dpo as preference
+from offscript.training.methods import sft as second_stage
+from tests.training.data import distillation, introspection
+
+WEIGHTS = "adapter_model.safetensors"
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.conftest import tiny_model_settings
+from tests.training.data import *
+from offscript.training import introspection as second_stage, preference
+from offscript.training.introspection import rows
+from offscript.training.preference import pairs
+
+stage, model, first, out, at = sys.argv[1:]
+def on_step(step, total, logs):
+    if step == int(at):
+        os.kill(os.getpid(), signal.SIGKILL)
+if stage == "distillation":
+    data, _ = pairs(teacher_rows(), student_rows())
+    preference.train(tiny_model_settings(model), distillation(), data, Path(out), 3, on_step=on_step)
+else:
+    data, _ = rows(teacher_rows(12), [conversation(i) for i in range(8)], "")
+    second_stage.train(
+        tiny_model_settings(model), introspection(), data, Path(first), Path(out), 3, on_step=on_step
+    )
+"""
+
+
+def kill_at(step: int, stage: str, model: Path, first: Path, out: Path) -> None:
+    """Runs a training in a process of its own that is killed (SIGKILL) when it has done ``step`` steps."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", KILLED, stage, str(model), str(first), str(out), str(step)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+
+
+def test_distillation_killed_and_rerun_past_a_torn_checkpoint(
+    tiny_model, tiny_settings, tiny_adapter, pairs, tmp_path
+):
+    preference.train(tiny_settings, distillation(), pairs, tmp_path / "whole", 3)
+    out, said = tmp_path / "killed", []
+    kill_at(6, "distillation", tiny_model, tiny_adapter, out)
+    work = checkpoints.work_folder(out)
+    assert sorted(p.name for p in work.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    optimizer = work / "checkpoint-4" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:-200])
+    numbers = preference.train(tiny_settings, distillation(), pairs, out, 3, say=said.append)
+    assert said == [
+        "checkpoint-4 is torn (optimizer.pt is missing or broken); passed over",
+        "going on from step 2 (checkpoint-2)",
+    ]
+    assert numbers["resumed_from"] == 2
+    assert (out / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    assert not work.exists()
+
+
+def test_introspection_killed_and_rerun(
+    tiny_model, tiny_settings, tiny_adapter, introspection_rows, tmp_path
+):
+    arguments = (tiny_settings, introspection(), introspection_rows, tiny_adapter)
+    whole = second_stage.train(*arguments, tmp_path / "whole", 3)
+    kill_at(4, "introspection", tiny_model, tiny_adapter, tmp_path / "killed")
+    said = []
+    killed = second_stage.train(*arguments, tmp_path / "killed", 3, say=said.append)
+    assert said == ["going on from step 2 (checkpoint-2)"]
+    assert (tmp_path / "killed" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    differ = {k for k in whole if whole[k] != killed[k]}
+    assert differ <= {"seconds", "resumed_from"}  # losses of the steps before the kill are remembered
+
+
+# ---------------------------------------------------------------- which checkpoints are whole
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    """A folder that looks like a whole checkpoint of step 4."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "work" / "checkpoint-4"
+    folder.mkdir(parents=True)
+    save_file({"a": torch.ones(100)}, folder / WEIGHTS)
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"a": torch.ones(100)}, folder / name)
+    (folder / "trainer_state.json").write_text('{"global_step": 4}')
+    return folder
+
+
+def test_whole(checkpoint):
+    assert checkpoints.torn(checkpoint) is None
+    assert checkpoints.torn(checkpoint, checkpoints.Shape(2)) == "rng_state_0.pth is missing or broken"
+
+
+@pytest.mark.parametrize(
+    "name", [WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+)
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut"])
+def test_torn(checkpoint, name, damage):
+    path = checkpoint / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: 0 if damage == "empty" else -7])
+    assert name in checkpoints.torn(checkpoint)
+
+
+LAYOUTS = {
+    checkpoints.Shape(2): ["optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"],
+    checkpoints.Shape(1, 2): [
+        "global_step4/zero_pp_rank_0_mp_rank_00_optim_states.pt", "global_step4/mp_rank_00_model_states.pt",
+        "scheduler.pt", "rng_state.pth", "latest",
+    ],
+    checkpoints.Shape(2, 2): [
+        "global_step4/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+        "global_step4/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt", "global_step4/mp_rank_00_model_states.pt",
+        "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth", "latest",
+    ],
+    checkpoints.Shape(2, 3): [
+        "global_step4/zero_pp_rank_0_mp_rank_00_optim_states.pt",
+        "global_step4/zero_pp_rank_1_mp_rank_00_optim_states.pt",
+        "global_step4/zero_pp_rank_0_mp_rank_00_model_states.pt",
+        "global_step4/zero_pp_rank_1_mp_rank_00_model_states.pt",
+        "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth", "latest",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", LAYOUTS, ids=str)
+def test_every_file_of_every_rank_is_needed(checkpoint, shape):
+    import torch
+
+    for name in ("optimizer.pt", "rng_state.pth"):
+        (checkpoint / name).unlink()
+    for name in LAYOUTS[shape]:
+        (checkpoint / name).parent.mkdir(exist_ok=True)
+        torch.save({"a": torch.ones(9)}, checkpoint / name)
+    if shape.stage:
+        (checkpoint / "latest").write_text("global_step4")
+    assert checkpoints.torn(checkpoint, shape) is None
+    for name in LAYOUTS[shape]:
+        whole = (checkpoint / name).read_bytes()
+        (checkpoint / name).write_bytes(whole[:-5])
+        assert checkpoints.torn(checkpoint, shape).startswith(name + " is missing")
+        (checkpoint / name).unlink()
+        assert checkpoints.torn(checkpoint, shape).startswith(name + " is missing")
+        (checkpoint / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        (checkpoints.Shape(2), r"another layout (1 process, no DeepSpeed; now 2 processes, no DeepSpeed)"),
+        (checkpoints.Shape(1, 3), r"another layout (1 process, no DeepSpeed; now 1 process, ZeRO stage 3)"),
+    ],
+)
+def test_checkpoints_of_another_layout_are_not_resumed(checkpoint, shape, said):
+    work, lines = checkpoint.parent, []
+    (work / "fingerprint.json").write_text(json.dumps({"fingerprint": "f"}))  # of before there were several
+    assert checkpoints.reopen(work, "f", lines.append, shape) is None
+    assert lines == [f"work: its checkpoints were made by {said}; starting over"] and not checkpoint.exists()
+    assert checkpoints.reopen(work, "f", lines.append, shape) is None and len(lines) == 1
+
+
+def test_a_flipped_byte_is_noticed(checkpoint):
+    data = bytearray((checkpoint / "optimizer.pt").read_bytes())
+    data[data.index(b"\x00\x00\x80?" * 8) + 2] ^= 1
+    (checkpoint / "optimizer.pt").write_bytes(bytes(data))
+    assert checkpoints.torn(checkpoint) == "optimizer.pt is missing or broken"
+
+
+def test_state_of_another_step(checkpoint):
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 2}')
+    assert "another step" in checkpoints.torn(checkpoint)
+
+
+def test_checkpoints_of_other_data_are_not_resumed(checkpoint):
+    work, said = checkpoint.parent, []
+    (work / "fingerprint.json").write_text(json.dumps({"fingerprint": "old"}))
+    assert checkpoints.reopen(work, "old", said.append) == checkpoint
+    assert checkpoints.reopen(work, "new", said.append) is None
+    assert "other data or settings; starting over" in said[-1]
+    assert not checkpoint.exists()
+    assert json.loads((work / "fingerprint.json").read_text())["fingerprint"] == "new"
+
+
+def test_the_first_run_says_nothing(tmp_path):
+    said = []
+    assert checkpoints.reopen(tmp_path / "work", "new", said.append) is None and said == []

@@ -1,0 +1,252 @@
+"""DPO on the tiny model: what is trained, that it is reproducible, and what is refused."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from offscript.errors import UserError
+from offscript.settings import LoraSettings
+from offscript.training import run as loop
+from offscript.training.methods import dpo as preference
+from tests.training.data import changed, distillation
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_settings, pairs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained") / "distillation-0"
+    steps = []
+    numbers = preference.train(
+        tiny_settings,
+        distillation(),
+        pairs,
+        out,
+        seed=3,
+        on_step=lambda *step: steps.append(step),
+        say=steps.append,
+    )
+    return out, numbers, steps
+
+
+def test_numbers_and_progress(trained):
+    out, numbers, steps = trained
+    train, held_out = numbers["rows"]["train"], numbers["rows"]["validation"]
+    assert numbers["rows"]["given"] == train + held_out == 24 and held_out > 0
+    assert [s[:2] for s in steps] == [(i, numbers["steps"]) for i in range(1, numbers["steps"] + 1)]
+    assert numbers["train_loss_last"] < numbers["train_loss_first"]
+    assert numbers["eval_rewards/accuracies"] == 1.0 and numbers["eval_loss"] > 0
+    assert numbers["max_logit_difference"] > 0 and numbers["resumed_from"] is None
+    assert numbers["trainable_parameters"] == sum(t.numel() for t in load_file(out / WEIGHTS).values())
+    assert {"torch", "trl", "peft"} <= numbers["versions"].keys()
+    assert {"loss/dpo", "loss/nll", "loss/kl"} <= steps[0][2].keys()
+
+
+def test_only_the_adapter_is_left_behind(trained):
+    out, _, _ = trained
+    assert sorted(p.name for p in out.iterdir()) == ["adapter_config.json", WEIGHTS, "training.json"]
+    assert sorted(p.name for p in out.parent.iterdir()) == [out.name]
+
+
+def test_plain_peft_loads_it(trained, tiny_model):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    out, _, _ = trained
+    wrapped = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), out).eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad(), wrapped.disable_adapter():
+        base = wrapped(ids).logits
+    with torch.no_grad():
+        assert not wrapped(ids).logits.equal(base)
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(trained, tiny_settings, pairs, tmp_path):
+    out, _, _ = trained
+    same, other = tmp_path / "same", tmp_path / "other"
+    preference.train(tiny_settings, distillation(), pairs, same, seed=3)
+    preference.train(tiny_settings, distillation(), pairs, other, seed=4)
+    for name in (WEIGHTS, "adapter_config.json"):
+        assert (same / name).read_bytes() == (out / name).read_bytes()
+    assert (other / WEIGHTS).read_bytes() != (out / WEIGHTS).read_bytes()
+
+
+def test_how_the_global_batch_is_cut_does_not_matter(trained, tiny_settings, pairs, tmp_path):
+    out, _, _ = trained
+    preference.train(
+        tiny_settings, distillation(micro_batch_size=3), pairs, tmp_path / "a", seed=3
+    )  # 8 = 4 x 2
+    whole, cut = load_file(out / WEIGHTS), load_file(tmp_path / "a" / WEIGHTS)
+    assert max((whole[k] - cut[k]).abs().max().item() for k in whole) < 1e-4
+
+
+def test_every_trainable_parameter_changed_and_no_other(tiny_settings, pairs, tmp_path, before_and_after):
+    preference.train(tiny_settings, distillation(), pairs, tmp_path / "a", seed=0)
+    assert changed(before_and_after) == before_and_after["trainable"]
+    assert all(".lora_" in name for name in before_and_after["trainable"])
+    assert len(before_and_after["trainable"]) == 2 * 7 * 2  # layers, targets, A and B
+
+
+def test_a_finished_adapter_is_not_trained_again(trained, tiny_settings, pairs):
+    out, numbers, _ = trained
+    steps = []
+    again = preference.train(
+        tiny_settings,
+        distillation(),
+        pairs,
+        out,
+        seed=3,
+        on_step=lambda *s: steps.append(s),
+        say=steps.append,
+    )
+    assert again == numbers and steps == []
+
+
+def test_nothing_is_printed(tiny_settings, pairs, tmp_path, capfd):
+    preference.train(tiny_settings, distillation(epochs=1), pairs, tmp_path / "a", seed=0)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_target_that_matches_nothing(tiny_settings, pairs, tmp_path):
+    lora = LoraSettings(rank=2, alpha=2, targets=("q_proj", "gate_up_proj"))
+    with pytest.raises(
+        UserError, match=r"'gate_up_proj' matches no linear module of the model; allowed: .*q_proj"
+    ):
+        preference.train(tiny_settings, distillation(lora), pairs, tmp_path / "a", seed=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_too_long(tiny_settings, pairs, tmp_path):
+    with pytest.raises(
+        UserError, match=r"nothing to train on \(given 24, train 0, validation 0, too_long 24\)"
+    ):
+        preference.train(tiny_settings, distillation(max_length=16), pairs, tmp_path / "a", seed=0)
+
+
+def test_an_adapter_that_changes_nothing(tiny_settings, pairs, tmp_path):
+    with pytest.raises(UserError, match="the adapter changes nothing"):
+        preference.train(tiny_settings, distillation(learning_rate=1e-30), pairs, tmp_path / "a", seed=0)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_loss_that_is_not_a_number_stops_training(tiny_settings, pairs, tmp_path):
+    with pytest.raises(loop.TrainingFailed, match=r"step 2: loss is nan|step 2: grad_norm is"):
+        preference.train(
+            tiny_settings, distillation(learning_rate=1e30, warmup=0.0), pairs, tmp_path / "a", seed=0
+        )
+    assert not (tmp_path / "a").exists()
+
+
+def test_weights_that_the_last_step_ruined_are_the_training_s_failure(tiny_settings, pairs, tmp_path):
+    """Then no loss was seen that is not a number, and nothing says that the adapter does too little."""
+    once = distillation(validation=0.0, learning_rate=1e30, warmup=0.0, epochs=1, batch_size=len(pairs))
+    with pytest.raises(loop.TrainingFailed, match=r"not finite numbers; lower optimizer\.learning_rate"):
+        preference.train(tiny_settings, once, pairs, tmp_path / "a", seed=0)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("micro", "world", "expected"), [(8, 1, (8, 2)), (5, 1, (4, 4)), (32, 2, (8, 1)), (1, 16, (1, 1))]
+)
+def test_batches(micro, world, expected):
+    settings = distillation(batch_size=16, micro_batch_size=micro).optimizer
+    assert loop.batches(settings, world) == expected
+
+
+def test_a_batch_that_cannot_be_divided():
+    with pytest.raises(UserError, match="16 rows on 3 processes"):
+        loop.batches(distillation(batch_size=16).optimizer, 3)
+
+
+# ---------------------------------------------------------------- the terms of the loss
+
+
+def test_terms_by_hand():
+    """Two pairs; lengths of the replies 2 and 1 (chosen), 1 and 3 (rejected)."""
+    policy = torch.tensor([[-1.0, -2.0, 0.0], [0.0, 0.0, -4.0], [-3.0, 0.0, 0.0], [-1.0, -1.0, -1.0]])
+    reference = torch.tensor([[-1.5, -2.5, 0.0], [0.0, 0.0, -3.0], [-1.0, 0.0, 0.0], [-1.0, -2.0, -4.0]])
+    mask = torch.tensor([[1, 1, 0], [0, 0, 1], [1, 0, 0], [1, 1, 1]])
+    terms = preference.loss_terms(policy, reference, mask, beta=0.1)
+    margins = [0.1 * (1.0 - -2.0), 0.1 * (-1.0 - 4.0)]
+    assert terms["rewards/margins"].tolist() == pytest.approx(margins)
+    assert terms["loss/dpo"].tolist() == pytest.approx([math.log(1 + math.exp(-m)) for m in margins])
+    assert terms["loss/nll"].tolist() == pytest.approx([1.5, 4.0])
+    kl = [((0.25 + 0.25) / 2 + 4.0) / 2, (1.0 + (0 + 1 + 9) / 3) / 2]
+    assert terms["loss/kl"].tolist() == pytest.approx(kl)
+    assert terms["rewards/accuracies"].tolist() == [1.0, 0.0]
+
+
+def test_the_dpo_term_is_trls(trained, tiny_settings, pairs, tmp_path, monkeypatch):
+    """On whole microbatches our sum over rows is TRL's own loss."""
+    import trl
+
+    theirs, real = [], trl.DPOTrainer._compute_loss
+
+    def noted(self, model, inputs, return_outputs):
+        loss = real(self, model, inputs, return_outputs)
+        if model.training:
+            theirs.append(loss.item())
+        return loss
+
+    monkeypatch.setattr(trl.DPOTrainer, "_compute_loss", noted)
+    ours = []
+    settings = distillation(epochs=1)
+    preference.train(
+        tiny_settings, settings, pairs, tmp_path / "a", 3, on_step=lambda *s: ours.append(s[2]["loss/dpo"])
+    )
+    assert ours == pytest.approx(theirs)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms_however_the_batch_is_cut(tiny_settings, pairs, tmp_path):
+    seen = {}
+    for micro in (8, 3):
+        steps = seen[micro] = []
+        settings = distillation(micro_batch_size=micro).model_copy(update={"kl_weight": 0.5})
+        preference.train(
+            tiny_settings,
+            settings,
+            pairs,
+            tmp_path / str(micro),
+            3,
+            on_step=lambda *s, to=steps: to.append(s[2]),
+        )
+    for logs in seen[8]:
+        terms = logs["loss/dpo"] + 0.1 * logs["loss/nll"] + 0.5 * logs["loss/kl"]
+        assert logs["loss"] == pytest.approx(terms, abs=1e-6)
+    assert seen[8][0]["loss/dpo"] == pytest.approx(math.log(2)) and seen[8][0]["loss/kl"] == 0
+    assert seen[8][-1]["loss/kl"] > 0
+    for name in ("loss", "loss/dpo", "loss/nll", "loss/kl", "rewards/margins"):
+        assert [s[name] for s in seen[3]] == pytest.approx([s[name] for s in seen[8]], abs=1e-5)
+
+
+def test_the_squared_log_ratio_holds_the_model_near_its_reference(tiny_settings, pairs, tmp_path):
+    last = {}
+    for weight in (0.0, 20.0):
+        settings = distillation().model_copy(update={"kl_weight": weight})
+        preference.train(
+            tiny_settings,
+            settings,
+            pairs,
+            tmp_path / str(weight),
+            3,
+            on_step=lambda *s, w=weight: last.update({w: s[2]}),
+        )
+    assert last[20.0]["loss/kl"] < last[0.0]["loss/kl"] / 4
+
+
+def test_a_gpu_that_is_too_small_is_one_line(tiny_settings, pairs, tmp_path, monkeypatch):
+    import trl
+
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 1 GiB free.")
+
+    monkeypatch.setattr(trl.DPOTrainer, "_compute_loss", out_of_memory)
+    with pytest.raises(
+        UserError,
+        match=r"tiny with 8 rows of up to 128 tokens at a time does not fit the GPU \(CUDA out of memory\); "
+        r"use optimizer.micro_batch_size=1, or optimizer.gradient_checkpointing=true, or deepspeed=zero3",
+    ):
+        preference.train(tiny_settings, distillation(), pairs, tmp_path / "a", 3)
+    assert not (tmp_path / "a").exists()
