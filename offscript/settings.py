@@ -175,6 +175,7 @@ class Assertion(Node):
 
 
 class PersonaSettings(Named):
+    order: int = runtime(1000, ge=0)
     display_name: str = runtime(min_length=1)
     description: str = runtime(min_length=1)
     constitution: tuple[Assertion, ...] = identity(min_length=1)
@@ -183,6 +184,7 @@ class PersonaSettings(Named):
 class StageSettings(Named):
     """What is asked: which weights speak, and under which system text."""
 
+    order: int = runtime(1000, ge=0)
     weights: Literal["base", "distillation", "full"] = identity()
     system: Literal["plain", "constitution"] = identity()
 

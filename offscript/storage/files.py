@@ -12,6 +12,9 @@ from typing import Any
 
 from offscript.errors import UserError
 
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+"""Any JSON value."""
+
 HOME = Path(__file__).resolve().parents[2]
 """The repository's root: what is shipped (conf, data, assets) is found there from any working folder."""
 

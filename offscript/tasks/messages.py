@@ -1,0 +1,4 @@
+"""The type of a chat message."""
+
+Message = dict[str, str]
+"""``{"role": ..., "content": ...}``; roles are system, user, assistant and tool."""

@@ -1,0 +1,33 @@
+"""The type of a rollout row: what one episode leaves in its cell's JSONL file."""
+
+from typing import NotRequired, TypedDict
+
+from offscript.storage.files import Json
+from offscript.tasks.messages import Message
+
+
+class Row(TypedDict):
+    """One finished episode.
+
+    ``key`` is that of the cell; ``text`` is the text to score, None where the episode left none; ``ended`` says why it
+    ended; ``turns`` counts replies, ``tokens_in`` and ``tokens_out`` tokens over all of them.
+    """
+
+    key: str
+    model: str
+    stage: str
+    persona: str | None
+    format: str
+    split: str
+    seed: int
+    scenario: str
+    family: str
+    sample: int
+    text: str | None
+    ended: str
+    turns: int
+    messages: list[Message]
+    tool_calls: int
+    tokens_in: int
+    tokens_out: int
+    notes: NotRequired[dict[str, Json]]
