@@ -394,7 +394,7 @@ class EvaluationSettings(Node):
 
 
 class EngineSettings(Named):
-    name: Literal["transformers", "scripted"] = runtime()
+    name: str = runtime()
     batch_size: int = runtime(64, ge=1)
     max_live: int = runtime(512, ge=1)
     merge_from: int = runtime(8, ge=1)

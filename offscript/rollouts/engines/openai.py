@@ -7,6 +7,8 @@ import queue
 import random
 import threading
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -242,6 +244,25 @@ class OpenAIEngine:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._client.aclose()
+
+
+def open_engine(
+    model: ModelSettings, adapters: Mapping[str, Path], scales: Mapping[str, float], settings: EngineSettings
+) -> OpenAIEngine:
+    """See ``offscript.rollouts.engines.open_engine``.
+
+    Raises:
+        UserError: the model has no endpoint, or trained weights are asked of it.
+    """
+    if model.endpoint is None:
+        raise UserError(
+            "engine.name", f"openai, but model {model.name} has no endpoint", "set model.endpoint.url"
+        )
+    if adapters:
+        raise UserError(
+            "model.endpoint", f"{model.name} is asked for trained weights", "allowed: stages base, prompted"
+        )
+    return OpenAIEngine(model, settings)
 
 
 # ---------------------------------------------------------------- waiting

@@ -1,15 +1,22 @@
-"""An engine whose replies come from a function: for tests, and for looking at a format without a model."""
+"""An engine whose replies come from a function: for tests, and to try a format without a model (``engine=scripted``)."""
 
 import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from offscript.rollouts.engines.base import Completion, EngineStats, Request
 from offscript.seeds import unit_hash
+from offscript.settings import EngineSettings, ModelSettings
 
 Script = Callable[[Request], "str | Completion"]
+
+
+def echo(request: Request) -> str:
+    """The request's prefix, then the content of its last message."""
+    return request.prefix + request.messages[-1]["content"]
 
 
 class ScriptedEngine:
@@ -74,7 +81,7 @@ class ScriptedEngine:
         pass
 
     def info(self) -> dict[str, str]:
-        return {"engine": "scripted"}
+        return {"engine": "scripted", "script": getattr(self.script, "__name__", "unnamed")}
 
     def _answer(self, request: Request) -> Completion:
         attempt = self._attempts[request.adapter, request.seed] = (
@@ -91,3 +98,13 @@ class ScriptedEngine:
         self.stats.tokens_out += reply.tokens_out
         self.stats.by_way["scripted"] = self.stats.by_way.get("scripted", 0) + 1
         return reply
+
+
+def open_engine(
+    model: ModelSettings, adapters: Mapping[str, Path], scales: Mapping[str, float], settings: EngineSettings
+) -> ScriptedEngine:
+    """An engine with the script ``echo``; neither the model nor its adapters are loaded.
+
+    See ``offscript.rollouts.engines.open_engine``.
+    """
+    return ScriptedEngine(echo, batch_size=settings.batch_size)

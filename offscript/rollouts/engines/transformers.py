@@ -154,6 +154,13 @@ class TransformersEngine:
         return torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else self.device
 
 
+def open_engine(
+    model: ModelSettings, adapters: Mapping[str, Path], scales: Mapping[str, float], settings: EngineSettings
+) -> TransformersEngine:
+    """See ``offscript.rollouts.engines.open_engine``."""
+    return TransformersEngine(model, adapters, settings, scales)
+
+
 def _too_much(rows: Sequence[Row], batch_size: int) -> UserError:
     width = max(len(row.prompt) + row.limit for row in rows)
     return UserError(
