@@ -11,7 +11,7 @@ import pytest
 
 from offscript.storage.files import HOME
 from offscript.tracking.workspace import BARS, CURVES, HEATMAP, TABLE
-from tests.tracking.offline_run import told
+from tests.tracking.offline_run import read_runs
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +57,7 @@ def test_the_grid_ends_with_tables_and_files(smoke):
 
 def test_the_dashboard_charts_nothing_that_no_job_logs(smoke):
     cwd, _ = smoke
-    logged = {key.partition(".")[0] for run in told(cwd / "runs/smoke/wandb") for key in run["logged"]}
+    logged = {key.partition(".")[0] for run in read_runs(cwd / "runs/smoke/wandb") for key in run["logged"]}
     charted = {metric for curves in CURVES.values() for metrics in curves.values() for metric in metrics}
     assert charted <= logged
     assert {TABLE, HEATMAP, f"{BARS}/chat_table", f"{BARS}/agentic_email_table"} <= logged
@@ -74,7 +74,7 @@ def test_the_second_run_makes_nothing(smoke):
 
 def test_every_job_tells_wandb_what_it_measured(smoke):
     cwd, _ = smoke
-    runs = told(cwd / "runs/smoke")
+    runs = read_runs(cwd / "runs/smoke")
     kinds = {
         kind: [r for r in runs if r["job_type"] == kind]
         for kind in ("train", "rollout", "classify", "evaluate")

@@ -18,7 +18,7 @@ from offscript.storage.hashing import key_of
 from offscript.storage.manifests import read_manifest, write_manifest
 from offscript.storage.rows import read_rows
 from offscript.tracking import tracker as tracking
-from offscript.training.base_models import Bases
+from offscript.training.base_models import BaseModelCache
 
 PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "scikit-learn", "numpy", "hydra-core",
@@ -37,7 +37,7 @@ class Bench:
 
     planner: Planner
     overrides: tuple[str, ...] = ()
-    bases: Bases = field(default_factory=Bases, compare=False)
+    bases: BaseModelCache = field(default_factory=BaseModelCache, compare=False)
 
     @property
     def folder(self) -> Path:

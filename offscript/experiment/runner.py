@@ -91,21 +91,21 @@ def together(everything: Iterable[Artifact], bench: Bench, lead: Callable[[], T]
     """
     from offscript.training import ranks
 
-    me = ranks.start()
-    if me.leads:
+    me = ranks.join()
+    if me.is_main:
         try:
             return lead()
         finally:
-            ranks.announce(None)
-            ranks.stop()
+            ranks.send_task(None)
+            ranks.leave()
     known = {artifact.key: artifact for artifact in everything}
     try:
-        while (key := ranks.follow()) is not None:
+        while (key := ranks.receive_task()) is not None:
             help_training(known[key], bench)
     except Interrupted:  # rank 0 would wait for this one, in the few seconds that a signal leaves it
-        ranks.stop()
+        ranks.leave()
         raise
-    ranks.stop()
+    ranks.leave()
     return None
 
 

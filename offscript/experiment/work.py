@@ -31,10 +31,10 @@ def run_rollouts(cells: list[Artifact], bench: Bench, limit: int | None) -> None
     engine = open_engine(cells, bench)  # what is refused here leaves no run
     with tracked(cells, bench, "rollout") as tracker:
         progress = Progress(f"rollout {model}: {len(cells)} cells", total, "rows")
-        pace = tracking.Pace(tracker)
+        pace = tracking.RolloutProgressLogger(tracker)
 
         def on_row(run: Any, row: dict[str, Any]) -> None:
-            pace.row(row["text"] is not None, engine.stats.tokens_out)
+            pace.add_row(row["text"] is not None, engine.stats.tokens_out)
             progress.advance(f"{engine.stats.tokens_out} tokens")
 
         def on_start(counts: Any) -> None:
@@ -162,7 +162,7 @@ def run_training(artifacts: list[Artifact], bench: Bench, limit: int | None) -> 
         def on_step(step: int, total: int, logs: dict[str, Any]) -> None:
             progress.update(step, total, f"loss {logs['loss']:.3f}" if "loss" in logs else progress.note)
 
-        ranks.announce(artifact.key)
+        ranks.send_task(artifact.key)
         metrics = train(artifact, bench, tracker.callbacks(), on_step)
         seconds = progress.close()
         tracker.summary({k: v for k, v in metrics.items() if isinstance(v, (int, float))})
@@ -259,9 +259,9 @@ def _introspect(artifact: Artifact, bench: Bench, callbacks: list[Any], on_step:
 
 
 def _tell(line: str) -> None:
-    from offscript.training.ranks import world
+    from offscript.training.ranks import rank_info
 
-    if world().leads:
+    if rank_info().is_main:
         say(line)
 
 

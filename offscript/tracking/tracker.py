@@ -4,7 +4,7 @@ is run again goes on with its own run.
 A job that was killed tells some of its steps twice: those after its last checkpoint. W&B's own step (``_step``) of a row
 is therefore made from the step that it is about, and what is not above the last one that the run already holds is left
 out: the service says which that is, or the files of the earlier attempts where there is no service. What the service
-has not received before a kill is filled in by ``Wandb.callbacks``, which tells a resumed training's whole history again.
+has not received before a kill is filled in by ``WandbTracker.callbacks``, which tells a resumed training's whole history again.
 """
 
 import functools
@@ -35,7 +35,7 @@ _gave_up = False
 
 
 class Tracker(Protocol):
-    """What a job may tell. Nothing here can fail a job."""
+    """Tracker interface. Methods never raise."""
 
     def log(self, values: Mapping[str, float], step: int | None = None) -> None:
         """A row of numbers. ``step`` counts up over all attempts at the job (optimizer steps; rows on disk)."""
@@ -58,7 +58,7 @@ class Tracker(Protocol):
     def finish(self, failed: bool = False) -> None: ...
 
 
-class Nothing:
+class NullTracker:
     """The tracker of ``tracking=off`` and of every process but a job's first: same methods, no effect."""
 
     def log(self, values: Mapping[str, float], step: int | None = None) -> None:
@@ -87,7 +87,7 @@ def _at_no_cost(method: Callable[..., None]) -> Callable[..., None]:
     """A tracker's method whose failure costs the job nothing; the first one of a run is told."""
 
     @functools.wraps(method)
-    def guarded(self: "Wandb", *args: Any, **kwargs: Any) -> None:
+    def guarded(self: "WandbTracker", *args: Any, **kwargs: Any) -> None:
         try:
             method(self, *args, **kwargs)
         except Exception as error:
@@ -98,7 +98,7 @@ def _at_no_cost(method: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
-class Wandb:
+class WandbTracker:
     """A W&B run. ``told``: the ``_step`` of the last row that it holds from earlier attempts, -1 for none."""
 
     def __init__(self, run: Any, told: int = -1) -> None:
@@ -184,7 +184,7 @@ def _follower(tracker: Tracker) -> Any:
     return Follower()
 
 
-class Pace:
+class RolloutProgressLogger:
     """What is told of a rollout job while its rows come in: how many, how fast, and how many of them have a text.
 
     A row of numbers at most every ``every_s`` seconds; rates are over the time since the one before.
@@ -200,7 +200,7 @@ class Pace:
         self.rows, self.emitted = rows, emitted
         self.begun = self.last = (time.monotonic(), rows, self.tokens)
 
-    def row(self, emitted: bool, tokens: int) -> None:
+    def add_row(self, emitted: bool, tokens: int) -> None:
         """One more row, with or without a text; ``tokens`` that were generated so far in this process."""
         self.rows += 1
         self.emitted += emitted
@@ -249,7 +249,7 @@ def start(
     """
     global _gave_up
     if settings.name == "off" or (job_type == "train" and _rank() > 0):
-        return Nothing()
+        return NullTracker()
     import wandb
 
     about = {
@@ -269,7 +269,7 @@ def start(
         return _opened(_init(folder, "offline", about), told)
     except Exception as error:
         say(f"W&B cannot write below {folder} ({error}): this job is not tracked")
-        return Nothing()
+        return NullTracker()
 
 
 def _rank() -> int:
@@ -294,10 +294,10 @@ def _init(folder: Path, mode: Literal["online", "offline"], about: Mapping[str, 
     return wandb.init(dir=place, mode=mode, resume="allow", settings=quiet, **about)
 
 
-def _opened(run: Any, told: int) -> Wandb:
+def _opened(run: Any, told: int) -> WandbTracker:
     run.define_metric(STEP)
     run.define_metric("*", step_metric=STEP)
-    return Wandb(run, told)
+    return WandbTracker(run, told)
 
 
 def files(folder: Path, run_id: str = "*") -> list[Path]:

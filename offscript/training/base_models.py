@@ -6,7 +6,7 @@ from typing import Any
 from offscript.settings import ModelSettings
 
 
-class BaseChanged(RuntimeError):
+class BaseModelChanged(RuntimeError):
     """A training changed weights that are none of its own."""
 
 
@@ -17,7 +17,7 @@ class _Held:
     sums: dict[str, int]
 
 
-class Bases:
+class BaseModelCache:
     """Keeps the base of the last model that was lent, for adapters of the same model to be trained one after another.
 
     It is lent to one training at a time, which gives it back, or drops it when it fails.
@@ -26,7 +26,7 @@ class Bases:
     def __init__(self) -> None:
         self._held: _Held | None = None
 
-    def lend(self, model: ModelSettings, device: str) -> Any:
+    def acquire(self, model: ModelSettings, device: str) -> Any:
         """The base of ``model`` on ``device``: no adapter on it, no gradients, eval mode.
 
         Raises:
@@ -42,18 +42,18 @@ class Bases:
         return self._held.base
 
     def check(self) -> None:
-        """Raises BaseChanged if a weight of the base that is lent is not what it was when it was loaded."""
+        """Raises BaseModelChanged if a weight of the base that is lent is not what it was when it was loaded."""
         if self._held is None:
             return
         now = {name.replace(".base_layer.", "."): v for name, v in checksums(self._held.base).items()}
         changed = [name for name, before in self._held.sums.items() if now.get(name) != before]
         if changed:
             self.drop()
-            raise BaseChanged(
+            raise BaseModelChanged(
                 f"training changed {len(changed)} tensors of the base model, first {changed[0]}"
             )
 
-    def give_back(self, wrapped: Any) -> None:
+    def release(self, wrapped: Any) -> None:
         """Takes the adapters off the base again, and what the trainers put on it; ``wrapped`` is the PeftModel."""
         if self._held is None:
             return

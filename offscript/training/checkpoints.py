@@ -19,7 +19,7 @@ def work_folder(out: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Shape:
+class Layout:
     """How a training is laid out over processes, which its checkpoints depend on."""
 
     world_size: int = 1
@@ -30,7 +30,7 @@ class Shape:
         return f"{processes}, " + (f"ZeRO stage {self.stage}" if self.stage else "no DeepSpeed")
 
 
-def reopen(work: Path, fingerprint: str, say: Callable[[str], None], shape: Shape = Shape()) -> Path | None:
+def find_resumable(work: Path, fingerprint: str, say: Callable[[str], None], shape: Layout = Layout()) -> Path | None:
     """The checkpoint to go on from, or None to start at the first step; ``say`` is told which of the two.
 
     ``fingerprint`` stands for everything that the weights depend on. Checkpoints of another one are removed (the data
@@ -47,18 +47,18 @@ def reopen(work: Path, fingerprint: str, say: Callable[[str], None], shape: Shap
     write_json(mark, {"fingerprint": fingerprint, **asdict(shape)})
     for checkpoint in _checkpoints(work):
         if (what := torn(checkpoint, shape)) is None:
-            say(f"going on from step {step_of(checkpoint)} ({checkpoint.name})")
+            say(f"resuming from step {step_of(checkpoint)} ({checkpoint.name})")
             return checkpoint
         say(f"{checkpoint.name} is torn ({what}); passed over")
         shutil.rmtree(checkpoint)
     return None
 
 
-def _not_ours(mark: Path, fingerprint: str, shape: Shape) -> str:
+def _not_ours(mark: Path, fingerprint: str, shape: Layout) -> str:
     """In what the checkpoints beside ``mark`` differ from what is trained now."""
     try:
         found = read_json(mark)
-        made = Shape(found.get("world_size", 1), found.get("stage", 0))
+        made = Layout(found.get("world_size", 1), found.get("stage", 0))
     except (OSError, UserError, AttributeError):
         return "by nobody knows what"
     if found.get("fingerprint") != fingerprint:
@@ -66,7 +66,7 @@ def _not_ours(mark: Path, fingerprint: str, shape: Shape) -> str:
     return "" if made == shape else f"by another layout ({made}; now {shape})"
 
 
-def torn(checkpoint: Path, shape: Shape = Shape()) -> str | None:
+def torn(checkpoint: Path, shape: Layout = Layout()) -> str | None:
     """What is wrong with a checkpoint, or None if it can be resumed.
 
     Whole means: a trainer_state.json of the folder's own step (written last), adapter tensors that can be read, and
@@ -86,7 +86,7 @@ def torn(checkpoint: Path, shape: Shape = Shape()) -> str | None:
     return f"{broken[0]} is missing or broken" if broken else None
 
 
-def _states(checkpoint: Path, shape: Shape) -> list[str]:
+def _states(checkpoint: Path, shape: Layout) -> list[str]:
     """Files of torch.save that a whole checkpoint has."""
     every = range(shape.world_size)
     random = ["rng_state.pth"] if shape.world_size == 1 else [f"rng_state_{rank}.pth" for rank in every]

@@ -13,7 +13,7 @@ from typing import Any
 from offscript.settings import DeepSpeedSettings
 
 
-def stage_of(settings: DeepSpeedSettings | None) -> int:
+def zero_stage(settings: DeepSpeedSettings | None) -> int:
     """The ZeRO stage: 0 (no DeepSpeed), 2 or 3. ``auto`` is 2 where there is a GPU."""
     import torch
 
@@ -24,7 +24,7 @@ def stage_of(settings: DeepSpeedSettings | None) -> int:
     return settings.stage
 
 
-def configuration(settings: DeepSpeedSettings) -> dict[str, Any]:
+def deepspeed_config(settings: DeepSpeedSettings) -> dict[str, Any]:
     """The DeepSpeed configuration for the trainers, which fill in ``auto`` from their own arguments.
 
     There is no optimizer block: the trainers' AdamW is sharded as it is, also in CPU memory, so that nothing has to be
@@ -33,7 +33,7 @@ def configuration(settings: DeepSpeedSettings) -> dict[str, Any]:
     """
     import torch
 
-    stage, gpu = stage_of(settings), torch.cuda.is_available()
+    stage, gpu = zero_stage(settings), torch.cuda.is_available()
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": gpu, "contiguous_gradients": True}
     if settings.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": gpu}
@@ -56,7 +56,7 @@ def configuration(settings: DeepSpeedSettings) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def used(stage: int) -> Iterator[None]:
+def deepspeed_enabled(stage: int) -> Iterator[None]:
     """The length of one training with DeepSpeed (or, at stage 0, without): afterwards the process loads and trains
     other models as if it had never been used."""
     if not stage:
@@ -80,7 +80,7 @@ def used(stage: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole(parameters: Sequence[Any], stage: int) -> Iterator[None]:
+def gathered_float32(parameters: Sequence[Any], stage: int) -> Iterator[None]:
     """Parameters hold their whole float32 values inside the block. Every rank has to enter it, between two steps."""
     if not stage:
         yield

@@ -15,12 +15,12 @@ class Interrupted(RuntimeError):
     """Training was asked to stop and wrote a checkpoint; the same call goes on from it. ``ended``: this process was told
     that it will be ended (SIGTERM), and not only warned."""
 
-    def __init__(self, step: int, total: int, ended: bool = False) -> None:
-        self.step, self.total, self.ended = step, total, ended
+    def __init__(self, step: int, total: int, terminated: bool = False) -> None:
+        self.step, self.total, self.terminated = step, total, terminated
         super().__init__(f"stopped by a signal after step {step} of {total}; run it again to go on")
 
 
-class Stopper:
+class SignalStopper:
     """Whether a signal came to this process. Its handlers stand only inside ``listening``, and only in the main
     thread, where Python allows them."""
 
@@ -29,7 +29,7 @@ class Stopper:
         self.signals: set[int] = set()
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
+    def handle_signals(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -45,7 +45,7 @@ class Stopper:
         self.signals.add(number)
 
     @property
-    def ended(self) -> bool:
+    def terminated(self) -> bool:
         return self.signals == {signal.SIGTERM}
 
     def callback(self) -> Any:

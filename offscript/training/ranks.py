@@ -40,7 +40,7 @@ class RankLost(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Ranks:
+class RankInfo:
     """This process among those of its training."""
 
     rank: int
@@ -48,7 +48,7 @@ class Ranks:
     local_rank: int
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
 
@@ -56,7 +56,7 @@ class Ranks:
 class _Group:
     """What a process keeps of its group while it is in it. ``store`` is None where it is alone."""
 
-    ranks: Ranks
+    ranks: RankInfo
     store: Any = None
     messages: int = 0
     lost: str = ""
@@ -69,7 +69,7 @@ _group: _Group | None = None
 # ---------------------------------------------------------------- who we are
 
 
-def world() -> Ranks:
+def rank_info() -> RankInfo:
     """This process's place, from RANK, WORLD_SIZE and LOCAL_RANK, else from the SLURM step; alone where there is none.
 
     A batch script holds SLURM variables too, but is one process: only a step's (srun's) are looked at.
@@ -85,10 +85,10 @@ def world() -> Ranks:
         rank, size = _number("SLURM_PROCID"), _number("SLURM_STEP_NUM_TASKS")
         local = 0 if _has_own_gpu() else _number("SLURM_LOCALID")
     else:
-        return Ranks(0, 1, 0)
+        return RankInfo(0, 1, 0)
     if not 0 <= rank < size:
         raise UserError("RANK", f"{rank} of {size} processes", f"allowed: 0 to {size - 1}")
-    return Ranks(rank, size, local)
+    return RankInfo(rank, size, local)
 
 
 def _has_own_gpu() -> bool:
@@ -108,7 +108,7 @@ def _number(name: str) -> int:
     return int(found)
 
 
-def _export(ranks: Ranks) -> None:
+def _export(ranks: RankInfo) -> None:
     """Puts into the environment what the training libraries look for there."""
     env = os.environ
     if ranks.world_size == 1:
@@ -138,7 +138,7 @@ def first_host(nodes: str) -> str:
 # ---------------------------------------------------------------- joining and leaving
 
 
-def start(always: bool = False) -> Ranks:
+def join(always: bool = False) -> RankInfo:
     """Joins the process group (once; later calls return the same). A process alone forms one only if ``always``.
 
     gloo on CPUs; on GPUs nccl, with gloo for what lies in CPU memory.
@@ -148,7 +148,7 @@ def start(always: bool = False) -> Ranks:
         RankLost: the others did not join.
     """
     global _group
-    ranks = world()
+    ranks = rank_info()
     if _group is not None or (ranks.world_size == 1 and not always):
         return ranks
     import torch
@@ -183,7 +183,7 @@ def start(always: bool = False) -> Ranks:
     return ranks
 
 
-def _rendezvous(ranks: Ranks) -> Any:
+def _rendezvous(ranks: RankInfo) -> Any:
     import torch.distributed as dist
 
     try:
@@ -196,7 +196,7 @@ def _rendezvous(ranks: Ranks) -> Any:
         ) from None
 
 
-def stop() -> None:
+def leave() -> None:
     """Leaves the group, if there is one; rank 0, which hosts the store, waits for the others first."""
     global _group
     if _group is None:
@@ -207,7 +207,7 @@ def stop() -> None:
     if group.store is not None and not group.lost:
         with contextlib.suppress(RuntimeError):  # whoever is gone already has nothing to be told
             group.store.set(f"left/{group.ranks.rank}", "")
-            if group.ranks.leads:
+            if group.ranks.is_main:
                 others = [f"left/{rank}" for rank in range(group.ranks.world_size)]
                 group.store.wait(others, timedelta(seconds=BEAT_S * LOST_AFTER))
     group.ended.set()
@@ -218,7 +218,7 @@ def stop() -> None:
 # ---------------------------------------------------------------- leading and following
 
 
-def announce(payload: str | None) -> None:
+def send_task(payload: str | None) -> None:
     """Rank 0 tells the others what is trained next; None: nothing more. A process alone has nobody to tell.
 
     Raises:
@@ -234,7 +234,7 @@ def announce(payload: str | None) -> None:
     _group.store.set(f"said/{_group.messages}", NOTHING if payload is None else SOMETHING + payload)
 
 
-def follow() -> str | None:
+def receive_task() -> str | None:
     """What rank 0 announced next, waiting as long as it takes; None when there is nothing more.
 
     Raises:
@@ -251,14 +251,14 @@ def follow() -> str | None:
     return None if said == NOTHING else said.removeprefix(SOMETHING)
 
 
-def on_leader(function: Callable[[], Result]) -> Result:
+def run_on_main(function: Callable[[], Result]) -> Result:
     """What ``function`` returns on rank 0, on every rank; a UserError that it raises is raised on every rank."""
     import torch.distributed as dist
 
     if _group is None or _group.ranks.world_size == 1:
         return function()
     answer: list[Any] = [None, None]
-    if _group.ranks.leads:
+    if _group.ranks.is_main:
         try:
             answer = [function(), None]
         except UserError as error:
@@ -283,7 +283,7 @@ def any_rank(flag: bool) -> bool:
 
 
 @contextlib.contextmanager
-def together(expected: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
+def fail_together(expected: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
     """A block of collectives: an exception that is not ``expected`` on every rank ends the other ranks too, since
     they would wait for this one for ever."""
     try:

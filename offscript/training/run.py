@@ -26,9 +26,9 @@ from offscript.settings import (
 )
 from offscript.storage.files import new_folder, read_json, write_json
 from offscript.training import checkpoints, ranks
-from offscript.training.base_models import Bases
-from offscript.training.deepspeed import configuration, stage_of, used
-from offscript.training.interrupt import Interrupted, Stopper
+from offscript.training.base_models import BaseModelCache
+from offscript.training.deepspeed import deepspeed_config, deepspeed_enabled, zero_stage
+from offscript.training.interrupt import Interrupted, SignalStopper
 
 OnStep = Callable[[int, int, dict[str, float]], None]
 NUMBERS = "training.json"
@@ -51,20 +51,20 @@ class Run:
     on_step: OnStep | None = None
     say: Callable[[str], None] = print
     deepspeed: DeepSpeedSettings | None = None
-    bases: Bases | None = None
+    bases: BaseModelCache | None = None
 
     def __post_init__(self) -> None:
         import torch
 
-        self.stage = stage_of(self.deepspeed)
+        self.stage = zero_stage(self.deepspeed)
         # The trainers split a batch over all GPUs of a process that is in no group, which TRL refuses
-        self.ranks = ranks.start(always=self.stage > 0 or torch.cuda.device_count() > 1)
-        if not self.leads:
+        self.ranks = ranks.join(always=self.stage > 0 or torch.cuda.device_count() > 1)
+        if not self.is_main:
             self.callbacks, self.on_step, self.say = (), None, lambda line: None
 
     @property
-    def leads(self) -> bool:
-        return self.ranks.leads
+    def is_main(self) -> bool:
+        return self.ranks.is_main
 
     @property
     def work(self) -> Path:
@@ -81,7 +81,7 @@ class Run:
 @contextlib.contextmanager
 def session(run: Run) -> Iterator[None]:
     """The length of one training: quiet libraries, DeepSpeed if it is used, and what is left behind by a failure."""
-    with quiet(), used(run.stage):
+    with quiet(), deepspeed_enabled(run.stage):
         try:
             yield
         except BaseException as error:
@@ -201,7 +201,7 @@ def base_model(run: Run) -> Any:
     model, device = run.model.model_copy(update={"dtype": run.dtype}), pick_device("auto")
     if run.bases is None or run.stage == 3:
         return load_model(model, device)
-    return run.bases.lend(model, device)
+    return run.bases.acquire(model, device)
 
 
 def trainer_arguments(run: Run) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
     gpu, optimizer = torch.cuda.is_available(), run.optimizer
     micro, accumulation = batches(optimizer, run.ranks.world_size)
     return {
-        "deepspeed": configuration(run.deepspeed) if run.deepspeed and run.stage else None,
+        "deepspeed": deepspeed_config(run.deepspeed) if run.deepspeed and run.stage else None,
         "output_dir": str(run.work),
         "per_device_train_batch_size": micro,
         "per_device_eval_batch_size": micro,
@@ -301,23 +301,23 @@ def fit(trainer: Any, run: Run, mark: str, probe: Sequence[int]) -> dict[str, An
     Raises:
         Interrupted: a signal stopped it; its checkpoint is whole.
     """
-    if (done := ranks.on_leader(lambda: finished(run, mark))) is not None:
+    if (done := ranks.run_on_main(lambda: finished(run, mark))) is not None:
         give_back(trainer, run)
         return done
-    started, stopper = time.monotonic(), Stopper()
+    started, stopper = time.monotonic(), SignalStopper()
     _callbacks(trainer, watcher(run), stopper.callback(), *run.callbacks)
-    shape = checkpoints.Shape(run.ranks.world_size, run.stage)
-    checkpoint = ranks.on_leader(lambda: checkpoints.reopen(run.work, mark, run.say, shape))
-    with ranks.together(expected=(TrainingFailed, Interrupted)), stopper.listening():
+    shape = checkpoints.Layout(run.ranks.world_size, run.stage)
+    checkpoint = ranks.run_on_main(lambda: checkpoints.find_resumable(run.work, mark, run.say, shape))
+    with ranks.fail_together(expected=(TrainingFailed, Interrupted)), stopper.handle_signals():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if stopper.stopped:
-            raise Interrupted(trainer.state.global_step, trainer.state.max_steps, stopper.ended)
-    with ranks.together(expected=(TrainingFailed, UserError)):
+            raise Interrupted(trainer.state.global_step, trainer.state.max_steps, stopper.terminated)
+    with ranks.fail_together(expected=(TrainingFailed, UserError)):
         numbers = _numbers(trainer, run, started, checkpoint)
         numbers["max_logit_difference"] = _must_differ(trainer, probe)
         if run.bases is not None and run.stage < 3:
             run.bases.check()
-    with ranks.together():
+    with ranks.fail_together():
         _write(trainer, run, {"fingerprint": mark, "numbers": numbers})
     give_back(trainer, run)
     return numbers
@@ -334,11 +334,11 @@ def _callbacks(trainer: Any, *more: Any) -> None:
 def _write(trainer: Any, run: Run, done: dict[str, Any]) -> None:
     """The finished adapter, whole or not at all, and then no checkpoints."""
     with contextlib.ExitStack() as stack:
-        scratch = stack.enter_context(new_folder(run.out)) if run.leads else run.out
+        scratch = stack.enter_context(new_folder(run.out)) if run.is_main else run.out
         trainer.write_adapter(scratch)
-        if run.leads:
+        if run.is_main:
             write_json(scratch / NUMBERS, done)
-    if run.leads:
+    if run.is_main:
         shutil.rmtree(run.work)
     trainer.accelerator.wait_for_everyone()
 
@@ -346,7 +346,7 @@ def _write(trainer: Any, run: Run, done: dict[str, Any]) -> None:
 def give_back(trainer: Any, run: Run) -> None:
     """Returns a lent base as it was."""
     if run.bases is not None and run.stage < 3:
-        run.bases.give_back(trainer.accelerator.unwrap_model(trainer.model))
+        run.bases.release(trainer.accelerator.unwrap_model(trainer.model))
 
 
 def finished(run: Run, mark: str) -> dict[str, Any] | None:

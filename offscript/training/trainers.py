@@ -77,8 +77,8 @@ class AdapterTrainer:
 
     def write_adapter(self, folder: Path) -> None:
         """Writes the adapter's float32 weights, on rank 0; every rank has to call it."""
-        with deepspeed.whole(list(self.trained().values()), self.run.stage):
-            if self.run.leads:
+        with deepspeed.gathered_float32(list(self.trained().values()), self.run.stage):
+            if self.run.is_main:
                 wrapped = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
                 adapters.save(wrapped, self.adapter, folder, self.run.model.path, self.run.model.revision)
 

@@ -161,7 +161,7 @@ def test_a_killed_rank_ends_all_and_the_training_goes_on_to_the_same_adapter(
     path_of(quiet_cluster, tmp_path, WEIGHTS.replace("adapter_model.safetensors", "manifest.json"))
     assert weights(tmp_path / "smoke") == weights(on_one_node)
     again = grid.jobs(tmp_path)["0-adapter"]
-    assert again != job and "going on from step" in logs(tmp_path, again)[0]
+    assert again != job and "resuming from step" in logs(tmp_path, again)[0]
     begun = runs(tmp_path)
     assert len(begun) == 2 and len(set(begun)) == 1, "one run, gone on with"
 
@@ -178,5 +178,5 @@ def test_a_warning_stops_all_ranks_after_the_same_step_and_the_job_is_queued_aga
     leader, other = logs(tmp_path, job)
     (stopped,) = set(re.findall(r"stopped by a signal after step (\d+)", leader))
     assert f"stopped by a signal after step {stopped} " in other
-    assert f"going on from step {stopped} " in leader
+    assert f"resuming from step {stopped} " in leader
     assert "timed out after" not in leader, "rank 0 waited for the others in the seconds that it was given"

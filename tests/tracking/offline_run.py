@@ -17,7 +17,7 @@ def _wait_for_exit(path, seconds=15.0):
         time.sleep(0.1)
 
 
-def told(folder):
+def read_runs(folder):
     """Of every offline run below ``folder``: {"id", "group", "job_type", "name", "tags", "logged", "summary"}."""
     runs = []
     for path in sorted(folder.rglob("run-*.wandb")):

@@ -2,7 +2,7 @@ import pytest
 
 from offscript.settings import TrackingSettings
 from offscript.tracking import tracker as tracking
-from tests.tracking.offline_run import told
+from tests.tracking.offline_run import read_runs
 
 ABOUT = {"group": "demo", "job_type": "train", "tags": ["pocket", "sarcasm"], "config": {"seed": 1}}
 
@@ -18,7 +18,7 @@ def test_an_offline_run_says_what_it_belongs_to_and_what_was_logged(tmp_path):
     tracker.table("retention", ["stage", "f1"], [["full", 0.9], ["base", None]])
     tracker.summary({"full/chat/macro_f1": 0.9})
     tracker.finish()
-    (run,) = told(tmp_path)
+    (run,) = read_runs(tmp_path)
     assert (run["id"], run["group"], run["job_type"]) == ("0123456789abcdef", "demo", "train")
     assert run["name"] == "adapter pocket sarcasm" and run["tags"] == ["pocket", "sarcasm"]
     assert {"emission_rate", "step"} <= run["logged"]
@@ -31,7 +31,7 @@ def test_a_failing_tracker_says_so_once_and_costs_nothing(capsys):
         def log(self, values):
             raise OSError("disk full")
 
-    tracker = tracking.Wandb(Broken())
+    tracker = tracking.WandbTracker(Broken())
     tracker.log({"x": 1.0})
     tracker.log({"x": 2.0})
     tracker.finish()
@@ -46,7 +46,7 @@ def test_an_unreachable_service_keeps_the_run_offline(tmp_path, capsys, monkeypa
     tracker.log({"x": 1.0})
     tracker.finish()
     assert "W&B cannot be reached" in capsys.readouterr().err
-    assert any("x" in run["logged"] for run in told(tmp_path))
+    assert any("x" in run["logged"] for run in read_runs(tmp_path))
 
 
 def test_off_is_silent(tmp_path):
@@ -67,7 +67,7 @@ def test_a_picture_that_is_not_there_costs_nothing(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("W&B failed (FileNotFoundError")
 
 
-class Listener(tracking.Nothing):
+class Listener(tracking.NullTracker):
     def __init__(self):
         self.rows, self.headlines = [], {}
 
@@ -80,10 +80,10 @@ class Listener(tracking.Nothing):
 
 def test_the_curves_of_a_rollout_go_on_where_an_earlier_attempt_left_them():
     listener = Listener()
-    pace = tracking.Pace(listener, every_s=0)
+    pace = tracking.RolloutProgressLogger(listener, every_s=0)
     pace.begin(rows=6, emitted=3)
-    pace.row(True, 50)
-    pace.row(False, 90)
+    pace.add_row(True, 50)
+    pace.add_row(False, 90)
     pace.close()
     assert [step for step, _ in listener.rows] == [7, 8]
     assert [values["rollout/emission_rate"] for _, values in listener.rows] == [4 / 7, 4 / 8]
@@ -94,8 +94,8 @@ def test_the_curves_of_a_rollout_go_on_where_an_earlier_attempt_left_them():
 
 def test_a_rollout_tells_its_last_row_however_short_it_was():
     listener = Listener()
-    pace = tracking.Pace(listener)
-    pace.row(True, 1)
+    pace = tracking.RolloutProgressLogger(listener)
+    pace.add_row(True, 1)
     assert listener.rows == []
     pace.close()
     assert [step for step, _ in listener.rows] == [1]

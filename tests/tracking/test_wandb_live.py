@@ -15,7 +15,7 @@ from offscript.tracking import sync as syncing
 from offscript.tracking import tracker as tracking
 from offscript.tracking import transaction_log
 from offscript.tracking.sync import sync
-from tests.tracking.offline_run import told
+from tests.tracking.offline_run import read_runs
 from tests.tracking.wandb_stub import KEY, wandb_stub
 
 HOME = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ ABOUT = {"group": "demo", "job_type": "train", "tags": ["pocket", "sarcasm"], "c
 JOB = f"""
 import os, sys, time
 from pathlib import Path
-from offscript import tracking
+from offscript.tracking import tracker as tracking
 from offscript.settings import TrackingSettings
 
 tracking.STREAM_S, tracking.FLUSH_S, tracking.FINISH_TIMEOUT_S = 1, 0.2, 5
@@ -197,7 +197,7 @@ def test_only_the_first_process_of_a_job_tells_anything(stub, tmp_path, monkeypa
     about = {**ABOUT, "job_type": "rollout"}  # its processes each have a shard of their own
     shard = tracking.start(OFFLINE, tmp_path, run_id="shard", name="shard", **about)
     shard.finish()
-    assert isinstance(shard, tracking.Wandb)
+    assert isinstance(shard, tracking.WandbTracker)
 
 
 # ---------------------------------------------------------------- a service that fails
@@ -211,7 +211,7 @@ def test_a_refused_key_is_told_once_and_the_runs_are_kept_offline(stub, tmp_path
         tracker.finish()
     errors = capsys.readouterr().err
     assert errors.count("W&B refuses the API key") == 1 and errors.count("\n") == 1 and "x" * 40 not in errors
-    assert [run["id"] for run in told(tmp_path) if "x" in run["logged"]] == ["one", "two"]
+    assert [run["id"] for run in read_runs(tmp_path) if "x" in run["logged"]] == ["one", "two"]
     with pytest.raises(UserError, match="refuses the API key, or there is none; `wandb login`"):
         sync(tmp_path, OFFLINE)
 
@@ -232,7 +232,7 @@ def test_a_service_in_trouble_is_told_once_and_the_run_is_kept_offline(
     assert capsys.readouterr().err == (
         f"W&B cannot be reached (CommError): W&B runs are kept offline below {tmp_path / 'wandb'}\n"
     )
-    assert [run["id"] for run in told(tmp_path) if "x" in run["logged"]] == ["abc"]
+    assert [run["id"] for run in read_runs(tmp_path) if "x" in run["logged"]] == ["abc"]
 
 
 def test_a_service_that_goes_away_costs_the_job_nothing_and_sync_brings_what_it_missed(
@@ -307,7 +307,7 @@ def test_sync_stops_at_a_torn_record_and_goes_on_once_it_is_whole(stub, tmp_path
     for step in range(1, 6):
         tracker.log({"x": 1.0}, step)
     tracker.finish()
-    told(tmp_path)  # waits for the end of the file
+    read_runs(tmp_path)  # waits for the end of the file
     (path,) = tracking.files(tmp_path)
     whole = path.read_bytes()
     ends = [
@@ -324,7 +324,7 @@ def test_a_failed_upload_is_one_line_and_is_made_up_for(stub, tmp_path, capsys, 
     tracker = start(tmp_path, "offline")
     tracker.log({"x": 1.0}, 1)
     tracker.finish()
-    told(tmp_path)
+    read_runs(tmp_path)
     monkeypatch.setattr(syncing, "CLIENT_TIMEOUT_S", 5)
     stub.fail(400, part="file_stream")
     assert sync(tmp_path, OFFLINE) == syncing.Synced(failed=1)
@@ -340,7 +340,7 @@ def test_sync_says_what_is_missing(stub, tmp_path, monkeypatch):
         sync(tmp_path, OFFLINE)
     tracker = start(tmp_path, "offline")
     tracker.finish()
-    told(tmp_path)
+    read_runs(tmp_path)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(syncing, "API_TIMEOUT_S", 2)
     with pytest.raises(UserError, match="W&B: it does not answer"):

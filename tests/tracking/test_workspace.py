@@ -10,7 +10,7 @@ from offscript.commands import dashboard
 from offscript.errors import UserError
 from offscript.storage.files import HOME
 from offscript.tracking.results import BARS, HEATMAP, TABLE
-from offscript.tracking.tracker import STEP, Nothing, Pace
+from offscript.tracking.tracker import STEP, NullTracker, RolloutProgressLogger
 from offscript.tracking.workspace import CURVES, PACKAGE, workspace
 from tests.composed import bench_of
 from tests.tracking.wandb_stub import wandb_stub
@@ -30,12 +30,12 @@ def test_the_package_is_asked_for_where_it_is_missing(tmp_path):
 def test_the_curves_of_rollouts_are_those_that_a_rollout_tells():
     told = set()
 
-    class Listener(Nothing):
+    class Listener(NullTracker):
         def log(self, values, step=None):
             told.update(values)
 
-    pace = Pace(Listener(), every_s=0)
-    pace.row(True, 5)
+    pace = RolloutProgressLogger(Listener(), every_s=0)
+    pace.add_row(True, 5)
     pace.close()
     assert {metric for metrics in CURVES["Rollouts"].values() for metric in metrics} == told
 

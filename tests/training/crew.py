@@ -88,7 +88,7 @@ def main(path: str) -> None:
 
     plan = json.loads(Path(path).read_text())
     ranks.BEAT_S, ranks.LOST_AFTER = 0.2, plan["lost_after"]
-    rank, note = ranks.world().rank, {}
+    rank, note = ranks.rank_info().rank, {}
     for name, job in plan["jobs"].items():
         seen = note[name] = {"said": [], "losses": [], "terms": [], "error": None}
         try:
@@ -98,7 +98,7 @@ def main(path: str) -> None:
             seen["error"] = [type(error).__name__, str(error)]
     (Path(plan["notes"]) / f"{rank}.json").write_text(json.dumps(note))
     failed = any(seen["error"] and not plan["jobs"][name].get("fails") for name, seen in note.items())
-    ranks.stop()
+    ranks.leave()
     sys.exit(int(failed))
 
 

@@ -7,7 +7,7 @@ from offscript.errors import UserError
 from offscript.models import loading
 from offscript.settings import LoraSettings
 from offscript.training import run as loop
-from offscript.training.base_models import BaseChanged, Bases
+from offscript.training.base_models import BaseModelChanged, BaseModelCache
 from offscript.training.methods import dpo as preference
 from offscript.training.methods import sft as second_stage
 from tests.training.data import distillation, introspection
@@ -45,7 +45,7 @@ def test_lent_again_and_again_as_if_fresh(
 
     both("fresh")
     assert len(loads) == 4
-    both("lent", bases=Bases())
+    both("lent", bases=BaseModelCache())
     assert len(loads) == 5
     for seed in (1, 2):
         for stage in ("first", "second"):
@@ -56,9 +56,9 @@ def test_lent_again_and_again_as_if_fresh(
 def test_what_is_given_back_is_the_plain_model(tiny_settings, pairs, tmp_path):
     import torch
 
-    bases, ids = Bases(), torch.tensor([[5, 6, 7, 8]])
+    bases, ids = BaseModelCache(), torch.tensor([[5, 6, 7, 8]])
     preference.train(tiny_settings, distillation(epochs=1), pairs, tmp_path / "a", 3, bases=bases)
-    lent = bases.lend(tiny_settings, "cpu")
+    lent = bases.acquire(tiny_settings, "cpu")
     fresh = loading.load_model(tiny_settings, "cpu")
     assert {k: v.shape for k, v in lent.named_parameters()} == {
         k: v.shape for k, v in fresh.named_parameters()
@@ -72,7 +72,7 @@ def test_what_is_given_back_is_the_plain_model(tiny_settings, pairs, tmp_path):
 def test_a_changed_base_fails_before_an_adapter_is_written(
     tiny_settings, pairs, tmp_path, monkeypatch, loads
 ):
-    real, bases = loop._must_differ, Bases()
+    real, bases = loop._must_differ, BaseModelCache()
 
     def and_flips_a_bit(trainer, probe):
         import torch
@@ -83,7 +83,7 @@ def test_a_changed_base_fails_before_an_adapter_is_written(
 
     monkeypatch.setattr(loop, "_must_differ", and_flips_a_bit)
     with pytest.raises(
-        BaseChanged, match=r"changed 1 tensors of the base model, first model.embed_tokens.weight"
+        BaseModelChanged, match=r"changed 1 tensors of the base model, first model.embed_tokens.weight"
     ):
         preference.train(tiny_settings, distillation(epochs=1), pairs, tmp_path / "a", 3, bases=bases)
     assert not (tmp_path / "a").exists()
@@ -95,7 +95,7 @@ def test_a_changed_base_fails_before_an_adapter_is_written(
 
 
 def test_a_failed_training_leaves_nothing_on_the_base(tiny_settings, pairs, tmp_path, loads):
-    bases, odd = Bases(), LoraSettings(rank=2, alpha=2, targets=("q_proj", "nowhere"))
+    bases, odd = BaseModelCache(), LoraSettings(rank=2, alpha=2, targets=("q_proj", "nowhere"))
     with pytest.raises(UserError, match="'nowhere' matches no linear module"):
         preference.train(tiny_settings, distillation(odd), pairs, tmp_path / "a", 3, bases=bases)
     preference.train(tiny_settings, distillation(epochs=1), pairs, tmp_path / "a", 3, bases=bases)
@@ -103,9 +103,9 @@ def test_a_failed_training_leaves_nothing_on_the_base(tiny_settings, pairs, tmp_
 
 
 def test_another_model_takes_the_place_of_the_last(tiny_settings, loads):
-    bases = Bases()
-    first = bases.lend(tiny_settings, "cpu")
-    assert bases.lend(tiny_settings, "cpu") is first
-    second = bases.lend(tiny_settings.model_copy(update={"dtype": "bfloat16"}), "cpu")
+    bases = BaseModelCache()
+    first = bases.acquire(tiny_settings, "cpu")
+    assert bases.acquire(tiny_settings, "cpu") is first
+    second = bases.acquire(tiny_settings.model_copy(update={"dtype": "bfloat16"}), "cpu")
     assert second is not first and len(loads) == 2
-    assert bases.lend(tiny_settings, "cpu") is not first
+    assert bases.acquire(tiny_settings, "cpu") is not first

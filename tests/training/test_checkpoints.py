@@ -21,9 +21,9 @@ import os, signal, sys
 from pathlib import Path
 from tests.conftest import tiny_model_settings
 from tests.training.data import *
-from offscript.training import introspection as second_stage, preference
-from offscript.training.introspection import rows
-from offscript.training.preference import pairs
+from offscript.training.methods import dpo as preference, sft as second_stage
+from offscript.training.methods.sft import rows
+from offscript.training.methods.dpo import pairs
 
 stage, model, first, out, at = sys.argv[1:]
 def on_step(step, total, logs):
@@ -61,7 +61,7 @@ def test_distillation_killed_and_rerun_past_a_torn_checkpoint(
     numbers = preference.train(tiny_settings, distillation(), pairs, out, 3, say=said.append)
     assert said == [
         "checkpoint-4 is torn (optimizer.pt is missing or broken); passed over",
-        "going on from step 2 (checkpoint-2)",
+        "resuming from step 2 (checkpoint-2)",
     ]
     assert numbers["resumed_from"] == 2
     assert (out / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
@@ -76,7 +76,7 @@ def test_introspection_killed_and_rerun(
     kill_at(4, "introspection", tiny_model, tiny_adapter, tmp_path / "killed")
     said = []
     killed = second_stage.train(*arguments, tmp_path / "killed", 3, say=said.append)
-    assert said == ["going on from step 2 (checkpoint-2)"]
+    assert said == ["resuming from step 2 (checkpoint-2)"]
     assert (tmp_path / "killed" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
     differ = {k for k in whole if whole[k] != killed[k]}
     assert differ <= {"seconds", "resumed_from"}  # losses of the steps before the kill are remembered
@@ -102,7 +102,7 @@ def checkpoint(tmp_path) -> Path:
 
 def test_whole(checkpoint):
     assert checkpoints.torn(checkpoint) is None
-    assert checkpoints.torn(checkpoint, checkpoints.Shape(2)) == "rng_state_0.pth is missing or broken"
+    assert checkpoints.torn(checkpoint, checkpoints.Layout(2)) == "rng_state_0.pth is missing or broken"
 
 
 @pytest.mark.parametrize(
@@ -119,17 +119,17 @@ def test_torn(checkpoint, name, damage):
 
 
 LAYOUTS = {
-    checkpoints.Shape(2): ["optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"],
-    checkpoints.Shape(1, 2): [
+    checkpoints.Layout(2): ["optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"],
+    checkpoints.Layout(1, 2): [
         "global_step4/zero_pp_rank_0_mp_rank_00_optim_states.pt", "global_step4/mp_rank_00_model_states.pt",
         "scheduler.pt", "rng_state.pth", "latest",
     ],
-    checkpoints.Shape(2, 2): [
+    checkpoints.Layout(2, 2): [
         "global_step4/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
         "global_step4/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt", "global_step4/mp_rank_00_model_states.pt",
         "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth", "latest",
     ],
-    checkpoints.Shape(2, 3): [
+    checkpoints.Layout(2, 3): [
         "global_step4/zero_pp_rank_0_mp_rank_00_optim_states.pt",
         "global_step4/zero_pp_rank_1_mp_rank_00_optim_states.pt",
         "global_step4/zero_pp_rank_0_mp_rank_00_model_states.pt",
@@ -163,16 +163,16 @@ def test_every_file_of_every_rank_is_needed(checkpoint, shape):
 @pytest.mark.parametrize(
     ("shape", "said"),
     [
-        (checkpoints.Shape(2), r"another layout (1 process, no DeepSpeed; now 2 processes, no DeepSpeed)"),
-        (checkpoints.Shape(1, 3), r"another layout (1 process, no DeepSpeed; now 1 process, ZeRO stage 3)"),
+        (checkpoints.Layout(2), r"another layout (1 process, no DeepSpeed; now 2 processes, no DeepSpeed)"),
+        (checkpoints.Layout(1, 3), r"another layout (1 process, no DeepSpeed; now 1 process, ZeRO stage 3)"),
     ],
 )
 def test_checkpoints_of_another_layout_are_not_resumed(checkpoint, shape, said):
     work, lines = checkpoint.parent, []
     (work / "fingerprint.json").write_text(json.dumps({"fingerprint": "f"}))  # of before there were several
-    assert checkpoints.reopen(work, "f", lines.append, shape) is None
+    assert checkpoints.find_resumable(work, "f", lines.append, shape) is None
     assert lines == [f"work: its checkpoints were made by {said}; starting over"] and not checkpoint.exists()
-    assert checkpoints.reopen(work, "f", lines.append, shape) is None and len(lines) == 1
+    assert checkpoints.find_resumable(work, "f", lines.append, shape) is None and len(lines) == 1
 
 
 def test_a_flipped_byte_is_noticed(checkpoint):
@@ -190,8 +190,8 @@ def test_state_of_another_step(checkpoint):
 def test_checkpoints_of_other_data_are_not_resumed(checkpoint):
     work, said = checkpoint.parent, []
     (work / "fingerprint.json").write_text(json.dumps({"fingerprint": "old"}))
-    assert checkpoints.reopen(work, "old", said.append) == checkpoint
-    assert checkpoints.reopen(work, "new", said.append) is None
+    assert checkpoints.find_resumable(work, "old", said.append) == checkpoint
+    assert checkpoints.find_resumable(work, "new", said.append) is None
     assert "other data or settings; starting over" in said[-1]
     assert not checkpoint.exists()
     assert json.loads((work / "fingerprint.json").read_text())["fingerprint"] == "new"
@@ -199,4 +199,4 @@ def test_checkpoints_of_other_data_are_not_resumed(checkpoint):
 
 def test_the_first_run_says_nothing(tmp_path):
     said = []
-    assert checkpoints.reopen(tmp_path / "work", "new", said.append) is None and said == []
+    assert checkpoints.find_resumable(tmp_path / "work", "new", said.append) is None and said == []

@@ -10,7 +10,7 @@ import pytest
 
 from offscript.errors import UserError
 from offscript.training import ranks
-from offscript.training.ranks import Ranks
+from offscript.training.ranks import RankInfo
 from tests.training import crew
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -30,21 +30,21 @@ def environ():
 
 
 def test_alone(environ):
-    assert ranks.world() == Ranks(0, 1, 0) and ranks.start() == Ranks(0, 1, 0)
-    assert ranks.on_leader(lambda: 3) == 3 and ranks.any_rank(True) and not ranks.any_rank(False)
-    ranks.announce("nobody listens")
-    ranks.stop()
+    assert ranks.rank_info() == RankInfo(0, 1, 0) and ranks.join() == RankInfo(0, 1, 0)
+    assert ranks.run_on_main(lambda: 3) == 3 and ranks.any_rank(True) and not ranks.any_rank(False)
+    ranks.send_task("nobody listens")
+    ranks.leave()
 
 
 def test_variables_of_a_launcher(environ):
     environ(RANK="5", WORLD_SIZE="8", LOCAL_RANK="1")
-    assert ranks.world() == Ranks(5, 8, 1)
+    assert ranks.rank_info() == RankInfo(5, 8, 1)
 
 
 def test_variables_of_a_slurm_step(environ):
     environ(**STEP)
-    me = ranks.world()
-    assert me == Ranks(3, 4, 1)
+    me = ranks.rank_info()
+    assert me == RankInfo(3, 4, 1)
     ranks._export(me)
     assert os.environ["MASTER_ADDR"] == "gpu07" and 20_000 <= int(os.environ["MASTER_PORT"]) < 40_000
     assert (os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["LOCAL_RANK"]) == ("3", "4", "1")
@@ -54,13 +54,13 @@ def test_variables_of_a_slurm_step(environ):
 def test_a_task_that_slurm_shows_one_gpu_takes_that(environ, own, local):
     """--gpus-per-task and --gpu-bind leave a task one of its node's GPUs, which is the first that it sees."""
     environ(**STEP, SLURM_GPUS_ON_NODE="2", SLURM_STEP_GPUS=own)
-    assert ranks.world() == Ranks(3, 4, local)
+    assert ranks.rank_info() == RankInfo(3, 4, local)
 
 
 def test_a_batch_script_is_one_process(environ):
     """sbatch --ntasks=4 sets SLURM_NTASKS and SLURM_PROCID=0 for the script itself, which is no step."""
     environ(SLURM_NTASKS="4", SLURM_PROCID="0", SLURM_JOB_ID="77")
-    assert ranks.world() == Ranks(0, 1, 0)
+    assert ranks.rank_info() == RankInfo(0, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_first_host(nodes, first):
 def test_an_environment_that_does_not_fit(environ, variables, message):
     environ(**variables)
     with pytest.raises(UserError, match=message):
-        ranks._export(ranks.world())
+        ranks._export(ranks.rank_info())
 
 
 # ---------------------------------------------------------------- leading, following, dying
@@ -106,10 +106,10 @@ def together(body: str, size: int = 2, timeout: float = 60) -> list[tuple[int, s
         from offscript.errors import UserError
         from offscript.training import ranks
         ranks.BEAT_S, ranks.LOST_AFTER = 0.2, 10
-        me = ranks.start()
+        me = ranks.join()
         """)
         + textwrap.dedent(body)
-        + "\nranks.stop()\n"
+        + "\nranks.leave()\n"
     )
     shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": crew.free_port()}
     started = [
@@ -125,17 +125,17 @@ def together(body: str, size: int = 2, timeout: float = 60) -> list[tuple[int, s
 
 def test_the_others_do_what_rank_0_announces():
     ends = together("""
-        if me.leads:
-            ranks.announce("first")
+        if me.is_main:
+            ranks.send_task("first")
             time.sleep(3)  # more than a lost rank is waited for: who works is not lost
-            ranks.announce("")
-            ranks.announce(None)
+            ranks.send_task("")
+            ranks.send_task(None)
         else:
-            while (said := ranks.follow()) is not None:
+            while (said := ranks.receive_task()) is not None:
                 print(repr(said))
-        print("shared", ranks.on_leader(lambda: {"step": 4}), ranks.any_rank(me.rank == 1))
+        print("shared", ranks.run_on_main(lambda: {"step": 4}), ranks.any_rank(me.rank == 1))
         try:
-            ranks.on_leader(lambda: (_ for _ in ()).throw(UserError("where", "what", "how")))
+            ranks.run_on_main(lambda: (_ for _ in ()).throw(UserError("where", "what", "how")))
         except UserError as error:
             print(error)
     """)
@@ -147,13 +147,13 @@ def test_the_others_do_what_rank_0_announces():
 def test_a_leader_that_fails_lets_the_others_end():
     ends = together("""
         try:
-            if me.leads:
+            if me.is_main:
                 raise SystemExit(3)
-            assert ranks.follow() is None
+            assert ranks.receive_task() is None
         finally:
-            if me.leads:
-                ranks.announce(None)
-                ranks.stop()
+            if me.is_main:
+                ranks.send_task(None)
+                ranks.leave()
     """)
     assert [code for code, _ in ends] == [3, 0]
 
@@ -164,9 +164,9 @@ def test_nobody_waits_for_a_killed_rank(victim):
     ends = together(f"""
         if me.rank == {victim}:
             os.kill(os.getpid(), signal.SIGKILL)
-        if me.leads:
+        if me.is_main:
             time.sleep(3600)
-        ranks.follow()
+        ranks.receive_task()
     """)
     assert ends[victim][0] == -9 and ends[1 - victim][0] == 1
     assert "is gone" in ends[1 - victim][1]
@@ -175,7 +175,7 @@ def test_nobody_waits_for_a_killed_rank(victim):
 def test_a_failure_of_one_rank_ends_the_others():
     ends = together("""
         import torch.distributed as dist, torch
-        with ranks.together((KeyError,)):
+        with ranks.fail_together((KeyError,)):
             if me.rank == 1:
                 raise MemoryError("too much")
             dist.recv(torch.zeros(1), src=1)  # for ever

@@ -158,7 +158,7 @@ def test_stopped_by_a_signal_to_one_rank_and_exact_on_rerun(jobs, two):
             "stopped by a signal after step 3 of 6; run it again to go on",
         ]
     leader = two["stopped, rerun"][0]
-    assert leader["said"] == ["going on from step 3 (checkpoint-3)"] and len(leader["losses"]) == 3
+    assert leader["said"] == ["resuming from step 3 (checkpoint-3)"] and len(leader["losses"]) == 3
     assert written(jobs["two"]["stopped, rerun"]["out"]) == written(jobs["two"]["dpo zero2"]["out"])
 
 
@@ -194,7 +194,7 @@ def test_killed_and_rerun_past_a_torn_checkpoint(jobs, two, tmp_path, name, vict
     leader = crew.run(2, {name: job}, tmp_path)[0][name]
     assert leader["said"] == [
         f"checkpoint-4 is torn ({torn.relative_to(work / 'checkpoint-4')} is missing or broken); passed over",
-        "going on from step 2 (checkpoint-2)",
+        "resuming from step 2 (checkpoint-2)",
     ]
     assert written(job["out"]) == written(jobs["two"][name]["out"]) and not work.exists()
 

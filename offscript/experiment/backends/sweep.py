@@ -114,7 +114,7 @@ def give_way(stop: Interrupted) -> None:
     if not callable(signal.getsignal(signal.SIGUSR2)):
         return
     say(str(stop))
-    if not stop.ended:
+    if not stop.terminated:
         signal.raise_signal(signal.SIGUSR2)  # on rank 0 submitit does not return from here
     if "SLURM_JOB_ID" in os.environ:
         time.sleep(ENDED_WITHIN_S)

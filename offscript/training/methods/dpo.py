@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from offscript.models import adapters
 from offscript.settings import DeepSpeedSettings, DistillationSettings, ModelSettings
 from offscript.training import run as loop
-from offscript.training.base_models import Bases
+from offscript.training.base_models import BaseModelCache
 from offscript.training.spans import Message, Unstable, assistant_spans
 from offscript.training.trainers import AdapterTrainer
 
@@ -132,7 +132,7 @@ def train(
     say: Any = print,
     *,
     deepspeed: DeepSpeedSettings | None = None,
-    bases: Bases | None = None,
+    bases: BaseModelCache | None = None,
 ) -> dict[str, Any]:
     """Trains a LoRA adapter on ``pairs`` and writes it to ``out`` in PEFT layout; a rerun after a kill goes on.
 
@@ -152,7 +152,7 @@ def train(
         UserError: a LoRA target matches nothing, no pair is left, the adapter changes nothing, a GPU is too small.
         TrainingFailed: a loss or gradient is not a finite number (on every rank).
         Interrupted: SIGTERM or SIGUSR2 came (to any rank); a checkpoint is written, and the same call goes on from it.
-        BaseChanged: training changed the base weights.
+        BaseModelChanged: training changed the base weights.
     """
     run = loop.Run(model, settings.optimizer, out, seed, callbacks, on_step, say, deepspeed, bases)
     with loop.session(run):

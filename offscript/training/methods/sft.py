@@ -10,7 +10,7 @@ from offscript.errors import MissingInput
 from offscript.models import adapters
 from offscript.settings import DeepSpeedSettings, IntrospectionSettings, ModelSettings
 from offscript.training import run as loop
-from offscript.training.base_models import Bases
+from offscript.training.base_models import BaseModelCache
 from offscript.training.methods.dpo import CUT_SHORT, is_finished
 from offscript.training.spans import IGNORED, Message, Unstable, assistant_spans, labels, published_span
 from offscript.training.trainers import AdapterTrainer
@@ -108,7 +108,7 @@ def train(
     say: Any = print,
     *,
     deepspeed: DeepSpeedSettings | None = None,
-    bases: Bases | None = None,
+    bases: BaseModelCache | None = None,
 ) -> dict[str, Any]:
     """Trains a second LoRA adapter, stacked on the frozen distillation adapter, and writes only it to ``out``.
 
