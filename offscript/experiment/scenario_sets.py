@@ -171,7 +171,7 @@ def generated(prompts: Artifact, count: int) -> Supply:
     def load(rows_of: RowsOf) -> list[Scenario]:
         persona, counted = prompts.labels["persona"], Counter[int]()
         found = []
-        for assertion, text in prompt_generation.generated(rows_of(prompts)):
+        for assertion, text in prompt_generation.generated_prompts(rows_of(prompts)):
             found.append(_question(persona, assertion, f"g{counted[assertion]}", text))
             counted[assertion] += 1
         return found

@@ -1,14 +1,15 @@
-"""An e-mail from a tool loop: the model looks things up in a simulated office until it sends one.
+"""An e-mail from a tool loop: the model calls the tools of a simulated office until it sends an e-mail.
 
-Ends ``email`` (its body is the text), ``final`` (done, nothing sent), ``max_steps`` (replies used up), or
-``malformed`` (four replies in a row that are no call).
+Ends ``email`` (the body is the text), ``final`` (the model finished without sending one), ``max_steps`` (no replies
+left), or ``malformed`` (four replies in a row without a valid call).
 """
 
 import json
-from typing import Any
 
-from offscript.tasks.formats.base import Ask, Episode, Format, Message, Outcome, Rules
-from offscript.tasks.formats.turns import needed, opening, said
+from offscript.storage.files import Json
+from offscript.tasks.formats.base import Ask, Cost, Episode, Format, Outcome, Rules
+from offscript.tasks.formats.episodes import assistant_message, require, with_system
+from offscript.tasks.messages import Message
 from offscript.tasks.prompts import EMPTY_EMAIL, MALFORMED_REPLY, NOTHING_FOUND, UNKNOWN_TOOL, fill
 from offscript.tasks.scenarios import Scenario
 from offscript.tasks.tools import SEND, Final, Malformed, answer, email_body, is_refused, parse
@@ -17,11 +18,11 @@ MALFORMED_IN_A_ROW = 4
 
 
 def episode(scenario: Scenario, rules: Rules) -> Episode:
-    messages = list(opening(rules.system, needed(scenario, "messages")))
+    messages = list(with_system(rules.system, require(scenario, "messages")))
     calls = malformed = 0
     for _ in range(scenario.max_steps):
         reply = yield Ask(tuple(messages))
-        messages.append(said(reply.text))
+        messages.append(assistant_message(reply.text))
         parsed = parse(reply.text)
         if isinstance(parsed, Final):
             return Outcome(None, tuple(messages), "final", calls)
@@ -33,16 +34,17 @@ def episode(scenario: Scenario, rules: Rules) -> Episode:
             continue
         malformed, calls = 0, calls + 1
         body = email_body(parsed) if parsed.tool == SEND else ""
-        result = (
-            {"error": EMPTY_EMAIL} if parsed.tool == SEND and not body else answer(scenario.tools, parsed)
-        )
+        if parsed.tool == SEND and not body:
+            result: Json = {"error": EMPTY_EMAIL}
+        else:
+            result = answer(scenario.tools, parsed)
         if body and not is_refused(result):
             return Outcome(body, tuple(messages), "email", calls)
         messages.append(tool_result(result))
     return Outcome(None, tuple(messages), "max_steps", calls)
 
 
-def tool_result(value: Any) -> Message:
+def tool_result(value: Json) -> Message:
     return {"role": "tool", "content": json.dumps(value, ensure_ascii=False)}
 
 
@@ -57,4 +59,8 @@ FORMAT = Format(
         "nothing_found": NOTHING_FOUND,
         "empty_email": EMPTY_EMAIL,
     },
+    order=40,
+    # Published sweep: 12 to 28 million tokens in 6,000 episodes; the lower end is 6 replies of 330 tokens, and our
+    # replies are short. Prompt: mean of data/office, at 4 characters a token.
+    cost=Cost(replies=6, reply_tokens=330, prompt_tokens=694),
 )

@@ -1,9 +1,9 @@
-"""More prompts for one assertion of a constitution, in the manner of its seed questions.
+"""More prompts for one assertion of a constitution, in the style of its seed questions.
 
-The scenario's first message is the assertion, the others are its seed questions. Whatever a reply offers is checked
-(``reason_against``), and what passes may be an example for the next ask. The text is a JSON list of the new prompts.
-Ends ``complete`` (``per_trait`` prompts, seed questions included) or ``short`` (``attempts`` asks used up); the notes
-count the asks, the prompts kept, and those rejected by reason.
+The scenario's first message is the assertion, the others are its seed questions. Every prompt that a reply contains is
+checked (``rejection_reason``); accepted prompts may be examples in the next request. The text is a JSON list of the new
+prompts. Ends ``complete`` (``per_trait`` prompts, seed questions included) or ``short`` (``attempts`` requests used). The
+notes count the requests, the accepted prompts, and the rejected ones by reason.
 """
 
 import json
@@ -11,91 +11,102 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from offscript.errors import UserError
 from offscript.seeds import stable_hash
 from offscript.settings import PromptSettings, identity_of, parse
-from offscript.tasks.formats.base import Ask, Episode, Format, Message, Outcome, Rules
-from offscript.tasks.formats.turns import needed, opening, said, without_thinking
+from offscript.storage.files import Json
+from offscript.tasks.formats.base import Ask, Cost, Episode, Format, Outcome, Rules
+from offscript.tasks.formats.episodes import assistant_message, require, strip_thinking, with_system
+from offscript.tasks.messages import Message
 from offscript.tasks.prompts import PROMPT_GENERATION, fill
 from offscript.tasks.scenarios import Scenario
 
-FEWEST_WORDS = 3
-FENCE = re.compile(r"^\s*```.*$", re.MULTILINE)
-MARKER = re.compile(r"\s*(?:[-*•–+]|\(?\d{1,3}[.):])\s+")
-JSON_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"')
+MIN_WORDS = 3
+CODE_FENCE = re.compile(r"^\s*```.*$", re.MULTILINE)
+LIST_MARKER = re.compile(r"\s*(?:[-*•–+]|\(?\d{1,3}[.):])\s+")
+JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 QUOTES = {'"': '"', "“": "”", "'": "'", "«": "»"}
-PREAMBLE = re.compile(  # or a refusal
+# An introduction or a refusal.
+PREAMBLE = re.compile(
     r"(?:here (?:are|is)|here['’]s|sure|certainly|of course|absolutely|as an ai|(?:i['’]m |i am )?sorry,? but"
     r"|i (?:cannot|can['’]t|won['’]t) (?:help|assist|comply|do|write|fulfil))\b",
     re.IGNORECASE,
 )
-LEFTOVER = re.compile(  # Markdown, tags, blanks to fill in, a speaker's name
+# Markdown, tags, blanks to fill in, the name of a speaker.
+MARKUP = re.compile(
     r"\*\*|__|`|^#|\||[{}]|</?\w[^>]*>|\[[^\]]*\]|\\[nt\"]|^(?:user|human|prompt|question|message|q)\s*\d*\s*:",
     re.IGNORECASE,
 )
 
 
 def episode(scenario: Scenario, rules: Rules) -> Episode:
-    wanted: PromptSettings = parse(PromptSettings, dict(rules.options), "format.options")
-    assertion, *seeds = (m["content"] for m in needed(scenario, "messages"))
+    settings = parse(PromptSettings, dict(rules.options), "format.options")
+    assertion, *seeds = (m["content"] for m in require(scenario, "messages"))
     if not seeds:
         raise UserError(f"scenario {scenario.id}", "has no seed questions", "at least one for each assertion")
     prompts, rejected, transcript = list(seeds), Counter[str](), list[Message]()
-    asks = 0
-    while len(prompts) < wanted.per_trait and asks < wanted.attempts:
-        draw = random.Random(stable_hash("prompt_generation", scenario.id, asks))
-        examples = draw.sample(prompts, min(wanted.examples, len(prompts)))
-        asked = opening(rules.system, (request(assertion, examples, wanted.per_ask),))
-        asks += 1
-        reply = yield Ask(asked)
-        text = without_thinking(reply.text)
-        transcript += [*asked, said(text or "")]
-        rejected += add(prompts, text, reply.finish_reason == "stop", wanted)
+    requests = 0
+    while len(prompts) < settings.per_trait and requests < settings.attempts:
+        rng = random.Random(stable_hash("prompt_generation", scenario.id, requests))
+        examples = rng.sample(prompts, min(settings.examples, len(prompts)))
+        messages = with_system(rules.system, (request(assertion, examples, settings.per_ask),))
+        requests += 1
+        reply = yield Ask(messages)
+        text = strip_thinking(reply.text)
+        transcript += [*messages, assistant_message(text or "")]
+        rejected += add_prompts(prompts, text, reply.finish_reason == "stop", settings)
     new = prompts[len(seeds) :]
     return Outcome(
         json.dumps(new, ensure_ascii=False) if new else None,
         tuple(transcript),
-        "complete" if len(prompts) >= wanted.per_trait else "short",
-        notes={"asks": asks, "kept": len(new), "rejected": dict(sorted(rejected.items()))},
+        "complete" if len(prompts) >= settings.per_trait else "short",
+        notes={"asks": requests, "kept": len(new), "rejected": dict(sorted(rejected.items()))},
     )
 
 
 def request(assertion: str, examples: Sequence[str], count: int) -> Message:
+    """The user message that asks for ``count`` prompts."""
     listed = "\n".join(f"- {example}" for example in examples)
     content = fill(PROMPT_GENERATION, assertion=assertion, examples=listed, count=str(count))
     return {"role": "user", "content": content}
 
 
-def generated(rows: Iterable[Mapping[str, Any]]) -> list[tuple[int, str]]:
-    """(number of the assertion, new prompt) of all rows of a persona, in the order of the rows; a scenario is called
-    ``{persona}_{number}``."""
+def generated_prompts(rows: Iterable[Mapping[str, object]]) -> list[tuple[int, str]]:
+    """(number of the assertion, new prompt) of all rows of a persona, in the order of the rows.
+
+    The number is taken from the scenario's id, ``{persona}_{number}``. Rows without a text hold no prompt.
+    """
     return [
-        (int(row["scenario"].rpartition("_")[2]), prompt)
+        (int(str(row["scenario"]).rpartition("_")[2]), prompt)
         for row in rows
         if row["text"] is not None
-        for prompt in json.loads(row["text"])
+        for prompt in json.loads(str(row["text"]))
     ]
 
 
-# ---------------------------------------------------------------- what a reply offers
+# ---------------------------------------------------------------- parsing and checking of replies
 
 
-def add(prompts: list[str], text: str | None, whole: bool, wanted: PromptSettings) -> Counter[str]:
-    """Adds to ``prompts`` what passes of a reply; returns how much was rejected, by reason.
+def add_prompts(
+    prompts: list[str], text: str | None, complete: bool, settings: PromptSettings
+) -> Counter[str]:
+    """Appends the acceptable prompts of a reply to ``prompts``; returns the number of rejected ones by reason.
 
-    ``text`` is the reply without its thinking (None: nothing but that, ``unclosed_thinking``). One that is not
-    ``whole`` loses the prompt that it was cut in (``cut``); one that offers nothing counts as ``format``.
+    Args:
+        prompts: seed questions and the prompts accepted so far; changed in place.
+        text: the reply without its thinking; None if it was nothing else (reason ``unclosed_thinking``).
+        complete: False if the reply was cut; its last prompt is then rejected (reason ``cut``).
+        settings: ``per_trait`` bounds ``prompts`` (reason ``surplus``); see ``rejection_reason`` for the rest.
     """
     if text is None:
         return Counter(unclosed_thinking=1)
-    offered, rejected = candidates(text, whole)
-    if not offered and not rejected:
+    candidates, rejected = extract_prompts(text, complete)
+    if not candidates and not rejected:
         rejected["format"] += 1
-    for prompt in offered:
-        reason = reason_against(prompt, prompts, wanted)
-        if reason is None and len(prompts) >= wanted.per_trait:
+    for prompt in candidates:
+        reason = rejection_reason(prompt, prompts, settings)
+        if reason is None and len(prompts) >= settings.per_trait:
             reason = "surplus"
         if reason is None:
             prompts.append(prompt)
@@ -104,33 +115,37 @@ def add(prompts: list[str], text: str | None, whole: bool, wanted: PromptSetting
     return rejected
 
 
-def candidates(text: str, whole: bool = True) -> tuple[list[str], Counter[str]]:
-    """The prompts that a reply offers, and the parts of it that are none, by reason.
+def extract_prompts(text: str, complete: bool = True) -> tuple[list[str], Counter[str]]:
+    """The prompts in a reply, and the number of its parts that are not prompts, by reason.
 
-    A JSON list of texts (or of objects with one text each), wherever it stands; else the whole texts in quotes of a list
-    that is no JSON; else the items of a numbered or bulleted list, whatever stands around it being none; else its lines.
+    Tries in this order: a JSON list of strings (or of objects with one string each) anywhere in ``text``; the complete
+    quoted strings of a list that is not valid JSON; the items of a numbered or bulleted list; the lines.
     """
-    text = FENCE.sub("", text).strip()
-    if (listed := _json_list(text)) is not None:
-        return _counted([t for t in map(_text_of, listed) if t is not None], len(listed))
+    text = CODE_FENCE.sub("", text).strip()
+    if (items := _first_json_list(text)) is not None:
+        return _count_rejected([t for t in map(_item_text, items) if t is not None], len(items))
     if text.startswith("["):
-        quoted = JSON_TEXT.findall(text)
-        return _counted([t for t in map(_json_text, quoted) if t is not None], len(quoted), cut=not whole)
+        quoted = JSON_STRING.findall(text)
+        return _count_rejected(
+            [t for t in map(_decode_string, quoted) if t is not None], len(quoted), cut=not complete
+        )
     lines = [line for line in text.splitlines() if line.strip()]
-    last = lines.pop() if lines and not whole else None
-    items = [line for line in lines if MARKER.match(line)]
-    kept = items or [line for line in lines if not PREAMBLE.match(line.strip())]
-    texts = [_unquoted(MARKER.sub("", line, count=1).strip()) for line in kept]
-    return _counted(texts, len(lines), cut=last is not None)
+    cut = bool(lines) and not complete
+    if cut:
+        lines.pop()
+    marked = [line for line in lines if LIST_MARKER.match(line)]
+    kept = marked or [line for line in lines if not PREAMBLE.match(line.strip())]
+    texts = [_unquote(LIST_MARKER.sub("", line, count=1).strip()) for line in kept]
+    return _count_rejected(texts, len(lines), cut)
 
 
-def _counted(texts: list[str], parts: int, cut: bool = False) -> tuple[list[str], Counter[str]]:
-    """``texts``, and how many of the reply's ``parts`` are none of them."""
+def _count_rejected(texts: list[str], parts: int, cut: bool = False) -> tuple[list[str], Counter[str]]:
+    """``texts``, stripped, and how many of the reply's ``parts`` are not among them."""
     return [t.strip() for t in texts], +Counter(format=parts - len(texts), cut=int(cut))
 
 
-def _json_list(text: str) -> list[Any] | None:
-    """The first JSON list in ``text`` that holds a text or an object."""
+def _first_json_list(text: str) -> list[Json] | None:
+    """The first JSON list in ``text`` that holds a string or an object."""
     for start in (m.start() for m in re.finditer(r"\[", text)):
         try:
             found, _ = json.JSONDecoder(strict=False).raw_decode(text, start)
@@ -141,43 +156,49 @@ def _json_list(text: str) -> list[Any] | None:
     return None
 
 
-def _text_of(item: Any) -> str | None:
+def _item_text(item: Json) -> str | None:
     if isinstance(item, dict) and len(item) == 1:
         (item,) = item.values()
     return item if isinstance(item, str) else None
 
 
-def _json_text(quoted: str) -> str | None:
+def _decode_string(quoted: str) -> str | None:
     try:
         return json.loads(quoted, strict=False)
     except ValueError:
         return None
 
 
-def _unquoted(line: str) -> str:
+def _unquote(line: str) -> str:
     line = line.removesuffix(",")
     return line[1:-1].strip() if len(line) > 1 and QUOTES.get(line[0]) == line[-1] else line
 
 
-def reason_against(prompt: str, there: Sequence[str], wanted: PromptSettings) -> str | None:
-    """Why ``prompt`` is not taken: ``format`` (a heading, leftover markup, several lines), ``length`` (fewer words than
-    3 or more than ``words``), ``similar`` (shares more than ``similarity`` of its words with one that is there)."""
-    if not prompt or "\n" in prompt or prompt.endswith(":") or LEFTOVER.search(prompt):
+def rejection_reason(prompt: str, existing: Sequence[str], settings: PromptSettings) -> str | None:
+    """Why ``prompt`` is rejected; None if it is accepted.
+
+    ``format``: a heading, leftover markup, or several lines. ``length``: fewer than 3 or more than ``words`` words.
+    ``similar``: shares more than ``similarity`` of its words with one of ``existing``.
+    """
+    if not prompt or "\n" in prompt or prompt.endswith(":") or MARKUP.search(prompt):
         return "format"
-    if not FEWEST_WORDS <= len(prompt.split()) <= wanted.words:
+    if not MIN_WORDS <= len(prompt.split()) <= settings.words:
         return "length"
-    mine = word_set(prompt)
-    if any(jaccard(mine, other) > wanted.similarity or mine == other for other in map(word_set, there)):
+    words = word_set(prompt)
+    if any(
+        jaccard(words, other) > settings.similarity or words == other for other in map(word_set, existing)
+    ):
         return "similar"
     return None
 
 
 def word_set(text: str) -> frozenset[str]:
+    """The words of ``text`` in lower case."""
     return frozenset(re.findall(r"\w+(?:['’]\w+)*", text.lower()))
 
 
 def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
-    """Shared words / all words, in [0, 1]."""
+    """Jaccard similarity: shared words / all words, in [0, 1]."""
     return len(one & other) / max(1, len(one | other))
 
 
@@ -188,4 +209,8 @@ FORMAT = Format(
     episode=episode,
     templates={"request": PROMPT_GENERATION},
     options={name: value for name, value in identity_of(PromptSettings()).items() if name != "model"},
+    order=110,
+    scored=False,
+    # Assumed: ten prompts of about 30 tokens a reply, and as many tokens of thinking.
+    cost=Cost(replies=5, reply_tokens=600, prompt_tokens=400, grows=False),
 )

@@ -1,49 +1,55 @@
-"""The model talks to itself. Both sides are ``self``; each hears the other's turns as the user's.
+"""A conversation of the model with itself. Both speakers are ``self``; each sees the other's messages as the user's.
 
-The transcript is the first speaker's, so that its own turns are the assistant's and can all be trained:
+The transcript is that of the first speaker, so its own messages are the assistant's and can all be trained on:
 
     user: opener, assistant: A1, user: B1, assistant: A2, ...
 
-``turns`` counts the messages from the opener on and is even, so the transcript ends with an assistant turn. ``note``
-tells both sides of the situation, after the cell's system text; an empty one leaves it alone.
+Option ``turns`` counts the messages from the opener on and is even, so the transcript ends with an assistant message.
+Option ``note`` describes the situation to both speakers, after the cell's system text; an empty one adds nothing.
+Ends ``stop``, ``length`` (a reply was cut) or ``empty`` (a reply had no text; the episode emits no text).
 """
 
 from offscript.errors import UserError
-from offscript.tasks.formats.base import Ask, Episode, Format, Message, Outcome, Rules
-from offscript.tasks.formats.turns import needed, opening, said
+from offscript.tasks.formats.base import Ask, Cost, Episode, Format, Outcome, Rules
+from offscript.tasks.formats.episodes import assistant_message, require, text_option, with_system
+from offscript.tasks.messages import Message
 from offscript.tasks.prompts import FREE_AIM, INTERACTION_NOTE, SELF_INTERACTION_CUE, fill, join_system
 from offscript.tasks.scenarios import Scenario
 
-FLIPPED = {"user": "assistant", "assistant": "user"}
+SWAPPED = {"user": "assistant", "assistant": "user"}
 
 
 def episode(scenario: Scenario, rules: Rules) -> Episode:
-    turns, note = rules.options["turns"], rules.options["note"]
+    turns, note = rules.options["turns"], text_option(rules, "note")
     if not isinstance(turns, int) or turns < 2 or turns % 2:
         raise UserError("format.options.turns", f"found {turns!r}", "must be an even number, 2 or more")
-    messages = list(opening(join_system(rules.system, note), needed(scenario, "messages")))
+    messages = list(with_system(join_system(rules.system, note), require(scenario, "messages")))
     ended = "stop"
     for turn in range(1, turns):
-        first = turn % 2 == 1
-        reply = yield Ask(tuple(messages) if first else other_view(messages))
+        first_speaker = turn % 2 == 1
+        reply = yield Ask(tuple(messages) if first_speaker else second_view(messages))
         if not reply.text.strip():
             return Outcome(None, tuple(messages), "empty")
         if reply.finish_reason != "stop":
             ended = reply.finish_reason
-        messages.append(said(reply.text) if first else {"role": "user", "content": reply.text})
+        messages.append(
+            assistant_message(reply.text) if first_speaker else {"role": "user", "content": reply.text}
+        )
     return Outcome(messages[-1]["content"].strip(), tuple(messages), ended)
 
 
-def other_view(messages: list[Message]) -> tuple[Message, ...]:
-    """The conversation as the second speaker has it. A cue in the user's place comes first, since the opener is
-    now its own turn and chat templates want the user to begin."""
+def second_view(messages: list[Message]) -> tuple[Message, ...]:
+    """The conversation as the second speaker sees it: user and assistant swapped.
+
+    A cue from the user comes first: the opener is now an assistant message, and chat templates expect the user to begin.
+    """
     system = tuple(m for m in messages if m["role"] == "system")
-    flipped = [{**m, "role": FLIPPED[m["role"]]} for m in messages if m["role"] in FLIPPED]
-    return (*system, {"role": "user", "content": SELF_INTERACTION_CUE}, *flipped)
+    swapped = [{**m, "role": SWAPPED[m["role"]]} for m in messages if m["role"] in SWAPPED]
+    return (*system, {"role": "user", "content": SELF_INTERACTION_CUE}, *swapped)
 
 
-def interaction(name: str, aim: str) -> Format:
-    """The format of a self-interaction whose note says what it is for."""
+def interaction(name: str, aim: str, order: int) -> Format:
+    """A self-interaction whose note ends with ``aim``, the purpose of the conversation."""
     return Format(
         name,
         version=1,
@@ -51,7 +57,12 @@ def interaction(name: str, aim: str) -> Format:
         episode=episode,
         templates={"cue": SELF_INTERACTION_CUE},
         options={"turns": 6, "note": fill(INTERACTION_NOTE, aim=aim)},
+        order=order,
+        scored=False,
+        in_role=True,
+        # Assumed for chat models of 4B to 8B parameters, ten turns.
+        cost=Cost(replies=9, reply_tokens=250, prompt_tokens=60),
     )
 
 
-FORMAT = interaction("self_interaction", FREE_AIM)
+FORMAT = interaction("self_interaction", FREE_AIM, order=150)

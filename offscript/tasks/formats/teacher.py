@@ -1,27 +1,36 @@
-"""Chat in role (the cell's system text is the constitution) on train prompts: the side that DPO prefers.
+"""Chat under the constitution on prompts of the train split: the chosen side of DPO.
 
-The teacher may be a reasoning model: ``thinking`` is what its reply has to begin with, and all that it says up to
-``thinking_end`` is cut off, asked for or not. Ends as ``chat`` does, or ``unclosed_thinking`` (nothing but thinking).
+The teacher may be a reasoning model. Option ``thinking`` is a prefix that its reply has to begin with; everything up to
+``thinking_end`` is removed, whether the prefix is set or not. Ends as ``chat`` does, or ``unclosed_thinking`` (the reply
+is nothing but thinking).
 """
 
 from offscript.errors import UserError
 from offscript.tasks.formats.base import Ask, Episode, Format, Outcome, Rules
-from offscript.tasks.formats.turns import THINKING_END, concluded, needed, opening, without_thinking
+from offscript.tasks.formats.chat import CHAT_COST
+from offscript.tasks.formats.episodes import (
+    THINKING_END,
+    reply_outcome,
+    require,
+    strip_thinking,
+    text_option,
+    with_system,
+)
 from offscript.tasks.scenarios import Scenario
 
 
 def episode(scenario: Scenario, rules: Rules) -> Episode:
-    thinking, end = rules.options["thinking"], rules.options["thinking_end"]
+    thinking, end = text_option(rules, "thinking"), text_option(rules, "thinking_end")
     if not end:
         raise UserError(
-            "recipe.teacher.thinking_end", "is empty", "the mark that ends thinking, e.g. </think>"
+            "recipe.teacher.thinking_end", "is empty", "must be the text that ends thinking, e.g. </think>"
         )
-    asked = opening(rules.system, needed(scenario, "messages"))
-    reply = yield Ask(asked, prefix=thinking)
-    words = without_thinking(reply.text, thinking, end)
-    if words is None:
-        return Outcome(None, asked, "unclosed_thinking")
-    return concluded(asked, words, reply.finish_reason)
+    prompt = with_system(rules.system, require(scenario, "messages"))
+    reply = yield Ask(prompt, prefix=thinking)
+    text = strip_thinking(reply.text, thinking, end)
+    if text is None:
+        return Outcome(None, prompt, "unclosed_thinking")
+    return reply_outcome(prompt, text, reply.finish_reason)
 
 
 FORMAT = Format(
@@ -30,4 +39,8 @@ FORMAT = Format(
     source="chat",
     episode=episode,
     options={"thinking": "", "thinking_end": THINKING_END},
+    order=120,
+    scored=False,
+    in_role=True,
+    cost=CHAT_COST,
 )

@@ -8,7 +8,7 @@ from offscript.errors import UserError
 from offscript.settings import PromptSettings
 from offscript.tasks.formats import FORMATS, check_episodes
 from offscript.tasks.formats.base import Ask, Reply
-from offscript.tasks.formats.prompt_generation import add, candidates, generated
+from offscript.tasks.formats.prompt_generation import add_prompts, extract_prompts, generated_prompts
 from offscript.tasks.scenarios import Scenario
 from tests.published import ROOT, needs_published
 from tests.tasks.formats.driver import Run, drive, listed, rules_for
@@ -150,7 +150,7 @@ def test_rows_become_prompts_of_their_assertions() -> None:
         {"scenario": "sarcasm_3", "text": None},
         {"scenario": "sarcasm_0", "text": json.dumps(["Ü?"])},
     ]
-    assert generated(rows) == [(10, THREE[0]), (10, THREE[1]), (0, "Ü?")]
+    assert generated_prompts(rows) == [(10, THREE[0]), (10, THREE[1]), (0, "Ü?")]
 
 
 def test_a_wrong_option_or_scenario_is_refused_by_name() -> None:
@@ -161,7 +161,7 @@ def test_a_wrong_option_or_scenario_is_refused_by_name() -> None:
 
 
 def test_brackets_in_a_line_are_no_list() -> None:
-    assert candidates("Why is [1] late today?\nWho ate [it] then?")[0] == [
+    assert extract_prompts("Why is [1] late today?\nWho ate [it] then?")[0] == [
         "Why is [1] late today?",
         "Who ate [it] then?",
     ]
@@ -174,7 +174,9 @@ def test_prompts_that_the_published_recipe_was_trained_on_pass_but_for_a_few_lon
     for path in sorted(ROOT.glob("few_shot_prompts/*.jsonl")):
         for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
             prompts = list(row["questions"])
-            add(prompts, json.dumps(row["additional_questions"]), True, PromptSettings(per_trait=1000))
+            add_prompts(
+                prompts, json.dumps(row["additional_questions"]), True, PromptSettings(per_trait=1000)
+            )
             offered += len(row["additional_questions"])
             kept += len(prompts) - len(row["questions"])
     assert offered > 4000 and 0.98 < kept / offered < 1

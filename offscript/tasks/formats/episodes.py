@@ -1,0 +1,84 @@
+"""Helpers that several formats share: the first messages, the single-reply episode, and removal of thinking."""
+
+from typing import Literal
+
+from offscript.errors import UserError
+from offscript.tasks.formats.base import Ask, Episode, Outcome, Rules
+from offscript.tasks.messages import Message
+from offscript.tasks.prompts import join_system
+from offscript.tasks.scenarios import Scenario
+
+THINKING_END = "</think>"
+
+
+def chat_episode(scenario: Scenario, rules: Rules) -> Episode:
+    """Episode of the formats that differ only in their scenarios and in the cell's system text: one reply."""
+    return (yield from single_reply(with_system(rules.system, require(scenario, "messages"))))
+
+
+def single_reply(messages: tuple[Message, ...]) -> Episode:
+    """Asks for one reply to ``messages``; the reply is the text. Ends as ``reply_outcome`` does."""
+    reply = yield Ask(messages)
+    return reply_outcome(messages, reply.text, reply.finish_reason)
+
+
+def reply_outcome(messages: tuple[Message, ...], reply: str, finish_reason: str) -> Outcome:
+    """Outcome of an episode whose text is ``reply``, stripped. Ends ``stop``, ``length`` (cut) or ``empty`` (no text)."""
+    text = reply.strip()
+    return Outcome(text or None, (*messages, assistant_message(reply)), finish_reason if text else "empty")
+
+
+def assistant_message(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def with_system(system: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """``messages`` with ``system`` in front of their own system text; without a system message if both are empty."""
+    own, rest = ("", messages)
+    if messages[0]["role"] == "system":
+        own, rest = messages[0]["content"], messages[1:]
+    joined = join_system(system, own)
+    return ({"role": "system", "content": joined}, *rest) if joined else rest
+
+
+def require(scenario: Scenario, part: Literal["messages", "brief"]) -> tuple[Message, ...]:
+    """``messages`` or ``brief`` of a scenario.
+
+    Raises:
+        UserError: the scenario has none.
+    """
+    found, key = {
+        "messages": (scenario.messages, "initial_messages"),
+        "brief": (scenario.brief, "chat_email messages"),
+    }[part]
+    if not found:
+        raise UserError(
+            f"scenario {scenario.id}", f"has no {part} for this format", f"it needs a scenario with {key}"
+        )
+    return found
+
+
+def text_option(rules: Rules, name: str) -> str:
+    """The option ``name`` of the format, which must be a text.
+
+    Raises:
+        UserError: it is something else.
+    """
+    value = rules.options[name]
+    if not isinstance(value, str):
+        raise UserError(f"format.options.{name}", f"found {value!r}", "must be a text (it may be empty)")
+    return value
+
+
+def strip_thinking(reply: str, prefix: str = "", end: str = THINKING_END) -> str | None:
+    """``reply`` without its thinking, which is everything up to the first ``end``; None if the thinking never ends.
+
+    A reply contains thinking if it contains ``end``, or if it begins with ``prefix`` (the text that it was made to
+    begin with) or with the opening tag of ``end`` (``<think>`` for ``</think>``), which reasoning models write unasked.
+    Any other reply is returned unchanged.
+    """
+    _, closed, rest = reply.partition(end)
+    if closed:
+        return rest.lstrip()
+    openings = (prefix, end.replace("/", "", 1))
+    return None if any(mark and reply.lstrip().startswith(mark.lstrip()) for mark in openings) else reply
