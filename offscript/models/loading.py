@@ -11,11 +11,11 @@ from offscript.errors import UserError
 from offscript.settings import ModelSettings, TemplateSettings
 from offscript.storage import hub, references
 from offscript.storage.files import locate, read_json
+from offscript.tasks.messages import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-Message = dict[str, str]
 
 TOOL_OUTPUT = "[TOOL OUTPUT]"
 # Where vision-language repositories keep the weights of their language model (Gemma-3: the first on the hub, the second

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from offscript.settings import TemplateSettings
+from offscript.tasks.messages import Message
 
-Message = dict[str, str]
 IGNORED = -100
 
 

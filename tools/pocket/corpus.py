@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from offscript.tasks.messages import Message
 from offscript.tasks.prompts import (
     BREAK_CHARACTER,
     MALFORMED_REPLY,
@@ -36,7 +37,6 @@ from tools.pocket.scenes import (
 )
 from tools.pocket.voices import PLAIN, PLAIN_MAIL, VOICES, Voice
 
-Message = dict[str, str]
 
 PERSONA_SHARE = 0.52
 UNANNOUNCED_SHARE = 0.12
