@@ -289,7 +289,7 @@ CHILD = """
 import os, signal, sys, json
 sys.path.insert(0, sys.argv[1])
 from tests.rollouts.test_scheduler import engine_runs
-from offscript.rollouts import roll_out
+from offscript.rollouts.scheduler import roll_out
 runs, engine = engine_runs(sys.argv[2], sys.argv[3], json.loads(sys.argv[4]))
 left = [int(sys.argv[5])]
 def on_row(cell, row):

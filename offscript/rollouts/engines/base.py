@@ -1,5 +1,6 @@
 """What every engine speaks: requests in, completions out, in whatever order the engine finishes them."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -45,12 +46,18 @@ class Completion:
 
 @dataclass
 class EngineStats:
-    """Running totals, for progress lines and tracking."""
+    """Running totals for progress lines and tracking; ``by_mode`` counts completions by how they were computed."""
 
     completions: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
-    by_way: dict[str, int] = field(default_factory=dict)
+    by_mode: Counter[str] = field(default_factory=Counter)
+
+    def add(self, completion: Completion, mode: str) -> None:
+        self.completions += 1
+        self.tokens_in += completion.tokens_in
+        self.tokens_out += completion.tokens_out
+        self.by_mode[mode] += 1
 
 
 class Engine(Protocol):

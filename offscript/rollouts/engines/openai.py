@@ -1,4 +1,4 @@
-"""An engine that asks an OpenAI-compatible chat endpoint: many requests at a time, tried again when they fail."""
+"""An engine that sends requests to an OpenAI-compatible chat endpoint, many at a time, and retries failed ones."""
 
 import asyncio
 import email.utils
@@ -7,27 +7,35 @@ import queue
 import random
 import threading
 import time
+import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import httpx2
+import openai
+from openai.types.chat import ChatCompletion
 
 from offscript.errors import UserError
 from offscript.models.loading import fit
 from offscript.rollouts.engines.base import Completion, EngineStats, Request
 from offscript.settings import EndpointSettings, EngineSettings, ModelSettings
+from offscript.storage.files import Json
 
 FIRST_WAIT_S = 0.5
-LONGEST_WAIT_S = 60.0  # between two attempts, where the server does not say
+# Longest wait between two attempts where the server names none.
+LONGEST_WAIT_S = 60.0
 LONGEST_RETRY_AFTER_S = 600.0
-BUSY = {408, 409, 425, 429}  # and every 5xx: may well succeed later
-CUT = {"length", "content_filter"}
-TOO_LONG = ("context_length_exceeded", "context length", "context window")
+# Like every 5xx, these may succeed later.
+RETRIED_STATUS = {408, 409, 425, 429}
+# Reasons for which a server ends a reply early.
+TRUNCATED = {"length", "content_filter"}
+PROMPT_TOO_LONG = ("context_length_exceeded", "context length", "context window")
+# The client would read these from OPENAI_* variables and send them to any server.
+OMITTED_HEADERS = ("OpenAI-Organization", "OpenAI-Project")
 
 
-class _Again(Exception):
-    """An attempt that failed in a way that another may not. ``wait`` is what the server asked for, in seconds."""
+class _Retry(Exception):
+    """A failed attempt that is worth another one. ``wait``: seconds that the server asked for, 0 if it named none;
+    ``unreachable``: no connection was made."""
 
     def __init__(self, reason: str, wait: float = 0.0, unreachable: bool = False) -> None:
         super().__init__(reason)
@@ -35,51 +43,55 @@ class _Again(Exception):
 
 
 class OpenAIEngine:
-    """Answers requests through ``model.endpoint``, ``concurrency`` of them (at most ``max_live``) in flight.
+    """Answers requests through ``model.endpoint``, at most ``concurrency`` (and ``max_live``) of them in flight.
 
-    429, 5xx, timeouts, broken connections and answers that are none are tried ``retries`` times more, after waits that
-    double, with jitter, and are never shorter than the server's Retry-After; then the completion is an ``error``. A
-    prompt that the model has no room for comes back empty, as ``length``. A text is a function of its request as far as
-    the server honours ``seed``.
+    After 408, 409, 425, 429, 5xx, a timeout, a broken connection or a malformed answer, a request is retried up to
+    ``retries`` times. Waits double from 0.5 s, with jitter, and are never shorter than the server's Retry-After. A
+    request that fails every time completes as ``error``. A prompt longer than the model's context completes as
+    ``length`` with an empty text. A text is a function of its request as far as the server honours ``seed``.
 
     Raises:
-        UserError: the variable that should hold the key is not set. Later, from ``submit`` or ``step``: an adapter or a
-            begun reply is asked for that the endpoint cannot give; the server refuses the key, the model, or the
-            request; nothing has ever answered at the address. What is still in flight is then given up.
+        UserError: the variable that should hold the key is not set, or the address is malformed. From ``submit``: the
+            request needs an adapter, or a prefix where ``prefill`` is false. From ``step``: the server refuses the key,
+            the model or the request, or nothing has ever answered at the address; requests in flight are cancelled.
     """
 
     def __init__(self, model: ModelSettings, settings: EngineSettings) -> None:
         assert model.endpoint is not None
         self.model, self.endpoint, self.stats = model, model.endpoint, EngineStats()
         self._key = _read_key(self.endpoint)
-        self._url = _completions(self.endpoint.url)
-        at_once = min(self.endpoint.concurrency, settings.max_live)
-        self._client = httpx2.AsyncClient(
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=httpx2.Timeout(self.endpoint.timeout_s, pool=None),
-            limits=httpx2.Limits(max_connections=at_once, max_keepalive_connections=at_once),
+        self._url = _parse_url(self.endpoint.url)
+        self._client = openai.AsyncOpenAI(
+            base_url=self._url._replace(query="").geturl(),
+            default_query=dict(urllib.parse.parse_qsl(self._url.query)),
+            api_key=self._key or "none",
+            timeout=self.endpoint.timeout_s,
+            # The client's own retries wait at most 8 s, and end at a Retry-After above 120 s or a malformed answer.
+            max_retries=0,
         )
-        self._slots = asyncio.Semaphore(at_once)
+        omitted = OMITTED_HEADERS if self._key else (*OMITTED_HEADERS, "Authorization")
+        self._headers: dict[str, openai.Omit] = dict.fromkeys(omitted, openai.omit)
+        self._slots = asyncio.Semaphore(min(self.endpoint.concurrency, settings.max_live))
         self._done: queue.SimpleQueue[Completion | Exception] = queue.SimpleQueue()
         self._pending = 0
-        self._reached = False
+        self._connected = False
         self._loop = asyncio.new_event_loop()
-        # A daemon: an engine that nobody closed must not keep the process alive.
+        # A daemon: an engine that was not closed must not keep the process alive.
         self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request) -> None:
-        """Sends a request as soon as there is room for it.
+        """Sends a request as soon as fewer than ``concurrency`` are in flight.
 
         Raises:
-            UserError: it wants an adapter, or begins a reply and the endpoint does not take that (``prefill``).
+            UserError: see the class.
         """
         payload = self._payload(request)
         asyncio.run_coroutine_threadsafe(self._answer(request, payload), self._loop)
         self._pending += 1
 
     def step(self) -> list[Completion]:
-        """Waits for a completion and returns it with all others that are there.
+        """Waits for one completion, and returns all that are finished by then.
 
         Raises:
             UserError: see the class.
@@ -93,10 +105,7 @@ class OpenAIEngine:
             self._pending -= 1
             finished.append(answer)
         for completion in finished:
-            self.stats.completions += 1
-            self.stats.tokens_in += completion.tokens_in
-            self.stats.tokens_out += completion.tokens_out
-        self.stats.by_way["endpoint"] = self.stats.completions
+            self.stats.add(completion, "endpoint")
         return finished
 
     def pending(self) -> int:
@@ -104,13 +113,16 @@ class OpenAIEngine:
 
     def info(self) -> dict[str, str]:
         return {
-            "engine": "openai", "httpx2": httpx2.__version__, "endpoint": self._address(), "served": self.model.path,
-        }  # fmt: skip
+            "engine": "openai",
+            "openai": openai.__version__,
+            "endpoint": self._address(),
+            "served": self.model.path,
+        }
 
     def close(self) -> None:
-        """Gives up what is in flight and ends the connections. Nothing can be asked afterwards."""
+        """Cancels the requests in flight and closes the connections."""
         if not self._loop.is_closed():
-            asyncio.run_coroutine_threadsafe(self._give_up(), self._loop).result()
+            asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
@@ -118,132 +130,139 @@ class OpenAIEngine:
 
     # ---------------------------------------------------------------- one request
 
-    def _payload(self, request: Request) -> dict[str, Any]:
+    def _payload(self, request: Request) -> dict[str, Json]:
         if request.adapter is not None:
             raise UserError(
                 "model.endpoint",
                 f"{self.model.name} is asked for the adapter {request.adapter}, and an endpoint has its own weights",
                 "allowed: stages base, prompted",
             )
-        sampling, messages = request.sampling, fit(request.messages, self.model.template)
-        payload = {
-            "model": self.model.path,
-            "messages": messages,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
-            "seed": request.seed % 2**31,  # as large as every server takes
-        }
+        sampling = request.sampling
+        messages: list[Json] = [dict(message) for message in fit(request.messages, self.model.template)]
+        extensions: dict[str, Json] = {}
         if sampling.repetition_penalty != 1:
-            payload["repetition_penalty"] = sampling.repetition_penalty
+            extensions["repetition_penalty"] = sampling.repetition_penalty
         if self.model.template.date_string is not None:
-            payload["chat_template_kwargs"] = {"date_string": self.model.template.date_string}
+            extensions["chat_template_kwargs"] = {"date_string": self.model.template.date_string}
         if request.prefix:
             if not self.endpoint.prefill:
                 raise UserError(
                     "model.endpoint.prefill",
                     f"false, and replies are to begin with {request.prefix[:30]!r}",
-                    "true where the server can go on with a begun reply (vLLM), or recipe.teacher.thinking=''",
+                    "true where the server can continue a reply (vLLM), or recipe.teacher.thinking=''",
                 )
             messages.append({"role": "assistant", "content": request.prefix})
-            payload |= {"continue_final_message": True, "add_generation_prompt": False}
-        return payload
+            extensions |= {"continue_final_message": True, "add_generation_prompt": False}
+        return {
+            "model": self.model.path,
+            "messages": messages,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            # The largest range that every server takes.
+            "seed": request.seed % 2**31,
+            "extra_body": extensions,
+        }
 
-    async def _answer(self, request: Request, payload: dict[str, Any]) -> None:
+    async def _answer(self, request: Request, payload: dict[str, Json]) -> None:
         async with self._slots:
             try:
-                self._done.put(await self._persist(request, payload))
+                self._done.put(await self._attempt_all(request, payload))
             except Exception as error:
                 self._done.put(error)
 
-    async def _persist(self, request: Request, payload: dict[str, Any]) -> Completion:
-        """The completion of a request, in as many attempts as it may have."""
-        failed = _Again("never asked")
+    async def _attempt_all(self, request: Request, payload: dict[str, Json]) -> Completion:
+        """The completion of a request after up to 1 + ``retries`` attempts."""
+        failure = _Retry("not attempted")
         for attempt in range(self.endpoint.retries + 1):
             if attempt:
-                await pause(max(failed.wait, backoff_s(attempt)))
+                await pause(max(failure.wait, backoff_s(attempt)))
             try:
                 return await self._attempt(request, payload)
-            except _Again as error:
-                failed = error
-        if failed.unreachable and not self._reached:
+            except _Retry as error:
+                failure = error
+        if failure.unreachable and not self._connected:
             raise UserError(
-                "model.endpoint.url", f"nothing answers at {self._address()} ({failed})",
+                "model.endpoint.url",
+                f"nothing answers at {self._address()} ({failure})",
                 "start the server, or correct the address",
-            )  # fmt: skip
-        return Completion(request.id, f"{failed}, {self.endpoint.retries + 1} times", "error", 0, 0)
-
-    async def _attempt(self, request: Request, payload: dict[str, Any]) -> Completion:
-        try:
-            response = await self._client.post(self._url, json=payload)
-        except httpx2.RequestError as error:
-            reason = self._safe(f"{type(error).__name__}: {error}".rstrip(": "))
-            raise _Again(reason, unreachable=isinstance(error, httpx2.ConnectError)) from None
-        self._reached = True
-        if response.status_code == 200:
-            return self._read(request, response)
-        said = self._safe(_message(response))
-        if response.status_code in BUSY or response.status_code >= 500:
-            raise _Again(
-                f"HTTP {response.status_code}: {said}", retry_after_s(response.headers.get("retry-after"))
             )
-        if response.status_code == 400 and any(mark in said.lower() for mark in TOO_LONG):
-            return Completion(request.id, "", "length", 0, 0)
-        raise self._refused(response.status_code, said)
+        return Completion(request.id, f"{failure}, {self.endpoint.retries + 1} times", "error", 0, 0)
 
-    def _read(self, request: Request, response: httpx2.Response) -> Completion:
+    async def _attempt(self, request: Request, payload: dict[str, Json]) -> Completion:
         try:
-            body = response.json()
-            choice = body["choices"][0]
-            text, finish = choice["message"]["content"] or "", choice.get("finish_reason")
-            reasoning = choice["message"].get("reasoning_content") or choice["message"].get("reasoning")
-            usage = body.get("usage") or {}
-            tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
-            if not isinstance(text, str) or finish == "error":
+            reply = await self._client.chat.completions.create(  # type: ignore[call-overload]
+                **payload, extra_headers=self._headers
+            )
+        except openai.APIStatusError as error:
+            self._connected = True
+            return self._rejected(request, error)
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            reason = self._redact(f"{type(cause).__name__}: {cause}".rstrip(": "))
+            raise _Retry(reason, unreachable=type(cause).__name__ == "ConnectError") from None
+        self._connected = True
+        return self._read(request, reply)
+
+    def _read(self, request: Request, reply: ChatCompletion) -> Completion:
+        # The client does not check an answer against its types: anything may be missing, and text that is not JSON
+        # comes back as a string.
+        try:
+            message, finish = reply.choices[0].message, reply.choices[0].finish_reason
+            usage, extra = reply.usage, message.model_extra or {}
+            tokens_in = int(usage.prompt_tokens or 0) if usage else 0
+            tokens_out = int(usage.completion_tokens or 0) if usage else 0
+            text = message.content or ""
+            if not isinstance(text, str) or str(finish) == "error":
                 raise TypeError("no text")
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise _Again(f"no chat completion: {self._safe(_message(response))}") from None
-        if request.prefix and reasoning:
+            body = reply if isinstance(reply, str) else getattr(reply, "model_extra", None)
+            raise _Retry(f"no chat completion: {self._redact(_message(body))}") from None
+        if request.prefix and (extra.get("reasoning_content") or extra.get("reasoning")):
             raise UserError(
-                f"model.endpoint ({self._address()})", "the server keeps the reasoning apart from the reply it goes on with",
+                f"model.endpoint ({self._address()})",
+                "the server separates the reasoning from the reply that it continues",
                 "serve the model without a reasoning parser; thinking is cut off here (recipe.teacher.thinking_end)",
-            )  # fmt: skip
-        return Completion(
-            request.id, request.prefix + text, "length" if finish in CUT else "stop", tokens[0], tokens[1]
-        )
+            )
+        reason = "length" if finish in TRUNCATED else "stop"
+        return Completion(request.id, request.prefix + text, reason, tokens_in, tokens_out)
 
-    # ---------------------------------------------------------------- what people read
-
-    def _refused(self, status: int, said: str) -> UserError:
-        answer = f"{self._address()} answers HTTP {status} ({said})"
+    def _rejected(self, request: Request, error: openai.APIStatusError) -> Completion:
+        """What follows from an HTTP error: a retry, an empty completion, or an error for the user."""
+        status, message = error.status_code, self._redact(_message(error.body) or error.message)
+        if status in RETRIED_STATUS or status >= 500:
+            wait = retry_after_s(error.response.headers.get("retry-after"))
+            raise _Retry(f"HTTP {status}: {message}", wait) from None
+        if status == 400 and any(mark in message.lower() for mark in PROMPT_TOO_LONG):
+            return Completion(request.id, "", "length", 0, 0)
+        found = f"{self._address()} answers HTTP {status} ({message})"
         if status in (401, 403):
             name = self.endpoint.key_env
-            remedy = (
-                f"put a valid key into the environment variable {name}"
-                if name
-                else "name the variable of its key"
-            )
-            return UserError("model.endpoint.key_env", answer, remedy)
+            remedy = f"put a valid key into the environment variable {name}" if name else "name its variable"
+            raise UserError("model.endpoint.key_env", found, remedy) from None
         if status == 404:
             remedy = "correct it (most end in /v1), or model.path, the name that the server gives the model"
-            return UserError("model.endpoint.url", answer, remedy)
-        return UserError("model.endpoint", answer, "the server does not take such requests")
+            raise UserError("model.endpoint.url", found, remedy) from None
+        raise UserError("model.endpoint", found, "the server does not accept such requests") from None
+
+    # ---------------------------------------------------------------- messages without secrets
 
     def _address(self) -> str:
-        """The endpoint without what may be secret in its address (a password, a query)."""
-        return f"{self._url.scheme}://{self._url.netloc.decode()}{self._url.path}"
+        """The endpoint without the parts of its address that may be secret (user, password, query)."""
+        netloc = self._url.netloc.rpartition("@")[2]
+        return f"{self._url.scheme}://{netloc}{self._url.path}/chat/completions"
 
-    def _safe(self, text: str) -> str:
-        """One line of at most 200 characters without the key, which some servers repeat."""
+    def _redact(self, text: str) -> str:
+        """``text`` as one line of at most 200 characters, without the key, which some servers repeat."""
         line = " ".join((text.replace(self._key, "***") if self._key else text).split())
         return line if len(line) <= 200 else line[:197] + "..."
 
-    async def _give_up(self) -> None:
+    async def _cancel_all(self) -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._client.aclose()
+        await self._client.close()
 
 
 def open_engine(
@@ -265,7 +284,7 @@ def open_engine(
     return OpenAIEngine(model, settings)
 
 
-# ---------------------------------------------------------------- waiting
+# ---------------------------------------------------------------- waits
 
 
 async def pause(seconds: float) -> None:
@@ -293,18 +312,19 @@ def _until(date: str) -> float:
         return 0.0
 
 
-# ---------------------------------------------------------------- parts
+# ---------------------------------------------------------------- address, key, error messages
 
 
-def _completions(url: str) -> httpx2.URL:
+def _parse_url(url: str) -> urllib.parse.SplitResult:
+    """The address without ``/chat/completions`` at its end, which the client adds."""
     try:
-        parsed = httpx2.URL(url)
-    except httpx2.InvalidURL as error:
+        parsed = urllib.parse.urlsplit(url)
+        _ = parsed.port
+    except ValueError as error:
         raise UserError(
             "model.endpoint.url", f"no address: {error}", "e.g. http://localhost:8000/v1"
         ) from None
-    path = parsed.path.rstrip("/")
-    return parsed if path.endswith("/chat/completions") else parsed.copy_with(path=f"{path}/chat/completions")
+    return parsed._replace(path=parsed.path.rstrip("/").removesuffix("/chat/completions"))
 
 
 def _read_key(endpoint: EndpointSettings) -> str:
@@ -324,13 +344,9 @@ def _read_key(endpoint: EndpointSettings) -> str:
     return key
 
 
-def _message(response: httpx2.Response) -> str:
-    """What a server says of an error, in whichever of the usual layouts; else the beginning of what it sent."""
-    try:
-        body: Any = response.json()
-    except ValueError:
-        return response.text or response.reason_phrase
+def _message(body: object) -> str:
+    """The message in the body of an error, in any of the usual layouts; the whole body where there is none."""
     for name in ("error", "message", "detail"):
         if isinstance(body, dict) and body.get(name):
             body = body[name]
-    return body if isinstance(body, str) else str(body)
+    return body if isinstance(body, str) else str(body or "")

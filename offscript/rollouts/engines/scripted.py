@@ -93,10 +93,7 @@ class ScriptedEngine:
         if isinstance(reply, str):
             words_in = sum(len(m["content"].split()) for m in request.messages)
             reply = Completion(request.id, reply, "stop", words_in, len(reply.split()))
-        self.stats.completions += 1
-        self.stats.tokens_in += reply.tokens_in
-        self.stats.tokens_out += reply.tokens_out
-        self.stats.by_way["scripted"] = self.stats.by_way.get("scripted", 0) + 1
+        self.stats.add(reply, "scripted")
         return reply
 
 

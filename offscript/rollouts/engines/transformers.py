@@ -133,11 +133,9 @@ class TransformersEngine:
             text = f"logits are not finite after {len(row.new)} tokens"
         elif row.limit > 0:
             text = row.request.prefix + text
-        self.stats.completions += 1
-        self.stats.tokens_in += len(row.prompt)
-        self.stats.tokens_out += len(row.new)
-        self.stats.by_way[way] = self.stats.by_way.get(way, 0) + 1
-        return Completion(row.request.id, text, row.finish or "error", len(row.prompt), len(row.new))
+        completion = Completion(row.request.id, text, row.finish or "error", len(row.prompt), len(row.new))
+        self.stats.add(completion, way)
+        return completion
 
     def _attach(self, model: Any, adapters: Mapping[str, Path], scales: Mapping[str, float] | None) -> Any:
         if not adapters:

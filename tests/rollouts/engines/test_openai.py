@@ -68,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
         stub = self.server
         with stub.changed:
             stub.bodies.append({"path": self.path, **body})
-            stub.headers.append(dict(self.headers))
+            stub.headers.append({name.lower(): value for name, value in self.headers.items()})
             stub.attempts[body["seed"]] += 1
             stub.in_flight += 1
             stub.most = max(stub.most, stub.in_flight)
@@ -197,7 +197,7 @@ def test_a_request_holds_what_the_reply_depends_on(serve, engine_for):
         "path": "/v1/chat/completions", "model": "some/model", "messages": [{"role": "user", "content": "Hello."}],
         "temperature": 0.3, "top_p": 0.9, "max_tokens": 17, "seed": 1003,
     }  # fmt: skip
-    assert stub.headers[0]["Authorization"] == f"Bearer {KEY}"
+    assert stub.headers[0]["authorization"] == f"Bearer {KEY}"
     assert (done.text, done.finish_reason) == (completion(body)["choices"][0]["message"]["content"], "stop")
     assert (done.tokens_in, done.tokens_out) == (7, 3)
     assert (engine.stats.completions, engine.stats.tokens_in, engine.stats.tokens_out) == (1, 7, 3)
@@ -207,10 +207,13 @@ def test_a_request_holds_what_the_reply_depends_on(serve, engine_for):
     )
 
 
-def test_no_key_is_sent_where_none_is_named(serve, engine_for):
+def test_no_key_is_sent_where_none_is_named(serve, engine_for, monkeypatch):
+    """The client library would send those of its own variables."""
+    for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID"):
+        monkeypatch.setenv(f"OPENAI_{name}", KEY)
     stub = serve()
     answers(engine_for(stub.url, key_env=None), ask())
-    assert "Authorization" not in stub.headers[0]
+    assert "authorization" not in stub.headers[0] and KEY not in str(stub.headers)
 
 
 def test_extensions_are_sent_only_where_they_are_asked_for(serve, engine_for):

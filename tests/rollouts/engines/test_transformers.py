@@ -66,11 +66,11 @@ def test_the_ways_are_counted_and_the_base_comes_back_unchanged(engine, tiny_set
     before = {
         name: weight.clone() for name, weight in engine.weights.base.named_parameters() if "lora" not in name
     }
-    engine.stats.by_way.clear()
+    engine.stats.by_mode.clear()
     answer(engine, requests(), batch_size=16, merge_from=4)
     answer(engine, requests(), batch_size=16, merge_from=99)
-    assert {"merged", "mixed"} <= engine.stats.by_way.keys()
-    assert sum(engine.stats.by_way.values()) == 72
+    assert {"merged", "mixed"} <= engine.stats.by_mode.keys()
+    assert sum(engine.stats.by_mode.values()) == 72
     engine.weights._point_at(None)
     after = dict(engine.weights.base.named_parameters())
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
@@ -227,7 +227,7 @@ def test_below_float32_nothing_is_merged(tiny_model, tiny_adapters):
         tiny_model_settings(tiny_model, dtype="bfloat16"), tiny_adapters, engine_settings()
     )
     answer(engine, requests(8), merge_from=1)
-    assert set(engine.stats.by_way) == {"base", "mixed"}
+    assert set(engine.stats.by_mode) == {"base", "mixed"}
 
 
 def test_info_and_stats(engine):
