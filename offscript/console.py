@@ -1,17 +1,28 @@
-"""What a person sees while work goes on: short lines on stderr, progress with an estimate of what is left."""
+"""Output for the person at the terminal: short messages and progress with the time left, all on stderr."""
 
 import logging
 import os
 import sys
-import time
 import warnings
 
-PLAIN_EVERY_S = 15.0
-LIVE_EVERY_S = 0.2
+LOG_EVERY_S = 15.0
+TERMINAL_EVERY_S = 0.2
+BAR_FORMAT = "  {desc}  {n_fmt}/{total_fmt} {unit}  {rate_noinv_fmt}  {remaining} left{postfix}"
+QUIET_LOGGERS = (
+    "deepspeed",
+    "DeepSpeed",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "torch",
+    "wandb",
+)
 
 
 def say(text: str) -> None:
-    """One line to the person at the terminal (stderr: stdout is for results)."""
+    """Prints one line on stderr; stdout is for results."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -24,51 +35,55 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
+class _WholeLines:
+    """A stream for tqdm that prints each display as a line of its own, for logs."""
+
+    def write(self, text: str) -> None:
+        if line := text.lstrip("\r").rstrip():
+            say(line)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 class Progress:
-    """``label  37/120 rows  12.3/s  7s left  note``: rewritten in place on a terminal, a line now and then elsewhere."""
+    """A tqdm bar on stderr: ``label  37/120 rows  12.30rows/s  00:06 left, note``.
+
+    On a terminal the line is rewritten in place; elsewhere a line is printed at most every ``LOG_EVERY_S`` seconds.
+    """
 
     def __init__(self, label: str, total: int, unit: str) -> None:
-        self.label, self.total, self.unit = label, total, unit
-        self.done = self.first = 0
-        self.note = ""
-        self.live = sys.stderr.isatty()
-        self.started = self.shown = time.monotonic()
+        from tqdm import tqdm
+
+        live = sys.stderr.isatty()
+        every_s = TERMINAL_EVERY_S if live else LOG_EVERY_S
+        text = {"desc": label, "unit": unit, "bar_format": BAR_FORMAT, "dynamic_ncols": live, "leave": False}
+        times = {"mininterval": every_s, "delay": every_s, "miniters": 1, "smoothing": 0}
+        self.bar = tqdm(total=total, file=sys.stderr if live else _WholeLines(), **text, **times)
 
     def begin(self, done: int) -> None:
-        """So much was there already: it is no part of the rate."""
-        self.done = self.first = done
+        """Sets how many units were done before this process started; they do not count towards the rate."""
+        self.bar.initial = self.bar.n = self.bar.last_print_n = done
 
-    def update(self, done: int, total: int | None = None, note: str = "") -> None:
-        self.done, self.total, self.note = done, total or self.total, note
-        now = time.monotonic()
-        if now - self.shown >= (LIVE_EVERY_S if self.live else PLAIN_EVERY_S) and self.done < self.total:
-            self.shown = now
-            print(
-                ("\r\x1b[2K" if self.live else "") + self.line(),
-                end="" if self.live else "\n",
-                file=sys.stderr,
-                flush=True,
-            )
+    def update(self, done: int, total: int | None = None, note: str | None = None) -> None:
+        """Sets how many units are done and, where given, the total and the note at the end of the line."""
+        self.bar.total = total or self.bar.total
+        if note is not None:
+            self.bar.set_postfix_str(note, refresh=False)
+        self.bar.update(done - self.bar.n)
 
-    def advance(self, note: str = "") -> None:
-        self.update(self.done + 1, note=note)
-
-    def line(self) -> str:
-        elapsed = time.monotonic() - self.started
-        rate = (self.done - self.first) / elapsed if elapsed > 0 else 0.0
-        left = duration((self.total - self.done) / rate) + " left" if rate else "estimating"
-        parts = [f"  {self.label}", f"{self.done}/{self.total} {self.unit}", f"{rate:.1f}/s", left, self.note]
-        return "  ".join(p for p in parts if p)
+    def advance(self, note: str | None = None) -> None:
+        """Adds one unit."""
+        self.update(self.bar.n + 1, note=note)
 
     def close(self) -> float:
-        """Ends the display; returns the seconds it ran."""
-        if self.live:
-            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
-        return time.monotonic() - self.started
+        """Ends the display, and removes its line from a terminal; returns the seconds since the start."""
+        self.bar.close()
+        return float(self.bar.format_dict["elapsed"])
 
 
 def quiet_libraries() -> None:
-    """Silences what a reader of the console cannot act on. To be called before torch or transformers are imported."""
+    """Silences library warnings that a user cannot act on. Call it before torch or transformers are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -78,15 +93,5 @@ def quiet_libraries() -> None:
     os.environ.setdefault("DS_ACCELERATOR_LOG_LEVEL", "error")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     warnings.simplefilter("ignore")
-    for name in (
-        "deepspeed",
-        "DeepSpeed",
-        "transformers",
-        "trl",
-        "peft",
-        "datasets",
-        "accelerate",
-        "torch",
-        "wandb",
-    ):
+    for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -160,7 +160,7 @@ def run_training(artifacts: list[Artifact], bench: Bench, limit: int | None) -> 
     with tracked(artifacts, bench, "train") as tracker:
 
         def on_step(step: int, total: int, logs: dict[str, Any]) -> None:
-            progress.update(step, total, f"loss {logs['loss']:.3f}" if "loss" in logs else progress.note)
+            progress.update(step, total, f"loss {logs['loss']:.3f}" if "loss" in logs else None)
 
         ranks.send_task(artifact.key)
         metrics = train(artifact, bench, tracker.callbacks(), on_step)
