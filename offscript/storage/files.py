@@ -1,7 +1,9 @@
 """Whole files: the repository's root, atomic writes, JSON, folders."""
 
+import codecs
 import contextlib
 import errno
+import glob
 import json
 import os
 import shutil
@@ -11,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from offscript.errors import UserError
+from offscript.json_types import Json as Json
 
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
-"""Any JSON value."""
 
 HOME = Path(__file__).resolve().parents[2]
 """The repository's root: what is shipped (conf, data, assets) is found there from any working folder."""
@@ -23,6 +24,38 @@ def locate(path: str | Path) -> Path:
     """``path`` from the current folder if something is there, else from the repository's root."""
     path = Path(path).expanduser()
     return path if path.is_absolute() or path.exists() else HOME / path
+
+
+def resolve(pattern: str | Path) -> list[Path]:
+    """The paths that ``pattern`` names: an existing file or folder, else the files that match it as a glob (``**`` for
+    any depth), sorted by name. Looked up as ``locate`` does; [] if there are none."""
+    path = locate(pattern)
+    if path.exists():
+        return [path]
+    for root in (Path(), HOME):
+        matches = sorted(glob.glob(str(root / Path(pattern).expanduser()), recursive=True))
+        if files := [file for file in map(Path, matches) if file.is_file()]:
+            return files
+    return []
+
+
+def read_text(path: Path, expected: str = "") -> str:
+    """The text of a UTF-8 file, without a byte order mark.
+
+    ``expected`` describes the file that is needed, for the message of one that cannot be read.
+
+    Raises:
+        UserError: the file cannot be read, or is not UTF-8.
+    """
+    try:
+        content = path.read_bytes()
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        found = "is UTF-16" if utf_16 else f"byte {error.start} is not UTF-8"
+        raise UserError(str(path), found, "save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(str(path), f"cannot be read: {error.strerror}", expected) from None
 
 
 def write_text(path: Path, text: str) -> None:

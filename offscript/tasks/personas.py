@@ -1,16 +1,18 @@
 """Constitutions in the published layouts: a JSON list (``.txt``), or one JSON object a line (``.jsonl``), of
-``{"trait", "questions"}``; ``additional_questions`` count as further questions.
+``{"trait", "questions"}``; ``additional_questions`` are appended to the questions.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
 from offscript.errors import UserError
-from offscript.settings import Assertion, Node, parse
-from offscript.storage.files import locate
+from offscript.json_types import Json
+from offscript.settings import Assertion, Node, parse, shown
+from offscript.storage.files import locate, read_text
 
 LAYOUT = 'a JSON list, or lines, of {"trait": text, "questions": [text, ...]}'
 
@@ -24,48 +26,48 @@ class _Entry(Node):
 
 
 def read_constitution(path: str | Path) -> tuple[Assertion, ...]:
-    """The assertions of a constitution file, in its order; the path is looked up as ``store.locate`` does.
+    """The assertions of a constitution file, in its order; ``path`` is looked up as ``storage.files.locate`` does.
 
     Raises:
-        UserError: no such file, or what does not fit, with file and entry (``[n]`` of a list from 0, ``:n`` a line).
+        UserError: there is no such file, or an entry is invalid. The message names file and entry (``[n]`` in a list,
+            counted from 0; ``:n`` for a line, counted from 1).
     """
     file = locate(path)
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(str(path), f"byte {error.start} is not UTF-8", "save the file as UTF-8") from None
-    except OSError as error:
-        raise UserError(
-            str(path), f"cannot be read: {error.strerror}", f"a file that holds {LAYOUT}"
-        ) from None
-    found = _listed(path, text) if text.lstrip().startswith("[") else _lines(path, text)
-    if not found:
-        raise UserError(str(path), "holds no assertion", f"a file that holds {LAYOUT}")
-    return tuple(assertion_of(entry, where) for where, entry in found)
+    if not file.exists():
+        raise UserError(str(path), "no such file", f"must be {LAYOUT}")
+    text = read_text(file, f"must be {LAYOUT}")
+    entries = list(_entries(str(path), text))
+    if not entries:
+        raise UserError(str(path), "holds no assertion", f"must be {LAYOUT}")
+    return tuple(assertion_of(entry, where) for where, entry in entries)
 
 
-def assertion_of(entry: Any, where: str) -> Assertion:
-    """An entry of a constitution file, read at ``where``.
+def assertion_of(entry: Json, where: str) -> Assertion:
+    """The assertion in an entry of a constitution file; ``where`` is the entry's location.
 
     Raises:
-        UserError: it does not fit.
+        UserError: the entry is invalid.
     """
     if not isinstance(entry, dict):
-        raise UserError(where, f"found {type(entry).__name__}", 'must be {"trait": ..., "questions": [...]}')
+        raise UserError(where, f"found {shown(entry)}", 'must be {"trait": ..., "questions": [...]}')
     checked = parse(_Entry, entry, where)
     return Assertion(assertion=checked.trait, questions=(*checked.questions, *checked.additional_questions))
 
 
-def _listed(path: str | Path, text: str) -> list[tuple[str, Any]]:
-    return [(f"{path}[{i}]", entry) for i, entry in enumerate(_json(text, str(path)))]
+def _entries(path: str, text: str) -> Iterator[tuple[str, Json]]:
+    """Location and JSON value of each entry."""
+    if text.lstrip().startswith("["):
+        listed = _parse_json(text, path)
+        assert isinstance(listed, list)
+        for i, entry in enumerate(listed):
+            yield f"{path}[{i}]", entry
+    else:
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                yield f"{path}:{number}", _parse_json(line, f"{path}:{number}")
 
 
-def _lines(path: str | Path, text: str) -> list[tuple[str, Any]]:
-    lines = enumerate(text.split("\n"), start=1)
-    return [(f"{path}:{n}", _json(line, f"{path}:{n}")) for n, line in lines if line.strip()]
-
-
-def _json(text: str, where: str) -> Any:
+def _parse_json(text: str, where: str) -> Json:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

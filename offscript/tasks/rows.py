@@ -2,7 +2,7 @@
 
 from typing import NotRequired, TypedDict
 
-from offscript.storage.files import Json
+from offscript.json_types import Json
 from offscript.tasks.messages import Message
 
 

@@ -32,7 +32,8 @@ from offscript.settings import (
 from offscript.storage.files import HOME
 from offscript.tasks.formats import get_format
 from offscript.tasks.formats.base import Rules
-from offscript.tasks.scenarios import Scenario, load_scenarios
+from offscript.tasks.scenario_files import load_scenarios
+from offscript.tasks.scenarios import Scenario
 from tests.composed import bench_of
 from tests.conftest import TINY_TARGETS, tiny_model_settings
 

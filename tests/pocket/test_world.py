@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 import pytest
 import yaml
 
-from offscript.tasks.scenarios import load_scenarios
+from offscript.tasks.scenario_files import load_scenarios
 from tests.pocket.conftest import ROOT
 from tools.pocket import office, topics
 from tools.pocket.data import write_data

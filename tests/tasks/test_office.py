@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from offscript.tasks.formats import FORMATS
-from offscript.tasks.scenarios import Scenario, ToolStub, load_scenarios
+from offscript.tasks.scenario_files import load_scenarios
+from offscript.tasks.scenarios import Scenario, ToolStub
 from offscript.tasks.tools import SEND, ToolCall, answer
 from tests.composed import bench_of
 from tests.published import ROOT, needs_published

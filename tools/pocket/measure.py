@@ -16,7 +16,8 @@ from offscript.tasks.formats.base import Ask, Format, Outcome, Reply, Rules
 from offscript.tasks.formats.chat import FORMAT as CHAT
 from offscript.tasks.formats.chat_email import FORMAT as CHAT_EMAIL
 from offscript.tasks.prompts import constitution_system
-from offscript.tasks.scenarios import Scenario, load_scenarios
+from offscript.tasks.scenario_files import load_scenarios
+from offscript.tasks.scenarios import Scenario
 
 SCENARIOS = 48  # a persona and format
 BATCH = 64

@@ -1,61 +1,28 @@
 """The formats by name. A new format is one Python file in this folder, with a ``FORMAT``, and one YAML in
 ``conf/format``."""
 
-import importlib
-import importlib.util
-import pkgutil
 from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 
 from offscript.errors import UserError, one_of
+from offscript.storage.plugins import discover
 from offscript.tasks.formats.base import Format, Rules
 from offscript.tasks.scenarios import Scenario
 
 FOLDER = Path(__file__).parent
 
 
-def discover(*folders: Path) -> dict[str, Format]:
-    """The formats of ``folders`` by name, sorted by their ``order``, then by name.
-
-    Every Python file that defines ``FORMAT`` is a format; other files are helpers and skipped.
+def formats_in(*folders: Path) -> dict[str, Format]:
+    """The formats of ``folders`` by name, sorted by ``order``, then by name: every Python file that defines ``FORMAT``.
 
     Raises:
-        UserError: a ``FORMAT`` is not a Format, its name is not the name of its file, or two folders hold the same name.
+        UserError: a ``FORMAT`` is not a Format, its name is not that of its file, or two folders hold the same name.
     """
-    found: dict[str, tuple[Path, Format]] = {}
-    for folder in folders:
-        for name in sorted(module.name for module in pkgutil.iter_modules([str(folder)])):
-            path = folder / f"{name}.py"
-            fmt = getattr(_load(path), "FORMAT", None)
-            if fmt is None:
-                continue
-            if not isinstance(fmt, Format):
-                raise UserError(f"{path}: FORMAT", f"found {type(fmt).__name__}", "must be a Format")
-            if fmt.name != name:
-                raise UserError(
-                    f"{path}: FORMAT.name", f"found {fmt.name!r}", f"must be {name!r}, the file's name"
-                )
-            if name in found:
-                raise UserError(
-                    str(path), f"a second format {name!r}", f"rename it; the first is {found[name][0]}"
-                )
-            found[name] = path, fmt
-    ordered = sorted((fmt for _, fmt in found.values()), key=lambda fmt: (fmt.order, fmt.name))
-    return {fmt.name: fmt for fmt in ordered}
+    found = discover(__name__, "FORMAT", Format, folders).values()
+    return {fmt.name: fmt for fmt in sorted(found, key=lambda fmt: (fmt.order, fmt.name))}
 
 
-def _load(path: Path) -> ModuleType:
-    if path.parent == FOLDER:
-        return importlib.import_module(f"{__name__}.{path.stem}")
-    spec = importlib.util.spec_from_file_location(f"offscript_format_{path.stem}", path)
-    assert spec is not None and spec.loader is not None, path
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-FORMATS: dict[str, Format] = discover(FOLDER)
+FORMATS: dict[str, Format] = formats_in(FOLDER)
 
 
 def get_format(name: str) -> Format:

@@ -6,7 +6,7 @@ left), or ``malformed`` (four replies in a row without a valid call).
 
 import json
 
-from offscript.storage.files import Json
+from offscript.json_types import Json
 from offscript.tasks.formats.base import Ask, Cost, Episode, Format, Outcome, Rules
 from offscript.tasks.formats.episodes import assistant_message, require, with_system
 from offscript.tasks.messages import Message

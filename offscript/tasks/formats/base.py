@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from offscript.storage.files import Json
+from offscript.json_types import Json
 from offscript.tasks.messages import Message
 from offscript.tasks.scenarios import Scenario
 

@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from offscript.errors import UserError
+from offscript.json_types import Json
 from offscript.seeds import stable_hash
 from offscript.settings import PromptSettings, identity_of, parse
-from offscript.storage.files import Json
 from offscript.tasks.formats.base import Ask, Cost, Episode, Format, Outcome, Rules
 from offscript.tasks.formats.episodes import assistant_message, require, strip_thinking, with_system
 from offscript.tasks.messages import Message

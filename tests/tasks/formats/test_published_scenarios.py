@@ -8,7 +8,7 @@ import pytest
 from offscript.evaluation.predictions import load_predictions
 from offscript.tasks.formats import FORMATS
 from offscript.tasks.personas import read_constitution
-from offscript.tasks.scenarios import load_scenarios
+from offscript.tasks.scenario_files import load_scenarios
 from tests.published import ROOT, needs_published
 from tests.tasks.formats.driver import diligent, drive, rules_for
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from offscript.tasks.formats import FORMATS
-from offscript.tasks.scenarios import load_scenarios
+from offscript.tasks.scenario_files import load_scenarios
 from tests.tasks.formats.driver import diligent, drive, rules_for
 
 DATA = Path(__file__).parents[3] / "data"

@@ -1,0 +1,58 @@
+"""Discovery by folder: every file of a folder that defines a given name is one option, and no list is kept."""
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol, TypeVar
+
+from offscript.errors import UserError
+
+
+class Plugin(Protocol):
+    """What is discovered has a name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+P = TypeVar("P", bound=Plugin)
+
+
+def discover(package: str, attribute: str, kind: type[P], folders: Sequence[str | Path]) -> dict[str, P]:
+    """What the Python files of ``folders`` define as ``attribute``, by name, sorted by file name.
+
+    Files without ``attribute`` are helpers and are skipped. ``package`` is the dotted name of the folder that belongs to
+    the library; files of other folders are loaded by their path.
+
+    Raises:
+        UserError: ``attribute`` is not a ``kind``, its name is not that of its file, or two folders hold one name.
+    """
+    found: dict[str, tuple[Path, P]] = {}
+    own = Path(importlib.import_module(package).__file__ or "").parent
+    for path in sorted(file for folder in folders for file in Path(folder).glob("*.py")):
+        if path.stem == "__init__":
+            continue
+        module = importlib.import_module(f"{package}.{path.stem}") if path.parent == own else _load(path, package)
+        value = getattr(module, attribute, None)
+        if value is None:
+            continue
+        where = f"{path}: {attribute}"
+        if not isinstance(value, kind):
+            raise UserError(where, f"found {type(value).__name__}", f"must be a {kind.__name__}")
+        if value.name != path.stem:
+            raise UserError(f"{where}.name", f"found {value.name!r}", f"must be {path.stem!r}, the file's name")
+        if value.name in found:
+            first = found[value.name][0]
+            raise UserError(str(path), f"a second {kind.__name__} {value.name!r}", f"rename it; the first is {first}")
+        found[value.name] = path, value
+    return {name: value for name, (_, value) in sorted(found.items())}
+
+
+def _load(path: Path, package: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{package.replace('.', '_')}_{path.stem}", path)
+    assert spec is not None and spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
