@@ -87,7 +87,7 @@ def test_every_job_tells_wandb_what_it_measured(smoke):
     (last,) = kinds["evaluate"]
     assert (
         any(k.startswith("retention") for k in last["logged"])
-        and "pocket/full/chat/macro_f1_2" in last["summary"]
+        and "pocket/full/chat/seed0/macro_f1_2" in last["summary"]
     )
 
 

@@ -1,18 +1,33 @@
-"""Evaluation as a job: prediction rows in, tables on the terminal and plain files in a folder out. No torch, no GPU."""
+"""Evaluation: reads prediction rows, prints tables and writes plain files. Needs neither torch nor a GPU."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
-from offscript.evaluation.metrics.scores import Evaluation, evaluate
+from offscript.evaluation.metrics.scores import Scores, evaluate
 from offscript.evaluation.predictions import check_rows, check_together, load_predictions
 from offscript.evaluation.report import figures, page, summary, tables
-from offscript.storage.files import ensure_folder, write_json, write_text
+from offscript.evaluation.report.wandb_results import results
+from offscript.storage.files import Json, ensure_folder, write_json, write_text
+from offscript.tracking.results import log_results
+from offscript.tracking.tracker import Tracker
 
-__all__ = ["Evaluation", "evaluate", "evaluate_files", "evaluate_rows", "load_predictions", "write"]
+__all__ = ["Scores", "evaluate", "evaluate_files", "evaluate_rows", "load_predictions", "write"]
 
-_SHOWN = 3
+MAX_NAMED = 3
+"""Number of missing prediction files that a note names."""
+
+
+class Options(TypedDict, total=False):
+    """Options of ``metrics.scores.evaluate``."""
+
+    resamples: int
+    confidence: float
+    seed: int
+    labels: Sequence[str] | None
+    planned: int | None
+    resample: str
 
 
 def evaluate_files(
@@ -21,73 +36,82 @@ def evaluate_files(
     *,
     title: str = "",
     quiet: bool = False,
-    **settings: Any,
-) -> dict[str, Any]:
-    """Evaluates files, folders or globs of prediction rows, prints the tables, and writes everything into ``out``.
+    **options: Unpack[Options],
+) -> dict[str, Json]:
+    """Evaluates prediction rows of files, folders or globs, prints the tables, and writes all results into ``out``.
 
     Args:
-        settings: those of ``metrics.scores.evaluate``: resamples, confidence, seed, labels, planned, resample.
+        title: of the HTML page.
+        quiet: print nothing.
+        options: those of ``metrics.scores.evaluate``.
 
     Returns:
-        What ``summary.json`` holds.
+        The content of ``summary.json``.
 
     Raises:
-        UserError: a path or a row is not what it should be, or a setting does not fit the rows.
+        UserError: a path or a row is invalid, or an option does not fit the rows.
     """
-    return _show_and_write(evaluate(load_predictions(paths), **settings), out, title, quiet)
+    scores = evaluate(load_predictions(paths), **options)
+    return _report(scores, out, title, quiet)
 
 
 def evaluate_rows(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Json]],
     out: Path | None = None,
     *,
     missing: Sequence[str] = (),
     title: str = "",
     quiet: bool = False,
     source: str = "predictions",
-    **settings: Any,
-) -> dict[str, Any]:
-    """The same for rows in memory; with ``out`` None nothing is written.
+    tracker: Tracker | None = None,
+    **options: Unpack[Options],
+) -> dict[str, Json]:
+    """As ``evaluate_files``, for rows in memory; writes no files if ``out`` is None.
 
-    ``missing`` names the prediction files of the grid that are not there yet, so that the notes say so; ``source``
-    names the rows in an error.
+    Args:
+        missing: names of the grid's prediction files that do not exist yet; a note lists them.
+        source: name of the rows in error messages.
+        tracker: run that the results are logged to; needs ``out``.
     """
-    evaluation = evaluate(check_together(check_rows(rows, source)), **settings)
+    scores = evaluate(check_together(check_rows(rows, source)), **options)
     if missing:
-        shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+        shown = ", ".join(missing[:MAX_NAMED]) + (", ..." if len(missing) > MAX_NAMED else "")
         note = f"incomplete: {len(missing)} of the grid's cells have no predictions yet: {shown}"
-        evaluation = replace(evaluation, notes=(note, *evaluation.notes))
-    return _show_and_write(evaluation, out, title, quiet)
+        scores = replace(scores, notes=(note, *scores.notes))
+    found = _report(scores, out, title, quiet)
+    if tracker is not None and out is not None:
+        log_results(tracker, results(scores), out / "figures" / "personas.png")
+    return found
 
 
-def _show_and_write(evaluation: Evaluation, out: Path | None, title: str, quiet: bool) -> dict[str, Any]:
+def _report(scores: Scores, out: Path | None, title: str, quiet: bool) -> dict[str, Json]:
     if not quiet:
-        print(tables.text(evaluation), end="")
+        print(tables.text(scores), end="")
     if out is not None:
-        written = write(evaluation, out, title)
+        written = write(scores, out, title)
         if not quiet:
             print(f"\nwritten to {out}: {', '.join(str(path.relative_to(out)) for path in written)}")
-    return summary.summary(evaluation)
+    return summary.summary(scores)
 
 
-def write(evaluation: Evaluation, folder: Path, title: str = "") -> list[Path]:
+def write(scores: Scores, folder: Path, title: str = "") -> list[Path]:
     """Writes summary.json, cells.csv, tables.txt, report.html and figures/ into ``folder``; returns their paths.
 
-    The same evaluation gives the same bytes of the text files, whenever and wherever it is written.
+    Equal scores give equal bytes, except that figures may differ between versions of matplotlib.
 
     Raises:
-        UserError: a file stands where a folder is needed.
+        UserError: a file exists where a folder is needed.
     """
     place = ensure_folder(folder / "figures")
-    pictures = figures.headline(evaluation, place) + figures.heatmap(evaluation, place)
-    write_json(folder / "summary.json", summary.summary(evaluation))
+    images = figures.headline(scores, place) + figures.heatmap(scores, place)
+    write_json(folder / "summary.json", summary.summary(scores))
     texts = {
-        "cells.csv": summary.cells_csv(evaluation),
-        "tables.txt": tables.text(evaluation),
+        "cells.csv": summary.cells_csv(scores),
+        "tables.txt": tables.text(scores),
         "report.html": page.page(
-            evaluation, title or "offscript", "figures/headline.svg", "figures/personas.svg"
+            scores, title or "offscript", "figures/headline.svg", "figures/personas.svg"
         ),
     }
     for name, text in texts.items():
         write_text(folder / name, text)
-    return [folder / name for name in ("report.html", "summary.json", *list(texts)[:2])] + pictures
+    return [folder / name for name in ("report.html", "summary.json", *list(texts)[:2])] + images

@@ -7,14 +7,14 @@ published study (``base, stage, scenario_id, trait_true, trait_pred, probs [p], 
 import glob
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from offscript.errors import UserError, one_of
+from offscript.evaluation.order import personas_in_order
 from offscript.seeds import stable_hash
-from offscript.settings import PERSONAS
 from offscript.storage.rows import read_rows
 from offscript.tasks.scenarios import family_of
 
@@ -51,12 +51,6 @@ class Prediction:
         """What makes it one episode: no two predictions may share it."""
         cell = (self.model, self.stage, self.format, self.training_seed, self.persona)
         return (*cell, self.scenario, self.sample)
-
-
-def in_order(personas: Iterable[str]) -> list[str]:
-    """``personas`` without twins, in the project's order; names that it does not know come last, sorted."""
-    place = {name: i for i, name in enumerate(PERSONAS)}
-    return sorted(set(personas), key=lambda name: (place.get(name, len(place)), name))
 
 
 def load_predictions(paths: str | Path | Sequence[str | Path]) -> list[Prediction]:
@@ -132,13 +126,15 @@ def check_together(predictions: list[Prediction]) -> list[Prediction]:
         if p.probs is not None:
             labels, where = classifier.setdefault(p.model, (frozenset(p.probs), p.where))
             if labels != frozenset(p.probs):
-                odd = ", ".join(in_order(labels ^ frozenset(p.probs)))
+                odd = ", ".join(personas_in_order(labels ^ frozenset(p.probs)))
                 raise UserError(p.where, f"labels differ from {where} by: {odd}", "one classifier a model")
     for p in predictions:
         labels = classifier.get(p.model, (frozenset(), ""))[0]
         if labels and p.persona is not None and p.persona not in labels:
             raise UserError(
-                p.where, f"persona {p.persona!r} is not a label of the classifier", one_of(in_order(labels))
+                p.where,
+                f"persona {p.persona!r} is not a label of the classifier",
+                one_of(personas_in_order(labels)),
             )
     return predictions
 
@@ -241,7 +237,9 @@ def _whole(row: Mapping[str, Any], key: str, where: str, default: int | None) ->
 
 def _known(predicted: Any, probs: Mapping[str, float], where: str) -> None:
     if predicted not in probs:
-        raise UserError(where, f"predicted label {predicted!r} has no probability", one_of(in_order(probs)))
+        raise UserError(
+            where, f"predicted label {predicted!r} has no probability", one_of(personas_in_order(probs))
+        )
 
 
 def _probs(probs: Any, where: str) -> dict[str, float]:

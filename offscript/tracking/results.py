@@ -1,35 +1,42 @@
-"""What an evaluation logs to W&B: the retention table, bars per format, the heatmap of personas."""
+"""Logs the results of an evaluation to W&B: tables of retention and of scores, bars per format, a heatmap of personas."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from offscript.tracking.tracker import Tracker
 
-TABLE, BARS, HEATMAP = "retention", "bars", "heatmap"
-"""Names of what an evaluation logs: a table, a chart per format (``bars/chat``), an image."""
+RETENTION, SCORES, BARS, HEATMAP = "retention", "scores", "bars", "heatmap"
+"""Keys in W&B: two tables, a chart per format (``bars/chat``), an image."""
+
+Row = Mapping[str, int | float | str | None]
 
 
-def log_retention(tracker: Tracker, summary: dict[str, Any], heatmap: Path) -> None:
-    """Headline numbers into the run's summary; the retention table, bars per format and the heatmap as objects."""
-    metric, groups = summary["metric"], summary["groups"]
-    columns = ["model", "stage", "format", "training_seed", "planned", "emitted", "unique_texts", "accuracy"]
-    rows = [
-        [*(g[c] for c in columns), g["macro_f1"]["emitted"], *(g["interval_scenario"] or (None, None))]
-        for g in groups
-    ]
-    tracker.table(TABLE, [*columns, metric, "low", "high"], rows)
-    for format_ in dict.fromkeys(g["format"] for g in groups):
-        heights = {
-            " ".join(str(g[c]) for c in ("model", "stage", "training_seed") if g[c] is not None): g[
-                "macro_f1"
-            ]["emitted"]
-            for g in groups
-            if g["format"] == format_ and g["macro_f1"]["emitted"] is not None
-        }
-        tracker.bars(f"{BARS}/{format_}", f"{metric}, {format_}", heights)
+@dataclass(frozen=True)
+class Results:
+    """The results of an evaluation.
+
+    Args:
+        retention: rows of the table ``retention``, one per model, stage, format and training seed.
+        scores: rows of the table ``scores``, one per group and persona. All rows of a table have the same columns.
+        bars: macro-F1 by label of the bar, for each format.
+        bar_title: what the bars show.
+        summary: headline numbers by key.
+    """
+
+    retention: Sequence[Row]
+    scores: Sequence[Row]
+    bars: Mapping[str, Mapping[str, float]]
+    bar_title: str
+    summary: Row
+
+
+def log_results(tracker: Tracker, results: Results, heatmap: Path) -> None:
+    """Logs ``results`` and the image ``heatmap`` (png). A table without rows is left out."""
+    for name, rows in ((RETENTION, results.retention), (SCORES, results.scores)):
+        if rows:
+            tracker.table(name, list(rows[0]), [list(row.values()) for row in rows])
+    for format_, heights in results.bars.items():
+        tracker.bars(f"{BARS}/{format_}", f"{results.bar_title}, {format_}", heights)
     tracker.image(HEATMAP, heatmap)
-    for g in groups:
-        place = "/".join(str(g[c]) for c in ("model", "stage", "format"))
-        tracker.summary(
-            {f"{place}/{metric}": g["macro_f1"]["emitted"], f"{place}/emission_rate": g["emission_rate"]}
-        )
+    tracker.summary(results.summary)

@@ -8,7 +8,7 @@ from typing import Any
 from offscript.errors import UserError
 from offscript.settings import TrackingSettings
 from offscript.tracking.account import viewer
-from offscript.tracking.results import BARS, HEATMAP, TABLE
+from offscript.tracking.results import BARS, HEATMAP, RETENTION, SCORES
 from offscript.tracking.tracker import STEP
 
 PACKAGE = "wandb-workspaces==0.4.13"
@@ -81,7 +81,7 @@ def _curve(title: str, metrics: Sequence[str]) -> Any:
 
 
 def _results(formats: Sequence[str]) -> list[Any]:
-    """The retention table, a bar chart for each format, the heatmap of the personas."""
+    """The tables of retention and scores, a bar chart for each format, the heatmap of the personas."""
     from wandb_workspaces.reports import v2 as wr
 
     bars = [
@@ -92,7 +92,8 @@ def _results(formats: Sequence[str]) -> list[Any]:
         for name in formats
     ]  # fmt: skip
     return [
-        wr.WeavePanelSummaryTable(table_name=TABLE),
+        wr.WeavePanelSummaryTable(table_name=RETENTION),
+        wr.WeavePanelSummaryTable(table_name=SCORES),
         *bars,
         wr.MediaBrowser(title="Personas", media_keys=[HEATMAP]),
     ]

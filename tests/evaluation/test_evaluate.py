@@ -1,4 +1,4 @@
-"""Evaluation from files to files: the published numbers, the same bytes twice, and light imports."""
+"""Evaluation from files to files: published numbers, reproducible output, W&B results, light imports."""
 
 import json
 import subprocess
@@ -9,16 +9,15 @@ import pytest
 
 from offscript.errors import UserError
 from offscript.evaluation.evaluate import evaluate, evaluate_files, evaluate_rows, load_predictions
-from offscript.evaluation.report.summary import retention_rows
 from tests.published import ROOT, needs_published
 from tests.rows import grid, row
 
-# bounds of shared/published/README.md, 95% by rows
+# Published 95% intervals by rows.
 PUBLISHED_INTERVALS = {
     ("llama", "base"): (0.020, 0.059), ("llama", "distillation"): (0.138, 0.221), ("llama", "full"): (0.318, 0.447),
     ("gemma", "base"): (0.027, 0.058), ("gemma", "distillation"): (0.219, 0.306), ("gemma", "full"): (0.472, 0.602),
 }  # fmt: skip
-# emitted, own class, lower, upper: shared/facts/statistics.md
+# Emitted, own class, lower, upper.
 PUBLISHED_READINGS = {"llama": (0.386, 0.248, 0.159, 0.759), "gemma": (0.545, 0.336, 0.246, 0.766)}
 UNIQUE_BASE_TEXTS = {"llama": 25, "gemma": 48}
 
@@ -61,7 +60,7 @@ def test_published_missing_texts(published):
 
 
 @needs_published
-def test_published_base_rows_are_copies_and_the_report_says_so(published):
+def test_published_base_rows_are_copies_and_get_a_note(published):
     for model, n in UNIQUE_BASE_TEXTS.items():
         assert published[model, "base"].unique_texts == n
         assert not published[model, "base"].null.above
@@ -71,7 +70,7 @@ def test_published_base_rows_are_copies_and_the_report_says_so(published):
 
 
 @needs_published
-def test_base_texts_given_once_score_what_their_copies_score(published):
+def test_base_texts_given_once_score_as_their_copies(published):
     lines = (ROOT / "predictions" / "agentic_email.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     once = [
@@ -94,7 +93,7 @@ def written(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_the_same_rows_give_the_same_bytes(tmp_path, capsys):
+def test_equal_rows_give_equal_bytes(tmp_path, capsys):
     rows = grid(scenarios=8)
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -113,17 +112,7 @@ def test_the_same_rows_give_the_same_bytes(tmp_path, capsys):
     assert "figures/headline.png" in shown
 
 
-def test_the_retention_table_as_flat_rows():
-    rows = retention_rows(evaluate_rows(grid(scenarios=8), quiet=True, resamples=100))
-    assert len(rows) == 8
-    full = next(r for r in rows if (r["stage"], r["format"]) == ("full", "agentic_email"))
-    assert full["gap"] == pytest.approx(full["chat"] - full["f1"], abs=2e-6)
-    assert full["retention_low"] <= full["retention"] <= full["retention_high"]
-    base = next(r for r in rows if r["stage"] == "base")
-    assert (base["retention"], base["retention_low"]) == (None, None)
-
-
-def test_what_is_missing_from_the_grid_is_said():
+def test_missing_predictions_get_a_note():
     cells = [f"predictions {i}" for i in range(5)]
     summary = evaluate_rows(grid(scenarios=4), quiet=True, resamples=100, missing=cells)
     assert summary["notes"][0] == (
@@ -131,19 +120,19 @@ def test_what_is_missing_from_the_grid_is_said():
     )
 
 
-def test_a_file_where_the_folder_should_be(tmp_path):
+def test_a_file_in_place_of_the_folder_is_rejected(tmp_path):
     (tmp_path / "evaluation").touch()
     with pytest.raises(UserError, match="a file stands where a folder is needed"):
         evaluate_rows(grid(scenarios=4), tmp_path / "evaluation", quiet=True, resamples=100)
 
 
-def test_bad_rows_leave_nothing_behind(tmp_path):
+def test_invalid_rows_leave_no_files(tmp_path):
     with pytest.raises(UserError, match="rows, line 1: model is 3"):
         evaluate_rows([row(model=3)], tmp_path / "evaluation", source="rows")
     assert not (tmp_path / "evaluation").exists()
 
 
-def test_importing_evaluation_loads_nothing_heavy():
+def test_importing_evaluate_imports_no_heavy_library():
     code = (
         "import sys, offscript.evaluation.evaluate; "
         "print([m for m in ('torch', 'sklearn', 'matplotlib', 'transformers', 'scipy', 'hydra') if m in sys.modules])"

@@ -1,11 +1,12 @@
-"""Reading prediction rows: what is accepted, and the one line that a bad one gets."""
+"""Reading prediction rows: the two layouts, and the message for each kind of invalid row."""
 
 import json
 
 import pytest
 
 from offscript.errors import MissingInput, UserError
-from offscript.evaluation.predictions import check_rows, check_together, in_order, load_predictions
+from offscript.evaluation.order import formats_in_order, personas_in_order, stages_in_order
+from offscript.evaluation.predictions import check_rows, check_together, load_predictions
 from tests.rows import lost, probs, row
 
 PUBLISHED = {
@@ -51,38 +52,44 @@ def test_the_published_layout():
     assert len(found.text_hash) == 16
 
 
-def test_one_task_has_one_scenario_in_both_email_formats():
+def test_a_scenario_has_one_name_in_both_email_formats():
     first, second = read(
         PUBLISHED, {**PUBLISHED, "scenario_id": "chat_email_recognition_v2", "format": "chat_email"}
     )
     assert first.scenario == second.scenario
 
 
-def test_a_text_that_appears_twice_has_one_hash():
+def test_equal_texts_have_equal_hashes():
     first, second = read(PUBLISHED, {**PUBLISHED, "row_idx": 8, "trait_true": "sarcasm"})
     assert first.text_hash == second.text_hash
     assert read({**PUBLISHED, "email_body": "Hello!"})[0].text_hash != first.text_hash
 
 
-def test_files_folders_and_globs(tmp_path):
+def test_files_folders_and_globs_are_read(tmp_path):
     write(tmp_path / "a.jsonl", row())
     (tmp_path / "deep").mkdir()
     write(tmp_path / "deep" / "b.jsonl", row(scenario="s2"))
     assert len(load_predictions(tmp_path)) == 2
     assert len(load_predictions(str(tmp_path / "*.jsonl"))) == 1
     assert len(load_predictions(str(tmp_path / "**" / "*.jsonl"))) == 2
-    assert (
-        len(load_predictions([tmp_path / "a.jsonl", tmp_path])) == 2
-    )  # a file that is named twice is read once
+    # A file that is given twice is read once.
+    assert len(load_predictions([tmp_path / "a.jsonl", tmp_path])) == 2
 
 
-def test_the_format_of_a_file_without_formats_is_its_name(tmp_path):
+def test_the_default_format_is_the_name_of_the_file(tmp_path):
     (found,) = load_predictions(write(tmp_path / "agentic_email.jsonl", PUBLISHED))
     assert found.format == "agentic_email"
 
 
-def test_personas_keep_the_projects_order():
-    assert in_order(["pirate", "poeticism", "humor", "sarcasm", "humor", "alien"]) == [
+def test_display_order_is_that_of_the_definitions_then_unknown_names_sorted():
+    assert stages_in_order(["full", "mine", "base"]) == ["base", "full", "mine"]
+    assert formats_in_order(["zen", "agentic_email", "art", "chat"]) == [
+        "chat",
+        "agentic_email",
+        "art",
+        "zen",
+    ]
+    assert personas_in_order(["pirate", "poeticism", "humor", "sarcasm", "humor", "alien"]) == [
         "sarcasm", "humor", "poeticism", "alien", "pirate",
     ]  # fmt: skip
 
@@ -117,7 +124,7 @@ BAD_ROWS = [
 
 
 @pytest.mark.parametrize(("bad", "message"), BAD_ROWS)
-def test_a_bad_row_is_named_by_file_and_line(bad, message):
+def test_an_invalid_row_is_named_by_file_and_line(bad, message):
     with pytest.raises(UserError) as error:
         read(row(scenario="before"), bad)
     assert str(error.value) == f"p.jsonl, line 2: {message}"
@@ -136,13 +143,13 @@ BAD_TOGETHER = [
 
 
 @pytest.mark.parametrize(("rows", "message"), BAD_TOGETHER)
-def test_rows_that_do_not_fit_together(rows, message):
+def test_inconsistent_rows_are_rejected(rows, message):
     with pytest.raises(UserError) as error:
         read(*rows)
     assert str(error.value) == message
 
 
-def test_bad_files(tmp_path):
+def test_invalid_files_are_rejected(tmp_path):
     def message(path, kind=UserError) -> str:
         with pytest.raises(kind) as error:
             load_predictions(path)
@@ -170,7 +177,7 @@ def test_bad_files(tmp_path):
 
 
 def test_a_missing_file_is_not_a_missing_input(tmp_path):
-    """No command of ours makes a file from elsewhere."""
+    """MissingInput names a command that makes the file, and no command makes this one."""
     with pytest.raises(UserError) as error:
         load_predictions(tmp_path / "no.jsonl")
     assert not isinstance(error.value, MissingInput)

@@ -9,10 +9,10 @@ import pytest
 from offscript.commands import dashboard
 from offscript.errors import UserError
 from offscript.storage.files import HOME
-from offscript.tracking.results import BARS, HEATMAP, TABLE
+from offscript.tracking.results import BARS, HEATMAP, RETENTION, SCORES
 from offscript.tracking.tracker import STEP, NullTracker, RolloutProgressLogger
 from offscript.tracking.workspace import CURVES, PACKAGE, workspace
-from tests.composed import bench_of
+from tests.composed import experiment_of
 from tests.tracking.wandb_stub import wandb_stub
 
 
@@ -58,7 +58,7 @@ def test_every_section_is_there_with_its_curves_over_the_step():
 
 def test_the_results_are_a_table_bars_for_each_format_and_the_heatmap():
     sections = {s["name"]: json.dumps(s) for s in spec()["section"]["panelBankConfig"]["sections"]}
-    for name in (TABLE, f"{BARS}/chat_table", f"{BARS}/agentic_email_table", HEATMAP):
+    for name in (RETENTION, SCORES, f"{BARS}/chat_table", f"{BARS}/agentic_email_table", HEATMAP):
         assert f'"{name}"' in sections["Retention"]
 
 
@@ -67,6 +67,6 @@ def test_a_server_that_does_not_save_is_one_line(monkeypatch):
     with wandb_stub() as stub:
         for name, value in stub.environment().items():
             monkeypatch.setenv(name, value)
-        bench = bench_of("tracking=online")
+        experiment = experiment_of("tracking=online")
         with pytest.raises(UserError, match="did not save the view"):
-            dashboard(bench.planner.settings, bench)
+            dashboard(experiment.planner.settings, experiment)

@@ -1,10 +1,10 @@
-"""From checked predictions to every number of a table: scores per group, retention, contrasts, and what to beware of.
+"""Scores of all groups in a set of predictions: macro-F1 with intervals, retention, contrasts and notes.
 
 A *group* is one (model, stage, format[, training seed]) with all of its personas.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,37 +12,42 @@ from numpy.typing import NDArray
 
 from offscript.errors import UserError, one_of
 from offscript.evaluation.metrics import bootstrap
-from offscript.evaluation.metrics.bootstrap import EVERY_PERSONA, RESAMPLE_UNITS, Episodes, interval
+from offscript.evaluation.metrics.bootstrap import (
+    EVERY_PERSONA,
+    RESAMPLE_UNITS,
+    Episodes,
+    Interval,
+    interval,
+)
 from offscript.evaluation.metrics.f1 import (
+    MACRO_F1,
     Readings,
     accuracy,
     confusion,
     emitted_support,
-    metric_name,
     per_persona_f1,
     readings,
 )
-from offscript.evaluation.metrics.retention import (
-    Contrast,
-    Interval,
-    Null,
-    difference,
-    permutation_null,
-    ratio,
+from offscript.evaluation.metrics.retention import Contrast, Null, difference, permutation_null, ratio
+from offscript.evaluation.order import (
+    formats_in_order,
+    is_in_distribution,
+    personas_in_order,
+    stages_in_order,
 )
-from offscript.evaluation.predictions import Prediction, in_order
+from offscript.evaluation.predictions import Prediction
 from offscript.seeds import stable_hash
 
-STAGES = ("base", "prompted", "distillation", "full")
-FORMATS = ("chat", "break_character", "chat_email", "agentic_email")
+# Contrasts of the published study.
 STAGE_PAIRS = (("full", "distillation"),)
 FORMAT_PAIRS = (("chat", "chat_email"), ("chat_email", "agentic_email"))
-FEW_CLUSTERS = 30
+MIN_SCENARIOS = 30
+MAX_PERMUTATIONS = 1000
 
 
 @dataclass(frozen=True)
 class PersonaScore:
-    """One cell: a persona in a group. ``planned`` is None where unknown; ``recall`` None where no text exists."""
+    """Scores of one cell: a persona in a group. ``planned`` is None if unknown, ``recall`` None without texts."""
 
     persona: str
     planned: int | None
@@ -55,11 +60,11 @@ class PersonaScore:
 
 @dataclass(frozen=True)
 class GroupScore:
-    """All personas of one model, stage and format.
+    """Scores of one group.
 
-    ``planned``, ``emitted`` and ``ended`` count episodes; with ``crossed`` each stands for every persona. ``planned``
-    and ``emission_rate`` are None where a file holds scored texts only. ``macro_f1`` has four readings of the missing
-    texts; the intervals and ``null`` are for the emitted one. ``counts`` is the confusion ``[N][N + 2]``.
+    ``planned``, ``emitted`` and ``ended`` count episodes; if ``crossed``, each is scored for every persona. ``planned``
+    and ``emission_rate`` are None if the rows hold scored texts only. ``macro_f1`` has four readings of the missing
+    texts; the intervals and ``null`` are those of the emitted one. ``counts`` is the confusion matrix ``[N][N + 2]``.
     """
 
     model: str
@@ -90,9 +95,10 @@ class GroupScore:
 
 @dataclass(frozen=True)
 class Retention:
-    """What one format keeps of chat, on emitted texts: ``gap`` = chat - format, ``retention`` = format / chat.
+    """One format against chat (the in-distribution format), by macro-F1 on emitted texts.
 
-    ``retention`` is empty, and ``why_not`` says why, where chat itself is not above its permutation null.
+    ``gap`` = chat - score; ``retention`` = score / chat. ``retention`` is undefined, with the reason in ``why_not``, if
+    chat is not above its permutation null or one of the two has no texts.
     """
 
     model: str
@@ -108,7 +114,7 @@ class Retention:
 
 @dataclass(frozen=True)
 class Change:
-    """``first`` minus ``second``, two stages of one format or two formats of one stage (``within``)."""
+    """Macro-F1 of ``first`` minus that of ``second``: two stages of one format or two formats of one stage, ``within``."""
 
     model: str
     training_seed: int | None
@@ -120,7 +126,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Options:
-    """How the numbers are made; ``resample`` is the unit behind retention and contrasts."""
+    """Options of ``evaluate``, see there."""
 
     resamples: int = 1000
     confidence: float = 0.95
@@ -130,8 +136,8 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Everything that the report shows; a pure function of predictions and options."""
+class Scores:
+    """All numbers of a report; a pure function of predictions and options."""
 
     labels: tuple[str, ...]
     metric: str
@@ -151,16 +157,19 @@ def evaluate(
     labels: Sequence[str] | None = None,
     planned: int | None = None,
     resample: str = "scenario",
-) -> Evaluation:
-    """Scores, retention and contrasts of all groups in ``predictions``, over one fixed label set.
+) -> Scores:
+    """Scores of all groups in ``predictions``, over one fixed label set.
 
     Args:
-        labels: the set; by default every persona among the true ones (the classifier's labels if there is none).
-        planned: episodes planned per (model, stage, format), for files that hold scored texts only.
-        resample: unit behind retention and contrasts: rows, scenario or family.
+        resamples: number of bootstrap resamples; at most MAX_PERMUTATIONS permutations are made for the null.
+        confidence: of all intervals, between 0 and 1; the null is tested at 1 - confidence.
+        seed: of the resamples and permutations.
+        labels: the label set; by default every true persona (the classifier's labels if there is none).
+        planned: episodes planned per (model, stage, format), for rows that hold scored texts only.
+        resample: unit of resampling for retention and contrasts: rows, scenario or family.
 
     Raises:
-        UserError: no predictions, or an option that does not fit them.
+        UserError: no predictions, or an option that is out of range or does not fit them.
     """
     options = Options(resamples, confidence, seed, resample, planned)
     _check(options)
@@ -171,25 +180,25 @@ def evaluate(
     chosen, kept = _label_set(predictions, labels)
     notes = []
     if len(kept) < len(predictions):
-        left_out = in_order(p.persona for p in predictions if p.persona and p.persona not in chosen)
+        left_out = personas_in_order(p.persona for p in predictions if p.persona and p.persona not in chosen)
         notes.append(
             f"{len(predictions) - len(kept)} rows are left out: {', '.join(left_out)} not in the label set"
         )
     groups: list[GroupScore] = []
-    kept_scores: list[Retention] = []
+    retention: list[Retention] = []
     changes: list[Change] = []
     for model in sorted({p.model for p in kept}):
-        of_model = _Model(model, [p for p in kept if p.model == model], chosen, options)
-        groups += of_model.groups
-        kept_scores += of_model.retention()
-        changes += of_model.changes()
+        scored = _Model(model, [p for p in kept if p.model == model], chosen, options)
+        groups += scored.groups
+        retention += scored.retention()
+        changes += scored.changes()
     notes += _notes(groups, chosen, options)
-    return Evaluation(
+    return Scores(
         tuple(chosen),
-        metric_name(chosen),
+        MACRO_F1.format(n=len(chosen)),
         options,
         tuple(groups),
-        tuple(kept_scores),
+        tuple(retention),
         tuple(changes),
         tuple(notes),
     )
@@ -207,9 +216,9 @@ def _check(options: Options) -> None:
 def _label_set(
     predictions: Sequence[Prediction], labels: Sequence[str] | None
 ) -> tuple[list[str], list[Prediction]]:
-    """The fixed set, and the predictions whose true persona is in it."""
-    known = in_order(label for p in predictions for label in p.probs or ())
-    true = in_order(p.persona for p in predictions if p.persona is not None)
+    """The label set, and the predictions whose true persona is in it."""
+    known = personas_in_order(label for p in predictions for label in p.probs or ())
+    true = personas_in_order(p.persona for p in predictions if p.persona is not None)
     chosen = list(labels) if labels is not None else true or known
     if not chosen or len(set(chosen)) < len(chosen):
         raise UserError("labels", f"{chosen}", "different names, at least one")
@@ -222,33 +231,30 @@ def _label_set(
     return chosen, kept
 
 
-def _place(name: str, known: Sequence[str]) -> tuple[int, str]:
-    return (known.index(name) if name in known else len(known), name)
-
-
 # ---------------------------------------------------------------- one model
 
 
 class _Model:
-    """The groups of one model with their joint draws."""
+    """The groups of one model with their joint resamples."""
 
     def __init__(self, name: str, predictions: list[Prediction], labels: list[str], options: Options) -> None:
         self.name, self.labels, self.options = name, labels, options
-        keys = {(p.training_seed, p.stage, p.format) for p in predictions}
+        stages = stages_in_order(p.stage for p in predictions)
+        formats = formats_in_order(p.format for p in predictions)
         self.keys = sorted(
-            keys, key=lambda k: (-1 if k[0] is None else k[0], _place(k[1], STAGES), _place(k[2], FORMATS))
+            {(p.training_seed, p.stage, p.format) for p in predictions},
+            key=lambda k: (-1 if k[0] is None else k[0], stages.index(k[1]), formats.index(k[2])),
         )
         self.members: list[list[Prediction]] = [[] for _ in self.keys]
         at = {key: i for i, key in enumerate(self.keys)}
         for p in predictions:
             self.members[at[p.training_seed, p.stage, p.format]].append(p)
         self.episodes = self._columns()
-        draws = {
+        self.f1_draws = {
             unit: bootstrap.bootstrap_f1(self.episodes, unit, options.resamples, options.seed, name)
             for unit in RESAMPLE_UNITS
         }
-        self.f1_draws = draws
-        self.macro_draws = {unit: bootstrap.macro(f1) for unit, f1 in draws.items()}
+        self.macro_draws = {unit: bootstrap.macro(f1) for unit, f1 in self.f1_draws.items()}
         self.groups = [self._score(g) for g in range(len(self.keys))]
 
     def _columns(self) -> Episodes:
@@ -270,7 +276,7 @@ class _Model:
         )
 
     def _counts(self, g: int) -> NDArray[np.int64]:
-        """Confusion of group g ``[N, N + 2]``; a base text counts in each persona's row."""
+        """Confusion counts of group g ``[N, N + 2]``; a base text is counted in the row of each persona."""
         mine = self.episodes.group == g
         persona, column, n = self.episodes.persona[mine], self.episodes.column[mine], len(self.labels)
         if (persona == EVERY_PERSONA).all():
@@ -283,11 +289,12 @@ class _Model:
         crossed = members[0].persona is None
         known = all(p.ended is not None for p in members)
         if not known and self.options.planned is not None:
-            counts[:, -1] = self._unseen(g, counts)
+            counts[:, -1] = self._missing(g, counts)
             known = True
-        share = 1 if crossed else n  # personas that an episode of one persona's row is counted for once
-        emitted = int(emitted_support(counts)[:share].sum())
-        planned = int(counts[:share].sum()) if known else None
+        # All rows of a crossed group count the same episodes.
+        rows = 1 if crossed else n
+        emitted = int(emitted_support(counts)[:rows].sum())
+        planned = int(counts[:rows].sum()) if known else None
         hashes = {p.text_hash for p in members if p.predicted is not None}
         mine = self.episodes.group == g
         return GroupScore(
@@ -305,20 +312,19 @@ class _Model:
             families=len(np.unique(self.episodes.family[mine])),
             accuracy=accuracy(counts),
             macro_f1=readings(counts, crossed, known),
-            **{
-                f"interval_{unit}": self._interval(self.macro_draws[unit][:, g], emitted)
-                for unit in RESAMPLE_UNITS
-            },
+            interval_rows=self._interval("rows", g, emitted),
+            interval_scenario=self._interval("scenario", g, emitted),
+            interval_family=self._interval("family", g, emitted),
             null=self._null(g),
             personas=self._personas(g, counts, known),
             counts=tuple(tuple(int(c) for c in row) for row in counts),
         )
 
-    def _interval(self, draws: NDArray[np.float64], emitted: int) -> Interval:
-        return interval(draws, self.options.confidence) if emitted else None
+    def _interval(self, unit: str, g: int, emitted: int) -> Interval:
+        return interval(self.macro_draws[unit][:, g], self.options.confidence) if emitted else None
 
-    def _unseen(self, g: int, counts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Missing texts per persona ``[N]`` where only ``planned`` is known: it is shared out evenly."""
+    def _missing(self, g: int, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Missing texts per persona ``[N]``, if ``planned`` episodes are divided evenly among the personas."""
         planned, n = self.options.planned or 0, len(self.labels)
         _, stage, format_ = self.keys[g]
         if planned % n:
@@ -342,16 +348,17 @@ class _Model:
             self.episodes.column[mine],
             scenario,
             len(self.labels),
-            min(self.options.resamples, 1000),
+            min(self.options.resamples, MAX_PERMUTATIONS),
             self.options.confidence,
             rng,
         )
 
     def _personas(self, g: int, counts: NDArray[np.int64], known: bool) -> tuple[PersonaScore, ...]:
         f1, support = per_persona_f1(counts), emitted_support(counts)
-        confidence = self.options.confidence
-        by_rows = bootstrap.intervals(self.f1_draws["rows"][:, g], confidence)
-        by_scenario = bootstrap.intervals(self.f1_draws["scenario"][:, g], confidence)
+
+        def persona_interval(unit: str, i: int) -> Interval:
+            return interval(self.f1_draws[unit][:, g, i], self.options.confidence) if support[i] else None
+
         return tuple(
             PersonaScore(
                 persona=label,
@@ -359,19 +366,19 @@ class _Model:
                 emitted=int(support[i]),
                 f1=float(f1[i]),
                 recall=float(counts[i, i] / support[i]) if support[i] else None,
-                interval_rows=by_rows[i] if support[i] else None,
-                interval_scenario=by_scenario[i] if support[i] else None,
+                interval_rows=persona_interval("rows", i),
+                interval_scenario=persona_interval("scenario", i),
             )
             for i, label in enumerate(self.labels)
         )
 
     # ------------------------------------------------------------ between groups
 
-    def _pairs(self, differ: Callable[[str, str, str, str], bool]) -> Iterable[tuple[int, int]]:
-        """Group indices (first, second) of one training seed for which ``differ(stage, format, stage, format)``."""
+    def _pairs(self, test: Callable[[str, str, str, str], bool]) -> Iterator[tuple[int, int]]:
+        """Yields the groups (i, j) of one training seed for which ``test(stage i, format i, stage j, format j)``."""
         for i, (seed, stage, format_) in enumerate(self.keys):
             for j, (other_seed, other_stage, other_format) in enumerate(self.keys):
-                if seed == other_seed and differ(stage, format_, other_stage, other_format):
+                if seed == other_seed and test(stage, format_, other_stage, other_format):
                     yield i, j
 
     def _difference(self, first: int, second: int) -> Contrast:
@@ -380,35 +387,38 @@ class _Model:
         return difference(a, b, draws[:, first], draws[:, second], self.options.confidence)
 
     def retention(self) -> list[Retention]:
-        """Chat against every other format of the same stage and training seed."""
+        """The in-distribution format against every other format of the same stage and training seed."""
         draws, found = self.macro_draws[self.options.resample], []
-        for chat, other in self._pairs(lambda s, f, t, g: s == t and f == "chat" and g != "chat"):
+        formats = formats_in_order(key[2] for key in self.keys)
+        reference = next(filter(is_in_distribution, formats), None)
+        for chat, other in self._pairs(
+            lambda s, f, t, g: s == t and f == reference and not is_in_distribution(g)
+        ):
             whole, part = self.groups[chat], self.groups[other]
             why_not = _why_no_retention(whole, part)
-            kept = ratio(
-                part.macro_f1.emitted,
-                None if why_not else whole.macro_f1.emitted,
-                draws[:, other],
-                draws[:, chat],
-                self.options.confidence,
-            )
             found.append(
                 Retention(
-                    self.name,
-                    part.stage,
-                    part.format,
-                    part.training_seed,
-                    whole.macro_f1.emitted,
-                    part.macro_f1.emitted,
-                    self._difference(chat, other),
-                    kept,
-                    why_not,
+                    model=self.name,
+                    stage=part.stage,
+                    format=part.format,
+                    training_seed=part.training_seed,
+                    chat=whole.macro_f1.emitted,
+                    score=part.macro_f1.emitted,
+                    gap=self._difference(chat, other),
+                    retention=ratio(
+                        part.macro_f1.emitted,
+                        None if why_not else whole.macro_f1.emitted,
+                        draws[:, other],
+                        draws[:, chat],
+                        self.options.confidence,
+                    ),
+                    why_not=why_not,
                 )
             )
         return found
 
     def changes(self) -> list[Change]:
-        """Stage contrasts within a format, then the steps chat -> chat_email -> agentic_email within a stage."""
+        """Stage contrasts within a format (STAGE_PAIRS), then format contrasts within a stage (FORMAT_PAIRS)."""
         found = []
         for i, j in self._pairs(lambda s, f, t, g: f == g and (s, t) in STAGE_PAIRS):
             seed, stage, format_ = self.keys[i]
@@ -427,42 +437,44 @@ def _why_no_retention(chat: GroupScore, other: GroupScore) -> str | None:
     return "no texts" if other.macro_f1.emitted is None else None
 
 
-# ---------------------------------------------------------------- what to beware of
+# ---------------------------------------------------------------- notes
 
 
 def _notes(groups: Sequence[GroupScore], labels: Sequence[str], options: Options) -> list[str]:
-    """One line for each thing that a reader of the tables should know, each naming the groups it holds for."""
+    """Caveats of the scores, a line each, with the groups that it applies to."""
 
     def where(test: Callable[[GroupScore], bool]) -> str:
         return "; ".join(g.name for g in groups if test(g))
 
     unknown = where(lambda g: g.planned is None)
-    few = where(lambda g: 0 < g.scenarios < FEW_CLUSTERS)
+    few = where(lambda g: 0 < g.scenarios < MIN_SCENARIOS)
     unused = options.planned is not None and all(g.ended for g in groups)
     notes = [
         f"{g.name}: {g.emitted} rows are {g.unique_texts} unique texts, each scored under several labels; "
-        "the interval by rows takes them for independent"
+        "the interval by rows assumes that they are independent"
         for g in groups
         if not g.crossed and g.stage == "base" and g.unique_texts is not None and g.unique_texts < g.emitted
     ]
     if any(g.crossed for g in groups):
         shown = "; ".join(f"{g.name} {g.unique_texts or g.emitted}" for g in groups if g.crossed)
-        notes.append(f"one base text stands for all {len(labels)} personas; different texts: {shown}")
+        notes.append(f"each base text is scored for all {len(labels)} personas; distinct texts: {shown}")
     for g in groups:
         absent = [p.persona for p in g.personas if not p.emitted]
         if absent and g.emitted:
             notes.append(f"{g.name}: no text of {', '.join(absent)}, counted as F1 0")
     notes += [
-        f"{g.name}: nothing was emitted; there is no score on emitted texts" for g in groups if not g.emitted
+        f"{g.name}: no text was emitted; the score on emitted texts is undefined"
+        for g in groups
+        if not g.emitted
     ]
     if unknown:
         notes.append(
-            f"how many texts were planned is unknown, so missing ones are not bounded (planned=): {unknown}"
+            f"the number of planned texts is unknown, so missing texts have no bounds (set planned=): {unknown}"
         )
     if unused:
-        notes.append("planned= is not used: the rows themselves say what was planned")
+        notes.append("planned= is ignored: the rows hold every planned episode")
     if few:
-        notes.append(f"fewer than {FEW_CLUSTERS} scenarios: percentile intervals are too narrow: {few}")
-    if not any(g.format == "chat" for g in groups):
-        notes.append("no chat rows: there is no gap and no retention to give")
+        notes.append(f"fewer than {MIN_SCENARIOS} scenarios: percentile intervals are too narrow: {few}")
+    if not any(is_in_distribution(g.format) for g in groups):
+        notes.append("no chat rows: gap and retention are undefined")
     return notes

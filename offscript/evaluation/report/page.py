@@ -1,8 +1,8 @@
-"""``report.html``: the figure, the tables and what they assume, on one page without scripts or outside files."""
+"""``report.html``: figures, tables, legend and notes on one page without scripts. It links to the figures only."""
 
 from html import escape
 
-from offscript.evaluation.metrics.scores import Evaluation
+from offscript.evaluation.metrics.scores import Scores
 from offscript.evaluation.report.tables import Table, legend, tables
 
 _STYLE = """
@@ -17,11 +17,10 @@ tbody tr:nth-child(even) { background: #f5f5f5 }
 """
 
 
-def page(evaluation: Evaluation, title: str, headline: str, heatmap: str) -> str:
-    """The page as text; ``headline`` and ``heatmap`` are the pictures' addresses relative to it. Names from files are
-    escaped."""
+def page(scores: Scores, title: str, headline: str, heatmap: str) -> str:
+    """The HTML text. ``headline`` and ``heatmap`` are paths of the images relative to the page. All names are escaped."""
     head = "retention of trained personas off script"
-    notes = "".join(f"<li>{escape(note)}</li>" for note in evaluation.notes)
+    notes = "".join(f"<li>{escape(note)}</li>" for note in scores.notes)
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -30,11 +29,11 @@ def page(evaluation: Evaluation, title: str, headline: str, heatmap: str) -> str
         f'<img src="{escape(headline, quote=True)}" alt="Macro-F1 by format for each stage, with intervals; the same '
         'numbers are in the tables below">',
         "<h2>How to read the numbers</h2>",
-        *(f"<p>{escape(line)}</p>" for line in legend(evaluation)),
+        *(f"<p>{escape(line)}</p>" for line in legend(scores)),
         f"<h2>Notes</h2><ul>{notes}</ul>" if notes else "",
         f'<h2>F1 of each persona</h2><img src="{escape(heatmap, quote=True)}" alt="A row per persona, a column per '
         'stage and format">',
-        *(_html(table) for table in tables(evaluation)),
+        *(_html(table) for table in tables(scores)),
         "</body></html>",
     ]
     return "\n".join(part for part in parts if part) + "\n"

@@ -1,4 +1,4 @@
-"""F1 against scikit-learn, and the bounds against every label that the missing texts could have got."""
+"""F1 against scikit-learn, and its bounds against a brute-force search over the labels of missing texts."""
 
 import itertools
 
@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
-from offscript.evaluation.metrics.f1 import accuracy, confusion, metric_name, per_persona_f1, readings
+from offscript.evaluation.metrics.f1 import MACRO_F1, accuracy, confusion, per_persona_f1, readings
 
 
-def counted(pairs: list[tuple[int, int]], n: int) -> np.ndarray:
+def counts_of(pairs: list[tuple[int, int]], n: int) -> np.ndarray:
     true, column = np.array(pairs, dtype=int).reshape(-1, 2).T
     return confusion(true, column, n)
 
@@ -29,34 +29,34 @@ def test_equals_scikit_learn_with_predictions_outside_the_set(n, seed, rows):
     assert accuracy(counts) == pytest.approx(accuracy_score(true, column), abs=1e-12)
 
 
-def test_a_prediction_outside_the_set_is_a_miss_and_nobodys_false_positive():
-    counts = counted([(0, 0), (0, 2), (1, 1)], 2)
+def test_a_prediction_outside_the_set_is_a_false_negative_only():
+    counts = counts_of([(0, 0), (0, 2), (1, 1)], 2)
     np.testing.assert_allclose(per_persona_f1(counts), [2 / 3, 1.0])
 
 
-def test_leading_axes_are_free():
-    counts = np.stack([counted([(0, 0), (1, 0)], 2), counted([(0, 0), (1, 1)], 2)])
+def test_leading_axes_are_arbitrary():
+    counts = np.stack([counts_of([(0, 0), (1, 0)], 2), counts_of([(0, 0), (1, 1)], 2)])
     np.testing.assert_allclose(per_persona_f1(counts), [[2 / 3, 0], [1, 1]])
 
 
 def brute_force(pairs: list[tuple[int, int]], n: int) -> tuple[float, float]:
-    """Least and greatest macro-F1 over every in-set label of every missing text."""
-    known = [pair for pair in pairs if pair[1] <= n]
-    lost = [true for true, column in pairs if column == n + 1]
+    """Minimum and maximum of macro-F1 over all labels in the set for each missing text."""
+    emitted = [pair for pair in pairs if pair[1] <= n]
+    missing = [true for true, column in pairs if column == n + 1]
     scores = [
-        per_persona_f1(counted(known + list(zip(lost, guess, strict=True)), n)).mean()
-        for guess in itertools.product(range(n), repeat=len(lost))
+        per_persona_f1(counts_of(emitted + list(zip(missing, guess, strict=True)), n)).mean()
+        for guess in itertools.product(range(n), repeat=len(missing))
     ]
     return min(scores), max(scores)
 
 
 @given(st.integers(2, 3), st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 6))
 @settings(max_examples=120, deadline=None)
-def test_bounds_are_the_true_least_and_greatest(n, seed, emitted, missing):
+def test_bounds_equal_the_brute_force_minimum_and_maximum(n, seed, emitted, missing):
     rng = np.random.default_rng(seed)
     pairs = [(int(rng.integers(n)), int(rng.integers(n + 1))) for _ in range(emitted)]
     pairs += [(int(t), n + 1) for t in rng.integers(n, size=missing)]
-    found = readings(counted(pairs, n))
+    found = readings(counts_of(pairs, n))
     low, high = brute_force(pairs, n)
     assert found.lower == pytest.approx(low, abs=1e-12)
     assert found.upper == pytest.approx(high, abs=1e-12)
@@ -65,7 +65,7 @@ def test_bounds_are_the_true_least_and_greatest(n, seed, emitted, missing):
 
 @given(st.integers(2, 3), st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 5))
 @settings(max_examples=80, deadline=None)
-def test_bounds_of_base_texts_that_stand_for_every_persona(n, seed, emitted, missing):
+def test_bounds_of_base_texts_equal_the_brute_force_minimum_and_maximum(n, seed, emitted, missing):
     known = np.random.default_rng(seed).integers(n + 1, size=emitted)
 
     def crossed(columns) -> np.ndarray:
@@ -80,40 +80,41 @@ def test_bounds_of_base_texts_that_stand_for_every_persona(n, seed, emitted, mis
     assert found.lower == pytest.approx(min(every), abs=1e-12)
 
 
-def test_a_class_of_its_own_is_no_lower_bound():
-    counts = counted([(0, 0), (1, 1), (1, 3)], 2)
+def test_own_class_is_not_a_lower_bound():
+    counts = counts_of([(0, 0), (1, 1), (1, 3)], 2)
     found = readings(counts)
     assert found.emitted == 1.0
     assert found.own_class == pytest.approx((1 + 2 / 3) / 2)
-    assert found.lower == pytest.approx(2 / 3)  # the lost text of 1 called 0
+    # The missing text of persona 1 gets label 0.
+    assert found.lower == pytest.approx(2 / 3)
     assert found.upper == 1.0
 
 
-def test_nothing_missing_leaves_all_readings_alike():
-    found = readings(counted([(0, 0), (1, 0), (1, 1)], 2))
+def test_readings_are_equal_without_missing_texts():
+    found = readings(counts_of([(0, 0), (1, 0), (1, 1)], 2))
     assert found.emitted == found.own_class == found.lower == found.upper
 
 
-def test_nothing_emitted_has_no_emitted_score_and_the_widest_bounds():
-    found = readings(counted([(0, 3), (1, 3)], 2))
+def test_readings_without_emitted_texts():
+    found = readings(counts_of([(0, 3), (1, 3)], 2))
     assert (found.emitted, found.own_class, found.lower, found.upper) == (None, 0.0, 0.0, 1.0)
 
 
-def test_unknown_plans_leave_only_the_emitted_reading():
-    found = readings(counted([(0, 0), (1, 1)], 2), planned_known=False)
+def test_only_the_emitted_reading_is_defined_if_the_planned_number_is_unknown():
+    found = readings(counts_of([(0, 0), (1, 1)], 2), planned_known=False)
     assert (found.emitted, found.own_class, found.lower, found.upper) == (1.0, None, None, None)
 
 
-def test_one_label_has_no_wrong_label_of_the_set():
-    found = readings(counted([(0, 0), (0, 2)], 1))
+def test_readings_of_a_single_label():
+    found = readings(counts_of([(0, 0), (0, 2)], 1))
     assert (found.lower, found.own_class, found.upper) == (pytest.approx(2 / 3), pytest.approx(2 / 3), 1.0)
 
 
 @pytest.mark.parametrize(("true", "column"), [([2], [0]), ([-1], [0]), ([0], [4])])
-def test_an_index_that_does_not_fit_is_refused(true, column):
+def test_an_index_out_of_range_is_rejected(true, column):
     with pytest.raises(ValueError, match=r"0\.\.1 \(true\) and 0\.\.3 \(predicted\)"):
         confusion(np.array(true), np.array(column), 2)
 
 
-def test_the_name_carries_the_size_of_the_set():
-    assert metric_name(["a", "b", "c"]) == "macro_f1_3"
+def test_the_name_of_the_metric_has_the_number_of_labels():
+    assert MACRO_F1.format(n=3) == "macro_f1_3"

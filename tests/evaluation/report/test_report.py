@@ -1,4 +1,4 @@
-"""Tables, CSV, page and figure of a small invented grid."""
+"""Tables, CSV, JSON, page and figures of a synthetic grid."""
 
 import csv
 import io
@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from offscript.evaluation.metrics import display
 from offscript.evaluation.metrics.scores import evaluate
 from offscript.evaluation.predictions import check_rows, check_together
 from offscript.evaluation.report import figures, page, summary, tables
@@ -18,7 +19,7 @@ def scored(rows, **settings):
 
 
 @pytest.fixture(scope="module")
-def whole():
+def scores():
     return scored(grid(scenarios=10))
 
 
@@ -29,42 +30,42 @@ def whole():
         (-0.00001, 3, ".000"), (0.0, 4, ".0000"), (-1.25, 3, "-1.25"), (None, 3, "n/a"),
     ],
 )  # fmt: skip
-def test_numbers(value, places, shown):
-    assert tables.number(value, places) == shown
+def test_format_of_numbers(value, places, shown):
+    assert display.number(value, places) == shown
 
 
-def test_spans():
-    assert tables.span((0.1384, 0.2206)) == ".138-.221"
-    assert tables.span((-0.02, 0.0314)) == "-.020 to .031"
-    assert tables.span(None) == "n/a"
+def test_format_of_intervals():
+    assert display.span((0.1384, 0.2206)) == ".138-.221"
+    assert display.span((-0.02, 0.0314)) == "-.020 to .031"
+    assert display.span(None) == "n/a"
 
 
-def test_tables_fit_a_hundred_columns_and_name_their_metric():
+def test_tables_are_at_most_100_columns_wide():
     rows = grid(scenarios=4) + [
         {**r, "format": "break_character"} for r in grid(scenarios=4) if r["format"] == "chat"
     ]
     text = tables.text(scored(rows))
     assert max(map(len, text.splitlines())) <= tables.WIDTH
     assert "pocket: macro_f1_3 by stage and format" in text
-    assert "pocket: what is kept of chat" in text
+    assert "pocket: retention against chat" in text
 
 
-def test_a_table_line_holds_the_cells_numbers(whole):
-    group = whole.groups[-1]
+def test_a_table_line_has_the_numbers_of_its_group(scores):
+    group = scores.groups[-1]
     line = next(
         line
-        for line in tables.text(whole).splitlines()
+        for line in tables.text(scores).splitlines()
         if line.startswith("full") and "agentic_email" in line
     )
     for shown in (
         f"{group.emitted}/30",
         f"{group.emission_rate:.0%}",
-        tables.number(group.macro_f1.emitted, 4),
+        display.number(group.macro_f1.emitted, 4),
     ):
         assert shown in line.split()
 
 
-def test_what_is_unknown_or_absent_is_not_a_number():
+def test_unknown_and_undefined_values_are_marked():
     rows = [row(scenario=f"s{i}", ended=None) for i in range(3)]
     rows += [lost(format="agentic_email", scenario=f"m{i}") for i in range(3)]
     text = tables.text(scored(rows, labels=PERSONAS))
@@ -75,15 +76,15 @@ def test_what_is_unknown_or_absent_is_not_a_number():
     assert email.split()[2:7] == ["0/3", "0%", "0", "n/a", "n/a"]
 
 
-def test_training_seeds_show_only_where_there_are_several(whole):
-    assert "full/0" not in tables.text(whole)
+def test_training_seeds_are_shown_only_if_there_are_several(scores):
+    assert "full/0" not in tables.text(scores)
     assert "full/1" in tables.text(scored(grid(scenarios=4) + [{**r, "seed": 1} for r in grid(scenarios=4)]))
 
 
-def test_cells_csv_has_a_line_for_each_group_and_cell(whole):
-    lines = list(csv.DictReader(io.StringIO(summary.cells_csv(whole))))
+def test_cells_csv_has_a_line_per_group_and_per_persona(scores):
+    lines = list(csv.DictReader(io.StringIO(summary.cells_csv(scores))))
     assert len(lines) == 12 * (1 + len(PERSONAS))
-    for group in whole.groups:
+    for group in scores.groups:
         mine = [r for r in lines if (r["stage"], r["format"]) == (group.stage, group.format)]
         assert [r["persona"] for r in mine] == ["_all", *PERSONAS]
         assert mine[0]["macro_f1_3"] == f"{group.macro_f1.emitted:.6f}"
@@ -91,11 +92,11 @@ def test_cells_csv_has_a_line_for_each_group_and_cell(whole):
         assert [r["f1"] for r in mine[1:]] == [f"{p.f1:.6f}" for p in group.personas]
         assert mine[0]["f1"] == "" and mine[1]["macro_f1_3"] == ""
     agentic = next(r for r in lines if (r["stage"], r["format"]) == ("full", "agentic_email"))
-    assert agentic["ended"] == ";".join(f"{k}:{v}" for k, v in whole.groups[-1].ended.items())
+    assert agentic["ended"] == ";".join(f"{k}:{v}" for k, v in scores.groups[-1].ended.items())
 
 
-def test_summary_is_plain_json(whole):
-    plain = summary.summary(whole)
+def test_summary_holds_json_values_only(scores):
+    plain = summary.summary(scores)
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert plain["columns"] == [*PERSONAS, "outside", "missing"]
     assert set(plain["groups"][0]["macro_f1"]) == {"emitted", "own_class", "lower", "upper"}
@@ -106,7 +107,7 @@ def test_rounding_has_no_negative_zero():
     assert str(summary.rounded(-1e-9)) == "0.0"
 
 
-def test_the_page_escapes_what_comes_from_files():
+def test_the_page_escapes_names():
     evil = '<script>alert("x")</script>'
     text = page.page(
         scored([row(scenario=f"s{i}", model=evil) for i in range(3)]), evil, 'a"b.svg', 'c"d.svg'
@@ -116,14 +117,14 @@ def test_the_page_escapes_what_comes_from_files():
     assert 'src="a&quot;b.svg"' in text
 
 
-def test_the_page_holds_every_table_and_note(whole):
-    text = page.page(whole, "demo", "figures/headline.svg", "figures/personas.svg")
-    assert text.count("<table>") == len(tables.tables(whole)) == 5
-    assert text.count("<li>") == len(whole.notes)
+def test_the_page_has_every_table_and_note(scores):
+    text = page.page(scores, "demo", "figures/headline.svg", "figures/personas.svg")
+    assert text.count("<table>") == len(tables.tables(scores)) == 5
+    assert text.count("<li>") == len(scores.notes)
     assert "http" not in text
 
 
-def test_figures_are_written_the_same_twice(whole, tmp_path):
+def test_figures_are_reproducible(scores, tmp_path):
     made = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -131,8 +132,8 @@ def test_figures_are_written_the_same_twice(whole, tmp_path):
             [
                 path.read_bytes()
                 for path in [
-                    *figures.headline(whole, tmp_path / name),
-                    *figures.heatmap(whole, tmp_path / name),
+                    *figures.headline(scores, tmp_path / name),
+                    *figures.heatmap(scores, tmp_path / name),
                 ]
             ]
         )
@@ -144,19 +145,17 @@ def test_figures_are_written_the_same_twice(whole, tmp_path):
 @pytest.mark.parametrize(
     "rows",
     [
-        [lost(scenario=f"s{i}") for i in range(3)],  # nothing to draw
-        [
-            row(scenario="s0", model="a & b < c $x$", stage="my_stage", format="my_format")
-        ],  # names of one's own
+        [lost(scenario=f"s{i}") for i in range(3)],
+        [row(scenario="s0", model="a & b < c $x$", stage="my_stage", format="my_format")],
         grid(scenarios=3) + grid(scenarios=3, model="other") + [{**r, "seed": 1} for r in grid(scenarios=3)],
     ],
-    ids=["empty", "names", "models and seeds"],
+    ids=["no texts", "unknown names", "models and seeds"],
 )
-def test_a_figure_of_anything(rows, tmp_path):
+def test_figures_of_unusual_rows(rows, tmp_path):
     assert all(path.stat().st_size > 1000 for path in figures.headline(scored(rows), tmp_path))
 
 
-def test_labels_of_neighbouring_lines_are_moved_apart():
+def test_labels_of_lines_do_not_overlap():
     placed = figures._spread([0.5, 0.49, 0.9, 1.0, 1.0])
     gaps = sorted(placed)
     assert all(b - a >= 0.0549 for a, b in itertools.pairwise(gaps))

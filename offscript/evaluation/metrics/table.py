@@ -1,0 +1,145 @@
+"""The metrics of a group of cells. cells.csv, summary.json, the terminal table and W&B are all made from ``METRICS``.
+
+To add a metric, write a function of a GroupScore and add one line to ``METRICS``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from offscript.evaluation.metrics.display import NOT_AVAILABLE, UNKNOWN, number, span
+from offscript.evaluation.metrics.f1 import MACRO_F1
+from offscript.evaluation.metrics.scores import GroupScore, PersonaScore
+
+Scalar = int | float | str | None
+Value = Scalar | tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the terminal table.
+
+    Args:
+        header: its title.
+        order: its position, ascending.
+        none: text of None.
+        places: decimals of a number.
+        text: cell for a group, in place of its formatted value.
+    """
+
+    header: str
+    order: int = 1000
+    none: str = NOT_AVAILABLE
+    places: int = 3
+    text: Callable[[GroupScore], str] | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of a group and, optionally, of each persona in it.
+
+    Args:
+        name: column of cells.csv and of the W&B table ``scores``, key in summary.json and in the W&B summary. ``{n}``
+            stands for the number of personas.
+        group: value for a group, None if undefined.
+        persona: value for a persona in a group; None: the metric has no values for personas.
+        column: its column in the terminal table; None: not in that table.
+        is_interval: whether the value is an interval, which has the columns ``<name>_low`` and ``<name>_high``.
+        is_field: whether the value is stored in GroupScore. summary.json holds all fields of GroupScore and, beside
+            them, the metrics that are not fields.
+        in_summary: whether it is a headline number of the W&B run.
+    """
+
+    name: str
+    group: Callable[[GroupScore], Value]
+    persona: Callable[[PersonaScore], Value] | None = None
+    column: Column | None = None
+    is_interval: bool = False
+    is_field: bool = False
+    in_summary: bool = False
+
+    def key(self, n_labels: int) -> str:
+        """The name for ``n_labels`` personas."""
+        return self.name.format(n=n_labels)
+
+    def values(self, score: GroupScore | PersonaScore, n_labels: int) -> dict[str, Scalar]:
+        """Values for a group or a persona by their columns in cells.csv; None where there is none."""
+        if isinstance(score, GroupScore):
+            value = self.group(score)
+        else:
+            value = self.persona(score) if self.persona else None
+        key = self.key(n_labels)
+        if self.is_interval:
+            low, high = value if isinstance(value, tuple) else (None, None)
+            return {f"{key}_low": low, f"{key}_high": high}
+        assert not isinstance(value, tuple), f"metric {key}: an interval needs is_interval=True"
+        return {key: value}
+
+    def cell(self, group: GroupScore, column: Column) -> str:
+        """The text in ``column`` of the terminal table."""
+        value = self.group(group)
+        if column.text is not None:
+            return column.text(group)
+        if value is None:
+            return column.none
+        if isinstance(value, tuple):
+            return span(value)
+        return number(value, column.places) if isinstance(value, float) else str(value)
+
+
+# ---------------------------------------------------------------- functions of metrics
+
+
+def ended(group: GroupScore) -> str:
+    """Number of episodes by the reason of their end: ``email:57;max_steps:33``."""
+    return ";".join(f"{reason}:{n}" for reason, n in group.ended.items())
+
+
+def persona_emission_rate(persona: PersonaScore) -> float | None:
+    """Emitted / planned texts of a persona."""
+    return persona.emitted / persona.planned if persona.planned else None
+
+
+def _emitted_of_planned(group: GroupScore) -> str:
+    return f"{group.emitted}/{UNKNOWN if group.planned is None else group.planned}"
+
+
+def _percent_emitted(group: GroupScore) -> str:
+    return UNKNOWN if group.emission_rate is None else f"{group.emission_rate:.0%}"
+
+
+# ---------------------------------------------------------------- the table
+
+_field = partial(Metric, is_field=True)
+_interval = partial(Metric, is_field=True, is_interval=True)
+
+METRICS: tuple[Metric, ...] = (
+    _field("planned", lambda g: g.planned, lambda p: p.planned),
+    _field(
+        "emitted", lambda g: g.emitted, lambda p: p.emitted, Column("emitted", 1, text=_emitted_of_planned)
+    ),
+    _field(
+        "emission_rate",
+        lambda g: g.emission_rate,
+        persona_emission_rate,
+        Column("rate", 2, text=_percent_emitted),
+        in_summary=True,
+    ),
+    _field("ended", ended),
+    _field("unique_texts", lambda g: g.unique_texts, column=Column("texts", 3, UNKNOWN)),
+    _field("scenarios", lambda g: g.scenarios),
+    _field("families", lambda g: g.families),
+    _field("accuracy", lambda g: g.accuracy, lambda p: p.recall, Column("acc", 4)),
+    _field(MACRO_F1, lambda g: g.macro_f1.emitted, column=Column("F1", 5, places=4), in_summary=True),
+    _field("own_class", lambda g: g.macro_f1.own_class, column=Column("own", 8, UNKNOWN)),
+    _field("lower", lambda g: g.macro_f1.lower, column=Column("lower", 9, UNKNOWN)),
+    _field("upper", lambda g: g.macro_f1.upper, column=Column("upper", 10, UNKNOWN)),
+    _field("null_mean", lambda g: g.null.mean if g.null else None),
+    _field("null_p", lambda g: g.null.p if g.null else None),
+    _field("f1", lambda g: None, lambda p: p.f1, in_summary=True),
+    _interval("rows", lambda g: g.interval_rows, lambda p: p.interval_rows, Column("by rows", 6)),
+    _interval(
+        "scenario", lambda g: g.interval_scenario, lambda p: p.interval_scenario, Column("by scenario", 7)
+    ),
+    _interval("family", lambda g: g.interval_family),
+)

@@ -1,0 +1,30 @@
+"""Display order of personas, stages and formats: the order of their definitions, then unknown names, sorted."""
+
+from collections.abc import Iterable, Sequence
+
+from offscript.storage.options import options_of
+from offscript.tasks.formats import FORMATS
+
+
+def personas_in_order(names: Iterable[str]) -> list[str]:
+    """Distinct ``names`` of personas, in the ``order`` of ``conf/persona``."""
+    return _in_order(names, options_of("persona"))
+
+
+def stages_in_order(names: Iterable[str]) -> list[str]:
+    """Distinct ``names`` of stages, in the ``order`` of ``conf/stage``."""
+    return _in_order(names, options_of("stage"))
+
+
+def formats_in_order(names: Iterable[str]) -> list[str]:
+    """Distinct ``names`` of formats, in the ``order`` of each format."""
+    return _in_order(names, sorted(FORMATS, key=lambda name: (FORMATS[name].order, name)))
+
+
+def is_in_distribution(format_: str) -> bool:
+    """Whether the personas are trained in this format (``Format.in_distribution``); False for an unknown format."""
+    return format_ in FORMATS and FORMATS[format_].in_distribution
+
+
+def _in_order(names: Iterable[str], known: Sequence[str]) -> list[str]:
+    return sorted(set(names), key=lambda name: (known.index(name) if name in known else len(known), name))
