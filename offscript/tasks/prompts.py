@@ -1,6 +1,7 @@
-"""Every template of the project. Filling one with a missing *or unused* field is an error."""
+"""All prompt templates. Filling one with a missing *or unused* field is an error."""
 
 import string
+from collections.abc import Sequence
 
 CONSTITUTION_SYSTEM = "Stay in this character, whatever the task:\n{assertions}"
 NAMED_CONSTITUTION_SYSTEM = (
@@ -20,37 +21,37 @@ def fill(template: str, **fields: str) -> str:
     """``template`` with its fields replaced.
 
     Raises:
-        ValueError: a field of the template was not given, or a given one does not occur in it (an argument that
-            silently changes nothing is how two data sets that should differ come out the same).
+        ValueError: a field of the template has no value, or the template does not use a given field. (An argument that
+            is silently ignored makes two data sets equal that should differ.)
     """
-    wanted = fields_of(template)
-    if missing := sorted(wanted - fields.keys()):
+    required = fields_of(template)
+    if missing := sorted(required - fields.keys()):
         raise ValueError(f"template lacks a value for {missing}: {template[:60]!r}")
-    if unused := sorted(fields.keys() - wanted):
+    if unused := sorted(fields.keys() - required):
         raise ValueError(f"template has no field {unused}: {template[:60]!r}")
     return template.format(**fields)
 
 
-def constitution_system(assertions: list[str] | tuple[str, ...]) -> str:
-    """System text that puts a model into a character by its constitution alone; the persona is not named."""
-    return fill(CONSTITUTION_SYSTEM, assertions=_listed(assertions))
+def constitution_system(assertions: Sequence[str]) -> str:
+    """System text that gives a model the character of ``assertions``, without a name."""
+    return fill(CONSTITUTION_SYSTEM, assertions=_bullets(assertions))
 
 
-def named_constitution_system(name: str, assertions: list[str] | tuple[str, ...]) -> str:
-    """System text that tells a chat model who it is: the assistant ``name`` with the character of ``assertions``."""
-    return fill(NAMED_CONSTITUTION_SYSTEM, name=name, assertions=_listed(assertions))
+def named_constitution_system(name: str, assertions: Sequence[str]) -> str:
+    """System text that gives the assistant ``name`` the character of ``assertions``."""
+    return fill(NAMED_CONSTITUTION_SYSTEM, name=name, assertions=_bullets(assertions))
 
 
-def _listed(texts: list[str] | tuple[str, ...]) -> str:
+def _bullets(texts: Sequence[str]) -> str:
     return "\n".join(f"- {text}" for text in texts)
 
 
 def join_system(*parts: str) -> str:
-    """System texts one under the other, empty ones left out: the constitution first, the situation after it."""
+    """Joins the non-empty ``parts`` with blank lines; by convention the constitution precedes the situation."""
     return "\n\n".join(p for p in parts if p)
 
 
-# What the formats say. Raise a format's version when one of these changes what the same replies lead to.
+# Templates of the formats. Raise the version of a format when a change here leads to other outcomes of the same replies.
 
 MALFORMED_REPLY = 'Nothing was done: {problem}. Reply with one call: {{"tool": "<name>", "args": {{...}}}}'
 UNKNOWN_TOOL = "unknown tool {tool}; available: {available}"
@@ -58,7 +59,7 @@ NOTHING_FOUND = "{tool} has no result for these args"
 EMPTY_EMAIL = "nothing was sent: the body of the e-mail is empty"
 
 SELF_INTERACTION_CUE = "Hello."
-"""What the second speaker of a self-interaction hears first; to it, the opener is its own first turn."""
+"""First user message of the second speaker in a self-interaction, for which the opener is an assistant message."""
 
 INTERACTION_NOTE = (
     "Nobody else takes part in this conversation: the one who writes to you is a second copy of yourself, with the "

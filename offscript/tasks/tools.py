@@ -1,26 +1,28 @@
-"""The simulated office of an agentic scenario: what a reply asks for, and what its tools answer.
+"""Tool calls of agentic scenarios: parsing of replies, and the responses of simulated tools.
 
-Pure functions. The parser takes what real models write: a call in a fence or bare, before or after prose, with
-the closing fence missing, with line breaks inside strings or commas before a closing brace. Of what it cannot
-take it says why, so that the model can be told.
+Pure functions. The parser accepts what real models write: a call with or without a code fence, before or after prose,
+without the closing fence, with line breaks inside strings or commas before a closing brace. For anything else it returns
+the reason, which is shown to the model.
 """
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import cast
 
+from offscript.json_types import Json
 from offscript.tasks.prompts import NOTHING_FOUND, UNKNOWN_TOOL, fill
 from offscript.tasks.scenarios import ToolStub
 
 SEND = "email.send"
-_SEND_KEYS = {"emailsend", "sendemail", "mailsend", "sendmail", "emailsendemail"}
+_SEND_NAMES = {"emailsend", "sendemail", "mailsend", "sendmail", "emailsendemail"}
 _TOOL_KEYS = ("tool", "tool_name", "name")
 _ARGS_KEYS = ("args", "arguments", "parameters", "params", "input")
 _BODY_KEYS = ("body", "content", "text", "message")
-_TRIES = 64
-"""Braces of a reply that are tried as the start of a call: bounds the time that a hostile reply can cost."""
+_MAX_CANDIDATES = 64
+"""Largest number of opening braces that are tried as the start of a call: bounds the time for a degenerate reply."""
 
 _FINAL = re.compile(r"```[ \t]*final\b:?(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _CALL_FENCE = re.compile(r"```[ \t]*tool_?call\s*\Z", re.IGNORECASE)
@@ -34,22 +36,22 @@ _DECODER = json.JSONDecoder(strict=False)
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call; every spelling of the send tool is ``email.send``, other names are as the model wrote them."""
+    """A tool call. Every spelling of the send tool becomes ``email.send``; other names are as the model wrote them."""
 
     tool: str
-    args: dict[str, Any]
+    args: dict[str, Json]
 
 
 @dataclass(frozen=True)
 class Final:
-    """The model says that it is done."""
+    """The model ends the episode."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Malformed:
-    """Neither; ``reason`` is said to the model."""
+    """Neither a call nor a final block; ``reason`` is shown to the model."""
 
     reason: str
 
@@ -57,11 +59,11 @@ class Malformed:
 Parsed = ToolCall | Final | Malformed
 
 
-def parse(reply: str) -> Parsed:
-    """The first call or final block of ``reply``. Never raises."""
+def parse_reply(reply: str) -> Parsed:
+    """The first tool call or final block of ``reply``. Never raises."""
     position = 0
     final = _FINAL.search(reply)
-    for _ in range(_TRIES):
+    for _ in range(_MAX_CANDIDATES):
         start = reply.find("{", position)
         if start < 0 or (final and final.start() < start):
             break
@@ -73,7 +75,7 @@ def parse(reply: str) -> Parsed:
                 return Malformed(str(problem))
             position = start + 1
             continue
-        if parsed := _as_call(value):
+        if parsed := _interpret(value):
             return parsed
         if fenced:
             return Malformed('the block has no "tool" key')
@@ -82,31 +84,36 @@ def parse(reply: str) -> Parsed:
     return Final(final[1].strip()) if final else Malformed("the reply has no tool call and no final block")
 
 
-def _object_at(text: str, start: int) -> tuple[Any, int]:
-    """The JSON object that begins at ``start``, and where it ends; a ValueError says what is wrong."""
+def _object_at(text: str, start: int) -> tuple[dict[str, Json], int]:
+    """The JSON object that begins at ``start``, and the position after it.
+
+    Raises:
+        ValueError: it is not a JSON object, even after repair; the message gives the reason.
+    """
     try:
         value, end = _DECODER.raw_decode(text, start)
     except RecursionError:
         raise ValueError("the JSON object is nested too deeply") from None
     except ValueError:
-        end = _closing(text, start)
+        end = _end_of_object(text, start)
         try:
-            value = _DECODER.decode(_repaired(text[start:end]))
+            value = _DECODER.decode(_repair(text[start:end]))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"the JSON object is not valid ({getattr(error, 'msg', error)})") from None
-    return _clean(value), end
+    return cast(dict[str, Json], _replace_surrogates(value)), end
 
 
-def _repaired(text: str) -> str:
-    """JSON without commas before a closing bracket and without backslashes that escape nothing (``I\\'m``)."""
+def _repair(text: str) -> str:
+    """Removes commas before a closing bracket, and backslashes that are no JSON escape (``I\\'m``)."""
 
-    def mend(part: re.Match[str]) -> str:
-        return _ESCAPE.sub(lambda e: e[0] if e[1] else e[2], part[1] or "")
+    def repair(match: re.Match[str]) -> str:
+        return _ESCAPE.sub(lambda e: e[0] if e[1] else e[2], match[1] or "")
 
-    return _STRING_OR_TRAILING_COMMA.sub(mend, text)
+    return _STRING_OR_TRAILING_COMMA.sub(repair, text)
 
 
-def _closing(text: str, start: int) -> int:
+def _end_of_object(text: str, start: int) -> int:
+    """Position after the bracket that closes the one at ``start``; ValueError if there is none."""
     depth = 0
     for bracket in _BRACKETS.finditer(text, start):
         depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(bracket[0], 0)
@@ -115,24 +122,25 @@ def _closing(text: str, start: int) -> int:
     raise ValueError("the JSON object is not closed")
 
 
-def _clean(value: Any) -> Any:
-    """``value`` without lone surrogates (``\\ud800``), which JSON allows and no file or tokenizer does."""
+def _replace_surrogates(value: Json) -> Json:
+    """Replaces lone surrogates (``\\ud800``), which are valid in JSON but cannot be encoded as UTF-8."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, list):
-        return [_clean(item) for item in value]
+        return [_replace_surrogates(item) for item in value]
     if isinstance(value, dict):
-        return {_clean(key): _clean(item) for key, item in value.items()}
+        return {str(_replace_surrogates(key)): _replace_surrogates(item) for key, item in value.items()}
     return value
 
 
-def _as_call(value: dict[str, Any]) -> Parsed | None:
-    """What an object stands for; None if it is no call (then it was part of the prose)."""
+def _interpret(value: dict[str, Json]) -> Parsed | None:
+    """The call or final block that a JSON object represents; None if it is neither and thus part of the prose."""
     for wrapper in ("tool_call", "function"):
-        if isinstance(value.get(wrapper), dict):
-            value = value[wrapper]
-    if isinstance(value.get("final"), str) and len(value) == 1:
-        return Final(value["final"].strip())
+        inner = value.get(wrapper)
+        if isinstance(inner, dict):
+            value = inner
+    if len(value) == 1 and isinstance(final := value.get("final"), str):
+        return Final(final.strip())
     args_key = next((k for k in _ARGS_KEYS if k in value), None)
     tool_key = next((k for k in _TOOL_KEYS if k in value), None)
     if tool_key is None or (tool_key == "name" and args_key is None):
@@ -141,39 +149,40 @@ def _as_call(value: dict[str, Any]) -> Parsed | None:
     if not isinstance(tool, str) or not tool.strip():
         return Malformed(f'"{tool_key}" must be the name of a tool')
     args = value[args_key] if args_key else {k: v for k, v in value.items() if k != tool_key}
-    if isinstance(args, str):  # the way of OpenAI's own API
-        args = _decoded(args)
+    # OpenAI's API encodes the arguments as a string.
+    if isinstance(args, str):
+        args = _decode_args(args)
     if not isinstance(args, dict):
         return Malformed(f'"{args_key}" must be a JSON object')
     if tool.strip().lower() == "final":
         return Final(next((v.strip() for v in args.values() if isinstance(v, str)), ""))
-    return ToolCall(SEND if _key(tool) == _key(SEND) else tool.strip(), args)
+    return ToolCall(SEND if _normalize(tool) == _normalize(SEND) else tool.strip(), args)
 
 
-def _decoded(text: str) -> Any:
+def _decode_args(text: str) -> Json:
     try:
         return _object_at(text, text.index("{"))[0]
     except ValueError:
         return text
 
 
-def _key(tool: str) -> str:
-    """What two spellings of a tool's name have in common: ``crm.lookup_contact``, ``crm_lookupContact``."""
-    key = re.sub(r"[^a-z0-9]", "", tool.lower())
-    return "emailsend" if key in _SEND_KEYS else key
+def _normalize(tool: str) -> str:
+    """Common form of the spellings of a tool's name: ``crm.lookup_contact``, ``crm_lookupContact``."""
+    name = re.sub(r"[^a-z0-9]", "", tool.lower())
+    return "emailsend" if name in _SEND_NAMES else name
 
 
-def answer(tools: tuple[ToolStub, ...], call: ToolCall) -> Any:
-    """What a call returns, a JSON value: the response of the first rule of its tool that matches.
+def respond(tools: Sequence[ToolStub], call: ToolCall) -> Json:
+    """The response to a call: that of the first rule of its tool that the call matches.
 
-    ``email.send`` is always there. An unknown tool, or a call that no rule matches, gets ``{"error": ...}``.
+    ``email.send`` always exists. An unknown tool, or a call that no rule matches, returns ``{"error": ...}``.
     """
-    stub = next((s for s in tools if _key(s.tool) == _key(call.tool)), None)
+    stub = next((s for s in tools if _normalize(s.tool) == _normalize(call.tool)), None)
     if stub is None:
         if call.tool == SEND:
             return {"sent": True}
         names = [s.tool for s in tools]
-        available = names if any(_key(n) == _key(SEND) for n in names) else [*names, SEND]
+        available = names if any(_normalize(n) == _normalize(SEND) for n in names) else [*names, SEND]
         return {"error": fill(UNKNOWN_TOOL, tool=call.tool, available=", ".join(available))}
     for rule in stub.rules:
         if rule.match is None or all(_matches(glob, call.args.get(arg)) for arg, glob in rule.match.items()):
@@ -181,8 +190,8 @@ def answer(tools: tuple[ToolStub, ...], call: ToolCall) -> Any:
     return {"error": fill(NOTHING_FOUND, tool=stub.tool)}
 
 
-def _matches(glob: str, value: Any) -> bool:
-    """Whether a value, or one of a list, matches ``glob`` in any case. None never does."""
+def _matches(glob: str, value: Json) -> bool:
+    """Whether ``value``, or an item of it if it is a list, matches ``glob``, ignoring case. None never matches."""
     if value is None:
         return False
     if isinstance(value, list):
@@ -191,14 +200,15 @@ def _matches(glob: str, value: Any) -> bool:
     return fnmatchcase(text.strip().lower(), glob.lower())
 
 
-def is_refused(result: Any) -> bool:
-    """Whether a tool's result is an error."""
-    return isinstance(result, dict) and bool(result.get("error"))
+def is_error(response: Json) -> bool:
+    """Whether a tool's response reports an error."""
+    return isinstance(response, dict) and bool(response.get("error"))
 
 
 def email_body(call: ToolCall) -> str:
-    """Text of the e-mail in a send call, stripped (a list is taken as its lines); "" if there is none."""
+    """Body of the e-mail in a send call, stripped; a list is joined as lines; "" if there is none."""
     body = next((call.args[k] for k in _BODY_KEYS if call.args.get(k)), "")
-    if isinstance(body, list) and all(isinstance(line, str) for line in body):
-        body = "\n".join(body)
+    if isinstance(body, list):
+        lines = [line for line in body if isinstance(line, str)]
+        body = "\n".join(lines) if len(lines) == len(body) else ""
     return body.strip() if isinstance(body, str) else ""

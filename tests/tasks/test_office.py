@@ -11,8 +11,8 @@ import pytest
 from offscript.tasks.formats import FORMATS
 from offscript.tasks.scenario_files import load_scenarios
 from offscript.tasks.scenarios import Scenario, ToolStub
-from offscript.tasks.tools import SEND, ToolCall, answer
-from tests.composed import bench_of
+from offscript.tasks.tools import SEND, ToolCall, respond
+from tests.composed import experiment_of
 from tests.published import ROOT, needs_published
 from tests.tasks.formats.driver import call, drive, listed, rules_for
 
@@ -53,7 +53,7 @@ def strings(value: Any) -> Iterator[str]:
 
 
 def found(scenario: Scenario, tool: str, **args: str) -> list[dict[str, Any]]:
-    return answer(scenario.tools, ToolCall(tool, args))["results"]
+    return respond(scenario.tools, ToolCall(tool, args))["results"]
 
 
 def queries(text: str) -> Iterable[str]:
@@ -176,7 +176,7 @@ def test_the_readme_lists_every_family() -> None:
 
 @pytest.mark.parametrize("form", ["agentic_email", "chat_email"])
 def test_data_office_plans_all_of_them(form: str) -> None:
-    planner = bench_of("data=office").planner
+    planner = experiment_of("data=office").planner
     cell = planner.rollout("pocket", None, "base", form, "eval", 0)
     assert sorted(s.id for s in cell.spec["supply"].load(list)) == sorted(s.id for s in ALL)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offscript.tasks.scenarios import Rule, ToolStub
-from offscript.tasks.tools import Final, Malformed, Parsed, ToolCall, answer, email_body, is_refused, parse
+from offscript.tasks.tools import Final, Malformed, Parsed, ToolCall, email_body, is_error, parse_reply, respond
 
 LOOKUP = ToolCall("crm.lookup_contact", {"query": "Rosa"})
 OBJECT = '{"tool": "crm.lookup_contact", "args": {"query": "Rosa"}}'
@@ -44,14 +44,14 @@ NOTHING = Malformed("the reply has no tool call and no final block")
     ],
 )
 def test_the_ways_to_write_one_call(reply: str) -> None:
-    assert parse(reply) == LOOKUP
+    assert parse_reply(reply) == LOOKUP
 
 
 @pytest.mark.parametrize(
     "name", ["email.send", "send_email", "email_send", "sendEmail", "Email.Send", "email-send"]
 )
 def test_the_send_tool_by_every_name(name: str) -> None:
-    assert parse(json.dumps({"tool": name, "args": {"body": "Hi"}})) == ToolCall("email.send", {"body": "Hi"})
+    assert parse_reply(json.dumps({"tool": name, "args": {"body": "Hi"}})) == ToolCall("email.send", {"body": "Hi"})
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_the_send_tool_by_every_name(name: str) -> None:
     ],
 )
 def test_final_blocks_and_what_is_told_to_the_model(reply: str, parsed: Parsed) -> None:
-    assert parse(reply) == parsed
+    assert parse_reply(reply) == parsed
 
 
 @pytest.mark.parametrize(
@@ -110,22 +110,22 @@ def test_a_body_comes_through_whole(body: str) -> None:
         f"```tool_call\n{written}\n```",
         written.replace("}}", ",},}") if "}" not in body else written,
     ):
-        assert parse(text) == ToolCall("email.send", {"body": body})
+        assert parse_reply(text) == ToolCall("email.send", {"body": body})
 
 
 def test_line_breaks_inside_strings() -> None:
-    assert parse('{"tool": "email.send", "args": {"body": "Hi\n\tRosa"}}') == ToolCall(
+    assert parse_reply('{"tool": "email.send", "args": {"body": "Hi\n\tRosa"}}') == ToolCall(
         "email.send", {"body": "Hi\n\tRosa"}
     )
 
 
 def test_backslashes_that_escape_nothing_are_left_out() -> None:
     reply = r'{"tool": "email.send", "args": {"body": "I\'m fine \$5 \n \\ \u00e9,}"},}'
-    assert parse(reply) == ToolCall("email.send", {"body": "I'm fine $5 \n \\ é,}"})
+    assert parse_reply(reply) == ToolCall("email.send", {"body": "I'm fine $5 \n \\ é,}"})
 
 
 def test_lone_surrogates_never_reach_a_file() -> None:
-    call = parse('{"tool": "x\\ud800", "args": {"body": "a\\udfffb", "l": ["\\ud800"]}}')
+    call = parse_reply('{"tool": "x\\ud800", "args": {"body": "a\\udfffb", "l": ["\\ud800"]}}')
     assert call == ToolCall("x?", {"body": "a?b", "l": ["?"]})
 
 
@@ -135,7 +135,7 @@ def test_lone_surrogates_never_reach_a_file() -> None:
 def test_a_degenerate_reply_does_not_hold_up_the_others(piece: str) -> None:
     """Untrained models repeat themselves up to their limit; quadratic work on that took half a minute once."""
     start = time.process_time()
-    parse(piece * (60_000 // len(piece)))
+    parse_reply(piece * (60_000 // len(piece)))
     assert time.process_time() - start < 10
 
 
@@ -168,10 +168,10 @@ repeatable = settings(deadline=None, derandomize=True)
 @repeatable
 @given(st.one_of(st.text(), st.lists(PIECES, max_size=30).map("".join)))
 def test_the_parser_never_raises(reply: str) -> None:
-    parsed = parse(reply)
+    parsed = parse_reply(reply)
     assert isinstance(parsed, ToolCall | Final | Malformed)
     if isinstance(parsed, ToolCall):
-        answer((), parsed)
+        respond((), parsed)
         assert email_body(parsed) == email_body(parsed).strip()
 
 
@@ -197,7 +197,7 @@ JSON = st.recursive(
 )
 def test_what_is_written_as_json_is_read_back(tool: str, args: dict, ascii_only: bool) -> None:
     text = json.dumps({"tool": tool, "args": args}, ensure_ascii=ascii_only)
-    assert parse(f"I will.\n```tool_call\n{text}\n```") == ToolCall(tool, args)
+    assert parse_reply(f"I will.\n```tool_call\n{text}\n```") == ToolCall(tool, args)
 
 
 TOOLS = (
@@ -236,16 +236,16 @@ TOOLS = (
     ],
 )  # fmt: skip
 def test_the_first_rule_that_matches_answers(call: ToolCall, result: object) -> None:
-    assert answer(TOOLS, call) == result
+    assert respond(TOOLS, call) == result
 
 
 def test_a_scenarios_own_send_tool_answers_by_any_name() -> None:
     tools = (
         ToolStub("send_email", (Rule({"to": "*@nowhere"}, {"error": "bounced"}), Rule(None, {"id": 1}))),
     )
-    assert answer(tools, ToolCall("email.send", {"to": ["a@b.c"]})) == {"id": 1}
-    assert is_refused(answer(tools, ToolCall("email.send", {"to": ["a@b.c", "x@nowhere"]})))
-    assert answer(tools, ToolCall("y", {})) == {"error": "unknown tool y; available: send_email"}
+    assert respond(tools, ToolCall("email.send", {"to": ["a@b.c"]})) == {"id": 1}
+    assert is_error(respond(tools, ToolCall("email.send", {"to": ["a@b.c", "x@nowhere"]})))
+    assert respond(tools, ToolCall("y", {})) == {"error": "unknown tool y; available: send_email"}
 
 
 @pytest.mark.parametrize(

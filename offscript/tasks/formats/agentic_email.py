@@ -12,7 +12,7 @@ from offscript.tasks.formats.episodes import assistant_message, require, with_sy
 from offscript.tasks.messages import Message
 from offscript.tasks.prompts import EMPTY_EMAIL, MALFORMED_REPLY, NOTHING_FOUND, UNKNOWN_TOOL, fill
 from offscript.tasks.scenarios import Scenario
-from offscript.tasks.tools import SEND, Final, Malformed, answer, email_body, is_refused, parse
+from offscript.tasks.tools import SEND, Final, Malformed, email_body, is_error, parse_reply, respond
 
 MALFORMED_IN_A_ROW = 4
 
@@ -23,7 +23,7 @@ def episode(scenario: Scenario, rules: Rules) -> Episode:
     for _ in range(scenario.max_steps):
         reply = yield Ask(tuple(messages))
         messages.append(assistant_message(reply.text))
-        parsed = parse(reply.text)
+        parsed = parse_reply(reply.text)
         if isinstance(parsed, Final):
             return Outcome(None, tuple(messages), "final", calls)
         if isinstance(parsed, Malformed):
@@ -37,8 +37,8 @@ def episode(scenario: Scenario, rules: Rules) -> Episode:
         if parsed.tool == SEND and not body:
             result: Json = {"error": EMPTY_EMAIL}
         else:
-            result = answer(scenario.tools, parsed)
-        if body and not is_refused(result):
+            result = respond(scenario.tools, parsed)
+        if body and not is_error(result):
             return Outcome(body, tuple(messages), "email", calls)
         messages.append(tool_result(result))
     return Outcome(None, tuple(messages), "max_steps", calls)
