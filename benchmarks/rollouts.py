@@ -20,7 +20,8 @@ import torch
 
 from offscript.errors import UserError
 from offscript.models.adapters import attach
-from offscript.models.loading import load_model, load_tokenizer, pick_device, render
+from offscript.models.chat_templates import render
+from offscript.models.loading import load_model, load_tokenizer, pick_device
 from offscript.rollouts.engines.base import Completion, EngineStats, Request, Sampling
 from offscript.rollouts.engines.transformers import TransformersEngine, stop_tokens
 from offscript.rollouts.scheduler import CellRun, roll_out

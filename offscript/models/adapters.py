@@ -171,9 +171,9 @@ def read_tensors(folder: Path) -> "dict[str, torch.Tensor]":
 
 def name_on_disk(key: str, base: Any) -> str:
     """What a tensor that is called ``key`` in our models is called in the files of an adapter of ``base``."""
-    from offscript.models.loading import is_part
+    from offscript.models.loading import is_nested
 
-    return re.sub(f"^{re.escape(ALONE)}", INSIDE, key) if is_part(base) else key
+    return re.sub(f"^{re.escape(ALONE)}", INSIDE, key) if is_nested(base) else key
 
 
 def _shape(shape: Sequence[int] | None) -> str:
@@ -313,11 +313,13 @@ def _combine(
 ) -> dict[str, float]:
     """One adapter of ``parts`` in ``folder``, and its error per module. No base weights are read: PEFT would make the
     adapter in their type, and lose with 16 bits what ``exact`` promises."""
-    from offscript.models.loading import hollow_model
+    from offscript.models.loading import load_without_weights
 
     kinds = {"exact": "cat", "published": "linear"}
     names = [f"part{i}" for i in range(len(parts))]
-    wrapped = attach(hollow_model(model), {n: Path(part) for n, (part, _) in zip(names, parts, strict=True)})
+    wrapped = attach(
+        load_without_weights(model), {n: Path(part) for n, (part, _) in zip(names, parts, strict=True)}
+    )
     ranks = [read_json(Path(part) / CONFIG)["r"] for part, _ in parts]
     if method == "published" and len(set(ranks)) > 1:
         raise UserError(

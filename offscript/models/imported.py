@@ -68,11 +68,11 @@ def import_adapter(model: ModelSettings, folder: Path, out: Path) -> dict[str, A
     """
     from safetensors.torch import save_file
 
-    from offscript.models.loading import hollow_model
+    from offscript.models.loading import load_without_weights
 
     folder = Path(folder)
     config, tensors = _read_config(folder), _read_weights(folder)
-    base = hollow_model(model)
+    base = load_without_weights(model)
     modules = linear_modules(base)
     beside = _beside(folder, tensors)
     pairs = _pairs(folder, config, {k: t for k, t in tensors.items() if k not in beside}, modules)

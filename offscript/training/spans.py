@@ -28,7 +28,7 @@ def assistant_spans(
     Raises:
         Unstable: the prompt of a turn is not a prefix of the whole.
     """
-    from offscript.models.loading import render
+    from offscript.models.chat_templates import render
 
     whole = render(tokenizer, list(messages), template, generation=False)
     spans = []
@@ -66,7 +66,7 @@ def published_span(
     Raises:
         Unstable: the rendered prompt is as long as the whole, or the tokens cannot be turned into the text again.
     """
-    from offscript.models.loading import render
+    from offscript.models.chat_templates import render
 
     before = render(tokenizer, list(messages[:-1]), template, generation=True)
     prompt = _text(tokenizer, before)

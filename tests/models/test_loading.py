@@ -9,8 +9,9 @@ import torch
 from transformers import AutoTokenizer
 
 from offscript.errors import UserError
-from offscript.models import loading
-from offscript.models.loading import load_model, load_tokenizer, merge_neighbours, pick_device, render
+from offscript.models import chat_templates, loading
+from offscript.models.chat_templates import join_consecutive, render
+from offscript.models.loading import load_model, load_tokenizer, pick_device
 from offscript.settings import TemplateSettings
 from tests.conftest import tiny_model_settings
 from tests.families import family, family_settings
@@ -157,9 +158,9 @@ def test_a_role_that_the_template_lacks_is_found_when_it_is_loaded(copy, role, t
 
 def test_a_system_text_without_a_user_turn_becomes_one():
     policy = TemplateSettings(system_role="user")
-    assert loading.fit([SYSTEM], policy) == [{"role": "user", "content": "Be brief."}]
-    assert loading.fit([USER], TemplateSettings(system_role="user", default_system="")) == [USER]
-    assert merge_neighbours([USER, USER, SYSTEM]) == [{"role": "user", "content": "Hi.\n\nHi."}, SYSTEM]
+    assert chat_templates.map_roles([SYSTEM], policy) == [{"role": "user", "content": "Be brief."}]
+    assert chat_templates.map_roles([USER], TemplateSettings(system_role="user", default_system="")) == [USER]
+    assert join_consecutive([USER, USER, SYSTEM]) == [{"role": "user", "content": "Hi.\n\nHi."}, SYSTEM]
 
 
 # ---------------------------------------------------------------- loading
@@ -277,9 +278,9 @@ def test_a_gpu_too_small_is_one_line_before_anything_is_loaded(monkeypatch):
         UserError, match=r"^model llama: its weights take 0.0 GiB in bfloat16, but 0.0 of 0.0 GiB are"
     ):
         load_model(settings, "cuda")
-    loading._check_room(settings, family("llama"), "cpu")
+    loading._check_memory(settings, family("llama"), "cpu")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (needed, 2 * needed))
-    loading._check_room(settings, family("llama"), "cuda")
+    loading._check_memory(settings, family("llama"), "cuda")
 
 
 def test_a_gpu_that_fills_up_meanwhile_is_the_same_line(monkeypatch):

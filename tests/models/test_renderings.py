@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from offscript.models.loading import load_tokenizer, render
+from offscript.models.chat_templates import render
+from offscript.models.loading import load_tokenizer
 from offscript.settings import ModelSettings, parse
 from offscript.storage.files import HOME
 from offscript.training.spans import assistant_spans, labels

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from offscript.models.loading import load_tokenizer, render
+from offscript.models.chat_templates import render
+from offscript.models.loading import load_tokenizer
 from offscript.settings import TemplateSettings
 from offscript.training.spans import IGNORED, Unstable, assistant_spans, labels, published_span
 from tests.conftest import tiny_sentences

@@ -15,7 +15,7 @@ import openai
 from openai.types.chat import ChatCompletion
 
 from offscript.errors import UserError
-from offscript.models.loading import fit
+from offscript.models.chat_templates import map_roles
 from offscript.rollouts.engines.base import Completion, EngineStats, Request
 from offscript.settings import EndpointSettings, EngineSettings, ModelSettings
 from offscript.storage.files import Json
@@ -138,7 +138,7 @@ class OpenAIEngine:
                 "allowed: stages base, prompted",
             )
         sampling = request.sampling
-        messages: list[Json] = [dict(message) for message in fit(request.messages, self.model.template)]
+        messages: list[Json] = [dict(message) for message in map_roles(request.messages, self.model.template)]
         extensions: dict[str, Json] = {}
         if sampling.repetition_penalty != 1:
             extensions["repetition_penalty"] = sampling.repetition_penalty

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from offscript.errors import UserError
-from offscript.models.loading import load_model, load_tokenizer, pick_device, render
+from offscript.models.chat_templates import render
+from offscript.models.loading import load_model, load_tokenizer, pick_device
 from offscript.rollouts.engines.base import Completion, EngineStats, Request
 from offscript.rollouts.engines.draw import draw, penalize
 from offscript.rollouts.engines.weights import Weights

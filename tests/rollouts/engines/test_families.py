@@ -5,7 +5,8 @@ import shutil
 import pytest
 import torch
 
-from offscript.models.loading import load_model, load_tokenizer, render
+from offscript.models.chat_templates import render
+from offscript.models.loading import load_model, load_tokenizer
 from offscript.rollouts.engines.base import Request, Sampling
 from offscript.rollouts.engines.transformers import TransformersEngine, stop_tokens
 from tests.families import FAMILIES, family, family_adapter, family_settings

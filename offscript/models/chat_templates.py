@@ -1,0 +1,159 @@
+"""Chat templates: the roles that a model has, and the token ids of a conversation.
+
+``TemplateSettings`` holds a model's policy: which roles its chat template lacks, its default system text, its date.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from offscript.errors import UserError
+from offscript.settings import TemplateSettings
+from offscript.tasks.messages import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOOL_OUTPUT = "[TOOL OUTPUT]"
+"""First line of a tool message that is sent in the user role."""
+
+
+def render(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    template: TemplateSettings,
+    *,
+    prefix: str = "",
+    generation: bool = True,
+) -> list[int]:
+    """Token ids of a conversation under the policy ``template``.
+
+    With ``generation`` the ids end where the assistant's reply begins, after ``prefix``. Special tokens come from the
+    chat template alone, so the beginning-of-text token is never doubled.
+
+    Raises:
+        UserError: the chat template refuses the conversation.
+    """
+    if prefix and not generation:
+        raise ValueError("a prefix begins a reply: it needs generation=True")
+    text = _render_text(tokenizer, map_roles(messages, template), template, generation)
+    ids: list[int] = tokenizer(text + prefix, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def map_roles(messages: Sequence[Message], template: TemplateSettings) -> list[Message]:
+    """``messages`` with roles that the model lacks mapped to ``user``, and its default system text made explicit."""
+    mapped = [dict(m) for m in messages]
+    if template.default_system is not None and all(m["role"] != "system" for m in mapped):
+        mapped.insert(0, {"role": "system", "content": template.default_system})
+    if template.tool_role == "user":
+        mapped = [_tool_as_user(m) if m["role"] == "tool" else m for m in mapped]
+    return _system_as_user(mapped) if template.system_role == "user" else mapped
+
+
+def join_consecutive(messages: Sequence[Message]) -> list[Message]:
+    """``messages`` with consecutive turns of one role joined by a blank line."""
+    joined: list[Message] = []
+    for message in messages:
+        if joined and joined[-1]["role"] == message["role"]:
+            joined[-1] = {**joined[-1], "content": _paragraphs(joined[-1]["content"], message["content"])}
+        else:
+            joined.append(dict(message))
+    return joined
+
+
+def check_roles(tokenizer: "PreTrainedTokenizerBase", template: TemplateSettings) -> None:
+    """Checks that the chat template renders the text of every role.
+
+    A template that drops the system message without an error would prompt every persona with nothing.
+
+    Raises:
+        UserError: the text of a role is missing.
+    """
+    texts = {"system": "Alpha.", "user": "Bravo.", "assistant": "Charlie.", "tool": "Delta."}
+    probe = [{"role": role, "content": text} for role, text in texts.items()]
+    rendered = _render_text(tokenizer, map_roles(probe, template), template, generation=True)
+    for role, text in texts.items():
+        if text not in rendered:
+            raise UserError(
+                "model.template",
+                f"the chat template leaves out what the {role} says",
+                f"set model.template.{role}_role=user"
+                if role in ("system", "tool")
+                else "correct the template",
+            )
+
+
+def _render_text(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: list[Message],
+    template: TemplateSettings,
+    generation: bool,
+) -> str:
+    from jinja2.exceptions import TemplateError
+
+    # Some templates (Gemma) refuse consecutive turns of one role: join them then.
+    with contextlib.suppress(TemplateError):
+        return _apply(tokenizer, messages, template, generation)
+    try:
+        return _apply(tokenizer, join_consecutive(messages), template, generation)
+    except TemplateError as error:
+        roles = ", ".join(m["role"] for m in messages)
+        raise UserError(
+            "model.template",
+            f"the chat template refuses a conversation of roles {roles} ({error})",
+            _remedy(tokenizer, messages, template, generation),
+        ) from None
+
+
+def _apply(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: list[Message],
+    template: TemplateSettings,
+    generation: bool,
+) -> str:
+    date = {} if template.date_string is None else {"date_string": template.date_string}
+    text = tokenizer.apply_chat_template(
+        messages,
+        tokenize=False,
+        add_generation_prompt=generation,
+        **date,  # type: ignore[arg-type]
+    )
+    assert isinstance(text, str)
+    return text
+
+
+def _remedy(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: list[Message],
+    template: TemplateSettings,
+    generation: bool,
+) -> str:
+    """Settings under which the chat template accepts ``messages``, found by trying."""
+    from jinja2.exceptions import TemplateError
+
+    for fields in (["system_role"], ["tool_role"], ["system_role", "tool_role"]):
+        policy = TemplateSettings(tool_role="native").model_copy(update=dict.fromkeys(fields, "user"))
+        with contextlib.suppress(TemplateError):
+            _apply(tokenizer, join_consecutive(map_roles(messages, policy)), template, generation)
+            return "set " + " and ".join(f"model.template.{field}=user" for field in fields)
+    return "a conversation begins with system or user, then user and assistant take turns"
+
+
+def _system_as_user(messages: list[Message]) -> list[Message]:
+    """Puts all system texts before the first user turn."""
+    system = _paragraphs(*(m["content"] for m in messages if m["role"] == "system"))
+    rest = [m for m in messages if m["role"] != "system"]
+    if not system:
+        return rest
+    if rest and rest[0]["role"] == "user":
+        return [{**rest[0], "content": _paragraphs(system, rest[0]["content"])}, *rest[1:]]
+    return [{"role": "user", "content": system}, *rest]
+
+
+def _tool_as_user(message: Message) -> Message:
+    return {"role": "user", "content": f"{TOOL_OUTPUT}\n{message['content']}"}
+
+
+def _paragraphs(*texts: str) -> str:
+    return "\n\n".join(t for t in texts if t)
