@@ -1,22 +1,23 @@
-"""Prediction rows from our own files or from elsewhere, checked, as one type.
+"""Reads and checks prediction rows.
 
-Two layouts are read: ours (``model, stage, format, scenario, persona, predicted, probs {label: p}``) and that of the
-published study (``base, stage, scenario_id, trait_true, trait_pred, probs [p], label_order``).
+Two layouts are accepted: our own (``model, stage, format, scenario, persona, predicted, probs {label: p}``) and that of
+the published study (``base, stage, scenario_id, trait_true, trait_pred, probs [p], label_order``).
 """
 
-import glob
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from offscript.errors import UserError, one_of
 from offscript.evaluation.order import personas_in_order
 from offscript.seeds import stable_hash
+from offscript.storage.files import Json, resolve
 from offscript.storage.rows import read_rows
 from offscript.tasks.scenarios import family_of
+
+Row = Mapping[str, Json]
 
 SUM_TOLERANCE = 1e-3
 _OURS = ("model", "stage", "format", "scenario", "persona", "predicted", "probs")
@@ -25,11 +26,12 @@ _PUBLISHED = ("base", "stage", "scenario_id", "trait_true", "trait_pred", "probs
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a classifier said of one episode's text.
+    """The prediction of a classifier for the text of one episode.
 
-    ``training_seed`` is the row's ``seed``: that of the cell's adapter. ``persona`` is the true one, None for a base text, which stands for every persona. Where the episode left no text,
-    ``predicted``, ``probs`` and ``text_hash`` are None and ``ended`` says why; ``ended`` is None where the file holds
-    scored texts only, so that how many were planned is unknown. ``where`` names the file and line.
+    ``training_seed`` is the ``seed`` of the row, which is that of the cell's adapter. ``persona`` is the true persona,
+    None for a base text, which is scored for every persona. If the episode emitted no text, ``predicted``, ``probs`` and
+    ``text_hash`` are None. ``ended`` is the reason why the episode ended, None if the file holds scored texts only, so
+    that the number of planned episodes is unknown. ``where`` is the file and line.
     """
 
     model: str
@@ -48,16 +50,16 @@ class Prediction:
 
     @property
     def episode(self) -> tuple[object, ...]:
-        """What makes it one episode: no two predictions may share it."""
+        """Identity of the episode. Each episode has one prediction."""
         cell = (self.model, self.stage, self.format, self.training_seed, self.persona)
         return (*cell, self.scenario, self.sample)
 
 
 def load_predictions(paths: str | Path | Sequence[str | Path]) -> list[Prediction]:
-    """Checked predictions of files, folders (every ``*.jsonl`` below) or globs, in the order of the paths.
+    """Reads the predictions of files, folders (every ``*.jsonl`` below) or globs, in the order of ``paths``.
 
     Raises:
-        UserError: nothing is there, a file is empty, torn or not JSON, or a row is not a prediction.
+        UserError: a path names no file, a file is empty, torn or not JSON, or a row is not a valid prediction.
     """
     given = [paths] if isinstance(paths, (str, Path)) else list(paths)
     predictions: list[Prediction] = []
@@ -70,28 +72,28 @@ def load_predictions(paths: str | Path | Sequence[str | Path]) -> list[Predictio
 
 
 def _files(path: str | Path) -> list[Path]:
-    """The files that a path, a folder or a glob names, sorted."""
-    here = Path(path)
-    if here.is_dir():
-        found = sorted(here.rglob("*.jsonl"))
-        if not found:
-            raise UserError(str(path), "is a folder without .jsonl files", "give a file of prediction rows")
-        return found
-    if here.exists():
-        return [here]
-    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+    found = resolve(path)
     if not found:
         raise UserError(
             str(path), "no such file", "predictions= takes a file of prediction rows, a folder or a glob"
         )
-    return found
+    if not found[0].is_dir():
+        return found
+    files = sorted(found[0].rglob("*.jsonl"))
+    if not files:
+        raise UserError(str(path), "is a folder without .jsonl files", "give a file of prediction rows")
+    return files
 
 
-def check_rows(rows: Sequence[Mapping[str, Any]], source: str, default_format: str = "") -> list[Prediction]:
-    """Rows of one file as predictions; ``source`` names it, ``default_format`` is for rows without ``format``.
+def check_rows(rows: Sequence[Row], source: str, default_format: str = "") -> list[Prediction]:
+    """Predictions from the rows of one file.
+
+    Args:
+        source: name of the file in error messages.
+        default_format: format of rows without ``format``.
 
     Raises:
-        UserError: the first row that is not a prediction, as ``source, line n``.
+        UserError: a row is not a valid prediction; names the first one as ``source, line n``.
     """
     return [
         _read(row, f"{source}, line {number}", number, default_format) for number, row in enumerate(rows, 1)
@@ -99,11 +101,11 @@ def check_rows(rows: Sequence[Mapping[str, Any]], source: str, default_format: s
 
 
 def check_together(predictions: list[Prediction]) -> list[Prediction]:
-    """The same list, after the checks that need all rows.
+    """Checks the predictions against each other and returns them.
 
     Raises:
-        UserError: two rows for one episode, two classifiers' labels for one model, a true persona that the
-            classifier does not know, or base rows of which only some are labelled.
+        UserError: an episode has two rows, a model has predictions of two classifiers (different labels), a true persona
+            is not a label of the classifier, or only some rows of a group have a persona.
     """
     seen: dict[tuple[object, ...], str] = {}
     classifier: dict[str, tuple[frozenset[str], str]] = {}
@@ -142,76 +144,68 @@ def check_together(predictions: list[Prediction]) -> list[Prediction]:
 # ---------------------------------------------------------------- one row
 
 
-def _read(row: Mapping[str, Any], where: str, number: int, default_format: str) -> Prediction:
+def _read(row: Row, where: str, number: int, default_format: str) -> Prediction:
     published = "model" not in row and ("base" in row or "trait_true" in row)
     absent = [key for key in (_PUBLISHED if published else _OURS) if key not in row]
-    if absent == ["format"] and default_format:
-        absent = []
-    if absent:
+    if absent and (absent != ["format"] or not default_format):
         raise UserError(
             where,
             f"no {', '.join(absent)}",
-            f"a prediction row has {', '.join(_OURS)}, or the published layout's keys",
+            f"a prediction row has {', '.join(_OURS)}, or the keys of the published layout",
         )
-    return (
-        _published(row, where, number, default_format)
-        if published
-        else _ours(row, where, number, default_format)
-    )
+    format_ = _text(row, "format", where) if "format" in row else default_format
+    return (_published if published else _ours)(row, where, number, format_)
 
 
-def _ours(row: Mapping[str, Any], where: str, number: int, default_format: str) -> Prediction:
-    scenario = _text(row, "scenario", where)
+def _ours(row: Row, where: str, number: int, format_: str) -> Prediction:
+    scenario, text_hash = _text(row, "scenario", where), row.get("text_hash")
     ended = _text(row, "ended", where) if row.get("ended") is not None else None
-    probs, predicted, text_hash = row["probs"], row["predicted"], row.get("text_hash")
-    if predicted is None and (probs is not None or ended is None):
+    has_text = row["predicted"] is not None
+    if not has_text and (row["probs"] is not None or ended is None):
         raise UserError(
-            where, "predicted is null", "only a row without text: probs null too, and ended says why"
+            where, "predicted is null", "allowed for an episode without text only: probs null, ended given"
         )
-    if predicted is not None:
-        probs = _probs(probs, where)
-        _known(predicted, probs, where)
-    persona = _text(row, "persona", where) if row["persona"] is not None else None
+    probs = _probs(row["probs"], where) if has_text else None
     return Prediction(
         model=_text(row, "model", where),
         stage=_text(row, "stage", where),
-        format=_text(row, "format", where) if "format" in row else default_format,
-        training_seed=_whole(row, "seed", where, None),
-        persona=persona,
+        format=format_,
+        training_seed=_integer(row, "seed", where),
+        persona=_text(row, "persona", where) if row["persona"] is not None else None,
         scenario=scenario,
         family=_text(row, "family", where) if row.get("family") is not None else family_of(scenario),
-        sample=_whole(row, "sample", where, number) or 0,
-        predicted=predicted,
+        sample=_integer(row, "sample", where, number) or 0,
+        predicted=_label(row["predicted"], probs, where) if probs else None,
         probs=probs,
         ended=ended,
-        text_hash=None if predicted is None or text_hash is None else str(text_hash),
+        text_hash=str(text_hash) if has_text and text_hash is not None else None,
         where=where,
     )
 
 
-def _published(row: Mapping[str, Any], where: str, number: int, default_format: str) -> Prediction:
+def _published(row: Row, where: str, number: int, format_: str) -> Prediction:
     scenario = _text(row, "scenario_id", where)
     family = family_of(scenario)
     variant = re.search(r"(_v\d+)?$", scenario)
-    order, values = row["label_order"], row["probs"]
-    if not (isinstance(order, list) and isinstance(values, list) and len(order) == len(values)):
-        raise UserError(where, "probs and label_order do not match", "two lists of one length")
-    if not all(isinstance(label, str) for label in order) or len(set(order)) != len(order):
-        raise UserError(where, "label_order is not a list of different names", "one name a probability")
-    probs = _probs(dict(zip(order, values, strict=True)), where)
-    _known(row["trait_pred"], probs, where)
+    labels, values = row["label_order"], row["probs"]
+    if not (isinstance(labels, list) and isinstance(values, list) and len(labels) == len(values)):
+        raise UserError(where, "probs and label_order do not match", "two lists of equal length are needed")
+    names = [label for label in labels if isinstance(label, str)]
+    if len(set(names)) < len(labels):
+        raise UserError(where, "label_order is not a list of distinct names", "one name per probability")
+    probs = _probs(dict(zip(names, values, strict=True)), where)
     body = row.get("email_body", row.get("text"))
     return Prediction(
         model=_text(row, "base", where),
         stage=_text(row, "stage", where),
-        format=_text(row, "format", where) if "format" in row else default_format,
+        format=format_,
         training_seed=None,
         persona=_text(row, "trait_true", where),
-        # one task has one name in chat_email and agentic_email, so that the two are resampled jointly
+        # A scenario has the same name in chat_email and agentic_email, so that the two are resampled jointly.
         scenario=family + (variant.group() if variant else ""),
         family=family,
-        sample=_whole(row, "row_idx", where, number) or 0,
-        predicted=row["trait_pred"],
+        sample=_integer(row, "row_idx", where, number) or 0,
+        predicted=_label(row["trait_pred"], probs, where),
         probs=probs,
         ended=None,
         text_hash=f"{stable_hash(body):016x}" if isinstance(body, str) else None,
@@ -219,45 +213,47 @@ def _published(row: Mapping[str, Any], where: str, number: int, default_format: 
     )
 
 
-def _text(row: Mapping[str, Any], key: str, where: str) -> str:
+def _text(row: Row, key: str, where: str) -> str:
     value = row[key]
     if not isinstance(value, str) or not value:
         raise UserError(where, f"{key} is {value!r}", "a name is needed")
     return value
 
 
-def _whole(row: Mapping[str, Any], key: str, where: str, default: int | None) -> int | None:
+def _integer(row: Row, key: str, where: str, default: int | None = None) -> int | None:
     value = row.get(key)
     if value is None:
         return default
     if not isinstance(value, int) or isinstance(value, bool):
-        raise UserError(where, f"{key} is {value!r}", "a whole number is needed")
+        raise UserError(where, f"{key} is {value!r}", "an integer is needed")
     return value
 
 
-def _known(predicted: Any, probs: Mapping[str, float], where: str) -> None:
-    if predicted not in probs:
+def _label(predicted: Json, probs: Mapping[str, float], where: str) -> str:
+    if not isinstance(predicted, str) or predicted not in probs:
         raise UserError(
             where, f"predicted label {predicted!r} has no probability", one_of(personas_in_order(probs))
         )
+    return predicted
 
 
-def _probs(probs: Any, where: str) -> dict[str, float]:
+def _probs(probs: Json, where: str) -> dict[str, float]:
     """Checked probabilities by label.
 
     Raises:
-        UserError: not an object, not numbers, NaN, outside 0..1, or not summing to 1.
+        UserError: ``probs`` is not an object of numbers in 0..1 that sum to 1, within SUM_TOLERANCE.
     """
     if not isinstance(probs, dict) or not probs:
         raise UserError(
             where, f"probs is {type(probs).__name__}", "an object of label: probability is needed"
         )
+    checked: dict[str, float] = {}
     for label, p in probs.items():
-        number = isinstance(p, (int, float)) and not isinstance(p, bool) and math.isfinite(p)
-        if not number or not 0 <= p <= 1 + SUM_TOLERANCE:
+        if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1 + SUM_TOLERANCE:
             shown = "NaN" if isinstance(p, float) and math.isnan(p) else repr(p)
             raise UserError(where, f"probability of {label!r} is {shown}", "a number from 0 to 1 is needed")
-    total = sum(probs.values())
+        checked[label] = float(p)
+    total = sum(checked.values())
     if abs(total - 1) > SUM_TOLERANCE:
         raise UserError(where, f"probabilities sum to {total:.4f}", f"1 is needed, within {SUM_TOLERANCE:g}")
-    return {label: float(p) for label, p in probs.items()}
+    return checked

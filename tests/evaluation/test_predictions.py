@@ -96,15 +96,15 @@ def test_display_order_is_that_of_the_definitions_then_unknown_names_sorted():
 
 BAD_ROWS = [
     (without("stage", row()), "no stage; a prediction row has model, stage, format, scenario, persona, predicted, "
-     "probs, or the published layout's keys"),
+     "probs, or the keys of the published layout"),
     (without("trait_pred", PUBLISHED), "no trait_pred; a prediction row has model, stage, format, scenario, persona, "
-     "predicted, probs, or the published layout's keys"),
+     "predicted, probs, or the keys of the published layout"),
     (row(model=""), "model is ''; a name is needed"),
     (row(stage=3), "stage is 3; a name is needed"),
-    (row(sample="a"), "sample is 'a'; a whole number is needed"),
-    (row(predicted=None, probs=probs("humor")), "predicted is null; only a row without text: probs null too, and "
-     "ended says why"),
-    (lost(ended=None), "predicted is null; only a row without text: probs null too, and ended says why"),
+    (row(sample="a"), "sample is 'a'; an integer is needed"),
+    (row(predicted=None, probs=probs("humor")), "predicted is null; allowed for an episode without text only: "
+     "probs null, ended given"),
+    (lost(ended=None), "predicted is null; allowed for an episode without text only: probs null, ended given"),
     (row(probs=None), "probs is NoneType; an object of label: probability is needed"),
     (row(probs=[0.5, 0.5]), "probs is list; an object of label: probability is needed"),
     (row(probs={"sarcasm": float("nan"), "humor": 1.0}), "probability of 'sarcasm' is NaN; a number from 0 to 1 is "
@@ -116,8 +116,8 @@ BAD_ROWS = [
     (row(probs={"sarcasm": 0.5, "humor": 0.4}), "probabilities sum to 0.9000; 1 is needed, within 0.001"),
     (row(predicted="loving", probs=probs("humor")), "predicted label 'loving' has no probability; allowed: sarcasm, "
      "humor, remorse"),
-    ({**PUBLISHED, "label_order": ["a", "b"]}, "probs and label_order do not match; two lists of one length"),
-    ({**PUBLISHED, "label_order": ["a", "a", "b"]}, "label_order is not a list of different names; one name a "
+    ({**PUBLISHED, "label_order": ["a", "b"]}, "probs and label_order do not match; two lists of equal length are needed"),
+    ({**PUBLISHED, "label_order": ["a", "a", "b"]}, "label_order is not a list of distinct names; one name per "
      "probability"),
     ({**PUBLISHED, "trait_pred": None}, "predicted label None has no probability; allowed: sarcasm, humor, remorse"),
 ]  # fmt: skip
