@@ -1,8 +1,9 @@
-"""Uploads what is new among the W&B runs that were kept offline, again and again while their jobs run.
+"""Uploads W&B runs that were kept offline, also while their jobs run, and each row once.
 
-The client's own ``wandb sync`` sends a whole file each time, and appends it. So it is given a log of only what was
-not uploaded before: from each file the records behind the last one that went out, and of rows those above the last that
-the service holds. What went out is noted beside each file once the client says that it has arrived.
+``wandb sync`` uploads a whole file each time and appends it to the run. It is therefore given a log that holds only
+what was not uploaded before: the records of each file behind the last uploaded one, and of rows those above the last
+``_step`` that the service holds. The offset of the last uploaded record is written beside each file once the client
+reports that the upload has arrived.
 """
 
 import contextlib
@@ -15,7 +16,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from offscript.console import say
 from offscript.errors import UserError
@@ -23,21 +23,22 @@ from offscript.settings import TrackingSettings
 from offscript.storage.files import read_json, write_json
 from offscript.storage.locks import Busy, claim
 from offscript.tracking import transaction_log
-from offscript.tracking.tracker import files, refused
+from offscript.tracking.tracker import is_key_rejected, run_files
+from offscript.tracking.transaction_log import Record, RunRecord, step_of
 
-EVERY_S = 30.0
-QUIET_S = 600.0
-"""A run that was opened online uploads itself; its file is looked at when nothing was written to it for so long."""
+INTERVAL_S = 30.0
+ONLINE_IDLE_S = 600.0
+"""A run that was started online uploads itself. Its file is read once it has not changed for this long."""
 CLIENT_TIMEOUT_S = 600.0
 API_TIMEOUT_S = 10
-NO_KEY = "`wandb login`, or set WANDB_API_KEY"
-SETTINGS = ("config", "metric", "telemetry", "environment")
-"""Kinds of records that say how a run is to be shown, not what happened: no harm in saying them again."""
+LOGIN_HINT = "`wandb login`, or set WANDB_API_KEY"
+DEFINITION_RECORDS = ("config", "metric", "telemetry", "environment")
+"""Kinds of records that describe a run and hold no rows: they can be uploaded more than once."""
 
 
 @dataclass
-class Synced:
-    """What a pass did: runs with something new that was uploaded, rows in them, runs that could not be."""
+class SyncResult:
+    """Counts of one sync: runs of which something was uploaded, uploaded rows, and runs whose upload failed."""
 
     runs: int = 0
     rows: int = 0
@@ -45,120 +46,135 @@ class Synced:
 
 
 @dataclass
-class Part:
-    """What is new in one file of a run: the record that opens it, those that are said ``again`` each time, ``news``, and
-    the offset behind the last of them."""
+class PendingFile:
+    """What of a run's file was not uploaded before.
+
+    ``start``: the record that starts the run; ``definitions``: uploaded records that are uploaded each time again;
+    ``new``: records that were not uploaded; ``end``: offset of the end of the last of them, in bytes.
+    """
 
     path: Path
-    opening: Any
-    again: list[Any]
-    news: list[Any]
+    start: Record
+    definitions: list[Record]
+    new: list[Record]
     end: int
 
     @property
-    def run(self) -> Any:
-        return self.opening.run
+    def run(self) -> RunRecord:
+        return self.start.run
 
     @property
     def steps(self) -> list[int]:
-        return [step for record in self.news if (step := transaction_log.step_of(record)) is not None]
+        return [step for record in self.new if (step := step_of(record)) is not None]
 
 
-def sync(folder: Path, settings: TrackingSettings, watch: bool = False, every_s: float = EVERY_S) -> Synced:
-    """Uploads what is new below ``folder``/wandb; with ``watch`` every ``every_s`` seconds until it is interrupted.
+def sync(
+    folder: Path, settings: TrackingSettings, watch: bool = False, interval_s: float = INTERVAL_S
+) -> SyncResult:
+    """Uploads what is new below ``folder``/wandb; with ``watch`` every ``interval_s`` seconds until interrupted.
 
-    A run that cannot be uploaded is told in one line and tried again the next time. Jobs may run meanwhile: what they
-    have not finished writing waits for the next pass.
+    Jobs may be running: records that they have not finished writing are left for the next sync. A run whose upload
+    failed is reported in one line, and the next sync tries it again.
 
     Raises:
-        UserError: nothing was tracked there, there is no key, W&B does not take it, or another sync is at work.
+        UserError: there are no runs or no API key, W&B rejects the key, or another sync is running.
     """
-    place = folder / "wandb"
-    if not place.is_dir():
-        raise UserError(str(place), "no W&B runs", "an experiment that ran with tracking=offline or online")
+    root = folder / "wandb"
+    if not root.is_dir():
+        raise UserError(str(root), "no W&B runs", "an experiment that ran with tracking=offline or online")
     try:
-        with claim(place / "sync", wait=False), contextlib.suppress(KeyboardInterrupt):
-            for left in place.glob("sync-*"):
-                shutil.rmtree(left)  # a sync was killed
-            return _watch(place, settings, every_s) if watch else _pass(place, settings)
+        with claim(root / "sync", wait=False), contextlib.suppress(KeyboardInterrupt):
+            # Left behind by a sync that was killed.
+            for leftover in root.glob("sync-*"):
+                shutil.rmtree(leftover)
+            return _sync_repeatedly(root, settings, interval_s) if watch else _sync_once(root, settings)
     except Busy as busy:
-        raise UserError(str(place), str(busy), "one sync at a time") from None
-    return Synced()
+        raise UserError(str(root), str(busy), "one sync at a time") from None
+    return SyncResult()
 
 
-def _watch(place: Path, settings: TrackingSettings, every_s: float) -> Synced:
-    """Passes until somebody has had enough; a service that is away is told once and waited for."""
-    total, said = Synced(), ""
+def _sync_repeatedly(root: Path, settings: TrackingSettings, interval_s: float) -> SyncResult:
+    """Syncs until interrupted. An unreachable service is reported once and tried again."""
+    total, reported = SyncResult(), ""
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             try:
-                done = _pass(place, settings)
-                total = Synced(total.runs + done.runs, total.rows + done.rows, done.failed)
+                last = _sync_once(root, settings)
+                total = SyncResult(total.runs + last.runs, total.rows + last.rows, last.failed)
             except UserError as error:
-                if refused(error):
+                if is_key_rejected(error):
                     raise
-                if str(error) != said:
-                    say(said := str(error))
-            time.sleep(every_s)
+                if str(error) != reported:
+                    say(reported := str(error))
+            time.sleep(interval_s)
     return total
 
 
-def _pass(place: Path, settings: TrackingSettings) -> Synced:
-    parts = [part for path in files(place.parent) if (part := _news(path)) is not None]
-    if not parts:
-        return Synced()
-    done, last = Synced(), _Cursors(settings)
-    with tempfile.TemporaryDirectory(prefix="sync-", dir=place) as scratch:
-        logs = [_log_of(part, last, Path(scratch)) for part in parts]
-        complaints = _upload([log for log in logs if log is not None], settings, Path(scratch))
-        for part, log in zip(parts, logs, strict=True):
-            if log is not None and (_not_taken(log) or any(f"/{part.run.run_id}]" in c for c in complaints)):
-                done.failed += 1
-                continue
-            write_json(_note(part.path), {"bytes": part.end})
+def _sync_once(root: Path, settings: TrackingSettings) -> SyncResult:
+    files = [file for path in run_files(root.parent) if (file := _read_pending(path)) is not None]
+    if not files:
+        return SyncResult()
+    result, uploaded = SyncResult(), _LastUploadedSteps(settings)
+    with tempfile.TemporaryDirectory(prefix="sync-", dir=root) as scratch:
+        logs = [_write_log(file, uploaded, Path(scratch)) for file in files]
+        errors = _run_client([log for log in logs if log is not None], settings, Path(scratch))
+        for file, log in zip(files, logs, strict=True):
             if log is not None:
-                done.runs += 1
-                done.rows += len(part.steps)
-    if done.failed:
+                named = any(f"/{file.run.run_id}]" in error for error in errors)
+                if named or not log.with_suffix(".wandb.synced").exists():
+                    result.failed += 1
+                    continue
+                result.runs += 1
+                result.rows += len(file.steps)
+            write_json(_offset_file(file.path), {"bytes": file.end})
+    if result.failed:
         say(
-            f"W&B: {done.failed} runs were not uploaded, the next sync tries again ({' '.join(complaints[:1])})"
+            f"W&B: {result.failed} runs were not uploaded, the next sync tries again ({' '.join(errors[:1])})"
         )
-    if done.runs:
-        say(f"W&B: uploaded {done.rows} rows of {done.runs} runs")
-    return done
+    if result.runs:
+        say(f"W&B: uploaded {result.rows} rows of {result.runs} runs")
+    return result
 
 
 # ---------------------------------------------------------------- what is new
 
 
-def _note(path: Path) -> Path:
+def _offset_file(path: Path) -> Path:
     return path.with_suffix(".wandb.uploaded")
 
 
-def _news(path: Path) -> Part | None:
-    """What of a file was not uploaded before; None if nothing, or if its run uploads itself."""
-    start = read_json(_note(path))["bytes"] if _note(path).exists() else 0
+def _is_offline(path: Path) -> bool:
+    return path.parent.name.startswith("offline-")
+
+
+def _read_pending(path: Path) -> PendingFile | None:
+    """Reads what of a file was not uploaded; None if there is nothing, or if its run uploads itself."""
+    uploaded = int(read_json(_offset_file(path))["bytes"]) if _offset_file(path).exists() else 0
     stat = path.stat()
-    if stat.st_size <= start:
+    if stat.st_size <= uploaded:
         return None
-    if not path.parent.name.startswith("offline-") and time.time() - stat.st_mtime < QUIET_S:
+    if not _is_offline(path) and time.time() - stat.st_mtime < ONLINE_IDLE_S:
         return None
-    run, again, news, last = None, [], [], start
+    start: Record | None = None
+    definitions: list[Record] = []
+    new: list[Record] = []
+    last_end = uploaded
     for end, record in transaction_log.records(path):
         if record.HasField("run"):
-            run = run or record
-        elif end <= start:
-            again += [record] if record.WhichOneof("record_type") in SETTINGS else []
-        else:
-            news.append(record)
-        last = max(last, end)
-    if run is None or last == start:  # its first records, or the end of its next one, are not on disk yet
+            start = start or record
+        elif end > uploaded:
+            new.append(record)
+        elif record.WhichOneof("record_type") in DEFINITION_RECORDS:
+            definitions.append(record)
+        last_end = max(last_end, end)
+    # The first records, or the end of the next one, may not be on disk yet.
+    if start is None or last_end == uploaded:
         return None
-    return Part(path, run, again, news, last)
+    return PendingFile(path, start, definitions, new, last_end)
 
 
-class _Cursors:
-    """The last ``_step`` that each run is known to hold: by the service, and by what was handed over in this pass."""
+class _LastUploadedSteps:
+    """The last ``_step`` of each run: what the service holds, and what this sync uploads."""
 
     def __init__(self, settings: TrackingSettings) -> None:
         import wandb
@@ -167,87 +183,73 @@ class _Cursors:
             self.api = wandb.Api(timeout=API_TIMEOUT_S)
             self.entity = settings.entity or self.api.default_entity
         except Exception as error:
-            raise _explained(error) from None
+            raise _user_error(error) from None
         self.steps: dict[str, int] = {}
 
-    def __getitem__(self, run: Any) -> int:
+    def __getitem__(self, run: RunRecord) -> int:
         if run.run_id not in self.steps:
-            self.steps[run.run_id] = self._ask(f"{run.entity or self.entity}/{run.project}/{run.run_id}")
+            self.steps[run.run_id] = self._query(f"{run.entity or self.entity}/{run.project}/{run.run_id}")
         return self.steps[run.run_id]
 
-    def __setitem__(self, run: Any, step: int) -> None:
+    def __setitem__(self, run: RunRecord, step: int) -> None:
         self.steps[run.run_id] = step
 
-    def _ask(self, path: str) -> int:
+    def _query(self, path: str) -> int:
         try:
             return int(self.api.run(path).lastHistoryStep)
         except Exception as error:
             if "not find run" in str(error) or "not found" in str(error):
                 return -1
-            raise _explained(error) from None
+            raise _user_error(error) from None
 
 
-def _explained(error: Exception) -> UserError:
-    if refused(error):
-        return UserError("W&B", "it refuses the API key, or there is none", NO_KEY)
-    return UserError(
-        "W&B", f"it does not answer ({type(error).__name__})", "sync again later; nothing is lost"
-    )
+def _user_error(error: Exception) -> UserError:
+    if is_key_rejected(error):
+        return UserError("W&B", "rejects the API key, or there is none", LOGIN_HINT)
+    return UserError("W&B", f"does not answer ({type(error).__name__})", "sync again later; nothing is lost")
 
 
-# ---------------------------------------------------------------- handing it over
+# ---------------------------------------------------------------- the upload
 
 
-def _log_of(part: Part, last: _Cursors, scratch: Path) -> Path | None:
-    """A log of what is new in ``part``, beside the files that it names; None if the service holds all of it."""
-    fresh = [r for r in part.news if (step := transaction_log.step_of(r)) is None or step > last[part.run]]
-    part.news = fresh
-    own = part.path.parent.name.startswith("offline-")
-    if not fresh or (not own and not part.steps):
+def _write_log(file: PendingFile, uploaded: _LastUploadedSteps, scratch: Path) -> Path | None:
+    """Writes a log of what is new in ``file``, with links to the files that it names; None if nothing is new."""
+    last = uploaded[file.run]
+    file.new = [r for r in file.new if (step := step_of(r)) is None or step > last]
+    if not file.new or (not _is_offline(file.path) and not file.steps):
         return None
-    last[part.run] = max([last[part.run], *part.steps])
-    if not any(record.HasField("exit") for record in fresh):
-        fresh = [*fresh, _not_over()]
-    folder = scratch / part.path.parent.name
+    uploaded[file.run] = max([last, *file.steps])
+    ended = any(record.HasField("exit") for record in file.new)
+    folder = scratch / file.path.parent.name
     folder.mkdir()
-    (folder / "files").symlink_to(part.path.parent.absolute() / "files")
-    state = part.path.with_suffix(".wandb.syncstate")
-    (folder / state.name).symlink_to(
-        state.absolute()
-    )  # where the run's clock started, the same for every pass
-    log = folder / part.path.name
-    transaction_log.write(log, [part.opening, *part.again, *fresh])
+    (folder / "files").symlink_to(file.path.parent.absolute() / "files")
+    # It holds the start of the run's clock, which is the same for every upload.
+    state = file.path.with_suffix(".wandb.syncstate")
+    (folder / state.name).symlink_to(state.absolute())
+    log = folder / file.path.name
+    # Without it, the client marks a run as failed whose last record is not there yet.
+    tail = [] if ended else [transaction_log.new_record(preempting={})]
+    transaction_log.write(log, [file.start, *file.definitions, *file.new, *tail])
     return log
 
 
-def _not_over() -> Any:
-    """Without it the client would call a run failed whose last record is not there yet."""
-    record = transaction_log.new_record()
-    record.preempting.SetInParent()
-    return record
+def _run_client(logs: Sequence[Path], settings: TrackingSettings, scratch: Path) -> list[str]:
+    """Runs ``wandb sync`` on ``logs``; returns its error messages.
 
-
-def _upload(logs: Sequence[Path], settings: TrackingSettings, scratch: Path) -> list[str]:
-    """Hands ``logs`` to the client; returns what it complained about, line by line.
-
-    It ends with 0 and marks a log as synced even where the service did not take its rows, and says so.
+    The client ends with 0 and marks a log as synced even if the service did not accept its rows; it only prints an
+    error.
     """
     if not logs:
         return []
     command = [sys.executable, "-m", "wandb", "sync", "--yes", "--include-online", "--include-synced"]
     if settings.entity:
         command += ["--entity", settings.entity]
+    command += map(str, logs)
     env = {**os.environ, "WANDB_DIR": str(scratch), "WANDB_SILENT": "false"}
     try:
-        done = subprocess.run(
-            [*command, *map(str, logs)], capture_output=True, text=True, env=env, timeout=CLIENT_TIMEOUT_S
-        )
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=CLIENT_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        return [f"the client gave up after {CLIENT_TIMEOUT_S:.0f} s"]
+        return [f"the client did not finish within {CLIENT_TIMEOUT_S:.0f} s"]
     lines = [line.removeprefix("wandb:").strip() for line in (done.stderr + done.stdout).splitlines()]
-    bad = [line.removeprefix("ERROR").strip() for line in lines if line.startswith("ERROR")]
-    return bad or (lines[-1:] if done.returncode else [])
-
-
-def _not_taken(log: Path) -> bool:
-    return not log.with_suffix(".wandb.synced").exists()
+    errors = [line.removeprefix("ERROR").strip() for line in lines if line.startswith("ERROR")]
+    return errors or (lines[-1:] if done.returncode else [])

@@ -12,7 +12,7 @@ def start(tmp_path, mode="offline", run_id="0123456789abcdef"):
     return tracking.start(settings, tmp_path, run_id=run_id, name="adapter pocket sarcasm", **ABOUT)
 
 
-def test_an_offline_run_says_what_it_belongs_to_and_what_was_logged(tmp_path):
+def test_an_offline_run_holds_its_group_tags_rows_and_summary(tmp_path):
     tracker = start(tmp_path)
     tracker.log({"emission_rate": 0.5}, step=10)
     tracker.table("retention", ["stage", "f1"], [["full", 0.9], ["base", None]])
@@ -26,7 +26,7 @@ def test_an_offline_run_says_what_it_belongs_to_and_what_was_logged(tmp_path):
     assert "full/chat/macro_f1" in run["summary"]
 
 
-def test_a_failing_tracker_says_so_once_and_costs_nothing(capsys):
+def test_a_failing_tracker_never_raises_and_reports_the_first_failure(capsys):
     class Broken:
         def log(self, values):
             raise OSError("disk full")
@@ -38,7 +38,7 @@ def test_a_failing_tracker_says_so_once_and_costs_nothing(capsys):
     assert capsys.readouterr().err.count("W&B failed (OSError: disk full)") == 1
 
 
-def test_an_unreachable_service_keeps_the_run_offline(tmp_path, capsys, monkeypatch):
+def test_the_run_is_kept_offline_if_the_service_is_unreachable(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr(tracking, "INIT_TIMEOUT_S", 2)
@@ -49,7 +49,7 @@ def test_an_unreachable_service_keeps_the_run_offline(tmp_path, capsys, monkeypa
     assert any("x" in run["logged"] for run in read_runs(tmp_path))
 
 
-def test_off_is_silent(tmp_path):
+def test_off_writes_nothing(tmp_path):
     tracker = start(tmp_path, mode="off")
     tracker.log({"x": 1.0})
     tracker.summary({})
@@ -60,14 +60,14 @@ def test_off_is_silent(tmp_path):
     assert tracker.callbacks() == [] and list(tmp_path.iterdir()) == []
 
 
-def test_a_picture_that_is_not_there_costs_nothing(tmp_path, capsys):
+def test_a_missing_image_does_not_raise(tmp_path, capsys):
     tracker = start(tmp_path)
     tracker.image("heatmap", tmp_path / "none.png")
     tracker.finish()
     assert capsys.readouterr().err.startswith("W&B failed (FileNotFoundError")
 
 
-class Listener(tracking.NullTracker):
+class RecordingTracker(tracking.NullTracker):
     def __init__(self):
         self.rows, self.headlines = [], {}
 
@@ -78,32 +78,32 @@ class Listener(tracking.NullTracker):
         self.headlines |= values
 
 
-def test_the_curves_of_a_rollout_go_on_where_an_earlier_attempt_left_them():
-    listener = Listener()
-    pace = tracking.RolloutProgressLogger(listener, every_s=0)
-    pace.begin(rows=6, emitted=3)
-    pace.add_row(True, 50)
-    pace.add_row(False, 90)
-    pace.close()
-    assert [step for step, _ in listener.rows] == [7, 8]
-    assert [values["rollout/emission_rate"] for _, values in listener.rows] == [4 / 7, 4 / 8]
-    rates = listener.headlines
-    assert rates["rollout/rows"] == 8
-    assert rates["rollout/tokens_per_s"] / rates["rollout/rows_per_s"] == pytest.approx(45, rel=0.05)
+def test_the_curves_of_a_restarted_rollout_continue():
+    recorded = RecordingTracker()
+    progress = tracking.RolloutProgressLogger(recorded, every_s=0)
+    progress.begin(rows=6, emitted=3)
+    progress.add_row(True, 50)
+    progress.add_row(False, 90)
+    progress.close()
+    assert [step for step, _ in recorded.rows] == [7, 8]
+    assert [values["rollout/emission_rate"] for _, values in recorded.rows] == [4 / 7, 4 / 8]
+    summary = recorded.headlines
+    assert summary["rollout/rows"] == 8
+    assert summary["rollout/tokens_per_s"] / summary["rollout/rows_per_s"] == pytest.approx(45, rel=0.05)
 
 
-def test_a_rollout_tells_its_last_row_however_short_it_was():
-    listener = Listener()
-    pace = tracking.RolloutProgressLogger(listener)
-    pace.add_row(True, 1)
-    assert listener.rows == []
-    pace.close()
-    assert [step for step, _ in listener.rows] == [1]
+def test_the_last_row_of_a_short_rollout_is_logged():
+    recorded = RecordingTracker()
+    progress = tracking.RolloutProgressLogger(recorded)
+    progress.add_row(True, 1)
+    assert recorded.rows == []
+    progress.close()
+    assert [step for step, _ in recorded.rows] == [1]
 
 
 @pytest.fixture(autouse=True)
-def no_run_left_open(monkeypatch):
-    monkeypatch.setattr(tracking, "_gave_up", False)
+def no_run_is_left_open(monkeypatch):
+    monkeypatch.setattr(tracking, "_service_failed", False)
     yield
     import wandb
 
