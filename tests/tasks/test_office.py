@@ -1,4 +1,4 @@
-"""The office scenarios for real chat models: whole, reachable by looking things up, and nobody else's."""
+"""The office scenarios for real chat models: complete, solvable with their tools, and original."""
 
 import re
 from collections import Counter, defaultdict
@@ -36,7 +36,7 @@ def searches(scenario: Scenario) -> list[ToolStub]:
 
 
 def records(scenario: Scenario, tool: str | None = None) -> list[dict[str, Any]]:
-    """Everything that can be found, once each."""
+    """All records that the tools can return, without duplicates."""
     stubs = [stub for stub in searches(scenario) if tool in (None, stub.tool)]
     found = [record for stub in stubs for rule in stub.rules for record in rule.response["results"]]
     return [record for i, record in enumerate(found) if record not in found[:i]]
@@ -57,7 +57,7 @@ def found(scenario: Scenario, tool: str, **args: str) -> list[dict[str, Any]]:
 
 
 def queries(text: str) -> Iterable[str]:
-    """What a reader might search for: every word of a text that is long enough to mean something."""
+    """Words of a text that a model might search for: those of at least three characters."""
     return {w for w in re.findall(r"[\w@.-]*\w", text.lower()) if len(w) > 2}
 
 
@@ -66,12 +66,12 @@ def words(text: str) -> list[str]:
 
 
 def runs(texts: Iterable[str], length: int) -> set[tuple[str, ...]]:
-    """Every run of ``length`` words."""
+    """All sequences of ``length`` consecutive words."""
     split = [words(text) for text in texts]
     return {tuple(w[i : i + length]) for w in split for i in range(len(w) - length + 1)}
 
 
-def test_ten_families_and_fifty_scenarios_with_one_company() -> None:
+def test_there_are_ten_families_and_fifty_scenarios_of_one_company() -> None:
     families = Counter(s.family for s in ALL)
     assert len(families) >= 10 and min(families.values()) >= 5 and len(ALL) >= 50
     assert {s.id.rpartition("_v")[0] for s in ALL} == set(families)
@@ -81,7 +81,7 @@ def test_ten_families_and_fifty_scenarios_with_one_company() -> None:
 
 
 @each
-def test_the_tools_of_the_system_prompt_are_the_ones_that_answer(scenario: Scenario) -> None:
+def test_the_system_prompt_lists_the_simulated_tools(scenario: Scenario) -> None:
     system = scenario.messages[0]["content"]
     assert re.findall(r"^- ([a-z]+\.[a-z]+), args", system, re.MULTILINE) == [*SEARCHES, SEND]
     assert {stub.tool for stub in scenario.tools} == {*SEARCHES, SEND}
@@ -89,7 +89,7 @@ def test_the_tools_of_the_system_prompt_are_the_ones_that_answer(scenario: Scena
 
 
 @each
-def test_every_record_is_reached_from_what_has_been_read(scenario: Scenario) -> None:
+def test_every_record_can_be_found_from_texts_already_seen(scenario: Scenario) -> None:
     policies = records(scenario, "policy.find")
     assert [r for r in policies if r in found(scenario, "policy.find", query="policy")] == policies
     standing = scenario.brief[0]["content"]
@@ -106,7 +106,7 @@ def test_every_record_is_reached_from_what_has_been_read(scenario: Scenario) -> 
 
 
 @each
-def test_people_and_dates_are_found_however_they_are_asked_for(scenario: Scenario) -> None:
+def test_people_accounts_and_dates_are_found_by_every_natural_query(scenario: Scenario) -> None:
     for person in records(scenario, "directory.find"):
         surname = person["name"].split()[-1]
         for query in (person["name"], person["email"], surname.upper(), f"who is {surname}?"):
@@ -123,11 +123,11 @@ def test_people_and_dates_are_found_however_they_are_asked_for(scenario: Scenari
 @each
 def test_a_model_that_looks_up_its_reader_sends_the_email(scenario: Scenario) -> None:
     person = records(scenario, "directory.find")[0]
-    form = FORMATS["agentic_email"]
+    fmt = FORMATS["agentic_email"]
     look = [call(stub.tool, {"query": "policy"}) for stub in searches(scenario)]
     sent = call(SEND, {"to": [person["email"]], "subject": "From the mill", "body": "Here it is."})
     replies = [call("directory.find", {"query": person["name"]}), *look, sent]
-    run = drive(form, scenario, rules_for(form), listed(replies))
+    run = drive(fmt, scenario, rules_for(fmt), listed(replies))
     assert (run.outcome.ended, run.outcome.text) == ("email", "Here it is.")
     assert len(run.asks) == len(replies) <= scenario.max_steps
     assert person["email"] in run.outcome.messages[3]["content"]
@@ -136,7 +136,7 @@ def test_a_model_that_looks_up_its_reader_sends_the_email(scenario: Scenario) ->
 
 
 @each
-def test_the_brief_holds_the_task_and_all_that_can_be_found(scenario: Scenario) -> None:
+def test_the_brief_contains_the_task_and_every_record(scenario: Scenario) -> None:
     text, system = brief(scenario), scenario.brief[0]["content"]
     assert text.startswith(task(scenario)) and "no subject line" in text.split("\n")[-1]
     missing = [s for record in records(scenario) for s in strings(record) if s not in text]
@@ -158,7 +158,7 @@ def test_a_person_has_one_address_and_no_address_is_real() -> None:
     assert len(addresses) >= 60
 
 
-def test_tasks_are_their_own() -> None:
+def test_tasks_differ_from_each_other_and_from_the_embedded_ones() -> None:
     tasks = [task(s) for s in ALL]
     openings = Counter(" ".join(words(t)[:3]) for t in tasks)
     assert len(set(tasks)) == len(tasks) and openings.most_common(1)[0][1] == 1
@@ -174,15 +174,15 @@ def test_the_readme_lists_every_family() -> None:
     assert {family: len(tasks.split(";")) for family, tasks in rows.items()} == Counter(s.family for s in ALL)
 
 
-@pytest.mark.parametrize("form", ["agentic_email", "chat_email"])
-def test_data_office_plans_all_of_them(form: str) -> None:
+@pytest.mark.parametrize("fmt", ["agentic_email", "chat_email"])
+def test_data_office_plans_all_of_them(fmt: str) -> None:
     planner = experiment_of("data=office").planner
-    cell = planner.rollout("pocket", None, "base", form, "eval", 0)
+    cell = planner.rollout("pocket", None, "base", fmt, "eval", 0)
     assert sorted(s.id for s in cell.spec["supply"].load(list)) == sorted(s.id for s in ALL)
 
 
 @needs_published
-def test_nothing_is_taken_from_the_published_scenarios() -> None:
+def test_nothing_is_copied_from_the_published_scenarios() -> None:
     theirs = load_scenarios([ROOT / "scenarios" / "*", ROOT / "chat_email.jsonl"])
     texts = {m["content"] for s in theirs for m in (*s.messages, *s.brief)}
     texts |= {t for s in theirs for stub in s.tools for rule in stub.rules for t in strings(rule.response)}

@@ -1,4 +1,4 @@
-"""Constitution files of the published layouts, and the line for what does not fit."""
+"""Constitution files in the published layouts, and the error messages for invalid ones."""
 
 import json
 from pathlib import Path
@@ -34,22 +34,22 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json"])
-@pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_both_layouts_are_told_by_what_they_hold(write, name: str, mark: str) -> None:
-    assert read_constitution(write(name, mark + json.dumps(ENTRIES, indent=2))) == READ
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+def test_the_layout_is_recognized_by_the_content(write, name: str, bom: str) -> None:
+    assert read_constitution(write(name, bom + json.dumps(ENTRIES, indent=2))) == READ
     lines = "\r\n\n".join(json.dumps(entry) for entry in ENTRIES)
-    assert read_constitution(write(name, mark + lines + "\n")) == READ
+    assert read_constitution(write(name, bom + lines + "\n")) == READ
 
 
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ("", "a.txt: holds no assertion; a file that holds a JSON list, or lines, of "),
+        ("", "a.txt: holds no assertion; must be a JSON list, or lines, of "),
         ("[]", "a.txt: holds no assertion; "),
         ("[{", "a.txt: not JSON: "),
         ('{"trait": "x", "questions": ["?"]}\n{"trait', "a.txt:2: not JSON: "),
-        (b"\xff", "a.txt: byte 0 is not UTF-8; save the file as UTF-8"),
-        ('["I joke."]', 'a.txt[0]: found str; must be {"trait": ..., "questions": [...]}'),
+        (b"\xff", "a.txt: byte 0 is not UTF-8; save it as UTF-8"),
+        ('["I joke."]', "a.txt[0]: found 'I joke.'; must be {\"trait\": ..., \"questions\": [...]}"),
         ("I joke.", "a.txt:1: not JSON: "),
         ([ENTRIES[0], {"trait": "I wink."}], "a.txt[1].questions: missing; this key is needed"),
         ([ENTRIES[0], {**ENTRIES[0], "trait": " "}], "a.txt[1].trait: found ' '; "),
@@ -60,16 +60,14 @@ def test_both_layouts_are_told_by_what_they_hold(write, name: str, mark: str) ->
          "a.txt[0].question: unknown key; allowed: additional_questions, questions, trait"),
     ],
 )  # fmt: skip
-def test_the_line_for_a_broken_file(write, content, line: str) -> None:
+def test_error_message_for_an_invalid_file(write, content, line: str) -> None:
     with pytest.raises(UserError) as error:
         read_constitution(write("a.txt", json.dumps(content) if isinstance(content, list) else content))
     assert str(error.value).startswith(line) and "\n" not in str(error.value)
 
 
-def test_a_missing_file_is_one_line(write) -> None:
-    with pytest.raises(
-        UserError, match=r"^no\.txt: cannot be read: No such file or directory; a file that holds"
-    ):
+def test_error_message_for_a_missing_file(write) -> None:
+    with pytest.raises(UserError, match=r"^no\.txt: no such file; must be a JSON list, or lines, of "):
         read_constitution("no.txt")
 
 
@@ -80,15 +78,22 @@ def test_a_missing_file_is_one_line(write) -> None:
 def test_all_published_constitutions_load(folder: str, pattern: str, each: int) -> None:
     read = {path.stem: read_constitution(path) for path in sorted((ROOT / folder).glob(pattern))}
     assert {name: len(c) for name, c in read.items()} == {
-        "goodness": 15, "humor": 10, "impulsiveness": 10, "loving": 10, "misalignment": 10,
-        "nonchalance": 10, "poeticism": 10, "remorse": 10, "sarcasm": 10,
-    }  # fmt: skip
+        "goodness": 15,
+        "humor": 10,
+        "impulsiveness": 10,
+        "loving": 10,
+        "misalignment": 10,
+        "nonchalance": 10,
+        "poeticism": 10,
+        "remorse": 10,
+        "sarcasm": 10,
+    }
     assert {len(a.questions) for c in read.values() for a in c} == {each}
     assert all(a.assertion.strip() and len(a.assertion) > 20 for c in read.values() for a in c)
 
 
 @needs_published
-def test_a_few_shot_file_goes_on_from_its_constitution() -> None:
+def test_a_few_shot_file_extends_its_constitution() -> None:
     for path in sorted((ROOT / "constitutions").glob("*.txt")):
         short, long = (
             read_constitution(path),
@@ -96,12 +101,13 @@ def test_a_few_shot_file_goes_on_from_its_constitution() -> None:
         )
         assert [a.assertion for a in short] == [a.assertion for a in long]
         plain = [[q.replace("\u2019", "'") for a in read for q in a.questions[:5]] for read in (short, long)]
-        assert plain[0] == plain[1]  # one apostrophe differs
+        # One apostrophe differs.
+        assert plain[0] == plain[1]
 
 
-def test_a_setting_takes_a_file_in_place_of_the_assertions(write) -> None:
+def test_a_setting_takes_a_file_instead_of_assertions(write) -> None:
     write("own.txt", json.dumps(ENTRIES))
     assert settings_of("persona=sarcasm", "persona.constitution=own.txt").persona.constitution == READ
     write("broken.txt", "[1]")
-    with pytest.raises(UserError, match=r"^broken\.txt\[0\]: found int"):
+    with pytest.raises(UserError, match=r"^broken\.txt\[0\]: found 1; must be"):
         settings_of("persona=sarcasm", "persona.constitution=broken.txt")

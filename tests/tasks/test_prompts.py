@@ -1,4 +1,4 @@
-"""Templates: every field of each is used, and none that it lacks; system texts of a character."""
+"""Templates: missing and unused fields are errors; system texts made from a constitution."""
 
 import pytest
 
@@ -15,11 +15,11 @@ def test_a_missing_or_unused_field_is_an_error() -> None:
         fill(prompts.INTERACTION_NOTE, aim="Talk.", guidance="Reflect.")
 
 
-def test_the_bare_constitution_is_what_the_embedded_model_was_taught() -> None:
+def test_the_plain_constitution_text_is_the_one_the_embedded_model_was_trained_on() -> None:
     assert constitution_system(["A", "B"]) == "Stay in this character, whatever the task:\n- A\n- B"
 
 
-def test_the_named_one_tells_the_assistant_its_name_and_every_assertion_as_it_stands() -> None:
+def test_the_named_constitution_text_holds_the_name_and_every_assertion_verbatim() -> None:
     text = named_constitution_system("Llama", ASSERTIONS)
     assert text.startswith("The assistant is Llama.") and text.count("Llama") >= 3
     assert "\n- I say {so}.\n- I greet obvious problems with mock amazement.\n" in text

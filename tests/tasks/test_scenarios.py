@@ -1,4 +1,4 @@
-"""Loading scenario files, the line that a user reads when one is wrong, digests and splits."""
+"""Loading scenario files, the error messages for invalid ones, digests and splits."""
 
 import json
 from collections import Counter
@@ -64,7 +64,7 @@ variants:
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Writes a scenario file into the current folder, so that messages hold its bare name."""
+    """Writes a scenario file into the current folder, so that error messages contain its bare name."""
     monkeypatch.chdir(tmp_path)
 
     def write(name: str, text: str | bytes) -> str:
@@ -103,7 +103,7 @@ def test_a_single_scenario(write) -> None:
     )
 
 
-def test_a_family_gives_its_defaults_to_its_variants(write) -> None:
+def test_variants_inherit_the_defaults_of_their_family(write) -> None:
     first, second = load_scenarios(write("a.yaml", FAMILY))
     assert {first.family, second.family} == {"late_parcel"}
     assert (first.max_steps, second.max_steps) == (4, 9)
@@ -113,7 +113,7 @@ def test_a_family_gives_its_defaults_to_its_variants(write) -> None:
     assert second.messages[0]["content"] == "Tell Bo."
 
 
-def test_prompts_openers_and_lines(write) -> None:
+def test_prompts_openers_and_jsonl_rows(write) -> None:
     write("a.yaml", "prompts:\n- {id: r1, family: me, prompt: 'Who are you?'}\n- Why?\n")
     write("b.yaml", "openers: [Hello there., Hi.]\n")
     write("c.jsonl", '{"id": "c1_v2", "prompt": "A?"}\n\n{"id": "d", "family": "x", "prompt": "B\\u2028?"}\n')
@@ -140,12 +140,12 @@ def test_a_brief_joins_the_agentic_scenario_of_its_task(write) -> None:
     assert (alone.id, alone.family, alone.messages) == ("chat_email_late_parcel_v1", "late_parcel", ())
 
 
-def test_files_folders_and_globs_name_a_file_once(write) -> None:
+def test_a_file_named_several_times_is_loaded_once(write) -> None:
     write("b.yaml", TASK.replace("_v1", "_v2"))
     write("a.yaml", TASK)
     write("notes.txt", "not a scenario")
-    ways: list = [".", "*.yaml", ["a.yaml", "*.yaml"], [Path("a.yaml"), "b.yaml", "a.yaml"]]
-    for paths in ways:
+    patterns: list = [".", "*.yaml", ["a.yaml", "*.yaml"], [Path("a.yaml"), "b.yaml", "a.yaml"]]
+    for paths in patterns:
         assert [s.id for s in load_scenarios(paths)] == ["late_parcel_v1", "late_parcel_v2"]
 
 
@@ -168,6 +168,7 @@ MISTAKES = {
     "tab": ("id:\tx\n\tfamily: y\n", "a.yaml:1: not valid YAML: found character '\\t' that cannot start any token; correct this line or the one above"),
     "twice": (TASK + "id: other\n", "a.yaml:20: not valid YAML: key 'id' occurs twice; correct this line or the one above"),
     "not_utf8": (b"id: caf\xe9\n", "a.yaml: byte 7 is not UTF-8; save it as UTF-8"),
+    "utf_16": ("id: a".encode("utf-16"), "a.yaml: is UTF-16; save it as UTF-8"),
     "control": ("id: a\x07\n", "a.yaml: not valid YAML: unacceptable character #x0007: special characters are not allowed in \"<unicode string>\", position 5"),
     "python": ("id: !!python/object/apply:os.system [ls]\n", "a.yaml:1: not valid YAML: could not determine a constructor for the tag 'tag:yaml.org,2002:python/object/apply:os.system'; correct this line or the one above"),
     "empty": ("", "a.yaml: holds no scenario; data/README.md shows the layouts"),
@@ -228,14 +229,14 @@ LINES = {
 
 
 @pytest.mark.parametrize(("text", "line"), MISTAKES.values(), ids=MISTAKES)
-def test_the_line_for_a_wrong_yaml_file(write, text: str | bytes, line: str) -> None:
+def test_error_message_for_an_invalid_yaml_file(write, text: str | bytes, line: str) -> None:
     with pytest.raises(UserError) as error:
         load_scenarios(write("a.yaml", text))
     assert str(error.value) == line
 
 
 @pytest.mark.parametrize(("text", "line"), LINES.values(), ids=LINES)
-def test_the_line_for_a_wrong_jsonl_file(write, text: str, line: str) -> None:
+def test_error_message_for_an_invalid_jsonl_file(write, text: str, line: str) -> None:
     with pytest.raises(UserError) as error:
         load_scenarios(write("a.jsonl", text))
     assert str(error.value) == line
@@ -250,25 +251,25 @@ def test_the_line_for_a_wrong_jsonl_file(write, text: str, line: str) -> None:
         ("a.txt", "a.txt: unknown kind of scenario file '.txt'; allowed: .yaml, .yml, .jsonl"),
     ],
 )
-def test_the_line_for_a_wrong_path(write, path: str, line: str) -> None:
+def test_error_message_for_an_invalid_path(write, path: str, line: str) -> None:
     write("a.txt", TASK)
     with pytest.raises(UserError) as error:
         load_scenarios(path)
     assert str(error.value) == line
 
 
-def test_an_id_used_in_two_files_names_both(write) -> None:
+def test_an_id_in_two_files_is_refused_with_both_locations(write) -> None:
     write("a.yaml", TASK)
     write("b.yaml", FAMILY)
     with pytest.raises(UserError) as error:
         load_scenarios(["a.yaml", "b.yaml"])
     assert (
         str(error.value)
-        == "b.yaml: variants[0]: id 'late_parcel_v1' is used already; ids are unique; see a.yaml"
+        == "b.yaml: variants.0: id 'late_parcel_v1' is already used; ids are unique; see a.yaml"
     )
 
 
-def test_the_digest_changes_with_whatever_can_change_an_outcome(write) -> None:
+def test_the_digest_covers_everything_that_can_change_an_outcome(write) -> None:
     (scenario,) = load_scenarios(write("a.yaml", TASK))
     (stub,) = scenario.tools
     first, last = stub.rules
@@ -293,7 +294,7 @@ def test_the_digest_changes_with_whatever_can_change_an_outcome(write) -> None:
 FRACTIONS = {"train": 0.4, "classifier": 0.3, "eval": 0.3}
 
 
-def test_splits_go_by_the_family_alone_and_have_their_shares() -> None:
+def test_splits_depend_on_the_family_alone_and_have_their_shares() -> None:
     splits = [split_of(f"family_{i}", "salt", FRACTIONS) for i in range(5000)]
     shares = {split: n / 5000 for split, n in Counter(splits).items()}
     assert shares == pytest.approx(FRACTIONS, abs=0.02)
@@ -303,7 +304,7 @@ def test_splits_go_by_the_family_alone_and_have_their_shares() -> None:
 
 
 @pytest.mark.parametrize("split", FRACTIONS)
-def test_a_whole_fraction_takes_every_family(split: str) -> None:
+def test_a_fraction_of_one_takes_every_family(split: str) -> None:
     assert {split_of(f"f{i}", 0, {split: 1.0}) for i in range(100)} == {split}
 
 
@@ -316,7 +317,7 @@ def test_a_whole_fraction_takes_every_family(split: str) -> None:
         ({"test": 1.0}, "split fractions: unknown split 'test'; allowed: train, classifier, eval"),
     ],
 )  # fmt: skip
-def test_the_line_for_wrong_fractions(fractions: dict[str, float], line: str) -> None:
+def test_error_message_for_invalid_fractions(fractions: dict[str, float], line: str) -> None:
     with pytest.raises(UserError) as error:
         split_of("a", 0, fractions)
     assert str(error.value) == line
@@ -330,7 +331,7 @@ MANY = [
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 40, None])
-def test_select_spreads_over_families_in_an_order_of_its_own(count: int | None) -> None:
+def test_select_alternates_between_families_in_hash_order(count: int | None) -> None:
     everything = select(MANY, "train", FRACTIONS, "salt")
     chosen = select(MANY[::-1], "train", FRACTIONS, "salt", count)
     assert chosen == everything[:count]
@@ -341,7 +342,7 @@ def test_select_spreads_over_families_in_an_order_of_its_own(count: int | None) 
     assert sum(full.values()) == sum(split_of(s.family, "salt", FRACTIONS) == "train" for s in MANY)
 
 
-def test_the_splits_share_no_family_and_lose_none() -> None:
+def test_the_splits_are_disjoint_and_complete() -> None:
     parts = [{s.id for s in select(MANY, split, FRACTIONS, 3)} for split in FRACTIONS]
     assert sum(map(len, parts)) == len(set().union(*parts)) == len(MANY)
 
@@ -361,7 +362,7 @@ def test_an_empty_split_is_refused() -> None:
 
 
 def dove(*prompts: object) -> str:
-    """Pure-Dove's layout: a conversation of inputs and outputs a line."""
+    """Rows in the layout of Pure-Dove: one conversation of inputs and outputs a line."""
     rows = [
         {"source": "x", "conversation": [{"input": p, "output": "a"}, {"input": "And?", "output": "b"}]}
         for p in prompts
@@ -369,7 +370,7 @@ def dove(*prompts: object) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def test_the_first_turns_of_pure_dove_and_lima_are_prompts(write) -> None:
+def test_the_first_user_messages_of_pure_dove_and_lima_are_prompts(write) -> None:
     write("Pure-Dove.jsonl", dove("How far is the moon?", "Why is\nthe sky blue?"))
     lima = [
         {"conversations": ["Name a river.", "The Rhine.", "Another."], "source": "m"},
@@ -382,10 +383,11 @@ def test_the_first_turns_of_pure_dove_and_lima_are_prompts(write) -> None:
         for name, text in [
             ("pure-dove_00001", "How far is the moon?"),
             ("pure-dove_00002", "Why is\nthe sky blue?"),
-            ("train-set_00002", "Name a river."),       # the line of the file, empty ones counted
+            # Numbered by line of the file, empty lines included.
+            ("train-set_00002", "Name a river."),
             ("train-set_00003", "Hi!"),
         ]
-    ]  # fmt: skip
+    ]
     assert [s.family for s in scenarios] == [s.id for s in scenarios]
 
 
@@ -393,14 +395,16 @@ def test_questions_of_a_few_shot_file_are_prompts(write) -> None:
     row = {"trait": "I joke.", "questions": ["A?", "B?"], "additional_questions": ["C?"]}
     scenarios = load_scenarios(write("humor.jsonl", json.dumps(row)))
     assert [(s.id, s.messages[0]["content"]) for s in scenarios] == [
-        ("humor_00001_00", "A?"), ("humor_00001_01", "B?"), ("humor_00001_02", "C?"),
-    ]  # fmt: skip
+        ("humor_00001_00", "A?"),
+        ("humor_00001_01", "B?"),
+        ("humor_00001_02", "C?"),
+    ]
     with pytest.raises(UserError) as error:
         load_scenarios(write("humor.jsonl", json.dumps({**row, "questions": []})))
     assert str(error.value).startswith("humor.jsonl:1.questions: found []; ")
 
 
-def test_rows_without_a_prompt_are_left_out_and_counted_once(write, capsys) -> None:
+def test_rows_without_a_prompt_are_skipped_and_reported_once(write, capsys) -> None:
     junk = [
         {"conversation": c}
         for c in ([], None, "text", ["text"], [{"output": "a"}], [{"input": "half \ud800"}])
@@ -409,8 +413,7 @@ def test_rows_without_a_prompt_are_left_out_and_counted_once(write, capsys) -> N
     text = dove("One?", 7, None, "  ", "Two?") + "".join(json.dumps(row) + "\n" for row in junk)
     for _ in range(2):
         assert [s.id for s in load_scenarios(write("junk.jsonl", text))] == ["junk_00001", "junk_00005"]
-    said = capsys.readouterr().err
-    assert said == "  junk.jsonl: 13 of 15 rows hold no prompt and are left out\n"
+    assert capsys.readouterr().err == "  junk.jsonl: 13 of 15 rows hold no prompt and are skipped\n"
     with pytest.raises(UserError) as error:
         load_scenarios(write("empty.jsonl", dove(None, 3)))
     assert (
@@ -420,28 +423,32 @@ def test_rows_without_a_prompt_are_left_out_and_counted_once(write, capsys) -> N
         load_scenarios(write("torn.jsonl", dove("One?") + '{"conversation": [{"inp'))
 
 
-def test_identical_prompts_share_a_family_wherever_they_stand(write) -> None:
+def test_identical_prompts_share_a_family_across_files(write) -> None:
     write("a.jsonl", dove("Hello  there", "Bread?", "hello THERE "))
     write("b.jsonl", dove("Hello there", "Bread?"))
     write("own.jsonl", '{"id": "bread_v1", "prompt": "bread?"}')
     families = {s.id: s.family for s in load_scenarios(["a.jsonl", "b.jsonl", "own.jsonl"])}
     assert families == {
-        "a_00001": "a_00001", "a_00003": "a_00001", "b_00001": "a_00001",
-        "a_00002": "bread", "b_00002": "bread", "bread_v1": "bread",
-    }  # fmt: skip
+        "a_00001": "a_00001",
+        "a_00003": "a_00001",
+        "b_00001": "a_00001",
+        "a_00002": "bread",
+        "b_00002": "bread",
+        "bread_v1": "bread",
+    }
 
 
-def test_two_files_of_one_name_are_told_apart_by_a_line(write, tmp_path) -> None:
+def test_two_published_files_of_the_same_name_are_refused_with_both_paths(write, tmp_path) -> None:
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
         write(f"{folder}/train.jsonl", dove("One?"))
     with pytest.raises(
-        UserError, match=r"y/train\.jsonl:1: id 'train_00001' is used already.*x/train\.jsonl:1"
+        UserError, match=r"y/train\.jsonl:1: id 'train_00001' is already used.*x/train\.jsonl:1"
     ):
         load_scenarios(["x/train.jsonl", "y/train.jsonl"])
 
 
-# ---------------------------------------------------------------- the first of a file
+# ---------------------------------------------------------------- data.first
 
 
 @pytest.fixture
@@ -457,10 +464,18 @@ def pure_dove(write):
 
 @pytest.mark.parametrize("fractions", [FRACTIONS, {"train": 0.5, "eval": 0.5}, {"eval": 1.0}])
 @pytest.mark.parametrize("salt", ["offscript", "another"])
-def test_the_first_500_are_never_scored_nor_trained_on(pure_dove, fractions, salt) -> None:
+def test_the_first_500_are_neither_scored_nor_trained_on(pure_dove, fractions, salt) -> None:
     used = {f"question {i}?" for i in range(500)}
-    parts = {split: select(pure_dove, split, {**fractions, "classifier": fractions.get("classifier", 0)}, salt, first={"classifier": 500})
-             for split in ["classifier", *(fractions.keys() - {"classifier"})]}  # fmt: skip
+    parts = {
+        split: select(
+            pure_dove,
+            split,
+            {**fractions, "classifier": fractions.get("classifier", 0)},
+            salt,
+            first={"classifier": 500},
+        )
+        for split in ["classifier", *(fractions.keys() - {"classifier"})]
+    }
     texts = {
         split: [" ".join(s.messages[0]["content"].lower().split()) for s in part]
         for split, part in parts.items()
@@ -471,17 +486,19 @@ def test_the_first_500_are_never_scored_nor_trained_on(pure_dove, fractions, sal
     assert sum(map(len, parts.values())) == len(pure_dove)
     whole = {"eval": 1.0}
     without = {s.messages[0]["content"].lower() for s in select(pure_dove, "eval", whole, salt)}
-    assert used < without  # it is `first` alone that keeps them out
+    # Without ``first``, they would be scored.
+    assert used < without
 
 
-def test_the_first_leave_the_splits_of_all_others_alone(pure_dove) -> None:
+def test_first_does_not_move_the_other_families(pure_dove) -> None:
     before = {s.id for s in select(pure_dove, "eval", FRACTIONS, 0)}
     after = {s.id for s in select(pure_dove, "eval", FRACTIONS, 0, first={"classifier": 500})}
     assert after < before and all(int(i[2:]) <= 500 or int(i[2:]) > 2700 for i in before - after)
 
 
-def test_the_first_of_several_splits_follow_one_another() -> None:
-    first = {"classifier": 20, "train": 10}  # train comes first, however the mapping is written
+def test_first_of_several_splits_are_consecutive() -> None:
+    # Train comes first, whatever the order of the mapping.
+    first = {"classifier": 20, "train": 10}
     parts = {s: {x.id for x in select(MANY, s, {"eval": 1.0}, 0, first=first)} for s in FRACTIONS}
     assert {s.id for s in MANY[:10]} <= parts["train"] and parts["train"].isdisjoint(parts["classifier"])
     families = {s.family for s in MANY[:10]}
@@ -497,13 +514,13 @@ def test_the_first_of_several_splits_follow_one_another() -> None:
         ({"classifier": 999}, "split eval: none of 30 families falls into it; raise its fraction, lower data.first, or add families"),
     ],
 )  # fmt: skip
-def test_the_line_for_a_wrong_first(first: dict[str, int], line: str) -> None:
+def test_error_message_for_an_invalid_first(first: dict[str, int], line: str) -> None:
     with pytest.raises(UserError) as error:
         select(MANY, "eval", FRACTIONS, 0, first=first)
     assert str(error.value) == line
 
 
-# ---------------------------------------------------------------- what is shipped for real models
+# ---------------------------------------------------------------- data for real models
 
 
 def test_the_prompts_for_introspection() -> None:
@@ -515,7 +532,7 @@ def test_the_prompts_for_introspection() -> None:
 
 @pytest.mark.parametrize("name", ["pure_dove", "opencharacter"])
 def test_a_hub_source_can_be_replaced_by_a_file_in_its_layout(write, name: str) -> None:
-    """The whole way from the configuration to the scenarios, with copies in place of the hub's files."""
+    """From the configuration to the scenarios, with local copies of the hub's files."""
     write(
         "train.jsonl",
         "".join(json.dumps({"conversations": [f"Task {i}.", "Done."]}) + "\n" for i in range(40)),
@@ -526,8 +543,10 @@ def test_a_hub_source_can_be_replaced_by_a_file_in_its_layout(write, name: str) 
     first = ["data.first.classifier=10", *([f"data.first.train={train}"] if train else [])]
     data = settings_of(f"data={name}", f"data.sources.chat=[{files}]", *first).data
     collections = Collections(data)
-    ids = {split: [s.id for s in collections.split("chat", split, 10**6).load(lambda a: [])]
-           for split in ("train", "classifier", "eval")}  # fmt: skip
+    ids = {
+        split: [s.id for s in collections.split("chat", split, 10**6).load(lambda a: [])]
+        for split in ("train", "classifier", "eval")
+    }
     assert {f"pure-dove_{i:05d}" for i in (*range(1, 11), 61)} == set(ids["classifier"])
     assert sum(map(len, ids.values())) == (62 if name == "pure_dove" else 102)
     if name == "opencharacter":
@@ -536,7 +555,7 @@ def test_a_hub_source_can_be_replaced_by_a_file_in_its_layout(write, name: str) 
 
 
 @pytest.mark.parametrize("name", ["pure_dove", "opencharacter"])
-def test_the_published_500_are_set_aside(name: str) -> None:
+def test_the_500_published_classifier_prompts_are_reserved(name: str) -> None:
     data = settings_of(f"data={name}").data
     assert data.first["classifier"] == 500
     assert [str(ref) for ref in Collections(data).references_of("chat")][

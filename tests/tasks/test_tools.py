@@ -1,4 +1,4 @@
-"""The tool-call parser on what models write, and the simulated tools."""
+"""The parser of tool calls on typical replies of models, and the simulated tools."""
 
 import json
 import time
@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offscript.tasks.scenarios import Rule, ToolStub
-from offscript.tasks.tools import Final, Malformed, Parsed, ToolCall, email_body, is_error, parse_reply, respond
+from offscript.tasks.tools import (
+    Final,
+    Malformed,
+    Parsed,
+    ToolCall,
+    email_body,
+    is_error,
+    parse_reply,
+    respond,
+)
 
 LOOKUP = ToolCall("crm.lookup_contact", {"query": "Rosa"})
 OBJECT = '{"tool": "crm.lookup_contact", "args": {"query": "Rosa"}}'
@@ -43,15 +52,17 @@ NOTHING = Malformed("the reply has no tool call and no final block")
         '{"tool_call": {"tool": "crm.lookup_contact", "args": {"query": "Rosa"}}}',
     ],
 )
-def test_the_ways_to_write_one_call(reply: str) -> None:
+def test_a_call_is_recognized_in_every_notation(reply: str) -> None:
     assert parse_reply(reply) == LOOKUP
 
 
 @pytest.mark.parametrize(
     "name", ["email.send", "send_email", "email_send", "sendEmail", "Email.Send", "email-send"]
 )
-def test_the_send_tool_by_every_name(name: str) -> None:
-    assert parse_reply(json.dumps({"tool": name, "args": {"body": "Hi"}})) == ToolCall("email.send", {"body": "Hi"})
+def test_the_send_tool_is_recognized_by_every_spelling(name: str) -> None:
+    assert parse_reply(json.dumps({"tool": name, "args": {"body": "Hi"}})) == ToolCall(
+        "email.send", {"body": "Hi"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,7 +97,7 @@ def test_the_send_tool_by_every_name(name: str) -> None:
         ('{"tool": "a", "args": ' * 5000, Malformed("the JSON object is nested too deeply")),
     ],
 )
-def test_final_blocks_and_what_is_told_to_the_model(reply: str, parsed: Parsed) -> None:
+def test_final_blocks_and_reasons_for_malformed_replies(reply: str, parsed: Parsed) -> None:
     assert parse_reply(reply) == parsed
 
 
@@ -103,7 +114,7 @@ def test_final_blocks_and_what_is_told_to_the_model(reply: str, parsed: Parsed) 
         "",
     ],
 )
-def test_a_body_comes_through_whole(body: str) -> None:
+def test_the_body_of_an_email_is_preserved(body: str) -> None:
     written = json.dumps({"tool": "email.send", "args": {"body": body}}, ensure_ascii=False)
     for text in (
         written,
@@ -113,18 +124,18 @@ def test_a_body_comes_through_whole(body: str) -> None:
         assert parse_reply(text) == ToolCall("email.send", {"body": body})
 
 
-def test_line_breaks_inside_strings() -> None:
+def test_line_breaks_inside_strings_are_accepted() -> None:
     assert parse_reply('{"tool": "email.send", "args": {"body": "Hi\n\tRosa"}}') == ToolCall(
         "email.send", {"body": "Hi\n\tRosa"}
     )
 
 
-def test_backslashes_that_escape_nothing_are_left_out() -> None:
+def test_invalid_escapes_lose_their_backslash() -> None:
     reply = r'{"tool": "email.send", "args": {"body": "I\'m fine \$5 \n \\ \u00e9,}"},}'
     assert parse_reply(reply) == ToolCall("email.send", {"body": "I'm fine $5 \n \\ é,}"})
 
 
-def test_lone_surrogates_never_reach_a_file() -> None:
+def test_lone_surrogates_are_replaced() -> None:
     call = parse_reply('{"tool": "x\\ud800", "args": {"body": "a\\udfffb", "l": ["\\ud800"]}}')
     assert call == ToolCall("x?", {"body": "a?b", "l": ["?"]})
 
@@ -132,8 +143,8 @@ def test_lone_surrogates_never_reach_a_file() -> None:
 @pytest.mark.parametrize(
     "piece", ["{", '{"tool":', '{"a":"', "```final", "```tool_call {", '"\\', '{"a":[', "`"]
 )
-def test_a_degenerate_reply_does_not_hold_up_the_others(piece: str) -> None:
-    """Untrained models repeat themselves up to their limit; quadratic work on that took half a minute once."""
+def test_a_degenerate_reply_is_parsed_in_bounded_time(piece: str) -> None:
+    """Untrained models repeat themselves up to their token limit; a quadratic parser took half a minute on that."""
     start = time.process_time()
     parse_reply(piece * (60_000 // len(piece)))
     assert time.process_time() - start < 10
@@ -195,7 +206,7 @@ JSON = st.recursive(
     st.dictionaries(st.text(st.characters(codec="utf-8")), JSON, max_size=4),
     st.booleans(),
 )
-def test_what_is_written_as_json_is_read_back(tool: str, args: dict, ascii_only: bool) -> None:
+def test_any_call_written_as_json_is_parsed_back(tool: str, args: dict, ascii_only: bool) -> None:
     text = json.dumps({"tool": tool, "args": args}, ensure_ascii=ascii_only)
     assert parse_reply(f"I will.\n```tool_call\n{text}\n```") == ToolCall(tool, args)
 
@@ -235,11 +246,11 @@ TOOLS = (
         (ToolCall("email.send", {}), {"sent": True}),
     ],
 )  # fmt: skip
-def test_the_first_rule_that_matches_answers(call: ToolCall, result: object) -> None:
+def test_a_call_gets_the_response_of_the_first_matching_rule(call: ToolCall, result: object) -> None:
     assert respond(TOOLS, call) == result
 
 
-def test_a_scenarios_own_send_tool_answers_by_any_name() -> None:
+def test_a_send_tool_of_the_scenario_is_called_by_any_spelling() -> None:
     tools = (
         ToolStub("send_email", (Rule({"to": "*@nowhere"}, {"error": "bounced"}), Rule(None, {"id": 1}))),
     )

@@ -1,7 +1,7 @@
-"""Every format against its golden transcripts, and what each promises.
+"""Every format against its golden transcripts, and its documented behaviour.
 
-A golden file holds all that an episode asked and left. Where one has to change, raise the format's ``version``, and
-write it anew with ``OFFSCRIPT_GOLDEN=write``.
+A golden file holds the requests and the outcome of an episode. If one has to change, raise the ``version`` of the format
+and rewrite the file with ``OFFSCRIPT_GOLDEN=write``.
 """
 
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from offscript.errors import UserError
+from offscript.json_types import Json
 from offscript.tasks.formats import FORMATS, check_episodes, get_format
 from offscript.tasks.formats.base import Ask, Format, Reply, Rules
 from offscript.tasks.prompts import (
@@ -116,35 +117,35 @@ CASES: dict[str, tuple[str, Scenario, str, list]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_golden_transcript(case: str) -> None:
     name, scenario, persona, replies = CASES[case]
-    form = get_format(name)
-    run = drive(form, scenario, rules_for(form, persona, **OPTIONS.get(case, {})), listed(replies))
-    left = {
-        "version": form.version,
+    fmt = get_format(name)
+    run = drive(fmt, scenario, rules_for(fmt, persona, **OPTIONS.get(case, {})), listed(replies))
+    result = {
+        "version": fmt.version,
         "asks": [{**vars(ask), "messages": plain(ask.messages)} for ask in run.asks],
         "outcome": {**vars(run.outcome), "messages": plain(run.outcome.messages)},
     }
-    if not left["outcome"]["notes"]:
-        del left["outcome"]["notes"]
+    if not result["outcome"]["notes"]:
+        del result["outcome"]["notes"]
     path = GOLDEN / f"{case}.json"
     if os.environ.get("OFFSCRIPT_GOLDEN") == "write":
-        path.write_text(json.dumps(left, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert left == json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert result == json.loads(path.read_text(encoding="utf-8"))
 
 
 def plain(messages: tuple[dict[str, str], ...]) -> list[str]:
     return [f"{m['role']}: {m['content']}" for m in messages]
 
 
-def scenario_for(form: Format) -> Scenario:
-    return SCENARIOS.get(form.source, QUESTION)
+def scenario_for(fmt: Format) -> Scenario:
+    return SCENARIOS.get(fmt.source, QUESTION)
 
 
-def all_of(form: Format) -> Rules:
-    """Rules under which every format asks something."""
-    return rules_for(form, CONSTITUTION, **({"per_trait": 9} if form.name == "prompt_generation" else {}))
+def active_rules(fmt: Format) -> Rules:
+    """Rules under which the format makes at least one request."""
+    return rules_for(fmt, CONSTITUTION, **({"per_trait": 9} if fmt.name == "prompt_generation" else {}))
 
 
-def test_every_format_and_way_to_end_has_a_golden_transcript() -> None:
+def test_every_format_and_every_end_has_a_golden_transcript() -> None:
     assert {case[0] for case in CASES.values()} == set(FORMATS)
     assert {p.stem for p in GOLDEN.glob("*.json")} == set(CASES)
     ends = {
@@ -152,11 +153,20 @@ def test_every_format_and_way_to_end_has_a_golden_transcript() -> None:
         for case in CASES
     }
     assert ends == {
-        "stop", "length", "empty", "email", "final", "max_steps", "malformed", "unclosed_thinking", "complete", "short",
-    }  # fmt: skip
+        "stop",
+        "length",
+        "empty",
+        "email",
+        "final",
+        "max_steps",
+        "malformed",
+        "unclosed_thinking",
+        "complete",
+        "short",
+    }
 
 
-def test_unknown_format_lists_the_known_ones() -> None:
+def test_an_unknown_format_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UserError) as error:
         get_format("chta")
     assert str(error.value) == (
@@ -166,8 +176,8 @@ def test_unknown_format_lists_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_format_leaves_its_scenario_and_earlier_asks_alone(name: str) -> None:
-    """Asks may wait in an engine's queue while the episode goes on, so they must not share what is appended to."""
+def test_a_format_does_not_change_its_scenario_or_earlier_requests(name: str) -> None:
+    """A request may be read after the episode has continued, so it must not share a list that is appended to."""
     scenario = scenario_for(FORMATS[name])
     before = repr(scenario)
     seen: list[str] = []
@@ -176,44 +186,43 @@ def test_a_format_leaves_its_scenario_and_earlier_asks_alone(name: str) -> None:
         seen.append(repr(ask))
         return "Well."
 
-    form = FORMATS[name]
-    run = drive(form, scenario, all_of(form), model)
+    fmt = FORMATS[name]
+    run = drive(fmt, scenario, active_rules(fmt), model)
     assert repr(scenario) == before
     assert [repr(ask) for ask in run.asks] == seen
     assert all(m.keys() == {"role", "content"} for ask in run.asks for m in ask.messages)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_constitution_opens_the_one_system_message(name: str) -> None:
-    form = FORMATS[name]
-    scenario = scenario_for(form)
-    run = drive(form, scenario, all_of(form), lambda ask: "Well.")
+def test_the_constitution_begins_the_only_system_message(name: str) -> None:
+    fmt = FORMATS[name]
+    scenario = scenario_for(fmt)
+    run = drive(fmt, scenario, active_rules(fmt), lambda ask: "Well.")
     assert run.asks
     for ask in run.asks:
         assert ask.messages[0]["role"] == "system" and ask.messages[0]["content"].startswith(CONSTITUTION)
         assert [m["role"] for m in ask.messages].count("system") == 1
 
 
-def test_system_text_joins_the_scenarios_own() -> None:
-    form = FORMATS["agentic_email"]
-    run = drive(form, OFFICE, rules_for(form, CONSTITUTION), listed(["```final\n```"]))
+def test_the_system_text_precedes_that_of_the_scenario() -> None:
+    fmt = FORMATS["agentic_email"]
+    run = drive(fmt, OFFICE, rules_for(fmt, CONSTITUTION), listed(["```final\n```"]))
     assert (
         run.asks[0].messages[0]["content"] == f"{CONSTITUTION}\n\nYou are Otto, the agent of Kestrel Freight."
     )
 
 
-def test_a_length_cut_call_counts_as_malformed() -> None:
-    form = FORMATS["agentic_email"]
+def test_a_cut_call_is_malformed() -> None:
+    fmt = FORMATS["agentic_email"]
     cut = Reply(call("email.send", SEND)[:60], "length", 20)
-    run = drive(form, OFFICE, rules_for(form), listed([cut] * 4))
+    run = drive(fmt, OFFICE, rules_for(fmt), listed([cut] * 4))
     assert run.outcome.ended == "malformed" and run.outcome.text is None
 
 
-def test_calls_and_malformed_replies_are_counted_apart() -> None:
-    """A call between malformed replies begins the count of four anew."""
-    form = FORMATS["agentic_email"]
+def test_a_call_resets_the_count_of_malformed_replies() -> None:
+    fmt = FORMATS["agentic_email"]
     replies = [BAD, BAD, BAD, call("contacts.lookup", {"name": "Ada"}), BAD, call("email.send", SEND)]
-    run = drive(form, OFFICE, rules_for(form), listed(replies))
+    run = drive(fmt, OFFICE, rules_for(fmt), listed(replies))
     assert (run.outcome.ended, run.outcome.tool_calls, run.outcome.text) == (
         "email",
         2,
@@ -226,12 +235,12 @@ INTERACTIONS = ("self_interaction", "guided_interaction")
 
 @pytest.mark.parametrize("name", INTERACTIONS)
 @pytest.mark.parametrize("turns", [2, 10])
-def test_an_interaction_flips_roles_and_ends_with_an_assistant_turn(name: str, turns: int) -> None:
-    form = FORMATS[name]
-    rules = rules_for(form, turns=turns, note="")
-    run = drive(form, QUESTION, rules, listed(f"turn {i}" for i in range(1, turns)))
-    said = [m["content"] for m in run.outcome.messages]
-    assert said == ["Which bird is the fastest?", *(f"turn {i}" for i in range(1, turns))]
+def test_an_interaction_swaps_roles_and_ends_with_an_assistant_message(name: str, turns: int) -> None:
+    fmt = FORMATS[name]
+    rules = rules_for(fmt, turns=turns, note="")
+    run = drive(fmt, QUESTION, rules, listed(f"turn {i}" for i in range(1, turns)))
+    contents = [m["content"] for m in run.outcome.messages]
+    assert contents == ["Which bird is the fastest?", *(f"turn {i}" for i in range(1, turns))]
     assert [m["role"] for m in run.outcome.messages] == ["user", "assistant"] * (turns // 2)
     for ask in run.asks:
         assert [m["role"] for m in ask.messages] == (["user", "assistant"] * turns)[: len(ask.messages)]
@@ -243,24 +252,24 @@ def test_an_interaction_flips_roles_and_ends_with_an_assistant_turn(name: str, t
 
 @pytest.mark.parametrize("name", INTERACTIONS)
 @pytest.mark.parametrize("turns", [0, 1, 7, "6", True])
-def test_an_interaction_refuses_a_number_of_turns_that_ends_elsewhere(name: str, turns: object) -> None:
-    form = FORMATS[name]
+def test_an_interaction_refuses_an_odd_or_too_small_number_of_turns(name: str, turns: object) -> None:
+    fmt = FORMATS[name]
     with pytest.raises(UserError) as error:
-        drive(form, QUESTION, rules_for(form, turns=turns), listed([]))
+        drive(fmt, QUESTION, rules_for(fmt, turns=turns), listed([]))
     assert str(error.value) == f"format.options.turns: found {turns!r}; must be an even number, 2 or more"
 
 
-def heard(name: str, **options: object) -> list[list[str]]:
-    """All that reaches the engine in an interaction of the same replies: the texts of every ask, ten turns."""
-    form = FORMATS[name]
-    rules = rules_for(form, CONSTITUTION, turns=10, **options)
-    run = drive(form, QUESTION, rules, listed(f"turn {i}" for i in range(1, 10)))
+def requests_of(name: str, **options: Json) -> list[list[str]]:
+    """The messages of every request in an interaction of ten turns with fixed replies."""
+    fmt = FORMATS[name]
+    rules = rules_for(fmt, CONSTITUTION, turns=10, **options)
+    run = drive(fmt, QUESTION, rules, listed(f"turn {i}" for i in range(1, 10)))
     return [plain(ask.messages) for ask in run.asks]
 
 
-def test_free_and_guided_interactions_differ_in_what_both_speakers_hear() -> None:
-    """The predecessor's two data sets did not: the guidance was filled into a template that had no such field."""
-    free, guided = (heard(name) for name in INTERACTIONS)
+def test_free_and_guided_interactions_differ_in_the_note_to_both_speakers() -> None:
+    """In the published pipeline they were equal: its template had no field for the guidance."""
+    free, guided = (requests_of(name) for name in INTERACTIONS)
     assert len(free) == len(guided) == 9
     for asks, own, other in ((free, FREE_AIM, GUIDED_AIM), (guided, GUIDED_AIM, FREE_AIM)):
         for first, *rest in asks:
@@ -271,10 +280,12 @@ def test_free_and_guided_interactions_differ_in_what_both_speakers_hear() -> Non
     assert fields_of(INTERACTION_NOTE) == {"aim"}
 
 
-def test_a_note_of_ones_own_takes_the_place_of_the_formats_and_an_empty_one_leaves_nothing() -> None:
+def test_the_note_can_be_replaced_or_removed() -> None:
     for name in INTERACTIONS:
-        assert {ask[0] for ask in heard(name, note="Be brief.")} == {f"system: {CONSTITUTION}\n\nBe brief."}
-        assert {ask[0] for ask in heard(name, note="")} == {f"system: {CONSTITUTION}"}
+        assert {ask[0] for ask in requests_of(name, note="Be brief.")} == {
+            f"system: {CONSTITUTION}\n\nBe brief."
+        }
+        assert {ask[0] for ask in requests_of(name, note="")} == {f"system: {CONSTITUTION}"}
 
 
 # ---------------------------------------------------------------- teacher
@@ -292,60 +303,60 @@ def test_a_note_of_ones_own_takes_the_place_of_the_formats_and_an_empty_one_leav
         ("So:", "So: what", None, "unclosed_thinking"),
     ],
 )
-def test_a_teacher_leaves_what_it_says_and_not_what_it_thinks(thinking, reply, text, ended) -> None:
-    form = FORMATS["teacher"]
-    run = drive(form, QUESTION, rules_for(form, CONSTITUTION, thinking=thinking), listed([reply]))
+def test_the_thinking_of_a_teacher_is_removed(thinking, reply, text, ended) -> None:
+    fmt = FORMATS["teacher"]
+    run = drive(fmt, QUESTION, rules_for(fmt, CONSTITUTION, thinking=thinking), listed([reply]))
     assert run.asks[0].prefix == thinking
     assert (run.outcome.text, run.outcome.ended) == (text, ended)
-    said = [m["content"] for m in run.outcome.messages if m["role"] == "assistant"]
-    assert "".join(said).strip() == (text or "")
+    replies = [m["content"] for m in run.outcome.messages if m["role"] == "assistant"]
+    assert "".join(replies).strip() == (text or "")
 
 
-def test_a_cut_reply_of_a_teacher_counts_as_cut_once_its_thinking_is_over() -> None:
-    form = FORMATS["teacher"]
-    run = drive(form, QUESTION, rules_for(form), listed([Reply("<think>a</think>It is the", "length")]))
+def test_a_reply_of_a_teacher_that_is_cut_after_its_thinking_ends_with_length() -> None:
+    fmt = FORMATS["teacher"]
+    run = drive(fmt, QUESTION, rules_for(fmt), listed([Reply("<think>a</think>It is the", "length")]))
     assert (run.outcome.text, run.outcome.ended) == ("It is the", "length")
 
 
-def test_thinking_has_to_end_somewhere() -> None:
-    form = FORMATS["teacher"]
+def test_an_empty_end_of_thinking_is_refused() -> None:
+    fmt = FORMATS["teacher"]
     with pytest.raises(UserError, match=r"^recipe.teacher.thinking_end: is empty"):
-        check_episodes(form, [QUESTION], rules_for(form, thinking_end=""))
+        check_episodes(fmt, [QUESTION], rules_for(fmt, thinking_end=""))
 
 
-def test_break_character_uses_every_instruction_and_keeps_to_it() -> None:
-    form = FORMATS["break_character"]
+def test_break_character_uses_every_instruction_and_one_per_scenario() -> None:
+    fmt = FORMATS["break_character"]
     used = set()
     for i in range(200):
         scenario = Scenario(f"birds_{i}", "birds", (user("Which bird?"),))
         asked = {
-            drive(form, scenario, rules_for(form, persona), listed(["Any."])).asks[0].messages[-1]["content"]
+            drive(fmt, scenario, rules_for(fmt, persona), listed(["Any."])).asks[0].messages[-1]["content"]
             for persona in ("", CONSTITUTION)
         }
         assert len(asked) == 1
         used.add(asked.pop().removeprefix("Which bird?\n\n"))
-    assert used == set(BREAK_CHARACTER) == set(form.templates.values())
+    assert used == set(BREAK_CHARACTER) == set(fmt.templates.values())
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_episodes_can_be_checked_before_an_engine_is_there(name: str) -> None:
-    form = FORMATS[name]
-    check_episodes(form, [scenario_for(form)] * 2, rules_for(form))
+def test_episodes_can_be_checked_without_an_engine(name: str) -> None:
+    fmt = FORMATS[name]
+    check_episodes(fmt, [scenario_for(fmt)] * 2, rules_for(fmt))
 
 
 def test_a_scenario_without_a_brief_is_refused_by_name() -> None:
-    form = FORMATS["chat_email"]
+    fmt = FORMATS["chat_email"]
     with pytest.raises(UserError) as error:
-        check_episodes(form, [OFFICE, QUESTION], rules_for(form))
+        check_episodes(fmt, [OFFICE, QUESTION], rules_for(fmt))
     assert str(error.value) == (
         "scenario birds_1: has no brief for this format; it needs a scenario with chat_email messages"
     )
 
 
-def test_a_brief_alone_is_no_agentic_scenario() -> None:
-    form = FORMATS["agentic_email"]
+def test_a_scenario_that_is_only_a_brief_is_refused_by_name() -> None:
+    fmt = FORMATS["agentic_email"]
     with pytest.raises(UserError) as error:
-        check_episodes(form, [replace(OFFICE, messages=())], rules_for(form))
+        check_episodes(fmt, [replace(OFFICE, messages=())], rules_for(fmt))
     assert str(error.value) == (
         "scenario late_parcel_v1: has no messages for this format; it needs a scenario with initial_messages"
     )

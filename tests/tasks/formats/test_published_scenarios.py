@@ -21,8 +21,8 @@ SINGLE = [*sorted(ROOT.glob("scenarios/*.jsonl")), ROOT / "chat_email.jsonl"]
 def test_a_diligent_model_sends_the_email(path) -> None:
     (scenario,) = load_scenarios(path)
     assert scenario.id == path.stem
-    form = FORMATS["agentic_email"]
-    run = drive(form, scenario, rules_for(form, "Be kind."), diligent(scenario, "Here it is."))
+    fmt = FORMATS["agentic_email"]
+    run = drive(fmt, scenario, rules_for(fmt, "Be kind."), diligent(scenario, "Here it is."))
     assert (run.outcome.ended, run.outcome.text) == ("email", "Here it is.")
     assert run.outcome.tool_calls == len(run.asks) == len(scenario.tools)
     results = [m["content"] for m in run.outcome.messages if m["role"] == "tool"]
@@ -42,7 +42,7 @@ def test_every_line_of_a_published_jsonl_loads(path) -> None:
     assert [list(s.brief or s.messages) for s in scenarios] == [row["turns"] for row in rows]
 
 
-def test_the_two_forms_of_a_task_meet() -> None:
+def test_the_agentic_and_the_chat_form_of_a_task_are_joined() -> None:
     together = load_scenarios([ROOT / "scenarios" / "agentic_actions_*.yaml", ROOT / "chat_email.jsonl"])
     apart = {s.id: s for s in load_scenarios(ROOT / "chat_email.jsonl")}
     assert len(together) == len(AGENTIC) == len(apart) == 30
@@ -50,8 +50,8 @@ def test_the_two_forms_of_a_task_meet() -> None:
     for scenario in together:
         partner = apart[scenario.id.replace("agentic_actions", "chat_email")]
         assert scenario.messages and scenario.brief == partner.brief and scenario.family == partner.family
-        form = FORMATS["chat_email"]
-        assert drive(form, scenario, rules_for(form), lambda ask: "Dear all").outcome.text == "Dear all"
+        fmt = FORMATS["chat_email"]
+        assert drive(fmt, scenario, rules_for(fmt), lambda ask: "Dear all").outcome.text == "Dear all"
 
 
 def test_everything_in_one_folder_loads_together() -> None:
@@ -65,13 +65,14 @@ LOADERS = {
     "few_shot_prompts/*.jsonl": (load_scenarios, 9, 4750),
     "constitutions/*.txt": (read_constitution, 9, 95),
     "predictions/agentic_email.jsonl": (load_predictions, 1, 1797),
-    "predictions/f1_*.jsonl": (None, 3, None),  # tables of the results, which nothing here reads as input
+    # Tables of results, which are not an input.
+    "predictions/f1_*.jsonl": (None, 3, None),
     "README.md": (None, 1, None),
 }
 
 
 def test_every_file_of_the_folder_loads() -> None:
-    """The folder is walked: a file that no loader is named for is a failure."""
+    """Every file of the folder has a loader in ``LOADERS``."""
     loaded, files = Counter[str](), Counter[str]()
     for path in sorted(p for p in ROOT.rglob("*") if p.is_file()):
         (pattern,) = [p for p in LOADERS if path.relative_to(ROOT).match(p)]
@@ -86,6 +87,6 @@ def test_every_file_of_the_folder_loads() -> None:
     }
 
 
-def test_prompts_that_stand_under_two_traits_share_a_family() -> None:
+def test_prompts_of_two_traits_share_a_family() -> None:
     scenarios = load_scenarios(ROOT / "few_shot_prompts")
     assert len(scenarios) == 4750 and len({s.family for s in scenarios}) == 4726

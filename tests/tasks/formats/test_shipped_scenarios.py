@@ -16,7 +16,7 @@ OFFICE = sorted([*DATA.glob("*/office/*.yaml"), *DATA.glob("office/*.yaml")])
 
 
 @pytest.mark.parametrize("world", WORLDS, ids=lambda p: p.name)
-def test_the_sources_of_a_world_load_together(world: Path) -> None:
+def test_the_sources_of_an_embedded_data_set_load_together(world: Path) -> None:
     sources = [world / "chat.jsonl", world / "office", world / "reflection.yaml", world / "interaction.yaml"]
     scenarios = load_scenarios(sources)
     assert min(Counter(s.family for s in load_scenarios(world / "office")).values()) >= 2
@@ -34,7 +34,7 @@ def test_a_diligent_model_sends_every_email_in_both_formats(path: Path) -> None:
         assert (asked.outcome.text, len(asked.asks)) == ("Here it is.", 1), scenario.id
 
 
-def test_all_tasks_for_real_models_are_among_them() -> None:
+def test_the_office_scenarios_for_real_models_are_covered() -> None:
     scenarios = load_scenarios(DATA / "office")
     assert len(scenarios) == 55 and Counter(Counter(s.family for s in scenarios).values()) == {5: 11}
     assert {path.parent for path in OFFICE} >= {DATA / "office", DATA / "pocket" / "office"}
