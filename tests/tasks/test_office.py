@@ -178,7 +178,7 @@ def test_the_readme_lists_every_family() -> None:
 def test_data_office_plans_all_of_them(fmt: str) -> None:
     planner = experiment_of("data=office").planner
     cell = planner.rollout("pocket", None, "base", fmt, "eval", 0)
-    assert sorted(s.id for s in cell.spec["supply"].load(list)) == sorted(s.id for s in ALL)
+    assert sorted(s.id for s in cell.scenarios.load_local()) == sorted(s.id for s in ALL)
 
 
 @needs_published

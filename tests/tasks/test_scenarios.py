@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from offscript.errors import UserError
-from offscript.experiment.scenario_sets import Collections
+from offscript.experiment.scenario_sets import ScenarioCollections
 from offscript.storage.files import HOME
 from offscript.tasks.scenario_files import load_scenarios
 from offscript.tasks.scenarios import (
@@ -542,7 +542,7 @@ def test_a_hub_source_can_be_replaced_by_a_file_in_its_layout(write, name: str) 
     train = {"pure_dove": 0, "opencharacter": 40}[name]
     first = ["data.first.classifier=10", *([f"data.first.train={train}"] if train else [])]
     data = settings_of(f"data={name}", f"data.sources.chat=[{files}]", *first).data
-    collections = Collections(data)
+    collections = ScenarioCollections(data)
     ids = {
         split: [s.id for s in collections.split("chat", split, 10**6).load(lambda a: [])]
         for split in ("train", "classifier", "eval")
@@ -558,7 +558,7 @@ def test_a_hub_source_can_be_replaced_by_a_file_in_its_layout(write, name: str) 
 def test_the_500_published_classifier_prompts_are_reserved(name: str) -> None:
     data = settings_of(f"data={name}").data
     assert data.first["classifier"] == 500
-    assert [str(ref) for ref in Collections(data).references_of("chat")][
+    assert [str(ref) for ref in ScenarioCollections(data).references_of("chat")][
         -1
     ] == "LDJnr/Pure-Dove/Pure-Dove.jsonl@main"
 
@@ -570,6 +570,6 @@ def test_a_hub_file_and_a_copy_of_it_hold_the_same_scenarios(server, tmp_path) -
     ids = {}
     for where, override in {"hub": [], "copy": [f"data.sources.chat=[{tmp_path}/Pure-Dove.jsonl]"]}.items():
         data = settings_of("data=pure_dove", "data.first.classifier=2", *override).data
-        loaded = Collections(data).split("chat", "classifier", 10).load(lambda a: [])
+        loaded = ScenarioCollections(data).split("chat", "classifier", 10).load(lambda a: [])
         ids[where] = {s.id: digest(s) for s in loaded}
     assert ids["hub"] == ids["copy"] and set(ids["hub"]) == {"pure-dove_00001", "pure-dove_00002"}

@@ -7,11 +7,5 @@ from offscript.tasks.formats.episodes import chat_episode
 CHAT_COST = Cost(replies=1, reply_tokens=250, prompt_tokens=60)
 
 FORMAT = Format(
-    "chat",
-    version=1,
-    source="chat",
-    episode=chat_episode,
-    order=10,
-    in_distribution=True,
-    cost=CHAT_COST,
+    "chat", version=1, source="chat", episode=chat_episode, order=10, in_distribution=True, cost=CHAT_COST
 )

@@ -79,17 +79,19 @@ def test_a_format_of_one_file_and_one_yaml_runs(tmp_path: Path, monkeypatch: pyt
     [
         ("sure.py", DOUBT, "sure.py: FORMAT.name: found 'doubt'; must be 'sure', the file's name"),
         ("doubt.py", "FORMAT = 'doubt'\n", "doubt.py: FORMAT: found str; must be a Format"),
-        (
-            "chat.py",
-            DOUBT.replace("doubt", "chat"),
-            "chat.py: a second Format 'chat'; rename it; the first is ",
-        ),
     ],
 )
 def test_a_file_that_is_no_format_is_refused(tmp_path: Path, name: str, code: str, line: str) -> None:
     with pytest.raises(UserError) as error:
         formats_in(FOLDER, write(tmp_path, name, code))
     assert str(error.value).startswith(f"{tmp_path}/{line}")
+
+
+def test_two_files_of_one_name_are_refused_with_both_paths(tmp_path: Path) -> None:
+    own = write(tmp_path, "chat.py", DOUBT.replace("doubt", "chat")) / "chat.py"
+    with pytest.raises(UserError, match="a second Format 'chat'; rename it") as error:
+        formats_in(FOLDER, tmp_path)
+    assert str(own) in str(error.value) and str(FOLDER / "chat.py") in str(error.value)
 
 
 def test_every_format_has_a_yaml_of_its_name_and_every_yaml_a_format() -> None:
