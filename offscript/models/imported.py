@@ -1,8 +1,6 @@
 """Weights that were made elsewhere, laid out as our own, so that everything after this is one code path."""
 
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from offscript.errors import UserError
 from offscript.models.adapters import CONFIG, WEIGHTS, name_on_disk, write_config
+from offscript.models.pretrained import require_safetensors
 from offscript.settings import ModelSettings
 from offscript.storage import hub, references
-from offscript.storage.files import new_folder, read_json
+from offscript.storage.files import link_or_copy, new_folder, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,7 +88,7 @@ def import_adapter(model: ModelSettings, folder: Path, out: Path) -> dict[str, A
             kept = {names[key]: tensors[key].contiguous() for key in sorted(names, key=names.__getitem__)}
             save_file(kept, scratch / WEIGHTS, metadata={"format": "pt"})
         else:
-            link(folder / WEIGHTS, scratch / WEIGHTS)
+            link_or_copy(folder / WEIGHTS, scratch / WEIGHTS)
         write_config(ours, scratch, model.path, model.revision)
     return {
         "ignored": {"vision_tower": len(beside), "targets": _idle(config, tensors)},
@@ -120,11 +119,10 @@ def import_checkpoint(model: ModelSettings, folder: Path, out: Path) -> dict[str
     own = _speaks(folder)
     files = [p for p in sorted(folder.iterdir()) if p.is_file()]
     taken = [p for p in files if _needed(p) and (own or "token" not in p.name)]
-    if not any(p.suffix == ".safetensors" for p in taken):
-        raise UserError(str(folder), "holds no safetensors weights", "convert them to safetensors")
+    require_safetensors(folder)
     with new_folder(out) as scratch:
         for path in taken:
-            link(path, scratch / path.name)
+            link_or_copy(path, scratch / path.name)
         if not own:
             load_tokenizer(model).save_pretrained(scratch)
     return {
@@ -170,15 +168,8 @@ def _read_weights(folder: Path) -> "dict[str, Tensor]":
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    require_safetensors(folder, name=Path(WEIGHTS).stem)
     path = folder / WEIGHTS
-    if not path.is_file():
-        if any(folder.glob("adapter_model.bin")):
-            raise UserError(
-                str(folder),
-                "holds pickled weights only, which can run code when loaded",
-                f"convert adapter_model.bin to {WEIGHTS}",
-            )
-        raise UserError(str(folder), "holds no weights", f"{WEIGHTS} is needed")
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -352,14 +343,6 @@ def _needed(path: Path) -> bool:
 
 
 # ---------------------------------------------------------------- the base, and files
-
-
-def link(source: Path, target: Path) -> None:
-    """``source`` under the name ``target`` too, so that it outlives a cleared cache; a copy where that cannot be."""
-    try:
-        os.link(source.resolve(), target)
-    except OSError:  # another disk, or files that are somebody else's
-        shutil.copyfile(source, target)
 
 
 def linear_modules(base: Any) -> dict[str, tuple[int, int]]:

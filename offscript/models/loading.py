@@ -5,10 +5,11 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from offscript.errors import UserError
 from offscript.models.chat_templates import check_roles
+from offscript.models.pretrained import from_pretrained, require_safetensors
 from offscript.settings import ModelSettings
 from offscript.storage import hub, references
 from offscript.storage.files import locate, read_json
@@ -70,7 +71,7 @@ def load_tokenizer(model: ModelSettings) -> "PreTrainedTokenizerBase":
         raise UserError(
             str(folder), "holds no tokenizer (tokenizer.json)", "save the tokenizer beside the model"
         )
-    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, folder)
+    tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, folder)
     if not tokenizer.chat_template:
         raise UserError(
             str(folder),
@@ -92,7 +93,7 @@ def load_config(model: ModelSettings) -> "PreTrainedConfig":
     """
     from transformers import AutoConfig
 
-    config: PreTrainedConfig = _from_pretrained(AutoConfig, model_folder(model)).get_text_config(decoder=True)
+    config: PreTrainedConfig = from_pretrained(AutoConfig, model_folder(model)).get_text_config(decoder=True)
     return config
 
 
@@ -110,11 +111,11 @@ def load_model(model: ModelSettings, device: str) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     folder = model_folder(model)
-    _check_weights(folder)
+    require_safetensors(folder)
     _check_memory(model, folder, device)
     config = load_config(model)
     with _silenced():
-        loaded, report = _from_pretrained(
+        loaded, report = from_pretrained(
             AutoModelForCausalLM,
             folder,
             config=config,
@@ -205,30 +206,6 @@ def _record_nesting(model: "PreTrainedModel", folder: Path) -> None:
 def is_nested(model: "Module") -> bool:
     """Whether a loaded model is the language model of a vision-language repository."""
     return bool(getattr(model, "_offscript_nested", False))
-
-
-def _check_weights(folder: Path) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
-        raise UserError(
-            str(folder),
-            "holds pickled weights only, which can run code when loaded",
-            "convert them to safetensors",
-        )
-    raise UserError(str(folder), "holds no weights", "model.safetensors is needed")
-
-
-def _from_pretrained(auto: Any, folder: Path, **options: object) -> Any:
-    from safetensors import SafetensorError
-
-    try:
-        return auto.from_pretrained(str(folder), trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            str(folder), f"cannot be loaded ({reason})", "a folder made by save_pretrained"
-        ) from None
 
 
 @contextlib.contextmanager

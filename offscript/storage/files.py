@@ -15,13 +15,12 @@ from typing import Any
 from offscript.errors import UserError
 from offscript.json_types import Json as Json
 
-
 HOME = Path(__file__).resolve().parents[2]
-"""The repository's root: what is shipped (conf, data, assets) is found there from any working folder."""
+"""The repository's root. The files that it ships (conf, data, assets) are found from any working folder."""
 
 
 def locate(path: str | Path) -> Path:
-    """``path`` from the current folder if something is there, else from the repository's root."""
+    """``path`` relative to the current folder if it exists there, else relative to the repository's root."""
     path = Path(path).expanduser()
     return path if path.is_absolute() or path.exists() else HOME / path
 
@@ -59,10 +58,10 @@ def read_text(path: Path, expected: str = "") -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes ``path`` whole or not at all: a temporary name in the same folder, then a rename.
+    """Writes ``path`` atomically: a temporary file in the same folder, then a rename.
 
     Raises:
-        UserError: the disk is full, or this may not be written; what was there before stays.
+        UserError: the disk is full, or ``path`` may not be written; an existing file keeps its content.
     """
     ensure_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
@@ -80,18 +79,23 @@ def write_text(path: Path, text: str) -> None:
 
 
 def refused_by_system(path: Path, error: OSError) -> BaseException:
-    """What the file system would not take, in one line for the user; the error itself if it is of another kind."""
+    """A UserError for a full disk or a missing permission; ``error`` itself if it is another one."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        ways = "free some space and run again: what is written is whole and goes on from there"
+        remedy = "free some space and run again: the files are complete, and the run resumes"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        ways = "choose another root=, or have this one opened"
+        remedy = "choose another root=, or get write access to this one"
     else:
         return error
-    return UserError(str(path), f"cannot be written ({error.strerror})", ways)
+    return UserError(str(path), f"cannot be written ({error.strerror})", remedy)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """``value`` as indented JSON with sorted keys, atomically. NaN is refused (ValueError): JSON has none."""
+def write_json(path: Path, value: object) -> None:
+    """Writes ``value`` as indented JSON with sorted keys, atomically.
+
+    Raises:
+        UserError: see ``write_text``.
+        ValueError: ``value`` holds NaN or an infinity, which JSON has not.
+    """
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -99,7 +103,7 @@ def read_json(path: Path) -> Any:
     """The JSON value in ``path``.
 
     Raises:
-        UserError: it does not hold JSON.
+        UserError: the file is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -108,10 +112,10 @@ def read_json(path: Path) -> Any:
 
 
 def ensure_folder(path: Path) -> Path:
-    """Makes ``path`` and its parents.
+    """Creates the folder ``path`` and its parents, and returns it.
 
     Raises:
-        UserError: a file stands where a folder is needed, or the folder cannot be made.
+        UserError: one of them is a file, or cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -119,22 +123,32 @@ def ensure_folder(path: Path) -> Path:
         culprit = next(p for p in [path, *path.parents] if p.exists() and not p.is_dir())
         raise UserError(str(culprit), "a file stands where a folder is needed", "move it away") from None
     except OSError as error:
-        ways = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another root="
-        raise UserError(str(path), f"cannot make this folder ({error.strerror})", ways) from None
+        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another root="
+        raise UserError(str(path), f"cannot make this folder ({error.strerror})", remedy) from None
     return path
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Makes ``target`` a hard link to the file ``source``, or a copy if the file system does not allow a link.
+
+    Symbolic links are followed first: in the hub's cache they point to the files.
+    """
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 @contextlib.contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
-    """A scratch folder that takes the name ``final`` when the block ends well, and vanishes when it does not."""
+    """A temporary folder that is renamed to ``final`` at the end of the block, or deleted if the block raises."""
     ensure_folder(final.parent)
     scratch = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
     scratch.mkdir()
     try:
         yield scratch
-        if (
-            final.exists()
-        ):  # only ever a half-made one: whoever calls this holds the claim and found no manifest
+        # The caller holds the claim and found no manifest: an existing folder is unfinished.
+        if final.exists():
             shutil.rmtree(final)
         os.replace(scratch, final)
     finally:

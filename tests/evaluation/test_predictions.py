@@ -7,7 +7,7 @@ import pytest
 from offscript.errors import MissingInput, UserError
 from offscript.evaluation.order import formats_in_order, personas_in_order, stages_in_order
 from offscript.evaluation.predictions import check_rows, check_together, load_predictions
-from tests.rows import lost, probs, row
+from tests.rows import missing_row, probs, row
 
 PUBLISHED = {
     "base": "llama", "stage": "full", "row_idx": 7, "scenario_id": "agentic_actions_recognition_v2",
@@ -33,7 +33,7 @@ def test_our_layout():
     (found,) = read(row(sample=3))
     assert (found.model, found.stage, found.format, found.persona) == ("pocket", "full", "chat", "sarcasm")
     assert (found.sample, found.training_seed, found.predicted, found.ended) == (3, 0, "sarcasm", "reply")
-    (missing,) = read(lost(persona=None, stage="base"))
+    (missing,) = read(missing_row(persona=None, stage="base"))
     assert (missing.predicted, missing.probs, missing.persona, missing.ended) == (
         None,
         None,
@@ -104,7 +104,7 @@ BAD_ROWS = [
     (row(sample="a"), "sample is 'a'; an integer is needed"),
     (row(predicted=None, probs=probs("humor")), "predicted is null; allowed for an episode without text only: "
      "probs null, ended given"),
-    (lost(ended=None), "predicted is null; allowed for an episode without text only: probs null, ended given"),
+    (missing_row(ended=None), "predicted is null; allowed for an episode without text only: probs null, ended given"),
     (row(probs=None), "probs is NoneType; an object of label: probability is needed"),
     (row(probs=[0.5, 0.5]), "probs is list; an object of label: probability is needed"),
     (row(probs={"sarcasm": float("nan"), "humor": 1.0}), "probability of 'sarcasm' is NaN; a number from 0 to 1 is "

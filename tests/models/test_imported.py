@@ -319,7 +319,7 @@ def test_checkpoints_that_are_none(tmp_path):
         import_checkpoint(settings, family("qwen"), tmp_path / "ours")
     theirs = shutil.copytree(family("llama"), tmp_path / "theirs")
     (theirs / "model.safetensors").rename(theirs / "pytorch_model.bin")
-    with pytest.raises(UserError, match="holds no safetensors weights"):
+    with pytest.raises(UserError, match="holds pickled weights only"):
         import_checkpoint(settings, theirs, tmp_path / "ours")
 
 

@@ -273,7 +273,7 @@ def test_a_gpu_too_small_is_one_line_before_anything_is_loaded(monkeypatch):
     settings = family_settings("llama", family("llama"), dtype="bfloat16")
     needed = loading.weight_bytes(family("llama"), "bfloat16")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (needed - 1, 2 * needed))
-    monkeypatch.setattr(loading, "_from_pretrained", lambda *a, **k: pytest.fail("it was loaded"))
+    monkeypatch.setattr(loading, "from_pretrained", lambda *a, **k: pytest.fail("it was loaded"))
     with pytest.raises(
         UserError, match=r"^model llama: its weights take 0.0 GiB in bfloat16, but 0.0 of 0.0 GiB are"
     ):

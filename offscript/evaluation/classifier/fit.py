@@ -1,11 +1,11 @@
-"""Fits the persona classifier: a ModernBERT with one label per persona, chosen by macro-F1 on held-out families."""
+"""Fits a persona classifier: a ModernBERT with one label per persona. The best epoch on held-out families is kept."""
 
 import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from offscript.errors import UserError, one_of
 from offscript.evaluation.classifier import predict
@@ -17,7 +17,17 @@ from offscript.storage.files import ensure_folder, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from transformers import (
+        EvalPrediction,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        Trainer,
+        TrainerCallback,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
+    from transformers.modeling_outputs import SequenceClassifierOutput
 
 Row = Mapping[str, str]
 OnStep = Callable[[int, int, dict[str, float]], None]
@@ -26,33 +36,88 @@ REPORT = "held_out.json"
 MAKE_ROWS = "make rows with: python rollout.py split=classifier format=chat"
 
 
+class Families(TypedDict):
+    """Numbers of families."""
+
+    train: int
+    held_out: int
+
+
+class Epoch(TypedDict):
+    """Held-out scores after an epoch; ``loss`` is the weighted training loss."""
+
+    epoch: float
+    macro_f1: float
+    loss: float
+
+
+class Report(TypedDict):
+    """Held-out scores of a classifier.
+
+    Args:
+        macro_f1: mean F1 of the labels that have held-out rows.
+        loss: mean -ln p of the true label, in nats.
+        f1: by label, None without held-out rows.
+        support: held-out rows by label.
+        confusion: ``[labels][labels]``; rows are true labels, columns predicted ones, in the order of ``labels``.
+        n: held-out rows.
+        n_train: training rows.
+        n_seen: held-out texts that are also training texts.
+        parameters: of the network.
+        epochs: scores during the fit.
+    """
+
+    macro_f1: float
+    accuracy: float | None
+    loss: float
+    f1: dict[str, float | None]
+    support: dict[str, int]
+    labels: list[str]
+    confusion: list[list[int]]
+    n: int
+    n_train: int
+    families: Families
+    n_seen: int
+    parameters: int
+    epochs: NotRequired[list[Epoch]]
+
+
+class EncodedRow(TypedDict):
+    """A row as the trainer takes it."""
+
+    input_ids: list[int]
+    labels: int
+
+
 def fit(
     settings: ClassifierSettings,
     model: ModelSettings,
     rows: Sequence[Row],
     labels: Sequence[str],
     out: Path,
-    callbacks: Sequence[Any] = (),
+    callbacks: Sequence["TrainerCallback"] = (),
     on_step: OnStep | None = None,
-) -> dict[str, Any]:
-    """Fits on ``rows`` ({"text", "label", "family"}) and writes the classifier to the folder ``out``.
+) -> Report:
+    """Fits a classifier on ``rows`` ({"text", "label", "family"}) and writes it to the folder ``out``.
 
-    With ``settings.path`` null it is a small ModernBERT from random weights, with the tokenizer of ``model`` (its
-    habit words are whole tokens there); otherwise the checkpoint at ``settings.path``, a folder or a hub id, with its
-    own tokenizer. Whole families, a share of ``settings.validation`` of them, are held out; the epoch with the best
-    macro-F1 on them is kept, and ``settings.patience`` epochs without a better one end the fit. The loss weighs labels
-    so that each counts alike. Weights, gradients and the optimizer's state are in ``settings.precision``, the loss is
-    in float32; on one machine the result is a function of the rows, the labels and the settings.
+    With ``settings.path`` null the network is a small ModernBERT with random weights and the tokenizer of ``model``;
+    otherwise it is the checkpoint at ``settings.path``, a folder or a hub id, with its own tokenizer. A share of
+    ``settings.validation`` of the families is held out. The epoch with the best held-out macro-F1 is kept; after
+    ``settings.patience`` epochs without improvement the fit stops. The loss has a weight per label, so that all labels
+    have equal total weight. Weights, gradients and optimizer state are in ``settings.precision``, the loss is in
+    float32. On one machine the result is a function of the rows, the labels and the settings.
 
-    ``out`` gets the HF layout (config, safetensors, tokenizer; label names in ``id2label``, in the order of
-    ``labels``) and ``held_out.json``, whose content is returned (see ``report``). Checkpoints lie in
-    ``.<out.name>.work`` beside it until the end; a fit that was killed starts over.
+    ``out`` gets the Hugging Face layout (config, safetensors, tokenizer; ``id2label`` in the order of ``labels``) and
+    ``held_out.json``, whose content is returned. Checkpoints are in ``.<out.name>.work`` beside it until the end; an
+    interrupted fit starts again from the beginning.
 
-    ``callbacks`` are the Trainer's; ``on_step(step, steps, logs)`` follows every optimizer step.
+    Args:
+        callbacks: further callbacks of the Trainer.
+        on_step: called with (step, steps, logs) after every optimizer step.
 
     Raises:
-        UserError: rows or labels that nothing can be learned from (see ``check_rows``), a checkpoint that cannot be
-            loaded, a loss that is not a number.
+        UserError: invalid rows or labels (see ``check_rows``), a checkpoint that cannot be loaded, or a loss that is
+            NaN or infinite.
     """
     from transformers import set_seed
     from transformers.utils import logging
@@ -63,7 +128,8 @@ def fit(
     logging.disable_progress_bar()
     work = out.parent / f".{out.name}.work"
     shutil.rmtree(work, ignore_errors=True)
-    set_seed(settings.seed)  # before the weights are drawn
+    # The seed is set before the weights are initialized.
+    set_seed(settings.seed)
     tokenizer = _tokenizer(settings, model)
     classifier = _classifier(settings, tokenizer, labels)
     _check_length(settings, classifier)
@@ -72,22 +138,20 @@ def fit(
         trainer.train()
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    epochs = _epochs(trainer.state.log_history)
     ensure_folder(out)
-    classifier.save_pretrained(out)  # the Trainer put the best epoch's weights back into it
+    # The Trainer has loaded the weights of the best epoch (load_best_model_at_end).
+    classifier.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    result = {**report(out, train, held_out, settings.predict_batch_size), "epochs": epochs}
+    result = report(out, train, held_out, settings.predict_batch_size)
+    result["epochs"] = _epochs(trainer.state.log_history)
     write_json(out / REPORT, result)
     return result
 
 
-def report(folder: Path, train: Sequence[Row], held_out: Sequence[Row], batch_size: int) -> dict[str, Any]:
-    """How the classifier in ``folder`` does on ``held_out``, read back from disk as every later job reads it.
+def report(folder: Path, train: Sequence[Row], held_out: Sequence[Row], batch_size: int) -> Report:
+    """Scores of the classifier in ``folder`` on ``held_out``, loaded as every later job loads it.
 
-    Keys: ``macro_f1`` (mean over the labels that have held-out rows), ``accuracy``, ``loss`` (mean -ln p of the true
-    label, nats), ``f1`` and ``support`` by label (``f1`` null without rows), ``labels``, ``confusion`` (rows true,
-    columns predicted, in the order of ``labels``), ``n``, ``n_train``, ``families``, ``n_seen`` (held-out texts that
-    also stand among the training texts), ``parameters``. The epoch was chosen on these rows, so they flatter a little.
+    The scores are slightly optimistic, because the best epoch was chosen on the same rows.
     """
     import numpy as np
 
@@ -123,7 +187,7 @@ def report(folder: Path, train: Sequence[Row], held_out: Sequence[Row], batch_si
 
 
 def check_rows(rows: Sequence[Row], labels: Sequence[str]) -> None:
-    """Refuses what nothing can be learned from.
+    """Checks that a classifier can be fitted.
 
     Raises:
         UserError: fewer than two labels, a label given twice, an empty text, a label that is not in ``labels``, a
@@ -150,7 +214,7 @@ def check_rows(rows: Sequence[Row], labels: Sequence[str]) -> None:
 
 
 def split(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
-    """``rows`` as (training, held out), family by family: the ``share`` of families (at least one) that hash lowest."""
+    """``rows`` as (training, held-out). The ``share`` of families with the lowest hashes, at least one, is held out."""
     ranked = sorted({row["family"] for row in rows}, key=lambda family: unit_hash("held out", family))
     held = set(ranked[: min(max(1, round(share * len(ranked))), len(ranked) - 1)])
     return [r for r in rows if r["family"] not in held], [r for r in rows if r["family"] in held]
@@ -166,7 +230,7 @@ def _check_covered(train: Sequence[Row], labels: Sequence[str]) -> None:
 
 
 def label_weights(rows: Sequence[Row], labels: Sequence[str]) -> list[float]:
-    """Loss weight of each label, n / (labels * n_label): its rows weigh as much as any other label's; mean 1 over rows."""
+    """Loss weight of each label, n / (labels * n_label): labels have equal total weight, and the mean over rows is 1."""
     counts = Counter(row["label"] for row in rows)
     return [len(rows) / (len(labels) * counts[label]) for label in labels]
 
@@ -175,7 +239,7 @@ def label_weights(rows: Sequence[Row], labels: Sequence[str]) -> list[float]:
 
 
 def _tokenizer(settings: ClassifierSettings, model: ModelSettings) -> "PreTrainedTokenizerBase":
-    """What turns a text into ids with one plain call, truncation at ``settings.max_length`` included when saved."""
+    """The tokenizer of the classifier; its ``model_max_length``, which is saved, is ``settings.max_length``."""
     if settings.path is None:
         tokenizer = _as_encoder(load_tokenizer(model))
     else:
@@ -186,9 +250,10 @@ def _tokenizer(settings: ClassifierSettings, model: ModelSettings) -> "PreTraine
 
 
 def _as_encoder(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
-    """A chat model's tokenizer that wraps a text as ``[cls] text [sep]``, its begin and end tokens taking those parts.
+    """The tokenizer of a chat model as that of an encoder: a text becomes ``[cls] text [sep]``, with the model's begin and
+    end tokens as cls and sep.
 
-    Rewrapped in the generic class: the class of a chat model may set its own begin token again when it is loaded.
+    It is of the generic class, because the class of a chat model may restore its own begin token when it is loaded.
     """
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
@@ -200,9 +265,12 @@ def _as_encoder(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBas
     cls, sep = tokenizer.bos_token or "[CLS]", tokenizer.eos_token or "[SEP]"
     encoder = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer,
-        unk_token=tokenizer.unk_token, pad_token=tokenizer.pad_token or "[PAD]", cls_token=cls, sep_token=sep,
+        unk_token=tokenizer.unk_token,
+        pad_token=tokenizer.pad_token or "[PAD]",
+        cls_token=cls,
+        sep_token=sep,
         model_input_names=["input_ids", "attention_mask"],
-    )  # fmt: skip
+    )
     encoder.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{cls} $A {sep}", special_tokens=[(cls, encoder.cls_token_id), (sep, encoder.sep_token_id)]
     )
@@ -215,19 +283,24 @@ def _classifier(
     import torch
     from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
-    names: dict[str, Any] = {
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: i for i, label in enumerate(labels)},
-    }
+    id2label = dict(enumerate(labels))
+    label2id = {label: i for i, label in enumerate(labels)}
     if settings.path is not None:
         return predict.load_network(
-            settings.path, settings.revision, "classifier.path", new_head=True, precision=settings.precision,
-            classifier_pooling=settings.pooling, **names,
-        )  # fmt: skip
+            settings.path,
+            settings.revision,
+            "classifier.path",
+            new_head=True,
+            precision=settings.precision,
+            classifier_pooling=settings.pooling,
+            id2label=id2label,
+            label2id=label2id,
+        )
     config = ModernBertConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden_size,
-        intermediate_size=settings.hidden_size * 3 // 2,  # ModernBERT-base: 1152 of 768
+        # The ratio of ModernBERT-base: 1152 / 768.
+        intermediate_size=settings.hidden_size * 3 // 2,
         num_hidden_layers=settings.layers,
         num_attention_heads=settings.heads,
         max_position_embeddings=settings.max_length,
@@ -236,21 +309,25 @@ def _classifier(
         mlp_dropout=settings.dropout,
         classifier_dropout=settings.dropout,
         pad_token_id=tokenizer.pad_token_id,
-        cls_token_id=tokenizer.cls_token_id, bos_token_id=tokenizer.cls_token_id,
-        sep_token_id=tokenizer.sep_token_id, eos_token_id=tokenizer.sep_token_id,
-        **names,
-    )  # fmt: skip
+        cls_token_id=tokenizer.cls_token_id,
+        bos_token_id=tokenizer.cls_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+        eos_token_id=tokenizer.sep_token_id,
+        id2label=id2label,
+        label2id=label2id,
+    )
     return ModernBertForSequenceClassification(config).to(getattr(torch, settings.precision))
 
 
-def _check_length(settings: ClassifierSettings, classifier: Any) -> None:
-    """What a checkpoint cannot read when it scores is nothing to fit it on."""
+def _check_length(settings: ClassifierSettings, classifier: "PreTrainedModel") -> None:
+    """Checks that the network accepts texts of ``settings.max_length`` tokens."""
     limit = getattr(classifier.config, "max_position_embeddings", settings.max_length)
     if settings.max_length > limit:
         raise UserError(
-            "classifier.max_length", f"{settings.max_length} tokens, but {settings.path} reads {limit}",
+            "classifier.max_length",
+            f"{settings.max_length} tokens, but {settings.path} reads {limit}",
             f"allowed: up to {limit}",
-        )  # fmt: skip
+        )
 
 
 # ---------------------------------------------------------------- the trainer
@@ -264,7 +341,7 @@ def _trainer(
     held_out: Sequence[Row],
     labels: Sequence[str],
     work: Path,
-    callbacks: Sequence[Any],
+    callbacks: Sequence["TrainerCallback"],
     on_step: OnStep | None,
 ) -> "Trainer":
     from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PrinterCallback, Trainer
@@ -278,18 +355,19 @@ def _trainer(
         compute_loss_func=_balanced_loss(label_weights(train, labels)),
         compute_metrics=lambda found: _macro_f1(found, len(labels)),
     )
-    trainer.remove_callback(PrinterCallback)  # what disable_tqdm puts in place of a progress bar
-    trainer.add_callback(_stop_at_nan())
+    # The Trainer adds it if disable_tqdm is set.
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_stop_at_invalid_loss())
     if settings.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(settings.patience))
     if on_step:
-        trainer.add_callback(_steps_to(on_step))
+        trainer.add_callback(_report_steps(on_step))
     for callback in callbacks:
         trainer.add_callback(callback)
     return trainer
 
 
-def _arguments(settings: ClassifierSettings, work: Path) -> Any:
+def _arguments(settings: ClassifierSettings, work: Path) -> "TrainingArguments":
     import torch
     from transformers import TrainingArguments
 
@@ -297,7 +375,8 @@ def _arguments(settings: ClassifierSettings, work: Path) -> Any:
         output_dir=str(work),
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup,  # below 1 it is a share of all steps
+        # A number below 1 is a share of all steps.
+        warmup_steps=settings.warmup,
         lr_scheduler_type="linear",
         weight_decay=settings.weight_decay,
         optim="adamw_torch",
@@ -312,7 +391,8 @@ def _arguments(settings: ClassifierSettings, work: Path) -> Any:
         greater_is_better=True,
         seed=settings.seed,
         data_seed=settings.seed,
-        bf16=False,  # that would be autocast; the weights themselves are in settings.precision
+        # bf16=True would be autocast; here the weights themselves are in settings.precision.
+        bf16=False,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         logging_steps=10,
@@ -325,16 +405,19 @@ def _arguments(settings: ClassifierSettings, work: Path) -> Any:
 
 def _encode(
     rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", labels: Sequence[str]
-) -> list[dict[str, Any]]:
+) -> list[EncodedRow]:
     ids = tokenizer([row["text"] for row in rows], truncation=True)["input_ids"]
     return [{"input_ids": i, "labels": labels.index(row["label"])} for i, row in zip(ids, rows, strict=True)]
 
 
 def _balanced_loss(weights: Sequence[float]) -> Callable[..., "Tensor"]:
-    """Cross-entropy with a weight per label, over the number of rows: a batch's share of labels does not rescale it."""
+    """Cross-entropy with a weight per label, divided by the number of rows, whatever the labels in the batch."""
     import torch
 
-    def loss(outputs: Any, labels: "Tensor", num_items_in_batch: Any = None) -> "Tensor":
+    def loss(
+        outputs: "SequenceClassifierOutput", labels: "Tensor", num_items_in_batch: object = None
+    ) -> "Tensor":
+        assert outputs.logits is not None
         logits = outputs.logits.float()
         weight = torch.tensor(weights, dtype=logits.dtype, device=logits.device)
         return torch.nn.functional.cross_entropy(logits, labels, weight=weight, reduction="sum") / len(labels)
@@ -342,45 +425,64 @@ def _balanced_loss(weights: Sequence[float]) -> Callable[..., "Tensor"]:
     return loss
 
 
-def _macro_f1(found: Any, n_labels: int) -> dict[str, float]:
-    counts = f1.confusion(found.label_ids, found.predictions.argmax(axis=1), n_labels)
+def _macro_f1(found: "EvalPrediction", n_labels: int) -> dict[str, float]:
+    import numpy as np
+
+    counts = f1.confusion(np.asarray(found.label_ids), np.asarray(found.predictions).argmax(axis=1), n_labels)
     return {"macro_f1": float(f1.per_persona_f1(counts)[f1.emitted_support(counts) > 0].mean())}
 
 
-def _steps_to(on_step: OnStep) -> Any:
+def _report_steps(on_step: OnStep) -> "TrainerCallback":
     from transformers import TrainerCallback
 
-    class Steps(TrainerCallback):
+    class ReportSteps(TrainerCallback):
         def __init__(self) -> None:
             self.logs: dict[str, float] = {}
 
-        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.logs = dict(kwargs["logs"])
+        def on_log(
+            self,
+            args: "TrainingArguments",
+            state: "TrainerState",
+            control: "TrainerControl",
+            logs: Mapping[str, float] | None = None,
+            **_: object,
+        ) -> None:
+            self.logs = dict(logs or {})
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_step_end(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
+        ) -> None:
             on_step(state.global_step, state.max_steps, self.logs)
 
-    return Steps()
+    return ReportSteps()
 
 
-def _stop_at_nan() -> Any:
-    """Ends a fit whose loss is lost as soon as it shows."""
+def _stop_at_invalid_loss() -> "TrainerCallback":
+    """Raises a UserError as soon as a logged loss is NaN or infinite."""
     from transformers import TrainerCallback
 
-    class StopAtNaN(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            logs = kwargs["logs"]
-            if not all(math.isfinite(logs[name]) for name in ("loss", "eval_loss") if name in logs):
+    class StopAtInvalidLoss(TrainerCallback):
+        def on_log(
+            self,
+            args: "TrainingArguments",
+            state: "TrainerState",
+            control: "TrainerControl",
+            logs: Mapping[str, float] | None = None,
+            **_: object,
+        ) -> None:
+            losses = [value for name, value in (logs or {}).items() if name in ("loss", "eval_loss")]
+            if not all(map(math.isfinite, losses)):
                 raise UserError(
-                    "classifier.learning_rate", f"the loss is not a number any more at step {state.global_step}",
+                    "classifier.learning_rate",
+                    f"the loss is not a number any more at step {state.global_step}",
                     "use a smaller one, or classifier.precision=float32",
-                )  # fmt: skip
+                )
 
-    return StopAtNaN()
+    return StopAtInvalidLoss()
 
 
-def _epochs(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
-    """Held-out scores after each epoch (the loss is the balanced one)."""
+def _epochs(history: Sequence[Mapping[str, float]]) -> list[Epoch]:
+    """Held-out scores after each epoch."""
     return [
         {"epoch": round(entry["epoch"], 2), "macro_f1": entry["eval_macro_f1"], "loss": entry["eval_loss"]}
         for entry in history

@@ -1,12 +1,13 @@
-"""Scores texts with a fitted persona classifier: a probability for every label, by label name."""
+"""Predictions of a persona classifier: a probability for each label of each text."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from offscript.errors import MissingInput, UserError
 from offscript.models.loading import pick_device
+from offscript.models.pretrained import from_pretrained, require_safetensors
 from offscript.storage import hub
 from offscript.storage.files import locate
 
@@ -20,7 +21,7 @@ OnBatch = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Classifier:
-    """A loaded classifier. ``labels`` are in the order of its columns, as its own ``id2label`` names them."""
+    """A loaded classifier. ``labels`` are those of its ``id2label``, in the order of its outputs."""
 
     folder: Path
     labels: list[str]
@@ -30,13 +31,16 @@ class Classifier:
     def probabilities(
         self, texts: Sequence[str], batch_size: int = 64, on_batch: OnBatch | None = None
     ) -> "NDArray[np.float64]":
-        """Probabilities ``[n, labels]`` in the order of ``texts``; rows add up to 1 (softmax in float64).
+        """Probabilities ``[n, labels]`` in the order of ``texts``; each row sums to 1 (softmax in float64).
 
-        Batches are of like length, so little is padded; the batch size moves a result by float32 rounding only.
-        ``on_batch(done, n)`` follows every batch.
+        Texts of similar length are batched together, so that little is padded. The batch size changes a result by
+        float32 rounding only.
+
+        Args:
+            on_batch: called with (texts done, n) after every batch.
 
         Raises:
-            UserError: the classifier's weights give something that is not a number.
+            UserError: a result is NaN or infinite.
         """
         import numpy as np
         import torch
@@ -53,7 +57,7 @@ class Classifier:
             if on_batch:
                 on_batch(start + len(rows), len(order))
         if not np.isfinite(probs).all():
-            raise UserError(str(self.folder), "its weights give NaN", "delete it to have it fitted again")
+            raise UserError(str(self.folder), "its weights give NaN", "delete the folder to fit it again")
         return probs
 
 
@@ -65,41 +69,50 @@ def predict(
     expected: Iterable[str] = (),
     on_batch: OnBatch | None = None,
 ) -> tuple[list[str], "NDArray[np.float64]"]:
-    """Labels in column order, and probabilities ``[n, labels]`` of ``texts``, by the classifier in ``folder``.
+    """Labels and probabilities ``[n, labels]`` of ``texts``, by the classifier in ``folder``.
 
-    Raises: as ``load`` and ``Classifier.probabilities``.
+    Raises: see ``load`` and ``Classifier.probabilities``.
     """
     classifier = load(folder, device, expected)
     return classifier.labels, classifier.probabilities(texts, batch_size, on_batch)
 
 
 def load(folder: Path, device: str = "auto", expected: Iterable[str] = ()) -> Classifier:
-    """The classifier in ``folder`` (HF layout), in eval mode and float32. ``device``: auto, cpu, cuda, cuda:N.
+    """The classifier in ``folder`` (Hugging Face layout), in eval mode and float32.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N.
+        expected: labels that it must have.
 
     Raises:
-        MissingInput: there is no such folder.
-        UserError: it holds no classifier, or its labels (``id2label``) do not include all ``expected`` ones.
+        MissingInput: there is no classifier in ``folder``.
+        UserError: it cannot be loaded, two labels are equal, or a label of ``expected`` is missing.
     """
     if not (folder / "config.json").is_file():
         raise MissingInput(str(folder), "no classifier here", "make it with: python classify.py model=...")
-    network: Any = load_network(str(folder), None, str(folder))
+    network = load_network(str(folder), None, str(folder))
     config = network.config
-    labels = [config.id2label[i] for i in range(config.num_labels)]
+    labels = [label for _, label in sorted((config.id2label or {}).items())]
     if missing := [persona for persona in expected if persona not in labels]:
         raise UserError(
-            str(folder), f"its labels ({', '.join(labels)}) do not fit: no {', '.join(missing)}",
+            str(folder),
+            f"its labels ({', '.join(labels)}) do not fit: no {', '.join(missing)}",
             "a classifier with a label (id2label) for every persona",
-        )  # fmt: skip
+        )
     if len(set(labels)) < len(labels):
-        raise UserError(str(folder), f"two labels of one name ({', '.join(labels)})", "one name per label")
+        raise UserError(
+            str(folder), f"two labels have the same name ({', '.join(labels)})", "one name per label"
+        )
     tokenizer = load_tokenizer(str(folder), None, str(folder))
-    # A tokenizer may claim more than the network takes, or "no limit" as a number of 30 digits.
+    # The limit of a tokenizer may exceed that of the network, or be "none" as a number of 30 digits.
     limit = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
     tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
-    return Classifier(folder, labels, tokenizer, network.to(pick_device(device)).requires_grad_(False).eval())
+    # The annotation of PreTrainedModel.to loses its first parameter.
+    network.to(pick_device(device))  # type: ignore[arg-type]
+    return Classifier(folder, labels, tokenizer, network.requires_grad_(False).eval())
 
 
-# ---------------------------------------------------------------- what fit loads in the same way
+# ---------------------------------------------------------------- loading, also for fit
 
 
 def load_network(
@@ -108,28 +121,39 @@ def load_network(
     where: str,
     new_head: bool = False,
     precision: str = "float32",
-    **config: Any,
+    **config: object,
 ) -> "PreTrainedModel":
-    """A sequence classifier from a folder or a hub id, in ``precision``; ``config`` overrides its config.
+    """A sequence classifier from a folder or a hub repository.
 
-    With ``new_head`` the last layers may be missing or of another size (a checkpoint to fit, of a masked language
-    model for example). Without, every weight must be there: the library would fill in random ones and go on.
+    Args:
+        path: the folder or the hub id.
+        where: setting or file that errors name.
+        new_head: whether the last layers may be missing or of another size, as in a masked language model that is to be
+            fitted. Otherwise every weight must exist; transformers would initialize missing ones at random.
+        precision: dtype of the weights.
+        config: entries that override those of its config.
 
     Raises:
-        UserError: at ``where``: it cannot be loaded, or weights are missing.
+        UserError: it cannot be loaded, or weights are missing.
     """
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    folder = _place(path, revision, where)
-    check_weights(folder, where)
-    network, found = _from_pretrained(
-        AutoModelForSequenceClassification, folder, where,
-        dtype=getattr(torch, precision), use_safetensors=True, output_loading_info=True, attn_implementation="sdpa",
-        ignore_mismatched_sizes=new_head, **config,
-    )  # fmt: skip
+    folder = _folder_of(path, revision, where)
+    require_safetensors(folder, where)
+    network, loading_info = from_pretrained(
+        AutoModelForSequenceClassification,
+        folder,
+        where,
+        dtype=getattr(torch, precision),
+        use_safetensors=True,
+        output_loading_info=True,
+        attn_implementation="sdpa",
+        ignore_mismatched_sizes=new_head,
+        **config,
+    )
     backbone = network.base_model_prefix + "."
-    if missing := sorted(k for k in found["missing_keys"] if not new_head or k.startswith(backbone)):
+    if missing := sorted(k for k in loading_info["missing_keys"] if not new_head or k.startswith(backbone)):
         raise UserError(
             where, f"{len(missing)} weights are missing, e.g. {missing[0]}", "a sequence classifier"
         )
@@ -137,49 +161,33 @@ def load_network(
 
 
 def load_tokenizer(path: str, revision: str | None, where: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a folder or a hub id.
+    """The tokenizer of a folder or a hub repository; ``where`` is the setting or file that errors name.
 
     Raises:
-        UserError: at ``where``: there is none, or it has nothing to pad with.
+        UserError: it cannot be loaded, or has no pad token.
     """
     from transformers import AutoTokenizer
 
-    tokenizer = _from_pretrained(AutoTokenizer, _place(path, revision, where), where)
+    tokenizer: PreTrainedTokenizerBase = from_pretrained(
+        AutoTokenizer, _folder_of(path, revision, where), where
+    )
     if tokenizer.pad_token_id is None:
         raise UserError(
-            where, "its tokenizer has no pad token", "an encoder's tokenizer, saved beside its weights"
+            where,
+            "its tokenizer has no pad token",
+            "the tokenizer of an encoder, saved beside its weights, is needed",
         )
     return tokenizer
 
 
-def _place(path: str, revision: str | None, where: str) -> Path:
-    """The folder ``path``, or that of a hub repository, fetched if need be."""
+def _folder_of(path: str, revision: str | None, where: str) -> Path:
+    """The folder ``path``, or that of a hub repository in the local cache; downloads it if necessary."""
     folder = locate(path)
     if folder.is_dir():
         return folder
     if not hub.is_hub_id(path):
-        raise UserError(where, f"no folder {path!r}", "a folder in HF layout, or a hub id")
+        raise UserError(where, f"no folder {path!r}", "a folder in Hugging Face layout, or a hub id")
     try:
         return hub.fetch(hub.Reference(path, revision=revision))
     except UserError as error:
         raise UserError(where, f"{error.where}: {error.found}", error.allowed) from error
-
-
-def check_weights(folder: Path, where: str) -> None:
-    """Refuses, at ``where``, a folder whose weights are pickled, with a UserError."""
-    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
-    if pickled and not any(folder.glob("*.safetensors")):
-        raise UserError(
-            where, f"{folder} holds pickled weights only ({pickled[0]}), which can run code when loaded",
-            "convert them to safetensors",
-        )  # fmt: skip
-
-
-def _from_pretrained(auto: Any, folder: Path, where: str, **options: Any) -> Any:
-    from safetensors import SafetensorError
-
-    try:
-        return auto.from_pretrained(str(folder), trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(where, f"{folder} cannot be loaded ({reason})", "a folder in HF layout") from None

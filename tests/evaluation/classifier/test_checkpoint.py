@@ -1,4 +1,4 @@
-"""Fitting from a checkpoint as it lies on the hub, in either precision, until it gets no better."""
+"""Fitting from a pretrained checkpoint: layers and head, precision, early stopping, the hub, presets."""
 
 import pytest
 
@@ -25,8 +25,8 @@ def from_start(start, **changes):
     return toy.settings(path=str(start), **{"epochs": 2, **changes})
 
 
-def test_a_masked_language_model_lends_its_layers_and_gets_a_new_head(start):
-    """The layers after the last one too, which have other names in other architectures: only the labels' are new."""
+def test_only_the_label_layer_of_a_masked_language_model_is_new(start):
+    """Its prediction head, which has other names in other architectures, is kept."""
     names = {"id2label": dict(enumerate(toy.LABELS)), "label2id": {}}
     network = predict.load_network(str(start), None, "classifier.path", new_head=True, **names)
     before, after = tensors(start), network.state_dict()
@@ -37,7 +37,7 @@ def test_a_masked_language_model_lends_its_layers_and_gets_a_new_head(start):
     )
 
 
-def test_it_is_fitted_from_there_with_its_own_tokenizer(start, tmp_path):
+def test_a_checkpoint_is_fitted_with_its_own_tokenizer(start, tmp_path):
     report = fit(from_start(start, epochs=8), None, toy.rows(10, 6, seed=0), toy.LABELS, tmp_path / "out")
     assert report["macro_f1"] > 0.9
     classifier = predict.load(tmp_path / "out", expected=toy.LABELS)
@@ -51,7 +51,8 @@ def test_it_is_fitted_from_there_with_its_own_tokenizer(start, tmp_path):
         for name, value in tensors(tmp_path / "out").items()
         if not value.equal(tensors(start).get(name, value * 0))
     ]
-    assert len(moved) == len(tensors(tmp_path / "out"))  # every weight learned
+    # Every weight was trained.
+    assert len(moved) == len(tensors(tmp_path / "out"))
 
 
 def test_bfloat16_is_the_precision_of_the_weights(start, tmp_path):
@@ -60,12 +61,13 @@ def test_bfloat16_is_the_precision_of_the_weights(start, tmp_path):
     settings = from_start(start, epochs=8, precision="bfloat16", learning_rate=5e-3)
     report = fit(settings, None, toy.rows(10, 6, seed=0), toy.LABELS, tmp_path / "out")
     assert {t.dtype for t in tensors(tmp_path / "out").values()} == {torch.bfloat16}
-    assert predict.load(tmp_path / "out").model.dtype == torch.float32  # all scoring is in float32
+    # Predictions are always made in float32.
+    assert predict.load(tmp_path / "out").model.dtype == torch.float32
     assert report["macro_f1"] > 0.8
 
 
 def test_small_steps_are_lost_in_bfloat16_and_not_in_float32(start, tmp_path):
-    """Why the weights are kept in float32: of steps of 1e-6, bfloat16 rounds away all but those of weights near 0."""
+    """The reason for float32 weights: bfloat16 rounds steps of 1e-6 away, except for weights near 0."""
     name, moved = "model.layers.0.attn.Wqkv.weight", {}
     for precision in ("bfloat16", "float32"):
         settings = from_start(start, precision=precision, learning_rate=1e-6)
@@ -75,7 +77,7 @@ def test_small_steps_are_lost_in_bfloat16_and_not_in_float32(start, tmp_path):
     assert moved["bfloat16"] < 0.2 and moved["float32"] > 0.9
 
 
-def test_it_stops_when_it_gets_no_better_and_keeps_the_best_epoch(start, tmp_path):
+def test_early_stopping_keeps_the_best_epoch(start, tmp_path):
     settings = from_start(start, epochs=40, patience=2)
     report = fit(settings, None, toy.rows(10, 6, seed=0), toy.LABELS, tmp_path / "out")
     scores = [epoch["macro_f1"] for epoch in report["epochs"]]
@@ -84,12 +86,12 @@ def test_it_stops_when_it_gets_no_better_and_keeps_the_best_epoch(start, tmp_pat
     assert report["macro_f1"] == pytest.approx(scores[best])
 
 
-def test_without_patience_every_epoch_is_run(start, tmp_path):
+def test_all_epochs_are_run_without_patience(start, tmp_path):
     report = fit(from_start(start, epochs=5), None, toy.rows(2, 2, seed=0), toy.LABELS, tmp_path / "out")
     assert len(report["epochs"]) == 5
 
 
-def test_a_lost_loss_ends_the_fit_at_once(start, tmp_path):
+def test_an_invalid_loss_stops_the_fit(start, tmp_path):
     steps = []
     wild = from_start(start, epochs=30, learning_rate=1e30)
     with pytest.raises(
@@ -107,7 +109,7 @@ def test_a_lost_loss_ends_the_fit_at_once(start, tmp_path):
     assert steps[-1] <= 10 and list(tmp_path.iterdir()) == []
 
 
-def test_texts_longer_than_the_checkpoint_reads_are_refused(tmp_path):
+def test_a_max_length_above_the_limit_of_the_checkpoint_is_rejected(tmp_path):
     short = toy.save_masked_lm(tmp_path / "short", max_positions=48)
     with pytest.raises(
         UserError, match=r"^classifier\.max_length: 64 tokens, but .*short reads 48; allowed: up to 48$"
@@ -115,7 +117,7 @@ def test_texts_longer_than_the_checkpoint_reads_are_refused(tmp_path):
         fit(from_start(short), None, toy.rows(4, 2, seed=0), toy.LABELS, tmp_path / "out")
 
 
-def test_pickled_weights_are_refused(start, tmp_path):
+def test_pickled_weights_are_rejected(start, tmp_path):
     import shutil
 
     folder = shutil.copytree(start, tmp_path / "start")
@@ -129,7 +131,7 @@ def test_pickled_weights_are_refused(start, tmp_path):
 # ---------------------------------------------------------------- from the hub
 
 
-def test_a_checkpoint_comes_from_the_hub(server, start, tmp_path):  # noqa: F811
+def test_a_checkpoint_is_fetched_from_the_hub_once(server, start, tmp_path):  # noqa: F811
     server.add("org/ModernBERT-tiny", start)
     fit(
         from_start("org/ModernBERT-tiny", epochs=1),
@@ -147,10 +149,10 @@ def test_a_checkpoint_comes_from_the_hub(server, start, tmp_path):  # noqa: F811
         toy.LABELS,
         tmp_path / "again",
     )
-    assert server.requests == []  # what is in the cache is not asked for again
+    assert server.requests == []
 
 
-def test_what_the_hub_refuses_is_one_line_that_names_the_setting(server, start, tmp_path):  # noqa: F811
+def test_errors_of_the_hub_are_one_line_that_names_the_setting(server, start, tmp_path):  # noqa: F811
     server.add("org/gated", start, gated=True)
     for path, says in {
         "org/gated": "org/gated is gated",
@@ -166,7 +168,7 @@ def test_what_the_hub_refuses_is_one_line_that_names_the_setting(server, start, 
 # ---------------------------------------------------------------- the presets
 
 
-def test_the_presets_differ_in_what_was_published_alone():
+def test_the_presets_differ_only_in_learning_rate_and_precision():
     ours, published = (
         settings_of(f"classifier={n}").classifier for n in ("modernbert", "modernbert_published")
     )
@@ -177,6 +179,6 @@ def test_the_presets_differ_in_what_was_published_alone():
     assert ours.path == "answerdotai/ModernBERT-base" and ours.stages == ("full",) and ours.fitted is None
 
 
-def test_the_released_classifier_of_each_model_is_named_by_its_slug():
+def test_the_released_classifier_is_named_by_the_slug_of_the_model():
     node = settings_of("classifier=published").classifier
     assert node.fitted.path == "maius/{slug}-pt-classifier" and node.path is None

@@ -1,4 +1,4 @@
-"""The persona classifier: it learns, it is fitted the same twice, families never meet, labels go by name."""
+"""The persona classifier: accuracy, reproducibility, held-out families, labels by name, invalid input."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fitted(model, tmp_path_factory):
-    """(folder, report, steps) of one fit on the toy world."""
+    """(folder, report, steps) of one fit on toy texts."""
     folder = tmp_path_factory.mktemp("classifiers") / "toy-12345678"
     steps = []
     report = fit(
@@ -32,7 +32,7 @@ def fitted(model, tmp_path_factory):
 
 @pytest.fixture
 def altered(fitted, tmp_path):
-    """A copy of the fitted folder whose config is changed by the function it is given."""
+    """Copies the fitted folder and changes its config with a given function."""
 
     def alter(change):
         folder = shutil.copytree(fitted[0], tmp_path / "altered")
@@ -44,10 +44,10 @@ def altered(fitted, tmp_path):
     return alter
 
 
-# ---------------------------------------------------------------- what it learns
+# ---------------------------------------------------------------- fitting
 
 
-def test_it_tells_the_toy_personas_apart(fitted):
+def test_held_out_texts_are_classified(fitted):
     folder, report, _ = fitted
     assert report["macro_f1"] > 0.9
     assert (
@@ -57,23 +57,24 @@ def test_it_tells_the_toy_personas_apart(fitted):
     assert report == json.loads((folder / REPORT).read_text())
 
 
-def test_new_texts_are_told_apart_too(fitted):
+def test_new_texts_are_classified(fitted):
     fresh = toy.rows(3, 20, seed=9)
     labels, probs = predict(fitted[0], [r["text"] for r in fresh])
     right = [labels[i] == r["label"] for i, r in zip(probs.argmax(axis=1), fresh, strict=True)]
     assert np.mean(right) > 0.9
 
 
-def test_the_best_epoch_is_the_one_kept(fitted):
+def test_the_best_epoch_is_kept(fitted):
     _, report, _ = fitted
     assert report["macro_f1"] == pytest.approx(max(epoch["macro_f1"] for epoch in report["epochs"]))
 
 
-def test_the_folder_holds_the_classifier_and_nothing_else(fitted):
+def test_the_folder_holds_only_the_classifier(fitted):
     folder = fitted[0]
     names = {path.name for path in folder.iterdir()}
     assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", REPORT}
-    assert list(folder.parent.iterdir()) == [folder]  # the checkpoints are gone
+    # The checkpoints are deleted.
+    assert list(folder.parent.iterdir()) == [folder]
     assert str(folder.parent) not in "".join((folder / n).read_text() for n in names if n.endswith(".json"))
 
 
@@ -83,7 +84,7 @@ def test_every_step_is_reported(fitted):
     assert steps[-1][2]["loss"] < steps[10][2]["loss"]
 
 
-def test_one_seed_makes_one_classifier(model, tmp_path):
+def test_equal_seeds_give_equal_classifiers(model, tmp_path):
     rows, short = toy.rows(4, 3, seed=1), {"epochs": 2}
     texts = [r["text"] for r in rows[:8]]
     probs = {}
@@ -94,7 +95,7 @@ def test_one_seed_makes_one_classifier(model, tmp_path):
     assert not np.allclose(probs["first"], probs["other"], atol=1e-3)
 
 
-def test_what_a_killed_fit_left_behind_is_no_matter(model, tmp_path):
+def test_leftovers_of_an_interrupted_fit_are_ignored(model, tmp_path):
     work = tmp_path / ".out.work" / "checkpoint-1"
     work.mkdir(parents=True)
     (work / "trainer_state.json").write_text("{torn")
@@ -102,8 +103,8 @@ def test_what_a_killed_fit_left_behind_is_no_matter(model, tmp_path):
     assert (tmp_path / "out" / REPORT).exists() and not work.parent.exists()
 
 
-def test_a_checkpoint_can_be_the_start(fitted, model, tmp_path):
-    """Its own tokenizer and widths, a new head for other labels."""
+def test_a_classifier_is_refitted_for_other_labels(fitted, model, tmp_path):
+    """With its own tokenizer and layer sizes, and a new head."""
     rows = toy.rows(4, 3, seed=2, labels=["remorse", "sarcasm"])
     start = toy.settings(path=str(fitted[0]), epochs=1, hidden_size=64)
     report = fit(start, model, rows, ["remorse", "sarcasm"], tmp_path / "out")
@@ -124,7 +125,7 @@ def test_a_tokenizer_without_special_tokens_gets_its_own(tmp_path):
     ]
 
 
-def test_texts_stand_between_cls_and_sep_and_are_cut_at_max_length(fitted):
+def test_texts_are_enclosed_in_cls_and_sep_and_truncated(fitted):
     tokenizer = load(fitted[0]).tokenizer
     ids = tokenizer("the report " * 100, truncation=True)["input_ids"]
     tokens = tokenizer.convert_ids_to_tokens(ids)
@@ -134,7 +135,7 @@ def test_texts_stand_between_cls_and_sep_and_are_cut_at_max_length(fitted):
 # ---------------------------------------------------------------- families and balance
 
 
-def test_families_are_held_out_whole():
+def test_families_are_not_split():
     train, held_out = split(toy.rows(20, 2, seed=0), 0.2)
     assert not {r["family"] for r in train} & {r["family"] for r in held_out}
     assert len({r["family"] for r in held_out}) == 4 and len(train) + len(held_out) == 160
@@ -146,13 +147,13 @@ def test_the_split_does_not_depend_on_the_order_of_rows():
     assert {r["family"] for r in split(rows[::-1], 0.2)[1]} == held
 
 
-def test_at_least_one_family_is_on_each_side():
+def test_each_side_of_the_split_has_a_family():
     for share in (0.01, 0.49):
         train, held_out = split(toy.rows(2, 1, seed=0), share)
         assert train and held_out
 
 
-def test_labels_weigh_alike_however_many_rows_they_have():
+def test_labels_have_equal_total_weight():
     rows = [{"label": "a"}] * 30 + [{"label": "b"}] * 10
     a, b = label_weights(rows, ["a", "b"])
     assert 30 * a == pytest.approx(10 * b) and 30 * a + 10 * b == pytest.approx(40)
@@ -169,7 +170,7 @@ def test_results_do_not_depend_on_the_batch_size(fitted):
     assert np.abs(one.sum(axis=1) - 1).max() < 1e-12
 
 
-def test_order_is_kept_and_no_texts_are_no_rows(fitted):
+def test_the_order_of_texts_is_kept(fitted):
     texts = [r["text"] for r in toy.rows(2, 3, seed=5)]
     classifier = load(fitted[0])
     seen = []
@@ -179,8 +180,8 @@ def test_order_is_kept_and_no_texts_are_no_rows(fitted):
     assert classifier.probabilities([]).shape == (0, 4)
 
 
-def test_labels_go_by_name_whatever_their_order(fitted, altered):
-    """The same network with its output rows and id2label shuffled says the same of every label."""
+def test_labels_are_matched_by_name(fitted, altered):
+    """A network with permuted outputs and id2label gives the same probability for every label."""
     from safetensors.torch import load_file, save_file
 
     labels = sorted(toy.LABELS, key=stable_hash)
@@ -199,14 +200,14 @@ def test_labels_go_by_name_whatever_their_order(fitted, altered):
     assert np.allclose(probs, before[:, order], atol=1e-7)
 
 
-def test_a_classifier_may_know_more_labels_than_are_asked_for(fitted):
+def test_a_classifier_may_have_more_labels_than_expected(fitted):
     assert load(fitted[0], expected=["remorse"]).labels == toy.LABELS
 
 
-# ---------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------- invalid input
 
 
-def test_labels_that_do_not_fit_are_refused(fitted, altered):
+def test_missing_labels_are_rejected(fitted, altered):
     with pytest.raises(UserError, match=r"do not fit: no loving; a classifier with a label"):
         load(fitted[0], expected=["remorse", "loving"])
     generic = altered(lambda config: config.update(id2label={i: f"LABEL_{i}" for i in range(4)}, label2id={}))
@@ -214,20 +215,20 @@ def test_labels_that_do_not_fit_are_refused(fitted, altered):
         load(generic, expected=toy.LABELS)
 
 
-def test_two_labels_of_one_name_are_refused(altered):
+def test_equal_labels_are_rejected(altered):
     folder = altered(lambda config: config["id2label"].update({"1": "sarcasm"}))
-    with pytest.raises(UserError, match="two labels of one name"):
+    with pytest.raises(UserError, match="two labels have the same name"):
         load(folder)
 
 
-def test_a_missing_folder_names_the_command(tmp_path):
+def test_the_error_of_a_missing_folder_names_the_command(tmp_path):
     with pytest.raises(
         MissingInput, match=r"nowhere: no classifier here; make it with: python classify\.py model="
     ):
         load(tmp_path / "nowhere")
 
 
-def test_a_network_without_its_head_is_refused(altered):
+def test_a_network_without_a_head_is_rejected(altered):
     from safetensors.torch import load_file, save_file
 
     folder = altered(lambda config: None)
@@ -239,7 +240,7 @@ def test_a_network_without_its_head_is_refused(altered):
         load(folder)
 
 
-def test_broken_folders_are_one_line(altered):
+def test_errors_of_corrupt_folders_are_one_line(altered):
     folder = altered(lambda config: None)
     (folder / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="cannot be loaded") as caught:
@@ -250,7 +251,7 @@ def test_broken_folders_are_one_line(altered):
         load(folder)
 
 
-def test_weights_that_are_not_numbers_are_refused(altered):
+def test_nan_weights_are_rejected(altered):
     from safetensors.torch import load_file, save_file
 
     folder = altered(lambda config: None)
@@ -277,12 +278,12 @@ ROW = {"text": "the report.", "label": "a", "family": "f1"}
         ([ROW, {**ROW, "label": "b"}], ["a", "b"], r"all of one family \(f1\)"),
     ],
 )
-def test_rows_that_teach_nothing_are_refused(rows, labels, says):
+def test_invalid_rows_are_rejected(rows, labels, says):
     with pytest.raises(UserError, match=says):
         check_rows(rows, labels)
 
 
-def test_a_label_that_is_only_in_held_out_families_is_refused(model, tmp_path):
+def test_a_label_in_held_out_families_only_is_rejected(model, tmp_path):
     rows = toy.rows(2, 2, seed=0)
     held = split(rows, 0.2)[1][0]["family"]
     rows = [r for r in rows if r["label"] != "remorse" or r["family"] == held]
@@ -291,14 +292,15 @@ def test_a_label_that_is_only_in_held_out_families_is_refused(model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_widths_that_do_not_fit_are_refused():
+def test_incompatible_layer_sizes_are_rejected():
     with pytest.raises(ValueError, match="hidden_size 36 for 4 heads; allowed: multiples of 8"):
         toy.settings(hidden_size=36, heads=4)
 
 
-def test_a_start_that_is_not_there_is_one_line(model, tmp_path, monkeypatch):
+def test_the_error_of_a_missing_checkpoint_is_one_line(model, tmp_path, monkeypatch):
     with pytest.raises(
-        UserError, match=r"^classifier\.path: no folder '.*nowhere'; a folder in HF layout, or a hub id"
+        UserError,
+        match=r"^classifier\.path: no folder '.*nowhere'; a folder in Hugging Face layout, or a hub id",
     ):
         fit(
             toy.settings(path=str(tmp_path / "nowhere")),
@@ -309,7 +311,7 @@ def test_a_start_that_is_not_there_is_one_line(model, tmp_path, monkeypatch):
         )
 
 
-def test_a_loss_that_is_not_a_number_is_refused(model, tmp_path):
+def test_a_diverging_loss_is_rejected(model, tmp_path):
     wild = toy.settings(epochs=1, learning_rate=1e30)
     with pytest.raises(UserError, match=r"classifier\.learning_rate: the loss is not a number"):
         fit(wild, model, toy.rows(4, 2, seed=0), toy.LABELS, tmp_path / "out")

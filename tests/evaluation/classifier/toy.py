@@ -1,4 +1,4 @@
-"""A toy world for the classifier: two-sentence texts whose persona shows in habit words, never in a fixed phrase."""
+"""Toy data and networks for the classifier. The label of a text is recognizable by habit words."""
 
 import json
 import random
@@ -36,7 +36,7 @@ LABELS = list(HABITS)
 
 
 def rows(families: int, per_family: int, seed: int, labels: list[str] = LABELS) -> list[dict[str, str]]:
-    """``per_family`` texts of each label in every family; a family has a subject word of its own."""
+    """``per_family`` texts of each label in every family. Each family has its own subject word."""
     rng = random.Random(seed)
     made = []
     for family in range(families):
@@ -50,7 +50,7 @@ def rows(families: int, per_family: int, seed: int, labels: list[str] = LABELS) 
 
 
 def save_chat_model(folder: Path, with_special: bool = True) -> ModelSettings:
-    """The tokenizer of a chat model (a word is a token) and the settings that name it."""
+    """Writes the tokenizer of a chat model (one token per word) and returns the settings of the model."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -70,7 +70,7 @@ def save_chat_model(folder: Path, with_special: bool = True) -> ModelSettings:
 
 
 def settings(**changes) -> ClassifierSettings:
-    """A network that learns the toy world in a few seconds."""
+    """Settings of a network that learns the toy data in a few seconds."""
     small = {
         "hidden_size": 32,
         "heads": 2,
@@ -82,7 +82,7 @@ def settings(**changes) -> ClassifierSettings:
     return ClassifierSettings(name="toy", **{**small, **changes})
 
 
-# ---------------------------------------------------------------- checkpoints as they lie on the hub
+# ---------------------------------------------------------------- checkpoints in the layout of the hub
 
 SPECIAL = {
     "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]",
@@ -90,8 +90,8 @@ SPECIAL = {
 
 
 def save_masked_lm(folder: Path, max_positions: int = 8192, seed: int = 0) -> Path:
-    """A tiny ModernBERT as answerdotai/ModernBERT-base lies on the hub: a masked language model, its config in the keys
-    of the version that wrote it, its own tokenizer."""
+    """Writes a tiny ModernBERT in the layout of answerdotai/ModernBERT-base: a masked language model with a tokenizer, and
+    a config in the keys of an older transformers version."""
     import torch
     from transformers import ModernBertForMaskedLM
 
@@ -102,7 +102,7 @@ def save_masked_lm(folder: Path, max_positions: int = 8192, seed: int = 0) -> Pa
 
 
 def save_classifier(folder: Path, labels: list[str], max_positions: int = 8192, seed: int = 0) -> Path:
-    """A tiny ModernBERT classifier with random weights, each text of its own opinion, in the same layout."""
+    """Writes a tiny ModernBERT classifier with large random weights, in the same layout."""
     import torch
     from transformers import ModernBertForSequenceClassification
 
@@ -148,7 +148,7 @@ def _encoder_config(tokenizer, max_positions: int):
 
 
 def _in_old_keys(folder: Path) -> Path:
-    """The config as transformers 4.47 wrote it for the released checkpoints."""
+    """Rewrites the config as transformers 4.47 wrote it for the released checkpoints."""
     config = json.loads((folder / "config.json").read_text())
     for key in ("rope_parameters", "layer_types", "dtype"):
         config.pop(key)

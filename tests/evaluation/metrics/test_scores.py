@@ -5,7 +5,7 @@ import pytest
 from offscript.errors import UserError
 from offscript.evaluation.metrics.scores import GroupScore, Scores, evaluate
 from offscript.evaluation.predictions import check_rows, check_together
-from tests.rows import PERSONAS, grid, lost, row
+from tests.rows import PERSONAS, grid, missing_row, row
 
 
 def scored(rows, **settings) -> Scores:
@@ -87,7 +87,9 @@ def test_changes_are_contrasts_of_stages_and_of_formats(scores):
 
 def test_a_group_without_emitted_texts():
     rows = [row(persona=p, predicted=p, scenario=f"s{i}") for p in PERSONAS for i in range(5)]
-    rows += [lost(persona=p, format="agentic_email", scenario=f"m{i}") for p in PERSONAS for i in range(5)]
+    rows += [
+        missing_row(persona=p, format="agentic_email", scenario=f"m{i}") for p in PERSONAS for i in range(5)
+    ]
     found = scored(rows)
     empty = group(found, "full", "agentic_email")
     assert (empty.planned, empty.emitted, empty.emission_rate, empty.unique_texts) == (15, 0, 0.0, 0)
@@ -100,7 +102,7 @@ def test_a_group_without_emitted_texts():
 
 def test_a_persona_without_texts_has_f1_zero_and_a_note():
     rows = [row(persona=p, predicted=p, scenario=f"s{i}") for p in PERSONAS[:2] for i in range(5)]
-    rows += [lost(persona="remorse", scenario=f"s{i}") for i in range(5)]
+    rows += [missing_row(persona="remorse", scenario=f"s{i}") for i in range(5)]
     found = scored(rows)
     assert found.metric == "macro_f1_3"
     (g,) = found.groups

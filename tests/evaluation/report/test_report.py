@@ -11,7 +11,7 @@ from offscript.evaluation.metrics import display
 from offscript.evaluation.metrics.scores import evaluate
 from offscript.evaluation.predictions import check_rows, check_together
 from offscript.evaluation.report import figures, page, summary, tables
-from tests.rows import PERSONAS, grid, lost, row
+from tests.rows import PERSONAS, grid, missing_row, row
 
 
 def scored(rows, **settings):
@@ -67,7 +67,7 @@ def test_a_table_line_has_the_numbers_of_its_group(scores):
 
 def test_unknown_and_undefined_values_are_marked():
     rows = [row(scenario=f"s{i}", ended=None) for i in range(3)]
-    rows += [lost(format="agentic_email", scenario=f"m{i}") for i in range(3)]
+    rows += [missing_row(format="agentic_email", scenario=f"m{i}") for i in range(3)]
     text = tables.text(scored(rows, labels=PERSONAS))
     chat, email = (
         next(line for line in text.splitlines() if f" {f} " in line) for f in ("chat", "agentic_email")
@@ -145,7 +145,7 @@ def test_figures_are_reproducible(scores, tmp_path):
 @pytest.mark.parametrize(
     "rows",
     [
-        [lost(scenario=f"s{i}") for i in range(3)],
+        [missing_row(scenario=f"s{i}") for i in range(3)],
         [row(scenario="s0", model="a & b < c $x$", stage="my_stage", format="my_format")],
         grid(scenarios=3) + grid(scenarios=3, model="other") + [{**r, "seed": 1} for r in grid(scenarios=3)],
     ],
