@@ -1,4 +1,4 @@
-"""Drives all live episodes of many cells through one engine, and writes a row the moment an episode ends."""
+"""Scheduler: runs the episodes of many cells through one engine, and writes a row as soon as an episode ends."""
 
 import dataclasses
 import logging
@@ -8,33 +8,44 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from offscript.errors import UserError
+from offscript.json_types import Json
 from offscript.rollouts.engines.base import Completion, Engine, Request, Sampling
 from offscript.seeds import row_seed
 from offscript.storage.rows import RowWriter
 from offscript.tasks.formats.base import Ask, Episode, Format, Outcome, Reply, Rules
+from offscript.tasks.rows import Row
 from offscript.tasks.scenarios import Scenario
 
 RETRIES = 3
-Row = dict[str, Any]
+"""Attempts at a request after the first, with the same seed, before its episode fails."""
+
 OnRow = Callable[["CellRun", Row], None]
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class CellRun:
-    """The episodes of one cell: every scenario, ``samples`` times, and the file that their rows go to.
+    """The episodes of one cell: each scenario ``samples`` times.
 
-    ``labels`` are the fields that all rows share (model, stage, persona, format, split, seed). ``adapter`` is
-    the engine's name of the cell's weights, None for the base. ``limit`` keeps the first n episodes; sample 0
-    of all scenarios comes before sample 1, so that a look at a few shows different ones.
+    Args:
+        key: key of the cell.
+        path: JSONL file of its rows.
+        labels: fields that all of its rows share (model, stage, persona, format, split, seed).
+        format: the format whose episodes are run.
+        scenarios: its scenarios.
+        samples: episodes per scenario.
+        rules: what the cell sets for its episodes.
+        adapter: the engine's name for the cell's weights, None for the base model.
+        sampling: how replies are sampled; ``max_tokens`` bounds each of them.
+        limit: only the first n episodes; sample 0 of every scenario comes before sample 1 of any.
     """
 
     key: str
     path: Path
-    labels: Mapping[str, Any]
+    labels: Mapping[str, Json]
     format: Format
     scenarios: Sequence[Scenario]
     samples: int
@@ -44,19 +55,20 @@ class CellRun:
     limit: int | None = None
 
     def planned(self) -> list[tuple[Scenario, int]]:
-        """The episodes of this run as (scenario, sample), in their order, up to ``limit``."""
+        """The episodes as (scenario, sample), in order, up to ``limit``."""
         return [(scenario, k) for k in range(self.samples) for scenario in self.scenarios][: self.limit]
 
 
 @dataclass
-class Counts:
-    """What became of a run's episodes; ``emitted`` (rows with a text) and ``ended`` cover reused rows too."""
+class EpisodeCounts:
+    """Numbers of a run's episodes. ``reused`` rows were in the file before; ``emitted`` (rows with a text) and ``ended``
+    (rows by why they ended) include them."""
 
     planned: int = 0
     written: int = 0
     reused: int = 0
     emitted: int = 0
-    ended: Counter = field(default_factory=Counter)
+    ended: Counter[str] = field(default_factory=Counter)
 
     def add(self, row: Row) -> None:
         self.emitted += row["text"] is not None
@@ -64,12 +76,14 @@ class Counts:
 
 
 class RolloutFailed(Exception):
-    """Some episodes have no row; all others have. A rerun tries exactly the missing ones again.
+    """Some episodes failed and have no row; all others have one. A rerun runs the missing ones.
 
-    ``failures`` are (path, episode, reason); ``counts`` is what ``roll_out`` would have returned.
+    Attributes:
+        failures: (path, episode, reason) of each.
+        counts: as ``roll_out`` returns them.
     """
 
-    def __init__(self, failures: list[tuple[Path, str, str]], counts: dict[str, Counts]) -> None:
+    def __init__(self, failures: list[tuple[Path, str, str]], counts: dict[str, EpisodeCounts]) -> None:
         self.failures, self.counts = failures, counts
         path, episode, reason = failures[0]
         planned = sum(c.planned for c in counts.values())
@@ -83,18 +97,23 @@ def roll_out(
     engine: Engine,
     max_live: int,
     on_row: OnRow | None = None,
-    on_start: Callable[[Mapping[str, Counts]], None] | None = None,
-) -> dict[str, Counts]:
-    """Runs every planned episode that has no row yet; returns the counts of each run by its key.
+    on_start: Callable[[Mapping[str, EpisodeCounts]], None] | None = None,
+) -> dict[str, EpisodeCounts]:
+    """Runs every planned episode that has no row yet, and returns the counts of each run by its key.
 
-    At most ``max_live`` episodes are suspended at a time: a kill loses no more than those. The caller holds
-    the claims on the files and writes their manifests. ``on_row`` sees each new row after it is on disk,
-    ``on_start`` what was there before the first of them.
+    The caller holds the claims on the files and writes their manifests.
+
+    Args:
+        runs: the cells; keys and paths are unique.
+        engine: an engine that has the adapters of all runs.
+        max_live: bound on the episodes that are started and not finished. A killed process loses no others.
+        on_row: called with each new row after it was written.
+        on_start: called with the counts of the rows that were in the files before the first episode starts.
 
     Raises:
-        UserError: a file on disk holds rows that do not belong to its run.
-        RolloutFailed: after everything else is done: an engine answered ``error`` 1 + RETRIES times in a row,
-            or a format raised. The first exception of a format is its cause.
+        UserError: a file holds rows that do not belong to its run.
+        RolloutFailed: after all other episodes have ended: the engine answered a request with ``error`` 1 + RETRIES
+            times, or a format raised. The first exception of a format is its cause.
     """
     with ExitStack() as files:
         scheduler = _Scheduler(runs, engine, max_live, on_row, files)
@@ -104,8 +123,8 @@ def roll_out(
 
 
 @dataclass(eq=False)
-class _Live:
-    """A suspended episode."""
+class _LiveEpisode:
+    """An episode that waits for a reply."""
 
     run: CellRun
     scenario: Scenario
@@ -128,17 +147,17 @@ class _Scheduler:
         if len({run.key for run in runs}) != len(runs) or len({run.path for run in runs}) != len(runs):
             raise ValueError("two runs share a key or a file")
         self.engine, self.max_live, self.on_row = engine, max_live, on_row
-        self.live: dict[int, _Live] = {}
+        self.live: dict[int, _LiveEpisode] = {}
         self.failures: list[tuple[Path, str, str]] = []
         self.cause: Exception | None = None
         self.ids = count()
-        self.counts: dict[str, Counts] = {}
+        self.counts: dict[str, EpisodeCounts] = {}
         self.writers: dict[str, RowWriter] = {}
         done = {run.key: self._open(run, files) for run in runs}
         self.queue = _episodes(runs, done)
 
-    def run(self) -> dict[str, Counts]:
-        self._fill()
+    def run(self) -> dict[str, EpisodeCounts]:
+        self._start_episodes()
         while self.live:
             completions = self.engine.step()
             if not completions and not self.engine.pending():
@@ -147,26 +166,27 @@ class _Scheduler:
                 )
             for completion in completions:
                 self._receive(completion)
-            self._fill()
+            self._start_episodes()
         if self.failures:
             raise RolloutFailed(self.failures, self.counts) from self.cause
         return self.counts
 
     def _open(self, run: CellRun, files: ExitStack) -> set[tuple[str, int]]:
-        """Opens the run's file and returns the (scenario, sample) that it already has."""
+        """Opens the run's file and returns the (scenario, sample) of the rows in it."""
         writer = self.writers[run.key] = files.enter_context(RowWriter(run.path))
         if writer.cut:
             _log.warning("%s: cut a torn last line (%d bytes); its episode runs again", run.path, writer.cut)
         _check_rows(run, writer.rows)
-        done = {(row["scenario"], row["sample"]) for row in writer.rows}
+        rows = cast(list[Row], writer.rows)
+        done = {(row["scenario"], row["sample"]) for row in rows}
         planned = {(scenario.id, sample) for scenario, sample in run.planned()}
-        counts = self.counts[run.key] = Counts(planned=len(planned), reused=len(planned & done))
-        for row in writer.rows:
+        counts = self.counts[run.key] = EpisodeCounts(planned=len(planned), reused=len(planned & done))
+        for row in rows:
             if (row["scenario"], row["sample"]) in planned:
                 counts.add(row)
         return done
 
-    def _fill(self) -> None:
+    def _start_episodes(self) -> None:
         while len(self.live) < self.max_live:
             live = next(self.queue, None)
             if live is None:
@@ -176,7 +196,7 @@ class _Scheduler:
     def _receive(self, completion: Completion) -> None:
         live = self.live.pop(completion.id, None)
         if live is None:
-            raise RuntimeError(f"the engine answered request {completion.id}, which nobody waits for")
+            raise RuntimeError(f"the engine answered request {completion.id}, which no episode waits for")
         if completion.finish_reason == "error":
             self._retry(live, completion.text)
             return
@@ -186,7 +206,7 @@ class _Scheduler:
         live.tokens_out += completion.tokens_out
         self._resume(live, Reply(completion.text, completion.finish_reason, completion.tokens_out))
 
-    def _retry(self, live: _Live, reason: str) -> None:
+    def _retry(self, live: _LiveEpisode, reason: str) -> None:
         live.errors += 1
         if live.errors > RETRIES:
             live.episode.close()
@@ -195,8 +215,8 @@ class _Scheduler:
             assert live.request is not None
             self._submit(live, live.request)
 
-    def _resume(self, live: _Live, reply: Reply | None) -> None:
-        """Sends a reply into an episode (None starts it) and submits what it asks next, or writes its row."""
+    def _resume(self, live: _LiveEpisode, reply: Reply | None) -> None:
+        """Sends a reply to an episode (None starts it), then submits its next request or writes its row."""
         try:
             ask = live.episode.send(reply)  # type: ignore[arg-type]
         except StopIteration as end:
@@ -207,12 +227,12 @@ class _Scheduler:
         else:
             self._submit(live, _request(live, ask))
 
-    def _submit(self, live: _Live, request: Request) -> None:
+    def _submit(self, live: _LiveEpisode, request: Request) -> None:
         live.request = dataclasses.replace(request, id=next(self.ids))
         self.live[live.request.id] = live
         self.engine.submit(live.request)
 
-    def _write(self, live: _Live, outcome: Outcome) -> None:
+    def _write(self, live: _LiveEpisode, outcome: Outcome) -> None:
         if not isinstance(outcome, Outcome):
             self._fail(live, f"its format returned {type(outcome).__name__} instead of an Outcome")
             return
@@ -224,37 +244,38 @@ class _Scheduler:
         if self.on_row is not None:
             self.on_row(live.run, row)
 
-    def _fail(self, live: _Live, reason: str) -> None:
+    def _fail(self, live: _LiveEpisode, reason: str) -> None:
         self.failures.append((live.run.path, str(live), reason))
 
 
-def _episodes(runs: Sequence[CellRun], done: Mapping[str, set[tuple[str, int]]]) -> Iterator[_Live]:
-    """Episodes that have no row yet, run by run, the runs of one adapter next to each other.
+def _episodes(runs: Sequence[CellRun], done: Mapping[str, set[tuple[str, int]]]) -> Iterator[_LiveEpisode]:
+    """Episodes without a row, run by run, with the runs of one adapter in sequence.
 
-    Neighbours in the queue are then live together and fill batches of one adapter; taking turns over all runs
-    would end every run at the same time, with a few rows of every adapter left for the slow mixed batches.
+    Episodes that are close in the queue are live at the same time, and fill batches of one adapter. Alternating between
+    all runs would end them all at the same time, with a few rows of every adapter left for slow mixed batches.
     """
     adapters = list(dict.fromkeys(run.adapter for run in runs))
     for run in sorted(runs, key=lambda run: adapters.index(run.adapter)):
         for scenario, sample in run.planned():
             if (scenario.id, sample) not in done[run.key]:
-                yield _Live(run, scenario, sample, run.format.episode(scenario, run.rules))
+                yield _LiveEpisode(run, scenario, sample, run.format.episode(scenario, run.rules))
 
 
-def _request(live: _Live, ask: Ask) -> Request:
+def _request(live: _LiveEpisode, ask: Ask) -> Request:
     run = live.run
-    longest = run.sampling.max_tokens
+    bound = run.sampling.max_tokens
     return Request(
-        id=-1,  # set when it is submitted
+        # Set by _submit.
+        id=-1,
         messages=tuple(ask.messages),
         adapter=None if ask.speaker == "base" else run.adapter,
         seed=row_seed(run.key, live.scenario.id, live.sample, live.turns),
-        sampling=dataclasses.replace(run.sampling, max_tokens=min(longest, ask.max_tokens or longest)),
+        sampling=dataclasses.replace(run.sampling, max_tokens=min(bound, ask.max_tokens or bound)),
         prefix=ask.prefix,
     )
 
 
-def _row(live: _Live, outcome: Outcome) -> Row:
+def _row(live: _LiveEpisode, outcome: Outcome) -> Row:
     row = {
         "key": live.run.key,
         **live.run.labels,
@@ -269,13 +290,17 @@ def _row(live: _Live, outcome: Outcome) -> Row:
         "tokens_in": live.tokens_in,
         "tokens_out": live.tokens_out,
     }
-    return {**row, "notes": dict(outcome.notes)} if outcome.notes else row
+    return cast(Row, {**row, "notes": dict(outcome.notes)} if outcome.notes else row)
 
 
-def _check_rows(run: CellRun, rows: Sequence[Row]) -> None:
-    """Refuses rows of another cell, of unknown episodes, and twins: resuming would mix two experiments."""
-    known = {(s.id, k) for s in run.scenarios for k in range(run.samples)}
-    seen: set[tuple[str, int]] = set()
+def _check_rows(run: CellRun, rows: Sequence[Mapping[str, object]]) -> None:
+    """Checks that every row belongs to an episode of ``run``, and no two to the same: resuming would mix experiments.
+
+    Raises:
+        UserError: a row does not.
+    """
+    episodes = {(s.id, k) for s in run.scenarios for k in range(run.samples)}
+    seen: set[tuple[object, object]] = set()
     for number, row in enumerate(rows, start=1):
         where, remedy = f"{run.path}, line {number}", "move the file away, then run again"
         if row.get("key") != run.key:
@@ -285,7 +310,7 @@ def _check_rows(run: CellRun, rows: Sequence[Row]) -> None:
         if missing := {"scenario", "sample", "text", "ended"} - row.keys():
             raise UserError(where, f"a row without {', '.join(sorted(missing))}", remedy)
         episode = (row["scenario"], row["sample"])
-        if episode not in known:
+        if episode not in episodes:
             raise UserError(where, f"an episode that is not planned ({episode[0]}/{episode[1]})", remedy)
         if episode in seen:
             raise UserError(where, f"episode {episode[0]}/{episode[1]} a second time", remedy)

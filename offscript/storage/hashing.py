@@ -1,18 +1,17 @@
-"""Hashes: keys of artifacts, fingerprints of model folders."""
+"""Hashes: keys of artifacts and fingerprints of model folders."""
 
 import functools
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-FULL_HASH_BELOW = 64 * 2**20
-EDGE = 2**20
+WHOLE_BELOW_BYTES = 64 * 2**20
+EDGE_BYTES = 2**20
 
 
-def key_of(identity: Mapping[str, Any]) -> str:
-    """Key (64 hex digits) of plain identity data: BLAKE2b of its canonical JSON. Equal data, equal key, anywhere."""
+def key_of(identity: Mapping[str, object]) -> str:
+    """Key (64 hex digits) of plain identity data: BLAKE2b of its canonical JSON, the same on every machine."""
     canonical = json.dumps(
         identity, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")
     )
@@ -21,10 +20,10 @@ def key_of(identity: Mapping[str, Any]) -> str:
 
 @functools.lru_cache(maxsize=64)
 def fingerprint(folder: Path) -> str:
-    """Digest of a model folder's content (32 hex digits), so that a changed file is a changed model.
+    """Digest of a model folder's content (32 hex digits). Hidden files, ``*.md``, ``*.lock`` and build.json are left out.
 
-    Files of 64 MiB and more count by size and their first and last MiB: reading 16 GB for every plan would cost
-    minutes, and safetensors keeps its index at the front.
+    Of files of 64 MiB and more only the size and the first and last MiB are hashed: reading 16 GB for every plan would
+    take minutes, and safetensors keeps its index at the front.
     """
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
@@ -32,10 +31,10 @@ def fingerprint(folder: Path) -> str:
             continue
         digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
         with open(path, "rb") as file:
-            if path.stat().st_size < FULL_HASH_BELOW:
+            if path.stat().st_size < WHOLE_BELOW_BYTES:
                 digest.update(file.read())
             else:
-                digest.update(file.read(EDGE))
-                file.seek(-EDGE, 2)
-                digest.update(file.read(EDGE))
+                digest.update(file.read(EDGE_BYTES))
+                file.seek(-EDGE_BYTES, 2)
+                digest.update(file.read(EDGE_BYTES))
     return digest.hexdigest()

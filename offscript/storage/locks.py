@@ -1,4 +1,7 @@
-"""Locks: one writer per artifact."""
+"""Locks: one writer per artifact.
+
+``filelock.SoftFileLease`` is not used: see "Locks" in docs/LOG.md.
+"""
 
 import contextlib
 import json
@@ -8,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,70 +22,84 @@ STALE_S = 60.0
 
 
 class Busy(Exception):
-    """Somebody else is writing this artifact."""
+    """Another process is writing this artifact."""
 
 
 @dataclass
 class _Claim:
-    """A lock that this process holds. ``beat`` is when it last touched it, in seconds of a clock that goes on while the
-    machine sleeps."""
+    """A lock that this process holds. ``renewed``: time of its last heartbeat, by a clock that also runs while the
+    machine is suspended."""
 
     lock: Path
     token: str
-    beat: float
+    renewed: float
 
 
-_held: dict[Path, _Claim] = {}
+_claims: dict[Path, _Claim] = {}
 
 
 @contextlib.contextmanager
-def claim(artifact: Path, wait: bool = True, poll_s: float = 0.5, say=None) -> Iterator[None]:
-    """Makes this process the one writer of ``artifact`` for the length of the block.
+def claim(
+    artifact: Path, wait: bool = True, poll_s: float = 0.5, say: Callable[[str], None] | None = None
+) -> Iterator[None]:
+    """Makes this process the only writer of ``artifact`` within the block.
 
-    A lock file beside it is made with O_EXCL and touched every ``HEARTBEAT_S``; one that was not touched for
-    ``STALE_S``, or whose process on this host is gone, is taken over. With ``wait`` the call blocks until the other
-    writer ends (``say`` is called once with a message), without it raises ``Busy``. A process that was stopped for so
-    long that it lost its claim to another ends as soon as it goes on.
+    The lock file beside it is created with O_EXCL and touched every ``HEARTBEAT_S``. A lock that was not touched for
+    ``STALE_S``, or whose process on this host has ended, is taken over at once. With ``wait`` the call blocks until the
+    other writer ends, and reports that once through ``say``. A process that was suspended and lost its claim meanwhile
+    exits as soon as it resumes.
+
+    Raises:
+        Busy: another process holds the lock, and ``wait`` is false.
+        UserError: the lock file cannot be written.
     """
     lock = artifact.with_name(f".{artifact.name}.lock")
     ensure_folder(lock.parent)
-    token = json.dumps({**_here(), "pid": os.getpid(), "since": time.time(), "id": uuid.uuid4().hex})
-    said = False
-    while not _take(lock, token):
+    token = json.dumps({**_host(), "pid": os.getpid(), "since": time.time(), "id": uuid.uuid4().hex})
+    reported = False
+    while not _acquire(lock, token):
         if not wait:
-            raise Busy(f"{artifact} is being written by {_holder(lock)}")
-        if say and not said:
-            say(f"waiting for {artifact.name}: being written by {_holder(lock)}")
-            said = True
+            raise Busy(f"{artifact} is being written by {_describe_holder(lock)}")
+        if say and not reported:
+            say(f"waiting for {artifact.name}: being written by {_describe_holder(lock)}")
+            reported = True
         time.sleep(poll_s)
-    own = _held[artifact] = _Claim(lock, token, time.time())
+    own = _claims[artifact] = _Claim(lock, token, time.time())
     stop = threading.Event()
-    beat = threading.Thread(target=_heartbeat, args=(own, stop), daemon=True)
-    beat.start()
+    heartbeat = threading.Thread(target=_heartbeat, args=(own, stop), daemon=True)
+    heartbeat.start()
     try:
         yield
     finally:
         stop.set()
-        beat.join()
-        _held.pop(artifact, None)
+        heartbeat.join()
+        _claims.pop(artifact, None)
         if _read(lock) == token:
             lock.unlink(missing_ok=True)
 
 
-def _here() -> dict[str, str]:
-    """Where a process id means something: containers on one host may share its name and not its processes."""
+def check_claim(artifact: Path) -> None:
+    """Exits the process if it has lost its claim on ``artifact``. Called before each write; reads the lock file only
+    after a missed heartbeat. A process that is suspended between this call and its write still writes that one row."""
+    own = _claims.get(artifact)
+    if own is not None and time.time() - own.renewed > 2 * HEARTBEAT_S:
+        _renew(own)
+
+
+def _host() -> dict[str, str]:
+    """Where a process id is valid: containers on one host may share its name but not its processes."""
     try:
-        space = os.readlink("/proc/self/ns/pid")
+        namespace = os.readlink("/proc/self/ns/pid")
     except OSError:
-        space = ""
-    return {"host": socket.gethostname(), "space": space}
+        namespace = ""
+    return {"host": socket.gethostname(), "space": namespace}
 
 
-def _take(lock: Path, token: str) -> bool:
+def _acquire(lock: Path, token: str) -> bool:
     try:
         handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
-        return _evict_if_stale(lock) and _take(lock, token)
+        return _remove_stale(lock) and _acquire(lock, token)
     except OSError as error:
         raise refused_by_system(lock, error) from error
     try:
@@ -94,29 +111,31 @@ def _take(lock: Path, token: str) -> bool:
     return True
 
 
-def _evict_if_stale(lock: Path) -> bool:
-    """Whether there is room now."""
+def _remove_stale(lock: Path) -> bool:
+    """Removes a stale lock; returns whether it did, or another process did."""
     before = _read(lock)
-    if before is None or not _stale(lock, before):
+    if before is None or not _is_stale(lock, before):
         return False
-    aside = lock.with_name(f"{lock.name}.{uuid.uuid4().hex[:8]}")
+    renamed = lock.with_name(f"{lock.name}.{uuid.uuid4().hex[:8]}")
     with contextlib.suppress(FileNotFoundError):
-        os.rename(lock, aside)
-        if _read(aside) != before:  # somebody evicted it first and ours is a live lock: put it back
+        os.rename(lock, renamed)
+        # Another process removed the stale lock first, and this is its new one: put it back.
+        if _read(renamed) != before:
             with contextlib.suppress(FileExistsError):
-                os.link(aside, lock)
-        aside.unlink(missing_ok=True)
+                os.link(renamed, lock)
+        renamed.unlink(missing_ok=True)
     return True
 
 
-def _stale(lock: Path, content: str) -> bool:
+def _is_stale(lock: Path, content: str) -> bool:
     try:
         holder = json.loads(content)
     except ValueError:
         holder = {}
-    if {**holder, **_here()} == holder and not _alive(holder.get("pid", -1)):
+    if {**holder, **_host()} == holder and not _is_running(holder.get("pid", -1)):
         return True
-    probe = lock.with_name(f"{lock.name}.{uuid.uuid4().hex[:8]}.clock")  # the file server's clock, not ours
+    # A new file gives the time of the file server's clock, which may differ from ours.
+    probe = lock.with_name(f"{lock.name}.{uuid.uuid4().hex[:8]}.clock")
     try:
         probe.touch()
         return probe.stat().st_mtime - lock.stat().st_mtime > STALE_S
@@ -126,7 +145,7 @@ def _stale(lock: Path, content: str) -> bool:
         probe.unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -143,7 +162,7 @@ def _read(lock: Path) -> str | None:
         return None
 
 
-def _holder(lock: Path) -> str:
+def _describe_holder(lock: Path) -> str:
     try:
         holder = json.loads(_read(lock) or "")
         return f"process {holder['pid']} on {holder['host']}"
@@ -153,24 +172,16 @@ def _holder(lock: Path) -> str:
 
 def _heartbeat(own: _Claim, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_S):
-        _beat(own)
+        _renew(own)
 
 
-def _beat(own: _Claim) -> None:
-    """Touches the lock; ends the process if it is another's by now: there must not be two writers."""
+def _renew(own: _Claim) -> None:
+    """Touches the lock. Exits the process if the lock belongs to another one: an artifact has one writer."""
     found = _read(own.lock)
     if found is not None and found != own.token:
-        line = f"{own.lock}: taken over by {_holder(own.lock)} while this process stood still; ending"
+        line = f"{own.lock}: taken over by {_describe_holder(own.lock)} while this process was suspended; exiting"
         print(line, file=sys.stderr, flush=True)
         os._exit(1)
     with contextlib.suppress(OSError):
         os.utime(own.lock)
-        own.beat = time.time()
-
-
-def check_claim(artifact: Path) -> None:
-    """Before anything is added to ``artifact``: is it still ours? Asked only after a heartbeat was missed. (A process that
-    was stopped between this and its write still writes that one row.)"""
-    own = _held.get(artifact)
-    if own is not None and time.time() - own.beat > 2 * HEARTBEAT_S:
-        _beat(own)
+        own.renewed = time.time()

@@ -1,5 +1,6 @@
-"""Manifests: an artifact without one is work in progress."""
+"""Manifests: an artifact without one is unfinished."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ from offscript.storage.files import read_json, write_json
 
 
 def manifest_path(artifact: Path) -> Path:
-    """Where the manifest of an artifact lies: inside a folder, beside a file. Decided by the name's suffix."""
+    """Path of an artifact's manifest: inside a folder, beside a file. A name with a suffix is a file."""
     return (
         artifact.with_name(artifact.name + ".manifest.json")
         if artifact.suffix
@@ -15,12 +16,15 @@ def manifest_path(artifact: Path) -> Path:
     )
 
 
-def write_manifest(artifact: Path, manifest: dict[str, Any]) -> None:
-    """Marks ``artifact`` as finished. Written last: an artifact without a manifest is work in progress."""
+def write_manifest(artifact: Path, manifest: Mapping[str, object]) -> None:
+    """Marks ``artifact`` as finished. Called last."""
     write_json(manifest_path(artifact), manifest)
 
 
 def read_manifest(artifact: Path) -> dict[str, Any] | None:
-    """The manifest of a finished artifact, or None. An artifact that itself was deleted counts as not finished."""
+    """The manifest of a finished artifact; None if there is none, or if the artifact itself was deleted."""
     path = manifest_path(artifact)
-    return read_json(path) if path.exists() and artifact.exists() else None
+    if not path.exists() or not artifact.exists():
+        return None
+    manifest: dict[str, Any] = read_json(path)
+    return manifest

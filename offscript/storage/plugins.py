@@ -34,7 +34,9 @@ def discover(package: str, attribute: str, kind: type[P], folders: Sequence[str 
     for path in sorted(file for folder in folders for file in Path(folder).glob("*.py")):
         if path.stem == "__init__":
             continue
-        module = importlib.import_module(f"{package}.{path.stem}") if path.parent == own else _load(path, package)
+        module = (
+            importlib.import_module(f"{package}.{path.stem}") if path.parent == own else _load(path, package)
+        )
         value = getattr(module, attribute, None)
         if value is None:
             continue
@@ -42,10 +44,14 @@ def discover(package: str, attribute: str, kind: type[P], folders: Sequence[str 
         if not isinstance(value, kind):
             raise UserError(where, f"found {type(value).__name__}", f"must be a {kind.__name__}")
         if value.name != path.stem:
-            raise UserError(f"{where}.name", f"found {value.name!r}", f"must be {path.stem!r}, the file's name")
+            raise UserError(
+                f"{where}.name", f"found {value.name!r}", f"must be {path.stem!r}, the file's name"
+            )
         if value.name in found:
             first = found[value.name][0]
-            raise UserError(str(path), f"a second {kind.__name__} {value.name!r}", f"rename it; the first is {first}")
+            raise UserError(
+                str(path), f"a second {kind.__name__} {value.name!r}", f"rename it; the first is {first}"
+            )
         found[value.name] = path, value
     return {name: value for name, (_, value) in sorted(found.items())}
 

@@ -1,11 +1,11 @@
-"""What was made elsewhere (adapters, checkpoints, classifiers, training rows): where it lies, and what stands for it in
-a key. A local folder or file counts by its content; a hub repository by its name, revision and place inside.
+"""Files made outside of this repository (adapters, checkpoints, classifiers, training rows): their local path and their
+hash identity. A local folder or file is identified by its content, a hub repository by its name, revision and subfolder.
 """
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from offscript.errors import UserError
 from offscript.settings import HubFileSettings, ModelSettings, RowsSettings, SourceSettings
@@ -13,32 +13,35 @@ from offscript.storage import hub
 from offscript.storage.files import locate
 from offscript.storage.hashing import fingerprint
 
-FIELDS = re.compile(r"\{(\w+)\}")
+_FIELD = re.compile(r"\{(\w+)\}")
+
+S = TypeVar("S", SourceSettings, RowsSettings)
 
 
-def filled(source: Any, model: ModelSettings, persona: str | None, where: str) -> Any:
-    """``source`` (SourceSettings or RowsSettings) with ``{slug}`` and ``{persona}`` in its texts replaced.
+def filled(source: S, model: ModelSettings, persona: str | None, where: str) -> S:
+    """``source`` with the fields ``{slug}`` and ``{persona}`` of its texts replaced.
 
     Raises:
-        UserError: another field, or one that has no value here.
+        UserError: an unknown field, or one without a value for this model and persona.
     """
     values = {"slug": model.slug, "persona": persona}
     texts = {name: value for name, value in source.model_dump().items() if isinstance(value, str)}
-    return source.model_copy(update={n: _fill(t, values, f"{where}.{n}") for n, t in texts.items()})
+    update = {name: _fill(text, values, f"{where}.{name}") for name, text in texts.items()}
+    return source.model_copy(update=update)
 
 
 def _fill(text: str, values: Mapping[str, str | None], where: str) -> str:
-    for name in FIELDS.findall(text):
+    for name in _FIELD.findall(text):
         if values.get(name) is None:
             found = "has no value here" if name in values else "is unknown"
             raise UserError(
                 where, f"{{{name}}} in {text!r} {found}", "allowed: {slug} (model.slug), {persona}"
             )
-    return FIELDS.sub(lambda match: str(values[match[1]]), text)
+    return _FIELD.sub(lambda match: str(values[match[1]]), text)
 
 
 def reference(source: SourceSettings | RowsSettings | HubFileSettings) -> hub.Reference | None:
-    """The hub repository or file that ``source`` names; None where it is local."""
+    """The hub repository or file of ``source``; None if it is local."""
     if isinstance(source, HubFileSettings):
         return hub.Reference(source.repo, "dataset", source.revision, file=source.file)
     if locate(source.path).exists() or not hub.is_hub_id(source.path):
@@ -49,45 +52,45 @@ def reference(source: SourceSettings | RowsSettings | HubFileSettings) -> hub.Re
 
 
 def of_model(model: ModelSettings) -> hub.Reference | None:
-    """The hub repository of a base model; None where it is a local folder or speaks through an endpoint."""
+    """The hub repository of a base model; None if it is a local folder or served by an endpoint."""
     if model.endpoint is not None or locate(model.path).exists() or not hub.is_hub_id(model.path):
         return None
     return hub.Reference(model.path, "model", model.revision)
 
 
 def obtain(source: SourceSettings | RowsSettings | HubFileSettings, where: str) -> Path:
-    """The folder (or file) of ``source`` on this machine, fetched from the hub if need be.
+    """The local folder or file of ``source``, downloaded from the hub if needed.
 
     Raises:
-        UserError: there is no such place, or the hub does not give it.
+        UserError: no such local path, or the hub refuses it.
     """
     if (ref := reference(source)) is not None:
         return hub.fetch(ref)
-    path = _local(source)
+    assert not isinstance(source, HubFileSettings)
+    path = _local_path(source)
     if not path.exists():
         raise UserError(where, f"nothing at {path}", "allowed: a local folder, or the id of a hub repository")
     return path
 
 
 def at_hand(source: SourceSettings | RowsSettings) -> bool:
-    """Whether ``source`` can be read here without a network."""
+    """Whether ``source`` can be read without a network."""
     ref = reference(source)
-    return hub.cached(ref) is not None if ref else _local(source).exists()
+    return hub.cached(ref) is not None if ref else _local_path(source).exists()
 
 
-def identity(source: SourceSettings | RowsSettings, where: str) -> dict[str, Any]:
-    """Plain data that stands for what lies at ``source``.
+def identity(source: SourceSettings | RowsSettings, where: str) -> dict[str, str | None]:
+    """The hash identity of ``source``, as plain data.
 
     Raises:
-        UserError: a local place where nothing is.
+        UserError: no such local path.
     """
     if (ref := reference(source)) is not None:
         return {"repo": ref.repo, "revision": ref.revision, "part": ref.subfolder or ref.file}
-    path = obtain(source, where)
-    return {"content": fingerprint(path)}
+    return {"content": fingerprint(obtain(source, where))}
 
 
-def _local(source: Any) -> Path:
-    inside = getattr(source, "subfolder", None) or getattr(source, "file", None)
+def _local_path(source: SourceSettings | RowsSettings) -> Path:
+    inside = source.file if isinstance(source, RowsSettings) else source.subfolder
     path = locate(source.path)
     return path / inside if inside else path

@@ -1,7 +1,8 @@
-"""JSONL files of rows: a reader that refuses torn files, and a writer that resumes them."""
+"""JSONL files of rows: a reader that refuses incomplete files, and a writer that resumes them."""
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from offscript.storage.locks import check_claim
 
 
 def _parse_rows(path: Path) -> tuple[list[dict[str, Any]], int, int]:
-    """Rows of ``path``, the byte length of its whole lines, and the byte length of a torn last line."""
+    """Rows of ``path``, the length of its complete lines in bytes, and the length of an incomplete last line."""
     data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
+    complete = data.rfind(b"\n") + 1
     rows = []
-    for number, line in enumerate(data[:whole].split(b"\n")[:-1], start=1):
+    for number, line in enumerate(data[:complete].split(b"\n")[:-1], start=1):
         try:
             row = json.loads(line)
             if not isinstance(row, dict):
@@ -24,18 +25,18 @@ def _parse_rows(path: Path) -> tuple[list[dict[str, Any]], int, int]:
             raise UserError(
                 f"{path}, line {number}",
                 f"not a JSON row ({error})",
-                "mend or delete that line, then run again",
+                "correct or delete that line, then run again",
             ) from None
         rows.append(row)
-    return rows, whole, len(data) - whole
+    return rows, complete, len(data) - complete
 
 
 def read_rows(path: Path, complete_with: str) -> list[dict[str, Any]]:
-    """All rows of a JSONL file, for a reader.
+    """All rows of a JSONL file.
 
     Raises:
         MissingInput: the file does not exist; ``complete_with`` is the command that makes it.
-        UserError: a line is not a JSON object, or the last line is torn (its writer was killed).
+        UserError: a line is not a JSON object, or the last line has no line end (its writer was killed).
     """
     if not path.exists():
         raise MissingInput(str(path), "does not exist", f"make it with: {complete_with}")
@@ -52,10 +53,13 @@ def read_rows(path: Path, complete_with: str) -> list[dict[str, Any]]:
 
 
 class RowWriter:
-    """Appends rows to a JSONL file, each handed to the system before ``append`` returns.
+    """Appends rows to a JSONL file. Each is passed to the operating system before ``append`` returns.
 
-    On opening, the rows already there are in ``rows`` and a torn last line is cut (``cut`` holds its bytes).
-    The caller holds the claim on the artifact: a file has one writer.
+    Opening it reads the rows that are there into ``rows`` and cuts off an incomplete last line (``cut``: its length in
+    bytes). The caller holds the claim on the artifact.
+
+    Raises:
+        UserError: ``path`` is a folder, or a line in it is not a JSON object.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,28 +67,29 @@ class RowWriter:
         if path.is_dir():
             raise UserError(str(path), "a folder stands where a file is needed", "move it away")
         self.path, self.cut = path, 0
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Mapping[str, object]] = []
         if path.exists():
-            self.rows, whole, self.cut = _parse_rows(path)
+            rows, complete, self.cut = _parse_rows(path)
+            self.rows += rows
             if self.cut:
-                os.truncate(path, whole)
-        # Without a buffer: a row that the disk had no room for would lie in it and be tried again at the end.
+                os.truncate(path, complete)
+        # Unbuffered: a buffer would keep a row that the disk had no room for, and write it again when it is closed.
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by __exit__
 
-    def append(self, row: dict[str, Any]) -> None:
-        """Writes one row.
+    def append(self, row: Mapping[str, object]) -> None:
+        """Writes one row of plain JSON data.
 
         Raises:
-            UserError: the disk is full, or somebody else took over the artifact; the rows before this one stay whole.
+            UserError: the disk is full; the rows before this one stay complete.
         """
         check_claim(self.path)
         line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
-        whole = self._file.tell()
+        complete = self._file.tell()
         try:
             while line:
                 line = line[self._file.write(line) :]
         except OSError as error:
-            self._file.truncate(whole)
+            self._file.truncate(complete)
             raise refused_by_system(self.path, error) from error
         self.rows.append(row)
 

@@ -348,7 +348,7 @@ def test_a_torn_line_of_a_data_set_is_named(server):
     server.add("org/rows", {"a.jsonl": b'{"a": 1}\n{"a": '}, "dataset")
     ref = Reference("org/rows", "dataset", file="a.jsonl")
     hub.fetch(ref)
-    assert "line 2 is no JSON" in hub.verify(ref)[0]
+    assert "line 2 is not JSON" in hub.verify(ref)[0]
 
 
 # ---------------------------------------------------------------- in a process of its own, as a user has it
@@ -368,7 +368,7 @@ def test_transformers_loads_offline_what_was_fetched(tiny_model, tmp_path):
     with running_hub() as server:
         commit = server.add("org/tiny", tiny_model)
         printed = run_python(
-            "import sys; from offscript import hub; ref = hub.Reference('org/tiny');"
+            "import sys; from offscript.storage import hub; ref = hub.Reference('org/tiny');"
             "hub.fetch(ref); print(hub.commit(ref), 'torch' in sys.modules)",
             **home, HF_HUB_OFFLINE="0", HF_ENDPOINT=server.url,
         )  # fmt: skip
@@ -376,7 +376,7 @@ def test_transformers_loads_offline_what_was_fetched(tiny_model, tmp_path):
     assert (
         str(tmp_path / "home")
         in run_python(
-            "from offscript import hub; print(hub.cached(hub.Reference('org/tiny')))",
+            "from offscript.storage import hub; print(hub.cached(hub.Reference('org/tiny')))",
             **home,
             HF_HUB_OFFLINE="1",
         )[0]

@@ -14,7 +14,7 @@ from offscript.errors import UserError
 from offscript.experiment.backends import plan
 from offscript.storage import files, locks
 from offscript.storage.rows import RowWriter, read_rows
-from tests.composed import bench_of
+from tests.composed import experiment_of
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_a_full_disk_costs_no_file_that_is_there(small_disk):
 
 def test_a_disk_that_cannot_be_written_is_one_line(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    own = bench_of("experiment=smoke", f"root={small_disk}")
+    own = experiment_of("experiment=smoke", f"root={small_disk}")
     with pytest.raises(
         UserError, match=r"cannot make this folder \(Read-only file system\); choose another root="
     ):
@@ -139,7 +139,7 @@ def test_a_writer_that_stood_still_finds_its_place_taken_and_ends(tmp_path, monk
 def test_a_process_of_another_container_on_this_host_is_not_taken_for_dead(tmp_path):
     """Its number means nothing here."""
     lock = tmp_path / ".a.lock"
-    here = locks._here()
+    here = locks._host()
     lock.write_text(json.dumps({**here, "space": "pid:[1]", "pid": 2**22 - 1, "id": "x"}))
     with pytest.raises(locks.Busy), locks.claim(tmp_path / "a", wait=False):
         pass
