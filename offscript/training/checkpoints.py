@@ -1,4 +1,4 @@
-"""Going on after a kill: which checkpoint is whole, and whether it belongs to this very training."""
+"""Finds the checkpoint that a restarted training resumes from: complete, and of the same training."""
 
 import shutil
 import zipfile
@@ -14,13 +14,13 @@ FINGERPRINT = "fingerprint.json"
 
 
 def work_folder(out: Path) -> Path:
-    """Where the checkpoints of the adapter ``out`` lie until it is finished."""
+    """Returns the folder of the checkpoints of the adapter ``out``, which is removed once the adapter is written."""
     return out.parent / f".{out.name}.work"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a training is laid out over processes, which its checkpoints depend on."""
+    """Number of processes and ZeRO stage of a training. They determine the files of its checkpoints."""
 
     world_size: int = 1
     stage: int = 0
@@ -30,73 +30,77 @@ class Layout:
         return f"{processes}, " + (f"ZeRO stage {self.stage}" if self.stage else "no DeepSpeed")
 
 
-def find_resumable(work: Path, fingerprint: str, say: Callable[[str], None], shape: Layout = Layout()) -> Path | None:
-    """The checkpoint to go on from, or None to start at the first step; ``say`` is told which of the two.
+def find_resumable(
+    work: Path, fingerprint: str, say: Callable[[str], None], layout: Layout = Layout()
+) -> Path | None:
+    """Returns the newest complete checkpoint in ``work``, or None to start at the first step. Reports what it does.
 
-    ``fingerprint`` stands for everything that the weights depend on. Checkpoints of another one are removed (the data
-    or a setting changed between the runs), and so are those of another number of processes or ZeRO stage (their
-    optimizer is cut into other parts; loading only the weights would restart it half-way and give weights that no
-    uninterrupted training gives), and torn ones: their numbers are written again.
+    Removes the checkpoints that cannot be resumed:
+
+    - those with another ``fingerprint``, a hash of all that the weights depend on: data or a setting has changed;
+    - those of another layout, because their optimizer state is sharded differently. Loading only the weights would
+      reset the optimizer, and give weights that no uninterrupted training gives;
+    - damaged ones.
     """
     mark = work / FINGERPRINT
-    if (why := _not_ours(mark, fingerprint, shape)) and work.is_dir():
+    if (difference := _difference(mark, fingerprint, layout)) and work.is_dir():
         if _checkpoints(work):
-            say(f"{work.name}: its checkpoints were made {why}; starting over")
+            say(f"{work.name}: its checkpoints have {difference}; starting again")
         shutil.rmtree(work)
     ensure_folder(work)
-    write_json(mark, {"fingerprint": fingerprint, **asdict(shape)})
+    write_json(mark, {"fingerprint": fingerprint, **asdict(layout)})
     for checkpoint in _checkpoints(work):
-        if (what := torn(checkpoint, shape)) is None:
-            say(f"resuming from step {step_of(checkpoint)} ({checkpoint.name})")
+        if (problem := damage(checkpoint, layout)) is None:
+            say(f"resuming from step {checkpoint_step(checkpoint)} ({checkpoint.name})")
             return checkpoint
-        say(f"{checkpoint.name} is torn ({what}); passed over")
+        say(f"{checkpoint.name} is damaged ({problem}); skipped")
         shutil.rmtree(checkpoint)
     return None
 
 
-def _not_ours(mark: Path, fingerprint: str, shape: Layout) -> str:
-    """In what the checkpoints beside ``mark`` differ from what is trained now."""
+def _difference(mark: Path, fingerprint: str, layout: Layout) -> str:
+    """Describes how the checkpoints beside ``mark`` differ from this training; empty if they belong to it."""
     try:
         found = read_json(mark)
-        made = Layout(found.get("world_size", 1), found.get("stage", 0))
+        other = Layout(found.get("world_size", 1), found.get("stage", 0))
     except (OSError, UserError, AttributeError):
-        return "by nobody knows what"
+        return "no readable fingerprint"
     if found.get("fingerprint") != fingerprint:
-        return "from other data or settings"
-    return "" if made == shape else f"by another layout ({made}; now {shape})"
+        return "other data or settings"
+    return "" if other == layout else f"another layout ({other}; now {layout})"
 
 
-def torn(checkpoint: Path, shape: Layout = Layout()) -> str | None:
-    """What is wrong with a checkpoint, or None if it can be resumed.
+def damage(checkpoint: Path, layout: Layout = Layout()) -> str | None:
+    """Describes what is missing or broken in a checkpoint; None if it is complete.
 
-    Whole means: a trainer_state.json of the folder's own step (written last), adapter tensors that can be read, and
-    schedule, optimizer (with DeepSpeed every rank's part, in the folder that ``latest`` names) and every rank's random
-    state with intact checksums.
+    A complete checkpoint has a trainer_state.json (written last) of the folder's step, a readable adapter, and files with
+    intact checksums: the schedule, the optimizer (with DeepSpeed the shard of every rank, in the folder named by
+    ``latest``) and the random state of every rank.
     """
     try:
-        if read_json(checkpoint / "trainer_state.json")["global_step"] != step_of(checkpoint):
+        if read_json(checkpoint / "trainer_state.json")["global_step"] != checkpoint_step(checkpoint):
             return "trainer_state.json is of another step"
     except (OSError, UserError, KeyError, TypeError):
         return "trainer_state.json is missing or broken"
     if not _readable_tensors(checkpoint / "adapter_model.safetensors"):
         return "adapter_model.safetensors is missing or broken"
-    if shape.stage and _text(checkpoint / "latest") != f"global_step{step_of(checkpoint)}":
+    if layout.stage and _text(checkpoint / "latest") != f"global_step{checkpoint_step(checkpoint)}":
         return "latest is missing or names another step"
-    broken = [name for name in _states(checkpoint, shape) if not _whole_zip(checkpoint / name)]
+    broken = [name for name in _state_files(checkpoint, layout) if not _is_intact_zip(checkpoint / name)]
     return f"{broken[0]} is missing or broken" if broken else None
 
 
-def _states(checkpoint: Path, shape: Layout) -> list[str]:
-    """Files of torch.save that a whole checkpoint has."""
-    every = range(shape.world_size)
-    random = ["rng_state.pth"] if shape.world_size == 1 else [f"rng_state_{rank}.pth" for rank in every]
-    if not shape.stage:
+def _state_files(checkpoint: Path, layout: Layout) -> list[str]:
+    """Returns the names of the files of torch.save in a complete checkpoint."""
+    ranks = range(layout.world_size)
+    random = ["rng_state.pth"] if layout.world_size == 1 else [f"rng_state_{rank}.pth" for rank in ranks]
+    if not layout.stage:
         return ["optimizer.pt", "scheduler.pt", *random]
-    shards = f"global_step{step_of(checkpoint)}"
+    shards = f"global_step{checkpoint_step(checkpoint)}"
     precision = "bf16_" if any((checkpoint / shards).glob("bf16_*")) else ""
-    parts = [f"{shards}/{precision}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in every]
-    if shape.stage == 3:
-        weights = [f"{shards}/zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in every]
+    parts = [f"{shards}/{precision}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in ranks]
+    if layout.stage == 3:
+        weights = [f"{shards}/zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in ranks]
     else:
         weights = [f"{shards}/mp_rank_00_model_states.pt"]
     return [*parts, *weights, "scheduler.pt", *random]
@@ -110,13 +114,13 @@ def _text(path: Path) -> str | None:
 
 
 def _checkpoints(work: Path) -> list[Path]:
-    """Checkpoint folders, the newest step first."""
+    """Returns the checkpoint folders, newest first."""
     found = [p for p in work.glob("checkpoint-*") if p.is_dir() and p.name.rpartition("-")[2].isdigit()]
-    return sorted(found, key=step_of, reverse=True)
+    return sorted(found, key=checkpoint_step, reverse=True)
 
 
-def step_of(checkpoint: Path) -> int:
-    """The number in a checkpoint folder's name."""
+def checkpoint_step(checkpoint: Path) -> int:
+    """Returns the step in the name of a checkpoint folder."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
@@ -124,16 +128,15 @@ def _readable_tensors(path: Path) -> bool:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(
-            path, framework="numpy"
-        ) as file:  # opening checks the header against the file's length
+        # Opening the file compares its header with its length.
+        with safe_open(path, framework="numpy") as file:
             return len(list(file.keys())) > 0
     except (OSError, SafetensorError):
         return False
 
 
-def _whole_zip(path: Path) -> bool:
-    """Whether a file of torch.save (a zip) is whole, by the checksums it carries, without unpickling it."""
+def _is_intact_zip(path: Path) -> bool:
+    """Checks a file of torch.save (a zip) by its own checksums, without unpickling it."""
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None

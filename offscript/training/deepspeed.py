@@ -1,20 +1,24 @@
-"""DeepSpeed's ZeRO stages for the trainers: which one, its configuration, and what it leaves in a process.
+"""DeepSpeed for the trainers: the ZeRO stage, its configuration, and cleaning up after a training.
 
-With bfloat16 weights DeepSpeed keeps the adapter in bfloat16 for the forward pass and steps a float32 master copy;
-``whole`` gives the master copy, which is what is written. Without DeepSpeed the adapter itself is float32, under
-autocast.
+With bfloat16 weights, DeepSpeed keeps the adapter in bfloat16 for the forward pass and optimizes a float32 master copy;
+``gathered_float32`` gives access to the master copy, which is what is saved. Without DeepSpeed the adapter itself is
+float32, under autocast.
 """
 
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
+from offscript.json_types import Json
 from offscript.settings import DeepSpeedSettings
+
+if TYPE_CHECKING:
+    from torch.nn import Parameter
 
 
 def zero_stage(settings: DeepSpeedSettings | None) -> int:
-    """The ZeRO stage: 0 (no DeepSpeed), 2 or 3. ``auto`` is 2 where there is a GPU."""
+    """Returns the ZeRO stage: 0 (no DeepSpeed), 2 or 3. ``auto`` is 2 with a GPU, else 0."""
     import torch
 
     if settings is None:
@@ -24,17 +28,17 @@ def zero_stage(settings: DeepSpeedSettings | None) -> int:
     return settings.stage
 
 
-def deepspeed_config(settings: DeepSpeedSettings) -> dict[str, Any]:
-    """The DeepSpeed configuration for the trainers, which fill in ``auto`` from their own arguments.
+def deepspeed_config(settings: DeepSpeedSettings) -> dict[str, Json]:
+    """Returns the DeepSpeed configuration. The trainers replace ``auto`` by their own arguments.
 
-    There is no optimizer block: the trainers' AdamW is sharded as it is, also in CPU memory, so that nothing has to be
-    compiled and the same optimizer is stepped with and without DeepSpeed. (DeepSpeed's own CPU Adam is faster, which
-    for the few parameters of an adapter does not show.)
+    Without an optimizer block, the AdamW of the trainers is sharded, also in CPU memory. So nothing has to be compiled,
+    and the optimizer is the same with and without DeepSpeed. (DeepSpeed's CPU Adam is faster, but not noticeably so for
+    the few parameters of an adapter.)
     """
     import torch
 
     stage, gpu = zero_stage(settings), torch.cuda.is_available()
-    zero: dict[str, Any] = {"stage": stage, "overlap_comm": gpu, "contiguous_gradients": True}
+    zero: dict[str, Json] = {"stage": stage, "overlap_comm": gpu, "contiguous_gradients": True}
     if settings.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": gpu}
     if stage == 3:
@@ -57,8 +61,8 @@ def deepspeed_config(settings: DeepSpeedSettings) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def deepspeed_enabled(stage: int) -> Iterator[None]:
-    """The length of one training with DeepSpeed (or, at stage 0, without): afterwards the process loads and trains
-    other models as if it had never been used."""
+    """Context of one training: sets up DeepSpeed (unless ``stage`` is 0), and afterwards undoes its global changes, so that
+    the process can load and train other models without it."""
     if not stage:
         yield
         return
@@ -66,22 +70,23 @@ def deepspeed_enabled(stage: int) -> Iterator[None]:
     import torch
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    # Its shared-memory all-reduce for CPUs would be compiled for over a minute and gives the same numbers.
+    # Compiling its shared-memory all-reduce for CPUs takes over a minute, and gives the same numbers.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    deepspeed.init_distributed(
-        backend, auto_mpi_discovery=False
-    )  # stage 3 asks it for the ranks when it loads
+    # Loading a model at stage 3 needs the ranks.
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False)
     try:
         yield
     finally:
-        unset_hf_deepspeed_config()  # at stage 3 every later from_pretrained would be partitioned
-        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)  # set by accelerate, which would read it again
+        # Otherwise every later from_pretrained would partition its weights after stage 3.
+        unset_hf_deepspeed_config()
+        # Accelerate sets it, and reads it again.
+        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
 
 
 @contextlib.contextmanager
-def gathered_float32(parameters: Sequence[Any], stage: int) -> Iterator[None]:
-    """Parameters hold their whole float32 values inside the block. Every rank has to enter it, between two steps."""
+def gathered_float32(parameters: "Sequence[Parameter]", stage: int) -> Iterator[None]:
+    """Context in which the parameters hold all of their float32 values. Every rank must enter it, between two steps."""
     if not stage:
         yield
         return
@@ -89,14 +94,15 @@ def gathered_float32(parameters: Sequence[Any], stage: int) -> Iterator[None]:
     import torch
     from deepspeed.utils import safe_get_full_fp32_param
 
-    masters = [safe_get_full_fp32_param(p) for p in parameters]  # every rank takes part
+    masters = [safe_get_full_fp32_param(p) for p in parameters]
     with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=None, enabled=stage == 3):
-        kept = [p.data for p in parameters]
+        original = [p.data for p in parameters]
         try:
             for parameter, master in zip(parameters, masters, strict=True):
-                if master is not None:  # None: frozen, so not in the optimizer
+                # None: the parameter is frozen, so the optimizer does not hold it.
+                if master is not None:
                     parameter.data = master.detach().clone().view(parameter.shape).to(torch.float32)
             yield
         finally:
-            for parameter, data in zip(parameters, kept, strict=True):
+            for parameter, data in zip(parameters, original, strict=True):
                 parameter.data = data

@@ -1,28 +1,33 @@
-"""Stopping at a signal: any rank may get it, all stop after the same step, and a checkpoint is written first."""
+"""Stops a training at a signal to any rank: all ranks stop after the same step, once a checkpoint is written."""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from offscript.training import ranks
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
 
 class Interrupted(RuntimeError):
-    """Training was asked to stop and wrote a checkpoint; the same call goes on from it. ``ended``: this process was told
-    that it will be ended (SIGTERM), and not only warned."""
+    """A signal stopped the training after it wrote a checkpoint; the same call resumes from it.
+
+    ``terminated``: the signal was SIGTERM, so the process is about to be killed, and not only warned of its time limit.
+    """
 
     def __init__(self, step: int, total: int, terminated: bool = False) -> None:
         self.step, self.total, self.terminated = step, total, terminated
-        super().__init__(f"stopped by a signal after step {step} of {total}; run it again to go on")
+        super().__init__(f"stopped by a signal after step {step} of {total}; run it again to continue")
 
 
 class SignalStopper:
-    """Whether a signal came to this process. Its handlers stand only inside ``listening``, and only in the main
-    thread, where Python allows them."""
+    """Records signals to this process and stops the training. The handlers are installed only inside
+    ``handle_signals``, and only in the main thread, where Python allows it."""
 
     def __init__(self) -> None:
         self.signalled = self.stopped = False
@@ -33,14 +38,14 @@ class SignalStopper:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        previous = {number: signal.signal(number, self._record) for number in SIGNALS}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _note(self, number: int, _: object) -> None:
+    def _record(self, number: int, _: object) -> None:
         self.signalled = True
         self.signals.add(number)
 
@@ -48,14 +53,16 @@ class SignalStopper:
     def terminated(self) -> bool:
         return self.signals == {signal.SIGTERM}
 
-    def callback(self) -> Any:
-        """A trainer callback that stops all ranks after the step in which the signal came to one of them."""
+    def callback(self) -> "TrainerCallback":
+        """Returns a Trainer callback that stops all ranks after the step in which one of them received a signal."""
         from transformers import TrainerCallback
 
         stopper = self
 
         class StopAtSignal(TrainerCallback):
-            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            def on_step_end(
+                self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
+            ) -> None:
                 if ranks.any_rank(stopper.signalled) and state.global_step < state.max_steps:
                     stopper.stopped = control.should_save = control.should_training_stop = True
 

@@ -1,13 +1,13 @@
-"""The processes of one training: who they are, how they join, how rank 0 leads the others, what happens when one dies.
+"""Ranks of a distributed training: the process group, tasks that rank 0 sends to the others, detection of dead ranks.
 
-Ranks are started by torchrun, by the ``deepspeed`` launcher, or as the tasks of a SLURM step. Rank 0 plans and does
-all that is not training; for each training it calls ``announce``, and the others, which sit in ``follow``, run the
-same training function. What is said between them goes through a key-value store, not through collectives, so rank 0
-may roll out rows for hours while the others wait.
+Ranks are started by torchrun, by the ``deepspeed`` launcher, or as the tasks of a SLURM step. Rank 0 does all work that
+is not training. For each training it calls ``send_task``; the other ranks wait in ``receive_task`` and then run the same
+training function. Tasks are sent through a key-value store, not through collectives, because rank 0 may generate rows
+for hours while the others wait, longer than the timeout of a collective.
 
-A rank that is killed cannot say so. Every rank therefore counts in the store, and each watches the others' counts:
-who stands still for ``LOST_AFTER`` beats is lost, and then the others end with exit code 1, whatever collective they
-hang in. It needs no launcher that does it, and no timeout that a long wait would trip over.
+A killed rank cannot report its end. Every rank therefore sends heartbeats to the store and monitors those of the others:
+a rank that misses ``MAX_MISSED_HEARTBEATS`` of them is considered dead, and all other ranks exit with code 1, even if
+they are blocked in a collective. This works with every launcher.
 """
 
 import contextlib
@@ -19,29 +19,33 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from offscript.errors import UserError
 from offscript.seeds import stable_hash
 
-BEAT_S = 5.0
-LOST_AFTER = 12
-"""Beats. Counted and not timed, so that a job that was suspended as a whole does not call its ranks lost."""
-JOIN = timedelta(minutes=15)
-COLLECTIVE = timedelta(hours=2)
-FOREVER = timedelta(days=30)
-NOTHING, SOMETHING = "-", "+"
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+HEARTBEAT_S = 5.0
+MAX_MISSED_HEARTBEATS = 12
+"""Counted in heartbeats, not in seconds, so that resuming a suspended job does not make its ranks look dead."""
+JOIN_TIMEOUT = timedelta(minutes=15)
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+TASK_TIMEOUT = timedelta(days=30)
+NO_MORE_TASKS, TASK_PREFIX = "-", "+"
 
 Result = TypeVar("Result")
+UserErrorParts = tuple[type[UserError], str, str, str]
 
 
 class RankLost(RuntimeError):
-    """Another rank of this training is gone, so that nothing more can be trained together."""
+    """Another rank of this training has died or could not be reached."""
 
 
 @dataclass(frozen=True)
 class RankInfo:
-    """This process among those of its training."""
+    """Rank of this process, number of processes, and rank on this node."""
 
     rank: int
     world_size: int
@@ -49,41 +53,43 @@ class RankInfo:
 
     @property
     def is_main(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
 
 @dataclass
 class _Group:
-    """What a process keeps of its group while it is in it. ``store`` is None where it is alone."""
+    """The process group of this process. ``store`` is None for a group of one; ``failure`` says why the group failed."""
 
-    ranks: RankInfo
-    store: Any = None
-    messages: int = 0
-    lost: str = ""
+    me: RankInfo
+    store: "Store | None" = None
+    tasks: int = 0
+    failure: str = ""
     ended: threading.Event = field(default_factory=threading.Event)
 
 
 _group: _Group | None = None
 
 
-# ---------------------------------------------------------------- who we are
+# ---------------------------------------------------------------- rank and environment
 
 
 def rank_info() -> RankInfo:
-    """This process's place, from RANK, WORLD_SIZE and LOCAL_RANK, else from the SLURM step; alone where there is none.
+    """Reads the rank of this process from RANK, WORLD_SIZE and LOCAL_RANK, else from the variables of a SLURM step.
 
-    A batch script holds SLURM variables too, but is one process: only a step's (srun's) are looked at.
+    Without either, the process is the only one. A batch script has SLURM variables too but is one process, so only
+    those that srun sets are read.
 
     Raises:
-        UserError: a variable is missing or is not a number that fits.
+        UserError: a variable is missing, is not a number, or is out of range.
     """
     env = os.environ
     if "RANK" in env or "WORLD_SIZE" in env:
-        rank, size = _number("RANK"), _number("WORLD_SIZE")
-        local = _number("LOCAL_RANK") if "LOCAL_RANK" in env else rank
+        rank, size = _read_int("RANK"), _read_int("WORLD_SIZE")
+        local = _read_int("LOCAL_RANK") if "LOCAL_RANK" in env else rank
     elif "SLURM_STEP_ID" in env and env.get("SLURM_STEP_NUM_TASKS", "1") != "1":
-        rank, size = _number("SLURM_PROCID"), _number("SLURM_STEP_NUM_TASKS")
-        local = 0 if _has_own_gpu() else _number("SLURM_LOCALID")
+        rank, size = _read_int("SLURM_PROCID"), _read_int("SLURM_STEP_NUM_TASKS")
+        local = 0 if _has_own_gpu() else _read_int("SLURM_LOCALID")
     else:
         return RankInfo(0, 1, 0)
     if not 0 <= rank < size:
@@ -92,12 +98,12 @@ def rank_info() -> RankInfo:
 
 
 def _has_own_gpu() -> bool:
-    """Whether SLURM shows this task one of several GPUs of the job on its node (gpus-per-task, gpu-bind): its first."""
+    """Whether this task sees only one of the job's several GPUs on its node (gpus-per-task, gpu-bind)."""
     job, own = os.environ.get("SLURM_GPUS_ON_NODE", "0"), os.environ.get("SLURM_STEP_GPUS", "")
     return job.isdigit() and int(job) > 1 and own.isdigit()
 
 
-def _number(name: str) -> int:
+def _read_int(name: str) -> int:
     found = os.environ.get(name, "")
     if not found.isdigit():
         raise UserError(
@@ -108,12 +114,13 @@ def _number(name: str) -> int:
     return int(found)
 
 
-def _export(ranks: RankInfo) -> None:
-    """Puts into the environment what the training libraries look for there."""
+def _export(me: RankInfo) -> None:
+    """Sets the environment variables that torch.distributed and the training libraries read."""
     env = os.environ
-    if ranks.world_size == 1:
+    if me.world_size == 1:
         env.setdefault("MASTER_ADDR", "127.0.0.1")
-        env.setdefault("MASTER_PORT", "29500")  # never opened by a group of one
+        # A group of one never opens the port.
+        env.setdefault("MASTER_PORT", "29500")
     elif "MASTER_ADDR" not in env and "SLURM_STEP_NODELIST" in env:
         job, step = env.get("SLURM_JOB_ID", ""), env["SLURM_STEP_ID"]
         env["MASTER_ADDR"] = first_host(env["SLURM_STEP_NODELIST"])
@@ -123,15 +130,15 @@ def _export(ranks: RankInfo) -> None:
             raise UserError(
                 name, "is not in the environment", "start the processes with torchrun, deepspeed or srun"
             )
-    names = {"RANK": ranks.rank, "WORLD_SIZE": ranks.world_size, "LOCAL_RANK": ranks.local_rank}
+    names = {"RANK": me.rank, "WORLD_SIZE": me.world_size, "LOCAL_RANK": me.local_rank}
     env.update({name: str(number) for name, number in names.items()})
 
 
 def first_host(nodes: str) -> str:
-    """The first host of a SLURM node list: ``a[03-05,9],b`` begins with ``a03``."""
+    """Returns the first host of a SLURM node list: ``a03`` for ``a[03-05,9],b``."""
     match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\])?([^\[,]*)", nodes)
     if match is None:
-        raise UserError("SLURM_STEP_NODELIST", f"is {nodes!r}", "a list of hosts is needed")
+        raise UserError("SLURM_STEP_NODELIST", f"is {nodes!r}", "a list of hosts, as in n[1-2],m")
     return match[1] + (match[2] or "") + match[3]
 
 
@@ -139,153 +146,159 @@ def first_host(nodes: str) -> str:
 
 
 def join(always: bool = False) -> RankInfo:
-    """Joins the process group (once; later calls return the same). A process alone forms one only if ``always``.
+    """Joins the process group and returns the rank; later calls only return it.
 
-    gloo on CPUs; on GPUs nccl, with gloo for what lies in CPU memory.
+    A single process forms a group only if ``always``. The backend is gloo on CPUs, and on GPUs nccl with gloo for
+    tensors in CPU memory.
 
     Raises:
         UserError: the environment is incomplete, or a GPU is missing.
-        RankLost: the others did not join.
+        RankLost: the other ranks did not join within ``JOIN_TIMEOUT``.
     """
     global _group
-    ranks = rank_info()
-    if _group is not None or (ranks.world_size == 1 and not always):
-        return ranks
+    me = rank_info()
+    if _group is not None or (me.world_size == 1 and not always):
+        return me
     import torch
     import torch.distributed as dist
 
-    _export(ranks)
+    _export(me)
     backend = "gloo"
     if torch.cuda.is_available():
-        if ranks.local_rank >= torch.cuda.device_count():
+        if me.local_rank >= torch.cuda.device_count():
             raise UserError(
                 "LOCAL_RANK",
-                f"{ranks.local_rank}, but {torch.cuda.device_count()} GPUs are visible",
+                f"{me.local_rank}, but {torch.cuda.device_count()} GPUs are visible",
                 "start one process per GPU",
             )
-        torch.cuda.set_device(ranks.local_rank)
+        torch.cuda.set_device(me.local_rank)
         backend = "cpu:gloo,cuda:nccl"
-    group = _Group(ranks)
-    if ranks.world_size > 1:
-        store = _rendezvous(ranks)
-        group.store = dist.PrefixStore("offscript", store.clone())  # own connections: a wait blocks its own
-        pulse = dist.PrefixStore("offscript", store.clone())
-        pulse.set(f"beat/{ranks.rank}", "0")
-        options: dict[str, Any] = {"store": dist.PrefixStore("group", store)}
-    else:
-        options = {"store": dist.HashStore()}
-    dist.init_process_group(
-        backend, rank=ranks.rank, world_size=ranks.world_size, timeout=COLLECTIVE, **options
-    )
-    if ranks.world_size > 1:
-        threading.Thread(target=_watch, args=(group, pulse), daemon=True).start()
+    group = _Group(me)
+    store: Store = dist.HashStore()
+    if me.world_size > 1:
+        collectives, tasks, monitoring = _connect(me)
+        store = dist.PrefixStore("group", collectives)
+        group.store = dist.PrefixStore("offscript", tasks)
+        heartbeats = dist.PrefixStore("offscript", monitoring)
+        heartbeats.set(f"heartbeat/{me.rank}", "0")
+    size, timeout = me.world_size, COLLECTIVE_TIMEOUT
+    dist.init_process_group(backend, store=store, rank=me.rank, world_size=size, timeout=timeout)
+    if me.world_size > 1:
+        threading.Thread(target=_monitor, args=(group, heartbeats), daemon=True).start()
     _group = group
-    return ranks
+    return me
 
 
-def _rendezvous(ranks: RankInfo) -> Any:
+def _connect(me: RankInfo) -> "tuple[Store, Store, Store]":
+    """Opens three connections to the store at rank 0, because a wait blocks its connection."""
     import torch.distributed as dist
 
     try:
-        return next(dist.rendezvous("env://", timeout=JOIN))[0]
+        store = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))[0]
+        return store, store.clone(), store.clone()
     except dist.DistError as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         first_line = str(error).splitlines()[0]
         raise RankLost(
-            f"rank {ranks.rank} of {ranks.world_size} could not meet the others at {where} ({first_line})"
+            f"rank {me.rank} of {me.world_size} could not connect to the others at {where} ({first_line})"
         ) from None
 
 
 def leave() -> None:
-    """Leaves the group, if there is one; rank 0, which hosts the store, waits for the others first."""
+    """Leaves the process group, if there is one. Rank 0, which hosts the store, waits for the others first."""
     global _group
     if _group is None:
         return
     import torch.distributed as dist
 
     group, _group = _group, None
-    if group.store is not None and not group.lost:
-        with contextlib.suppress(RuntimeError):  # whoever is gone already has nothing to be told
-            group.store.set(f"left/{group.ranks.rank}", "")
-            if group.ranks.is_main:
-                others = [f"left/{rank}" for rank in range(group.ranks.world_size)]
-                group.store.wait(others, timedelta(seconds=BEAT_S * LOST_AFTER))
+    if group.store is not None and not group.failure:
+        # The store fails if rank 0 has died.
+        with contextlib.suppress(RuntimeError):
+            group.store.set(f"left/{group.me.rank}", "")
+            if group.me.is_main:
+                everyone = [f"left/{rank}" for rank in range(group.me.world_size)]
+                group.store.wait(everyone, timedelta(seconds=HEARTBEAT_S * MAX_MISSED_HEARTBEATS))
     group.ended.set()
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-# ---------------------------------------------------------------- leading and following
+# ---------------------------------------------------------------- tasks and collectives
 
 
 def send_task(payload: str | None) -> None:
-    """Rank 0 tells the others what is trained next; None: nothing more. A process alone has nobody to tell.
+    """Sends the next task from rank 0 to the other ranks; None ends their work. Does nothing without other ranks.
 
     Raises:
-        RankLost: a training failed on one rank only, so that the others are gone.
+        RankLost: a training failed on one rank, so the other ranks have exited.
     """
     if _group is None or _group.store is None:
         return
-    if _group.lost:
+    if _group.failure:
         if payload is None:
             return
-        raise RankLost(_group.lost)
-    _group.messages += 1
-    _group.store.set(f"said/{_group.messages}", NOTHING if payload is None else SOMETHING + payload)
+        raise RankLost(_group.failure)
+    _group.tasks += 1
+    _group.store.set(f"task/{_group.tasks}", NO_MORE_TASKS if payload is None else TASK_PREFIX + payload)
 
 
 def receive_task() -> str | None:
-    """What rank 0 announced next, waiting as long as it takes; None when there is nothing more.
+    """Waits for the next task of rank 0 and returns it; None when there are no more tasks.
 
     Raises:
-        RankLost: rank 0 is gone.
+        RankLost: rank 0 has died.
     """
-    assert _group is not None and _group.store is not None, "only a rank that joined others follows"
-    _group.messages += 1
-    key = f"said/{_group.messages}"
+    assert _group is not None and _group.store is not None, "only a rank other than 0 receives tasks"
+    _group.tasks += 1
+    key = f"task/{_group.tasks}"
     try:
-        _group.store.wait([key], FOREVER)
-        said = _group.store.get(key).decode()
+        _group.store.wait([key], TASK_TIMEOUT)
+        task = _group.store.get(key).decode()
     except RuntimeError as error:
-        raise RankLost(f"rank 0 is gone ({str(error).splitlines()[0]})") from None
-    return None if said == NOTHING else said.removeprefix(SOMETHING)
+        raise RankLost(f"rank 0 has died ({str(error).splitlines()[0]})") from None
+    return None if task == NO_MORE_TASKS else task.removeprefix(TASK_PREFIX)
 
 
 def run_on_main(function: Callable[[], Result]) -> Result:
-    """What ``function`` returns on rank 0, on every rank; a UserError that it raises is raised on every rank."""
+    """Calls ``function`` on rank 0 and returns its result on every rank; a UserError is raised on every rank."""
     import torch.distributed as dist
 
-    if _group is None or _group.ranks.world_size == 1:
+    if _group is None or _group.me.world_size == 1:
         return function()
-    answer: list[Any] = [None, None]
-    if _group.ranks.is_main:
+    outcome: list[tuple[Result | None, UserErrorParts | None]] = [(None, None)]
+    if _group.me.is_main:
         try:
-            answer = [function(), None]
+            outcome = [(function(), None)]
         except UserError as error:
-            answer = [None, (type(error), error.where, error.found, error.allowed)]
-    dist.broadcast_object_list(answer, src=0)
-    if answer[1]:
-        kind, *parts = answer[1]
-        raise kind(*parts)
-    return answer[0]
+            outcome = [(None, (type(error), error.where, error.found, error.allowed))]
+    dist.broadcast_object_list(outcome, src=0)
+    result, failure = outcome[0]
+    if failure is not None:
+        error_type, *parts = failure
+        raise error_type(*parts)
+    return cast(Result, result)
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether ``flag`` is set on any rank. Every rank has to ask."""
-    if _group is None or _group.ranks.world_size == 1:
+    """Returns whether ``flag`` is set on any rank. Every rank must call it."""
+    if _group is None or _group.me.world_size == 1:
         return flag
     import torch
     import torch.distributed as dist
 
-    seen = torch.tensor([float(flag)])
-    dist.all_reduce(seen, op=dist.ReduceOp.MAX)
-    return bool(seen.item())
+    flags = torch.tensor([float(flag)])
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return bool(flags.item())
 
 
 @contextlib.contextmanager
 def fail_together(expected: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
-    """A block of collectives: an exception that is not ``expected`` on every rank ends the other ranks too, since
-    they would wait for this one for ever."""
+    """Context for code with collectives: if an exception is raised in it on this rank, the other ranks exit as well.
+
+    Otherwise they would wait for this rank forever. Exceptions of the ``expected`` types are raised on every rank, so
+    they end no other rank.
+    """
     try:
         yield
     except expected:
@@ -293,41 +306,43 @@ def fail_together(expected: tuple[type[BaseException], ...] = ()) -> Iterator[No
     except BaseException as error:
         if _group is not None and _group.store is not None:
             first_line = (str(error).splitlines() or [""])[0]
-            _group.lost = f"rank {_group.ranks.rank} failed: {type(error).__name__}: {first_line}"
+            _group.failure = f"rank {_group.me.rank} failed: {type(error).__name__}: {first_line}"
             with contextlib.suppress(RuntimeError):
-                _group.store.set("failed", _group.lost)
+                _group.store.set("failed", _group.failure)
         raise
 
 
-# ---------------------------------------------------------------- watching the others
+# ---------------------------------------------------------------- heartbeats
 
 
-def _watch(group: _Group, pulse: Any) -> None:
-    """Counts in the store, and ends this process when another one has stopped counting, or failed. A rank that itself
-    failed is let go on: its own exception is on its way."""
-    others = [r for r in range(group.ranks.world_size) if r != group.ranks.rank]
-    seen: dict[int, tuple[bytes, int]] = {}
-    beat = 0
-    while not group.ended.wait(BEAT_S):
-        beat += 1
+def _monitor(group: _Group, store: "Store") -> None:
+    """Sends the heartbeats of this rank, and ends the process when another rank has died or failed.
+
+    A rank that itself failed is not ended: its own exception is being raised.
+    """
+    others = [rank for rank in range(group.me.world_size) if rank != group.me.rank]
+    last, missed = dict.fromkeys(others, b""), dict.fromkeys(others, 0)
+    heartbeat = 0
+    while not group.ended.wait(HEARTBEAT_S):
+        heartbeat += 1
         try:
-            pulse.set(f"beat/{group.ranks.rank}", str(beat))
-            reason = pulse.get("failed").decode() if pulse.check(["failed"]) else ""
+            store.set(f"heartbeat/{group.me.rank}", str(heartbeat))
+            reason = store.get("failed").decode() if store.check(["failed"]) else ""
             for rank in others:
-                count, before = pulse.get(f"beat/{rank}"), seen.get(rank, (b"", 0))
-                still = before[1] + 1 if count == before[0] else 0
-                seen[rank] = (count, still)
-                if still >= LOST_AFTER and not pulse.check([f"left/{rank}"]):
-                    reason = reason or f"rank {rank} is gone"
+                count = store.get(f"heartbeat/{rank}")
+                missed[rank] = missed[rank] + 1 if count == last[rank] else 0
+                last[rank] = count
+                if missed[rank] >= MAX_MISSED_HEARTBEATS and not store.check([f"left/{rank}"]):
+                    reason = reason or f"rank {rank} has died"
         except RuntimeError:
-            reason = "the store at rank 0 is gone"
-        if reason and not group.lost and not group.ended.is_set():
-            _end(group, reason)
+            reason = "the store at rank 0 cannot be reached"
+        if reason and not group.failure and not group.ended.is_set():
+            _exit(group, reason)
 
 
-def _end(group: _Group, reason: str) -> None:
-    """Ends the process at once: its main thread may hang in a collective that no exception can reach."""
-    sys.stderr.write(f"rank {group.ranks.rank}: {reason}; ending\n")
+def _exit(group: _Group, reason: str) -> None:
+    """Ends the process at once: an exception would not reach a main thread that is blocked in a collective."""
+    sys.stderr.write(f"rank {group.me.rank}: {reason}; exiting\n")
     sys.stderr.flush()
     time.sleep(0.1)
     os._exit(1)

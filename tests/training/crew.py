@@ -1,7 +1,7 @@
-"""Trainings by several processes on this machine, started as a SLURM step starts them: with variables, no launcher.
+"""Distributed trainings on this machine. Ranks are started as SLURM starts them, by environment variables alone.
 
-Run as a module it is one rank: it reads its jobs (JSON), does one after another, and writes what it saw of each to
-``<notes>/<rank>.json``. To start a process costs more than to train a tiny model, so a crew does many jobs.
+Run as a module, this file is one rank: it reads jobs (JSON), runs one after another, and writes what it recorded of each
+to ``<notes>/<rank>.json``. Starting a process takes longer than training a tiny model, so a group runs many jobs.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def start(size: int, jobs: dict[str, dict], notes: Path, lost_after: int = 600) -> list[subprocess.Popen]:
-    """Starts ``size`` ranks; a process alone gets no variables. ``lost_after``: beats of 0.2 s."""
-    path = plan(jobs, notes, lost_after)
+def start(size: int, jobs: dict[str, dict], notes: Path, max_missed: int = 600) -> list[subprocess.Popen]:
+    """Starts ``size`` ranks; a single process gets no variables. ``max_missed``: heartbeats of 0.2 s."""
+    path = plan(jobs, notes, max_missed)
     shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     started = []
     for rank in range(size):
@@ -46,32 +46,32 @@ def start(size: int, jobs: dict[str, dict], notes: Path, lost_after: int = 600) 
     return started
 
 
-def plan(jobs: dict[str, dict], notes: Path, lost_after: int = 600) -> Path:
+def plan(jobs: dict[str, dict], notes: Path, max_missed: int = 600) -> Path:
     notes.mkdir(parents=True, exist_ok=True)
     path = notes / "plan.json"
-    path.write_text(json.dumps({"jobs": jobs, "notes": str(notes), "lost_after": lost_after}))
+    path.write_text(json.dumps({"jobs": jobs, "notes": str(notes), "max_missed": max_missed}))
     return path
 
 
 def finish(started: list[subprocess.Popen], timeout: float = 600) -> list[tuple[int, str]]:
-    """(exit code, output) of each rank. None is left running."""
-    ends = []
+    """Waits for all ranks, and returns (exit code, output) of each. Kills them if one fails."""
+    exits = []
     try:
         for process in started:
             out, err = process.communicate(timeout=timeout)
-            ends.append((process.returncode, out + err))
+            exits.append((process.returncode, out + err))
     finally:
         for process in started:
             process.kill()
-    return ends
+    return exits
 
 
 def run(size: int, jobs: dict[str, dict], notes: Path) -> list[dict[str, dict]]:
-    """What every rank saw of each job, none of which failed but those that should."""
-    ends = finish(start(size, jobs, notes))
-    said = [note[name]["error"] for note in notes_of(notes, size) for name in note]
-    assert [code for code, _ in ends] == [0] * size, f"{said}" + "".join(text for _, text in ends)
-    assert not any(text for _, text in ends), f"something was printed: {ends}"
+    """Runs the jobs on ``size`` ranks; returns what each rank recorded. Only jobs marked ``fails`` may fail."""
+    exits = finish(start(size, jobs, notes))
+    errors = [note[name]["error"] for note in notes_of(notes, size) for name in note]
+    assert [code for code, _ in exits] == [0] * size, f"{errors}" + "".join(text for _, text in exits)
+    assert not any(text for _, text in exits), f"something was printed: {exits}"
     return notes_of(notes, size)
 
 
@@ -83,16 +83,16 @@ def notes_of(notes: Path, size: int) -> list[dict]:
 
 
 def main(path: str) -> None:
-    """Does the jobs of ``path`` one after another, and ends with 1 if one of them failed."""
+    """Runs the jobs of ``path`` one after another; exits with 1 if one of them failed unexpectedly."""
     from offscript.training import ranks
 
     plan = json.loads(Path(path).read_text())
-    ranks.BEAT_S, ranks.LOST_AFTER = 0.2, plan["lost_after"]
+    ranks.HEARTBEAT_S, ranks.MAX_MISSED_HEARTBEATS = 0.2, plan["max_missed"]
     rank, note = ranks.rank_info().rank, {}
     for name, job in plan["jobs"].items():
-        seen = note[name] = {"said": [], "losses": [], "terms": [], "error": None}
+        seen = note[name] = {"messages": [], "losses": [], "terms": [], "error": None}
         try:
-            with acting(job, rank, seen):
+            with recording(job, rank, seen):
                 seen["numbers"] = train(job, seen)
         except Exception as error:
             seen["error"] = [type(error).__name__, str(error)]
@@ -103,28 +103,28 @@ def main(path: str) -> None:
 
 
 @contextlib.contextmanager
-def acting(job: dict, rank: int, seen: dict):
-    """Notes which parameters change, and does to this rank what the job says."""
+def recording(job: dict, rank: int, seen: dict):
+    """Records which parameters change, and injects the faults of the job on this rank."""
     import torch
 
     from offscript.training import run as loop
 
     fit, dtype = loop.fit, loop.Run.dtype
 
-    def noting(trainer, *rest):
+    def recorded_fit(trainer, *rest):
         trainer.add_callback(callback(job, rank))
         before = {k: v.detach().clone() for k, v in trainer.model.named_parameters()}
         seen["trainable"] = sorted(k for k, v in trainer.model.named_parameters() if v.requires_grad)
         numbers = fit(trainer, *rest)
         after = dict(trainer.model.named_parameters())
-        whole = [
-            k for k in before if before[k].shape == after[k].shape
-        ]  # at ZeRO stage 3 only parts are left
-        seen["changed"] = sorted(k for k in whole if not torch.equal(before[k], after[k]))
+        # At ZeRO stage 3 a rank holds only parts of the parameters.
+        complete = [k for k in before if before[k].shape == after[k].shape]
+        seen["changed"] = sorted(k for k in complete if not torch.equal(before[k], after[k]))
         return numbers
 
-    loop.fit = noting
-    if job.get("bfloat16"):  # what a GPU would do
+    loop.fit = recorded_fit
+    # As on a GPU.
+    if job.get("bfloat16"):
         loop.Run.dtype = property(lambda run: "bfloat16")
     try:
         yield
@@ -136,14 +136,14 @@ def callback(job: dict, rank: int):
     import torch
     from transformers import TrainerCallback
 
-    class Act(TrainerCallback):
+    class InjectFaults(TrainerCallback):
         def on_step_end(self, args, state, control, **_):
             if job.get("out_of_memory") == rank:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             if job.get("signal", [])[:2] == [rank, state.global_step]:
                 os.kill(os.getpid(), getattr(signal, job["signal"][2]))
 
-    return Act()
+    return InjectFaults()
 
 
 def train(job: dict, seen: dict) -> dict:
@@ -162,7 +162,7 @@ def train(job: dict, seen: dict) -> dict:
     model = family_settings(job["family"], folder) if "family" in job else tiny_model_settings(folder)
     stage, offload = job.get("zero", [0, False])
     common = {
-        "seed": 3, "on_step": on_step, "say": seen["said"].append,
+        "seed": 3, "on_step": on_step, "say": seen["messages"].append,
         "deepspeed": DeepSpeedSettings(name="test", stage=stage, offload=offload),
     }  # fmt: skip
     changes = {"micro_batch_size": 2, **job.get("optimizer", {})}

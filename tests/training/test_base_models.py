@@ -1,4 +1,4 @@
-"""One base for several trainings: the same bytes as with a fresh one each time, and a changed base is noticed."""
+"""A shared base model gives the same bytes as a newly loaded one, and a changed weight is detected."""
 
 import pytest
 from safetensors.torch import load_file
@@ -7,7 +7,7 @@ from offscript.errors import UserError
 from offscript.models import loading
 from offscript.settings import LoraSettings
 from offscript.training import run as loop
-from offscript.training.base_models import BaseModelChanged, BaseModelCache
+from offscript.training.base_models import BaseModelCache, BaseModelChanged
 from offscript.training.methods import dpo as preference
 from offscript.training.methods import sft as second_stage
 from tests.training.data import distillation, introspection
@@ -17,7 +17,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 @pytest.fixture
 def loads(monkeypatch) -> list[str]:
-    """The devices that a base was loaded to, in order."""
+    """Records the device of each load of a base model."""
     seen, real = [], loading.load_model
 
     def counted(model, device):
@@ -29,10 +29,10 @@ def loads(monkeypatch) -> list[str]:
 
 
 @pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_lent_again_and_again_as_if_fresh(
+def test_a_shared_base_gives_the_bytes_of_a_newly_loaded_one(
     tiny_settings, tiny_adapter, pairs, introspection_rows, tmp_path, loads, checkpointing
 ):
-    """Both stages, twice, in one process; the second adapter of each sits on what the first one left."""
+    """Both methods, twice, in one process."""
     changes = {"epochs": 1, "gradient_checkpointing": checkpointing}
 
     def both(name, **bases):
@@ -45,28 +45,29 @@ def test_lent_again_and_again_as_if_fresh(
 
     both("fresh")
     assert len(loads) == 4
-    both("lent", bases=BaseModelCache())
+    both("shared", bases=BaseModelCache())
     assert len(loads) == 5
     for seed in (1, 2):
         for stage in ("first", "second"):
-            fresh, lent = (tmp_path / f"{name}-{seed}" / stage / WEIGHTS for name in ("fresh", "lent"))
-            assert fresh.read_bytes() == lent.read_bytes()
+            fresh, shared = (tmp_path / f"{name}-{seed}" / stage / WEIGHTS for name in ("fresh", "shared"))
+            assert fresh.read_bytes() == shared.read_bytes()
 
 
-def test_what_is_given_back_is_the_plain_model(tiny_settings, pairs, tmp_path):
+def test_a_released_base_is_the_plain_model(tiny_settings, pairs, tmp_path):
     import torch
 
     bases, ids = BaseModelCache(), torch.tensor([[5, 6, 7, 8]])
     preference.train(tiny_settings, distillation(epochs=1), pairs, tmp_path / "a", 3, bases=bases)
-    lent = bases.acquire(tiny_settings, "cpu")
+    acquired = bases.acquire(tiny_settings, "cpu")
     fresh = loading.load_model(tiny_settings, "cpu")
-    assert {k: v.shape for k, v in lent.named_parameters()} == {
+    assert {k: v.shape for k, v in acquired.named_parameters()} == {
         k: v.shape for k, v in fresh.named_parameters()
     }
-    assert "forward" not in vars(lent)  # the trainers put their own there
-    assert not lent.training and not any(p.requires_grad for p in lent.parameters())
+    # TRL's trainers replace the forward pass.
+    assert "forward" not in vars(acquired)
+    assert not acquired.training and not any(p.requires_grad for p in acquired.parameters())
     with torch.no_grad():
-        assert lent(ids).logits.equal(fresh(ids).logits)
+        assert acquired(ids).logits.equal(fresh(ids).logits)
 
 
 def test_a_changed_base_fails_before_an_adapter_is_written(
@@ -74,14 +75,14 @@ def test_a_changed_base_fails_before_an_adapter_is_written(
 ):
     real, bases = loop._must_differ, BaseModelCache()
 
-    def and_flips_a_bit(trainer, probe):
+    def flip_a_bit(trainer, probe):
         import torch
 
         weight = trainer.model.get_base_model().model.embed_tokens.weight
         weight.data.view(torch.int32)[3, 4] ^= 1
         return real(trainer, probe)
 
-    monkeypatch.setattr(loop, "_must_differ", and_flips_a_bit)
+    monkeypatch.setattr(loop, "_must_differ", flip_a_bit)
     with pytest.raises(
         BaseModelChanged, match=r"changed 1 tensors of the base model, first model.embed_tokens.weight"
     ):
@@ -89,12 +90,12 @@ def test_a_changed_base_fails_before_an_adapter_is_written(
     assert not (tmp_path / "a").exists()
     monkeypatch.setattr(loop, "_must_differ", real)
     preference.train(tiny_settings, distillation(epochs=1), pairs, tmp_path / "a", 3, bases=bases)
-    assert len(loads) == 2  # the changed one was let go
+    assert len(loads) == 2
     preference.train(tiny_settings, distillation(epochs=1), pairs, tmp_path / "b", 3)
     assert (tmp_path / "a" / WEIGHTS).read_bytes() == (tmp_path / "b" / WEIGHTS).read_bytes()
 
 
-def test_a_failed_training_leaves_nothing_on_the_base(tiny_settings, pairs, tmp_path, loads):
+def test_a_failed_training_does_not_affect_the_next_one(tiny_settings, pairs, tmp_path, loads):
     bases, odd = BaseModelCache(), LoraSettings(rank=2, alpha=2, targets=("q_proj", "nowhere"))
     with pytest.raises(UserError, match="'nowhere' matches no linear module"):
         preference.train(tiny_settings, distillation(odd), pairs, tmp_path / "a", 3, bases=bases)
@@ -102,7 +103,7 @@ def test_a_failed_training_leaves_nothing_on_the_base(tiny_settings, pairs, tmp_
     assert len(loads) == 2 and load_file(tmp_path / "a" / WEIGHTS)
 
 
-def test_another_model_takes_the_place_of_the_last(tiny_settings, loads):
+def test_another_model_replaces_the_last_one(tiny_settings, loads):
     bases = BaseModelCache()
     first = bases.acquire(tiny_settings, "cpu")
     assert bases.acquire(tiny_settings, "cpu") is first

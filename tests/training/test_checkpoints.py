@@ -1,4 +1,4 @@
-"""A killed training goes on from its newest whole checkpoint and ends in the bytes of one that was never killed."""
+"""A killed training resumes from its newest complete checkpoint, and ends with the bytes of an undisturbed one."""
 
 import json
 import os
@@ -41,26 +41,26 @@ else:
 
 
 def kill_at(step: int, stage: str, model: Path, first: Path, out: Path) -> None:
-    """Runs a training in a process of its own that is killed (SIGKILL) when it has done ``step`` steps."""
+    """Runs a training in a process of its own that kills itself (SIGKILL) after ``step`` steps."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", KILLED, stage, str(model), str(first), str(out), str(step)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
 
 
-def test_distillation_killed_and_rerun_past_a_torn_checkpoint(
+def test_a_killed_distillation_skips_a_damaged_checkpoint_when_rerun(
     tiny_model, tiny_settings, tiny_adapter, pairs, tmp_path
 ):
     preference.train(tiny_settings, distillation(), pairs, tmp_path / "whole", 3)
-    out, said = tmp_path / "killed", []
+    out, messages = tmp_path / "killed", []
     kill_at(6, "distillation", tiny_model, tiny_adapter, out)
     work = checkpoints.work_folder(out)
     assert sorted(p.name for p in work.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     optimizer = work / "checkpoint-4" / "optimizer.pt"
     optimizer.write_bytes(optimizer.read_bytes()[:-200])
-    numbers = preference.train(tiny_settings, distillation(), pairs, out, 3, say=said.append)
-    assert said == [
-        "checkpoint-4 is torn (optimizer.pt is missing or broken); passed over",
+    numbers = preference.train(tiny_settings, distillation(), pairs, out, 3, say=messages.append)
+    assert messages == [
+        "checkpoint-4 is damaged (optimizer.pt is missing or broken); skipped",
         "resuming from step 2 (checkpoint-2)",
     ]
     assert numbers["resumed_from"] == 2
@@ -68,26 +68,26 @@ def test_distillation_killed_and_rerun_past_a_torn_checkpoint(
     assert not work.exists()
 
 
-def test_introspection_killed_and_rerun(
+def test_a_killed_introspection_resumes_with_the_same_numbers(
     tiny_model, tiny_settings, tiny_adapter, introspection_rows, tmp_path
 ):
     arguments = (tiny_settings, introspection(), introspection_rows, tiny_adapter)
     whole = second_stage.train(*arguments, tmp_path / "whole", 3)
     kill_at(4, "introspection", tiny_model, tiny_adapter, tmp_path / "killed")
-    said = []
-    killed = second_stage.train(*arguments, tmp_path / "killed", 3, say=said.append)
-    assert said == ["resuming from step 2 (checkpoint-2)"]
+    messages = []
+    killed = second_stage.train(*arguments, tmp_path / "killed", 3, say=messages.append)
+    assert messages == ["resuming from step 2 (checkpoint-2)"]
     assert (tmp_path / "killed" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
-    differ = {k for k in whole if whole[k] != killed[k]}
-    assert differ <= {"seconds", "resumed_from"}  # losses of the steps before the kill are remembered
+    # The losses of the steps before the kill are part of the checkpoint.
+    assert {k for k in whole if whole[k] != killed[k]} <= {"seconds", "resumed_from"}
 
 
-# ---------------------------------------------------------------- which checkpoints are whole
+# ---------------------------------------------------------------- complete and damaged checkpoints
 
 
 @pytest.fixture
 def checkpoint(tmp_path) -> Path:
-    """A folder that looks like a whole checkpoint of step 4."""
+    """A folder with the files of a complete checkpoint of step 4."""
     import torch
     from safetensors.torch import save_file
 
@@ -100,22 +100,22 @@ def checkpoint(tmp_path) -> Path:
     return folder
 
 
-def test_whole(checkpoint):
-    assert checkpoints.torn(checkpoint) is None
-    assert checkpoints.torn(checkpoint, checkpoints.Layout(2)) == "rng_state_0.pth is missing or broken"
+def test_a_complete_checkpoint(checkpoint):
+    assert checkpoints.damage(checkpoint) is None
+    assert checkpoints.damage(checkpoint, checkpoints.Layout(2)) == "rng_state_0.pth is missing or broken"
 
 
 @pytest.mark.parametrize(
     "name", [WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
 )
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut"])
-def test_torn(checkpoint, name, damage):
+def test_a_missing_empty_or_truncated_file_is_damage(checkpoint, name, damage):
     path = checkpoint / name
     if damage == "missing":
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[: 0 if damage == "empty" else -7])
-    assert name in checkpoints.torn(checkpoint)
+    assert name in checkpoints.damage(checkpoint)
 
 
 LAYOUTS = {
@@ -139,64 +139,64 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", LAYOUTS, ids=str)
-def test_every_file_of_every_rank_is_needed(checkpoint, shape):
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_every_file_of_every_rank_is_required(checkpoint, layout):
     import torch
 
     for name in ("optimizer.pt", "rng_state.pth"):
         (checkpoint / name).unlink()
-    for name in LAYOUTS[shape]:
+    for name in LAYOUTS[layout]:
         (checkpoint / name).parent.mkdir(exist_ok=True)
         torch.save({"a": torch.ones(9)}, checkpoint / name)
-    if shape.stage:
+    if layout.stage:
         (checkpoint / "latest").write_text("global_step4")
-    assert checkpoints.torn(checkpoint, shape) is None
-    for name in LAYOUTS[shape]:
+    assert checkpoints.damage(checkpoint, layout) is None
+    for name in LAYOUTS[layout]:
         whole = (checkpoint / name).read_bytes()
         (checkpoint / name).write_bytes(whole[:-5])
-        assert checkpoints.torn(checkpoint, shape).startswith(name + " is missing")
+        assert checkpoints.damage(checkpoint, layout).startswith(name + " is missing")
         (checkpoint / name).unlink()
-        assert checkpoints.torn(checkpoint, shape).startswith(name + " is missing")
+        assert checkpoints.damage(checkpoint, layout).startswith(name + " is missing")
         (checkpoint / name).write_bytes(whole)
 
 
 @pytest.mark.parametrize(
-    ("shape", "said"),
+    ("layout", "difference"),
     [
         (checkpoints.Layout(2), r"another layout (1 process, no DeepSpeed; now 2 processes, no DeepSpeed)"),
         (checkpoints.Layout(1, 3), r"another layout (1 process, no DeepSpeed; now 1 process, ZeRO stage 3)"),
     ],
 )
-def test_checkpoints_of_another_layout_are_not_resumed(checkpoint, shape, said):
+def test_checkpoints_of_another_layout_are_not_resumed(checkpoint, layout, difference):
     work, lines = checkpoint.parent, []
-    (work / "fingerprint.json").write_text(json.dumps({"fingerprint": "f"}))  # of before there were several
-    assert checkpoints.find_resumable(work, "f", lines.append, shape) is None
-    assert lines == [f"work: its checkpoints were made by {said}; starting over"] and not checkpoint.exists()
-    assert checkpoints.find_resumable(work, "f", lines.append, shape) is None and len(lines) == 1
+    (work / "fingerprint.json").write_text(json.dumps({"fingerprint": "f"}))
+    assert checkpoints.find_resumable(work, "f", lines.append, layout) is None
+    assert lines == [f"work: its checkpoints have {difference}; starting again"] and not checkpoint.exists()
+    assert checkpoints.find_resumable(work, "f", lines.append, layout) is None and len(lines) == 1
 
 
-def test_a_flipped_byte_is_noticed(checkpoint):
+def test_a_flipped_byte_is_damage(checkpoint):
     data = bytearray((checkpoint / "optimizer.pt").read_bytes())
     data[data.index(b"\x00\x00\x80?" * 8) + 2] ^= 1
     (checkpoint / "optimizer.pt").write_bytes(bytes(data))
-    assert checkpoints.torn(checkpoint) == "optimizer.pt is missing or broken"
+    assert checkpoints.damage(checkpoint) == "optimizer.pt is missing or broken"
 
 
-def test_state_of_another_step(checkpoint):
+def test_a_state_of_another_step_is_damage(checkpoint):
     (checkpoint / "trainer_state.json").write_text('{"global_step": 2}')
-    assert "another step" in checkpoints.torn(checkpoint)
+    assert "another step" in checkpoints.damage(checkpoint)
 
 
 def test_checkpoints_of_other_data_are_not_resumed(checkpoint):
-    work, said = checkpoint.parent, []
+    work, messages = checkpoint.parent, []
     (work / "fingerprint.json").write_text(json.dumps({"fingerprint": "old"}))
-    assert checkpoints.find_resumable(work, "old", said.append) == checkpoint
-    assert checkpoints.find_resumable(work, "new", said.append) is None
-    assert "other data or settings; starting over" in said[-1]
+    assert checkpoints.find_resumable(work, "old", messages.append) == checkpoint
+    assert checkpoints.find_resumable(work, "new", messages.append) is None
+    assert "other data or settings; starting again" in messages[-1]
     assert not checkpoint.exists()
     assert json.loads((work / "fingerprint.json").read_text())["fingerprint"] == "new"
 
 
-def test_the_first_run_says_nothing(tmp_path):
-    said = []
-    assert checkpoints.find_resumable(tmp_path / "work", "new", said.append) is None and said == []
+def test_the_first_run_reports_nothing(tmp_path):
+    messages = []
+    assert checkpoints.find_resumable(tmp_path / "work", "new", messages.append) is None and messages == []

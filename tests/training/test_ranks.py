@@ -1,4 +1,4 @@
-"""Who a process is, how rank 0 leads, and that nobody hangs when one is gone. Real processes, no model."""
+"""Ranks from the environment, tasks, and that no rank blocks when another one dies. Real processes, no model."""
 
 import os
 import subprocess
@@ -22,26 +22,26 @@ STEP = {
 
 @pytest.fixture
 def environ():
-    """An environment without ranks, to be changed at will; afterwards it is as it was."""
+    """Removes the variables of ranks from the environment; yields a function that sets variables until the test ends."""
     with mock.patch.dict(os.environ):
         for name in (*VARIABLES, *STEP, "SLURM_GPUS_ON_NODE", "SLURM_STEP_GPUS"):
             os.environ.pop(name, None)
         yield lambda **changes: os.environ.update(changes)
 
 
-def test_alone(environ):
+def test_a_single_process(environ):
     assert ranks.rank_info() == RankInfo(0, 1, 0) and ranks.join() == RankInfo(0, 1, 0)
     assert ranks.run_on_main(lambda: 3) == 3 and ranks.any_rank(True) and not ranks.any_rank(False)
-    ranks.send_task("nobody listens")
+    ranks.send_task("ignored")
     ranks.leave()
 
 
-def test_variables_of_a_launcher(environ):
+def test_rank_from_the_variables_of_a_launcher(environ):
     environ(RANK="5", WORLD_SIZE="8", LOCAL_RANK="1")
     assert ranks.rank_info() == RankInfo(5, 8, 1)
 
 
-def test_variables_of_a_slurm_step(environ):
+def test_rank_from_the_variables_of_a_slurm_step(environ):
     environ(**STEP)
     me = ranks.rank_info()
     assert me == RankInfo(3, 4, 1)
@@ -51,14 +51,14 @@ def test_variables_of_a_slurm_step(environ):
 
 
 @pytest.mark.parametrize(("own", "local"), [("0,1", 1), ("1", 0)])
-def test_a_task_that_slurm_shows_one_gpu_takes_that(environ, own, local):
-    """--gpus-per-task and --gpu-bind leave a task one of its node's GPUs, which is the first that it sees."""
+def test_a_task_that_sees_one_gpu_uses_it(environ, own, local):
+    """With --gpus-per-task or --gpu-bind a task sees only its own GPU, as device 0."""
     environ(**STEP, SLURM_GPUS_ON_NODE="2", SLURM_STEP_GPUS=own)
     assert ranks.rank_info() == RankInfo(3, 4, local)
 
 
 def test_a_batch_script_is_one_process(environ):
-    """sbatch --ntasks=4 sets SLURM_NTASKS and SLURM_PROCID=0 for the script itself, which is no step."""
+    """sbatch --ntasks=4 sets SLURM_NTASKS and SLURM_PROCID=0 for the script itself, which is not a step."""
     environ(SLURM_NTASKS="4", SLURM_PROCID="0", SLURM_JOB_ID="77")
     assert ranks.rank_info() == RankInfo(0, 1, 0)
 
@@ -89,23 +89,23 @@ def test_first_host(nodes, first):
         ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "MASTER_ADDR: is not in the environment"),
     ],
 )
-def test_an_environment_that_does_not_fit(environ, variables, message):
+def test_an_incomplete_or_inconsistent_environment_is_an_error(environ, variables, message):
     environ(**variables)
     with pytest.raises(UserError, match=message):
         ranks._export(ranks.rank_info())
 
 
-# ---------------------------------------------------------------- leading, following, dying
+# ---------------------------------------------------------------- tasks and failures
 
 
-def together(body: str, size: int = 2, timeout: float = 60) -> list[tuple[int, str]]:
-    """(exit code, output) of ``size`` processes that run ``body`` as members of one group."""
+def run_group(body: str, size: int = 2, timeout: float = 60) -> list[tuple[int, str]]:
+    """Runs ``body`` in ``size`` processes of one group; returns (exit code, output) of each."""
     script = (
         textwrap.dedent("""
         import os, signal, sys, time
         from offscript.errors import UserError
         from offscript.training import ranks
-        ranks.BEAT_S, ranks.LOST_AFTER = 0.2, 10
+        ranks.HEARTBEAT_S, ranks.MAX_MISSED_HEARTBEATS = 0.2, 10
         me = ranks.join()
         """)
         + textwrap.dedent(body)
@@ -123,29 +123,30 @@ def together(body: str, size: int = 2, timeout: float = 60) -> list[tuple[int, s
     return crew.finish(started, timeout)
 
 
-def test_the_others_do_what_rank_0_announces():
-    ends = together("""
+def test_the_other_ranks_receive_the_tasks_of_rank_0():
+    exits = run_group("""
         if me.is_main:
             ranks.send_task("first")
-            time.sleep(3)  # more than a lost rank is waited for: who works is not lost
+            # Longer than the missed heartbeats of a dead rank: rank 0 is busy, not dead.
+            time.sleep(3)
             ranks.send_task("")
             ranks.send_task(None)
         else:
-            while (said := ranks.receive_task()) is not None:
-                print(repr(said))
-        print("shared", ranks.run_on_main(lambda: {"step": 4}), ranks.any_rank(me.rank == 1))
+            while (task := ranks.receive_task()) is not None:
+                print(repr(task))
+        print("result", ranks.run_on_main(lambda: {"step": 4}), ranks.any_rank(me.rank == 1))
         try:
             ranks.run_on_main(lambda: (_ for _ in ()).throw(UserError("where", "what", "how")))
         except UserError as error:
             print(error)
     """)
-    assert [code for code, _ in ends] == [0, 0]
-    shared = "shared {'step': 4} True\nwhere: what; how\n"
-    assert ends[0][1] == shared and ends[1][1] == "'first'\n''\n" + shared
+    assert [code for code, _ in exits] == [0, 0]
+    result = "result {'step': 4} True\nwhere: what; how\n"
+    assert exits[0][1] == result and exits[1][1] == "'first'\n''\n" + result
 
 
-def test_a_leader_that_fails_lets_the_others_end():
-    ends = together("""
+def test_the_other_ranks_end_when_rank_0_fails():
+    exits = run_group("""
         try:
             if me.is_main:
                 raise SystemExit(3)
@@ -155,30 +156,31 @@ def test_a_leader_that_fails_lets_the_others_end():
                 ranks.send_task(None)
                 ranks.leave()
     """)
-    assert [code for code, _ in ends] == [3, 0]
+    assert [code for code, _ in exits] == [3, 0]
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_nobody_waits_for_a_killed_rank(victim):
-    """Rank 1 follows, rank 0 does something of its own for ever; either is killed."""
-    ends = together(f"""
+def test_no_rank_waits_for_a_killed_rank(victim):
+    """Rank 1 waits for a task, rank 0 is busy; one of them is killed."""
+    exits = run_group(f"""
         if me.rank == {victim}:
             os.kill(os.getpid(), signal.SIGKILL)
         if me.is_main:
             time.sleep(3600)
         ranks.receive_task()
     """)
-    assert ends[victim][0] == -9 and ends[1 - victim][0] == 1
-    assert "is gone" in ends[1 - victim][1]
+    assert exits[victim][0] == -9 and exits[1 - victim][0] == 1
+    assert "has died" in exits[1 - victim][1]
 
 
-def test_a_failure_of_one_rank_ends_the_others():
-    ends = together("""
+def test_an_exception_on_one_rank_ends_the_others():
+    exits = run_group("""
         import torch.distributed as dist, torch
         with ranks.fail_together((KeyError,)):
             if me.rank == 1:
                 raise MemoryError("too much")
-            dist.recv(torch.zeros(1), src=1)  # for ever
+            # Blocks forever.
+            dist.recv(torch.zeros(1), src=1)
     """)
-    assert [code for code, _ in ends] == [1, 1]
-    assert "rank 0: rank 1 failed: MemoryError: too much; ending" in ends[0][1]
+    assert [code for code, _ in exits] == [1, 1]
+    assert "rank 0: rank 1 failed: MemoryError: too much; exiting" in exits[0][1]

@@ -1,4 +1,4 @@
-"""Training by real processes: the numbers of one process at the same global batch, and exact after a kill."""
+"""Distributed training gives the numbers of one process at the same global batch, and exact weights after a kill."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ STOPPED = {"zero": ZERO_2, "signal": [1, 3, "SIGUSR2"], "fails": True}
 
 @pytest.fixture(scope="module")
 def jobs(tiny_model, tiny_adapter, tmp_path_factory):
-    """What is trained, by name; several jobs of two ranks stand against each one of a single process."""
+    """Jobs by name, for one process and for two ranks. Several jobs of two ranks are compared with one of one process."""
     root, tiny = tmp_path_factory.mktemp("adapters"), {"model": str(tiny_model)}
     second = {**tiny, "first": str(tiny_adapter)}
     gemma = {"model": str(family("gemma")), "family": "gemma", "optimizer": {"max_length": 256, "epochs": 1}}
@@ -73,18 +73,18 @@ def jobs(tiny_model, tiny_adapter, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(jobs, tmp_path_factory):
-    """What both ranks saw of each job."""
+    """What both ranks recorded of each job."""
     ranks = crew.run(2, jobs["two"], tmp_path_factory.mktemp("two"))
     return {name: [rank[name] for rank in ranks] for name in jobs["two"]}
 
 
 @pytest.fixture(scope="module")
 def one(jobs, two, tmp_path_factory):
-    """The same of one process; after ``two``, whose unfinished work it finds."""
+    """What one process recorded of each job. It runs after ``two``, and finds its unfinished trainings."""
     return crew.run(1, jobs["one"], tmp_path_factory.mktemp("one"))[0]
 
 
-def far(out: str | Path, other: str | Path) -> float:
+def max_difference(out: str | Path, other: str | Path) -> float:
     a, b = load_file(Path(out) / WEIGHTS), load_file(Path(other) / WEIGHTS)
     assert a.keys() == b.keys()
     return max((a[k] - b[k]).abs().max().item() for k in a)
@@ -95,7 +95,7 @@ def written(out: str | Path) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("alone", "together"),
+    ("single", "distributed"),
     [
         ("dpo", "dpo plain"),
         ("dpo", "dpo zero2"),
@@ -109,70 +109,71 @@ def written(out: str | Path) -> bytes:
         ("qwen", "qwen zero3"),
     ],
 )
-def test_the_numbers_of_one_process(jobs, one, two, alone, together):
-    """22 rows in batches of 8: the last step of an epoch has 6, which two ranks with microbatches of 2 cannot share."""
-    leader, follower = two[together]
-    assert leader["losses"] == pytest.approx(one[alone]["losses"], rel=TIGHT)
-    for ours, theirs in zip(leader["terms"], one[alone]["terms"], strict=True):
+def test_two_ranks_give_the_numbers_of_one_process(jobs, one, two, single, distributed):
+    """22 rows in batches of 8: the last step of an epoch has 6, which two ranks with microbatches of 2 cannot split."""
+    main, other = two[distributed]
+    assert main["losses"] == pytest.approx(one[single]["losses"], rel=TIGHT)
+    for ours, theirs in zip(main["terms"], one[single]["terms"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7)
-    assert leader["numbers"]["eval_loss"] == pytest.approx(one[alone]["numbers"]["eval_loss"], rel=TIGHT)
-    assert leader["numbers"]["ranks"] == follower["numbers"]["ranks"] == 2
-    assert far(jobs["one"][alone]["out"], jobs["two"][together]["out"]) < TIGHT
-    assert follower["losses"] == follower["said"] == []  # rank 0 alone reports
-    if "zero3" not in together:  # which leaves a part of each parameter
-        for rank in (leader, follower):
+    assert main["numbers"]["eval_loss"] == pytest.approx(one[single]["numbers"]["eval_loss"], rel=TIGHT)
+    assert main["numbers"]["ranks"] == other["numbers"]["ranks"] == 2
+    assert max_difference(jobs["one"][single]["out"], jobs["two"][distributed]["out"]) < TIGHT
+    assert other["losses"] == other["messages"] == []
+    # At ZeRO stage 3 each rank holds a part of each parameter.
+    if "zero3" not in distributed:
+        for rank in (main, other):
             assert rank["changed"] == rank["trainable"] and len(rank["changed"]) == 2 * 7 * 2
 
 
-def test_deepspeed_in_one_process(jobs, one):
+def test_deepspeed_in_one_process_gives_the_same_numbers(jobs, one):
     assert one["dpo zero2"]["losses"] == pytest.approx(one["dpo"]["losses"], rel=TIGHT)
-    assert far(jobs["one"]["dpo"]["out"], jobs["one"]["dpo zero2"]["out"]) < TIGHT
+    assert max_difference(jobs["one"]["dpo"]["out"], jobs["one"]["dpo zero2"]["out"]) < TIGHT
 
 
-def test_deepspeed_leaves_nothing_in_the_process(jobs, two):
-    """A plain training after those with DeepSpeed gives the bytes of the one before them."""
+def test_deepspeed_does_not_affect_later_trainings_of_the_process(jobs, two):
+    """A training without DeepSpeed gives the same bytes before and after trainings with it."""
     assert written(jobs["two"]["dpo plain"]["out"]) == written(jobs["two"]["dpo plain again"]["out"])
 
 
 @pytest.mark.parametrize("name", ["bfloat16 zero2", "bfloat16 zero3"])
 def test_float32_master_weights_are_written(jobs, one, two, name):
-    """As on a GPU: finer than bfloat16, and close to what training in float32 gives."""
+    """The weights are not rounded to bfloat16, and close to those of a training in float32."""
     tensors = load_file(Path(jobs["two"][name]["out"]) / WEIGHTS)
     assert all(str(t.dtype) == "torch.float32" for t in tensors.values())
     assert all((t != t.bfloat16().float()).any() for t in tensors.values())
-    assert 1e-4 < far(jobs["one"]["dpo"]["out"], jobs["two"][name]["out"]) < 0.02
+    assert 1e-4 < max_difference(jobs["one"]["dpo"]["out"], jobs["two"][name]["out"]) < 0.02
 
 
 @pytest.mark.parametrize("name", ["never plain", "never zero2"])
-def test_a_loss_that_is_not_a_number_is_told_on_every_rank(jobs, two, name):
+def test_a_loss_that_is_not_finite_raises_on_every_rank(jobs, two, name):
     for rank in two[name]:
         kind, message = rank["error"]
         assert kind == "TrainingFailed" and message.startswith("step 2: ") and "learning_rate" in message
     assert not Path(jobs["two"][name]["out"]).exists()
 
 
-def test_stopped_by_a_signal_to_one_rank_and_exact_on_rerun(jobs, two):
+def test_a_signal_to_one_rank_stops_all_and_the_rerun_is_exact(jobs, two):
     for rank in two["stopped"]:
         assert rank["error"] == [
             "Interrupted",
-            "stopped by a signal after step 3 of 6; run it again to go on",
+            "stopped by a signal after step 3 of 6; run it again to continue",
         ]
-    leader = two["stopped, rerun"][0]
-    assert leader["said"] == ["resuming from step 3 (checkpoint-3)"] and len(leader["losses"]) == 3
+    main = two["stopped, rerun"][0]
+    assert main["messages"] == ["resuming from step 3 (checkpoint-3)"] and len(main["losses"]) == 3
     assert written(jobs["two"]["stopped, rerun"]["out"]) == written(jobs["two"]["dpo zero2"]["out"])
 
 
-def test_another_number_of_processes_starts_over(jobs, one, two):
+def test_another_number_of_processes_starts_again(jobs, one, two):
     assert two["other ranks"][0]["error"][0] == "Interrupted"
-    assert one["other ranks"]["said"] == [
-        ".other ranks.work: its checkpoints were made by another layout (2 processes, ZeRO stage 2; now 1 process,"
-        " no DeepSpeed); starting over"
+    assert one["other ranks"]["messages"] == [
+        ".other ranks.work: its checkpoints have another layout (2 processes, ZeRO stage 2; now 1 process,"
+        " no DeepSpeed); starting again"
     ]
     assert one["other ranks"]["numbers"]["resumed_from"] is None
     assert written(jobs["one"]["other ranks"]["out"]) == written(jobs["one"]["dpo"]["out"])
 
 
-# ---------------------------------------------------------------- processes that die
+# ---------------------------------------------------------------- ranks that die
 
 
 @pytest.mark.parametrize(
@@ -180,20 +181,20 @@ def test_another_number_of_processes_starts_over(jobs, one, two):
     [("dpo plain", 0), ("dpo zero2", 1), ("dpo zero3", 1)],
     ids=["plain", "zero2", "zero3"],
 )
-def test_killed_and_rerun_past_a_torn_checkpoint(jobs, two, tmp_path, name, victim):
-    """Killed in the second epoch; of the newest checkpoint what rank 1 wrote has lost its last bytes."""
+def test_a_killed_training_skips_a_damaged_checkpoint_when_rerun(jobs, two, tmp_path, name, victim):
+    """Killed in the second epoch; the file of rank 1 in the newest checkpoint has lost its last bytes."""
     job = {**jobs["two"][name], "out": str(tmp_path / "out")}
     work = checkpoints.work_folder(tmp_path / "out")
-    ends = crew.finish(
-        crew.start(2, {name: {**job, "signal": [victim, 5, "SIGKILL"]}}, tmp_path, lost_after=20)
+    exits = crew.finish(
+        crew.start(2, {name: {**job, "signal": [victim, 5, "SIGKILL"]}}, tmp_path, max_missed=20)
     )
-    assert ends[victim][0] == -9 and ends[1 - victim][0] == 1
+    assert exits[victim][0] == -9 and exits[1 - victim][0] == 1
     assert sorted(p.name for p in work.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
-    torn = next((work / "checkpoint-4").rglob("*rank_1_*optim_states.pt" if "zero" in name else "*_1.pth"))
-    torn.write_bytes(torn.read_bytes()[:-9])
-    leader = crew.run(2, {name: job}, tmp_path)[0][name]
-    assert leader["said"] == [
-        f"checkpoint-4 is torn ({torn.relative_to(work / 'checkpoint-4')} is missing or broken); passed over",
+    damaged = next((work / "checkpoint-4").rglob("*rank_1_*optim_states.pt" if "zero" in name else "*_1.pth"))
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    main = crew.run(2, {name: job}, tmp_path)[0][name]
+    assert main["messages"] == [
+        f"checkpoint-4 is damaged ({damaged.relative_to(work / 'checkpoint-4')} is missing or broken); skipped",
         "resuming from step 2 (checkpoint-2)",
     ]
     assert written(job["out"]) == written(jobs["two"][name]["out"]) and not work.exists()
@@ -201,7 +202,7 @@ def test_killed_and_rerun_past_a_torn_checkpoint(jobs, two, tmp_path, name, vict
 
 @pytest.mark.parametrize("name", ["left plain", "left zero2", "left zero3"])
 def test_a_checkpoint_holds_no_base_weights(jobs, two, name):
-    """Adam's states are twice the adapter; DeepSpeed keeps a copy for the forward pass and a master copy as well."""
+    """Adam's states have twice the size of the adapter; DeepSpeed also keeps a copy and a master copy of the adapter."""
     import torch
 
     folder = checkpoints.work_folder(Path(jobs["two"][name]["out"])) / "checkpoint-3"
@@ -220,15 +221,15 @@ def _tensors(value) -> list:
     return [tensor for part in inner for tensor in _tensors(part)]
 
 
-def test_one_rank_out_of_memory_is_one_line_and_ends_the_other(tiny_model, tmp_path):
+def test_running_out_of_memory_on_one_rank_is_a_user_error_and_ends_the_other(tiny_model, tmp_path):
     job = {"model": str(tiny_model), "out": str(tmp_path / "out"), "out_of_memory": 1}
-    ends = crew.finish(crew.start(2, {"dpo": job}, tmp_path, lost_after=20))
-    assert [code for code, _ in ends] == [1, 1]
+    exits = crew.finish(crew.start(2, {"dpo": job}, tmp_path, max_missed=20))
+    assert [code for code, _ in exits] == [1, 1]
     kind, message = json.loads((tmp_path / "1.json").read_text())["dpo"]["error"]
     assert kind == "UserError" and "does not fit the GPU" in message
 
 
-def test_torchrun(jobs, one, tmp_path):
+def test_torchrun_gives_the_numbers_of_one_process(jobs, one, tmp_path):
     path = crew.plan({"dpo": {**jobs["two"]["dpo plain"], "out": str(tmp_path / "out")}}, tmp_path)
     command = [
         sys.executable,
@@ -244,4 +245,4 @@ def test_torchrun(jobs, one, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert crew.notes_of(tmp_path, 2)[0]["dpo"]["losses"] == pytest.approx(one["dpo"]["losses"], rel=TIGHT)
-    assert far(tmp_path / "out", jobs["one"]["dpo"]["out"]) < TIGHT
+    assert max_difference(tmp_path / "out", jobs["one"]["dpo"]["out"]) < TIGHT
