@@ -21,7 +21,7 @@ from typing import Any
 from offscript.experiment.backends import plan, slurm
 from offscript.experiment.backends import slurm_queue as queue
 from offscript.experiment.backends import status as seen
-from offscript.experiment.folder import Bench
+from offscript.experiment.folder import Experiment
 from offscript.experiment.graph import jobs_of, needed
 from offscript.experiment.planner import in_order
 from offscript.settings import PERSONAS
@@ -68,19 +68,19 @@ def say(seconds: float, name: str, spent: float | None = None) -> None:
 
 def show_plan(words: list[str]) -> plan.Plan:
     started, spent = time.perf_counter(), time.process_time()
-    bench = timed("compose the configuration", lambda: composed(words))
-    evaluation = timed("plan every artifact", lambda: bench.planner.evaluation())
+    experiment = timed("compose the configuration", lambda: composed(words))
+    evaluation = timed("plan every artifact", lambda: experiment.planner.evaluation())
     everything = in_order([evaluation])
-    todo, _ = timed("look for what is there", lambda: needed([evaluation], bench))
-    jobs = timed("group into jobs", lambda: jobs_of(todo, plan.shards(bench.planner.settings.cluster)))
-    frozen = timed("freeze the plan", lambda: plan.freeze(bench, everything, jobs))
+    todo, _ = timed("look for what is there", lambda: needed([evaluation], experiment))
+    jobs = timed("group into jobs", lambda: jobs_of(todo, plan.shards(experiment.planner.settings.cluster)))
+    frozen = timed("freeze the plan", lambda: plan.freeze(experiment, everything, jobs))
     cells, tasks = len(evaluation.inputs), sum(len(array.tasks) for array in frozen.arrays)
     size = f"{cells} cells, {len(everything)} artifacts, {len(frozen.arrays)} arrays of {tasks} tasks"
     say(time.perf_counter() - started, f"all of that: {size}", time.process_time() - spent)
     return frozen
 
 
-def composed(words: list[str]) -> Bench:
+def composed(words: list[str]) -> Experiment:
     """What the command line would make of ``words``."""
     import hydra
 
@@ -92,7 +92,7 @@ def composed(words: list[str]) -> Bench:
 
 def show_submission(frozen: plan.Plan, calls: int) -> list[str]:
     """Returns the jobs that are held now."""
-    cells = len(frozen.bench.planner.evaluation().inputs)
+    cells = len(frozen.experiment.planner.evaluation().inputs)
     start = time.perf_counter()
     ids = slurm.submit(frozen)
     say(time.perf_counter() - start, f"submit with {len(ids)} sbatch calls")
@@ -113,7 +113,7 @@ def show_submission(frozen: plan.Plan, calls: int) -> list[str]:
 
 
 def show_status(frozen: plan.Plan, words: list[str]) -> None:
-    folder = frozen.bench.folder
+    folder = frozen.experiment.folder
     timed("(make half of the artifacts up)", lambda: pretend(folder, frozen.plain["artifacts"][::2]))
     status = timed("status from files alone", lambda: seen.look(folder, frozen.plain["artifacts"]))
     timed("status as a table", lambda: seen.table(status))

@@ -9,19 +9,28 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from offscript.console import quiet_libraries, say
 from offscript.errors import UserError
-from offscript.experiment.folder import Bench
+from offscript.experiment.folder import Experiment
 from offscript.experiment.planner import Options, Planner
-from offscript.settings import GROUPS, Settings, parse
+from offscript.settings import (
+    FormatSettings,
+    ModelSettings,
+    Named,
+    PersonaSettings,
+    Settings,
+    StageSettings,
+    parse,
+)
 from offscript.storage.files import HOME
+from offscript.storage.options import options_of
 from offscript.tasks.personas import read_constitution
 from offscript.training.interrupt import Interrupted
 from offscript.training.ranks import RankLost
 
-Job = Callable[[Settings, Bench], int]
+Job = Callable[[Settings, Experiment], int]
 
 OF_ONE_COMMAND = ("model", "persona", "stage", "format", "split", "seed", "scale", "limit", "show", "dry_run")
 """Overrides that choose a cell or a manner of one command; a command that is named to the user carries the others on."""
@@ -75,8 +84,8 @@ def _hydra(config: str, job: Job, codes: list[int]) -> None:
 def _guarded(cfg: Any, job: Job) -> int:
     """One job of the command; its failure is told here, so that it does not hide its siblings."""
     try:
-        settings, bench = compose(cfg)
-        return job(settings, bench)
+        settings, experiment = compose(cfg)
+        return job(settings, experiment)
     except UserError as error:
         say(f"error: {error}")
         return 2
@@ -96,8 +105,8 @@ def _guarded(cfg: Any, job: Job) -> int:
 # ---------------------------------------------------------------- composition
 
 
-def compose(cfg: Any) -> tuple[Settings, Bench]:
-    """Typed settings of this job, and the bench of its experiment.
+def compose(cfg: Any) -> tuple[Settings, Experiment]:
+    """Typed settings of this job, and the experiment of its experiment.
 
     Raises:
         UserError: a value does not fit the schema, or the grid names an option that does not exist.
@@ -108,20 +117,23 @@ def compose(cfg: Any) -> tuple[Settings, Bench]:
     return assemble(_plain(cfg), [str(o) for o in running.overrides.task], running.job.config_name or "")
 
 
-def assemble(plain: dict[str, Any], overrides: Sequence[str], config: str) -> tuple[Settings, Bench]:
+def assemble(plain: dict[str, Any], overrides: Sequence[str], config: str) -> tuple[Settings, Experiment]:
     """The same from plain data: ``overrides`` is the command line that ``config`` was composed with."""
     _name_own_model(plain, overrides)
     _read_persona(plain)
+    if plain["grid"]["persona"] is None:
+        plain["grid"]["persona"] = list(options_of("persona"))
     settings = parse(Settings, plain, "")
-    nodes = {
-        "model": settings.model,
-        "persona": settings.persona,
-        "stage": settings.stage,
-        "format": settings.format,
-    }
-    found = {group: Composed(config, overrides, group, nodes[group]) for group in GROUPS}
+    options = Options(
+        Composed(config, overrides, "model", ModelSettings, settings.model),
+        Composed(config, overrides, "persona", PersonaSettings, settings.persona),
+        Composed(config, overrides, "stage", StageSettings, settings.stage),
+        Composed(config, overrides, "format", FormatSettings, settings.format),
+    )
     kept = tuple(shlex.quote(o) for o in overrides if o.split("=")[0] not in OF_ONE_COMMAND)
-    return settings, Bench(Planner(settings, Options(**found)), kept)
+    planner = Planner(settings, options)
+    planner.check((settings.stage.name,))
+    return settings, Experiment(planner, kept)
 
 
 def _name_own_model(plain: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -144,12 +156,17 @@ def _read_persona(plain: dict[str, Any]) -> None:
         persona["constitution"] = [assertion.model_dump(mode="json") for assertion in said]
 
 
-class Composed(Mapping[str, Any]):
+Node = TypeVar("Node", bound=Named)
+
+
+class Composed(Mapping[str, Node]):
     """The options of a group, each composed once, when it is first asked for, with the command line's other overrides
     applied to it: they are in ``made``. Iterating lists what ``conf/<group>/`` offers."""
 
-    def __init__(self, config: str, overrides: Sequence[str], group: str, own: Any) -> None:
-        self.config, self.group = config, group
+    def __init__(
+        self, config: str, overrides: Sequence[str], group: str, schema: type[Node], own: Node | None
+    ) -> None:
+        self.config, self.group, self.schema = config, group, schema
         self.overrides = [o for o in overrides if o.split("=")[0].lstrip("+~") != group]
         if group == "model":  # model.path is one model's own; the other models of a grid keep theirs
             self.overrides = [
@@ -157,14 +174,14 @@ class Composed(Mapping[str, Any]):
             ]
         self.made = {own.name: own} if own is not None else {}
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> Node:
         if name not in self.made:
             import hydra
 
             cfg = hydra.compose(self.config, [*self.overrides, f"{self.group}={name}"])
             plain = {self.group: _plain(cfg[self.group])}
             _read_persona(plain)
-            node = self.made[name] = parse(GROUPS[self.group], plain[self.group], self.group)
+            node = self.made[name] = parse(self.schema, plain[self.group], self.group)
             if node.name != name:
                 where = f"conf/{self.group}/{name}.yaml: name"
                 raise UserError(where, f"found {node.name!r}", f"allowed: {name}, as the file is called")
@@ -215,11 +232,6 @@ def _unknown_option(group: str, name: str, text: str) -> str:
     listed = re.search(r"Available options in '[^']+':\n((?:\s+\S+\n?)+)", text)
     choices = ", ".join(listed[1].split()) if listed else ", ".join(options_of(group))
     return f"error: {group}={name}: no such {group}; allowed: {choices}"
-
-
-def options_of(group: str) -> list[str]:
-    """The options that ``conf/<group>/`` offers."""
-    return sorted(p.stem for p in (HOME / "conf" / group).glob("*.yaml"))
 
 
 def _close_keys(key: str) -> str:

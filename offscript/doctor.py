@@ -18,9 +18,9 @@ from typing import Any
 
 from offscript.console import say
 from offscript.errors import UserError
+from offscript.experiment.artifacts import in_order
 from offscript.experiment.backends import slurm_site as site
-from offscript.experiment.folder import Bench
-from offscript.experiment.planner import in_order
+from offscript.experiment.folder import Experiment
 from offscript.settings import ClusterSettings, EndpointSettings, ModelSettings, Settings
 from offscript.storage import hub, references
 from offscript.storage.files import HOME
@@ -45,10 +45,10 @@ class Skip(Exception):
     """There is nothing to check here; says why."""
 
 
-def doctor(settings: Settings, bench: Bench) -> int:
+def doctor(settings: Settings, experiment: Experiment) -> int:
     """``launch/doctor.py``. Exit code 0: nothing failed; 1: something did."""
     counts = {"ok": 0, "fail": 0, "skip": 0}
-    for name, check in checks(settings, bench):
+    for name, check in checks(settings, experiment):
         state, note = outcome(name, check)
         counts[state] += 1
         print(f"{state:5} {name}: {_without_secrets(note)}", flush=True)
@@ -71,28 +71,28 @@ def outcome(name: str, check: Callable[[], str]) -> tuple[str, str]:
         )
 
 
-def checks(settings: Settings, bench: Bench) -> Iterator[Check]:
+def checks(settings: Settings, experiment: Experiment) -> Iterator[Check]:
     """All checks, fast ones first."""
     cluster = settings.cluster
     yield "Python", python
     yield "packages", packages
-    yield "grid", partial(grid, bench)
-    yield "root", partial(root, bench)
-    yield "hub cache", partial(hub_cache, bench)
+    yield "grid", partial(grid, experiment)
+    yield "root", partial(root, experiment)
+    yield "hub cache", partial(hub_cache, experiment)
     yield "SLURM commands", partial(slurm_commands, cluster)
     yield "SLURM controller", partial(slurm_controller, cluster)
     yield "SLURM accounting", partial(slurm_accounting, cluster)
     yield "SLURM partition", partial(slurm_partition, cluster)
     yield "W&B", partial(wandb, settings)
-    yield from hub_checks(bench)
-    for model in _models(bench):
+    yield from hub_checks(experiment)
+    for model in _models(experiment):
         if model.endpoint is not None:
             yield f"endpoint {model.name}", partial(endpoint, model.name, model.endpoint)
     yield "GPU", partial(gpu, settings)
-    for model in _models(bench):
+    for model in _models(experiment):
         yield f"chat template {model.name}", partial(chat_template, model)
-    yield "rollout", partial(rollout, bench)
-    yield "training step", partial(training_step, bench)
+    yield "rollout", partial(rollout, experiment)
+    yield "training step", partial(training_step, experiment)
 
 
 # ---------------------------------------------------------------- this machine
@@ -123,30 +123,30 @@ def packages() -> str:
     return f"all {len(pins)} as pinned"
 
 
-def grid(bench: Bench) -> str:
-    cells, everything = bench.planner.cells(), in_order([bench.planner.evaluation()])
+def grid(experiment: Experiment) -> str:
+    cells, everything = experiment.planner.cells(), in_order([experiment.planner.evaluation()])
     return f"{len(cells)} cells, {len(everything)} artifacts"
 
 
-def root(bench: Bench) -> str:
+def root(experiment: Experiment) -> str:
     """Whether the experiment's folder can be written, and how much room there is."""
-    here = _writable(bench.folder, "choose another root=")
+    here = _writable(experiment.folder, "choose another root=")
     free = shutil.disk_usage(here).free / 1e9
     if free < ROOM_GB:
         raise UserError(
             str(here), f"{free:.1f} GB are free", f"make room for {ROOM_GB:g} GB, or choose another root="
         )
-    return f"{bench.folder}: can be written, {free:.0f} GB are free"
+    return f"{experiment.folder}: can be written, {free:.0f} GB are free"
 
 
-def hub_cache(bench: Bench) -> str:
+def hub_cache(experiment: Experiment) -> str:
     """Whether downloads can be written, and whether there is room for the models that are still to be fetched."""
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE).expanduser()
     here = _writable(cache, "set HF_HOME to a folder of yours")
     free, wanted = shutil.disk_usage(here).free / 1e9, 0.0
-    for model in _models(bench):
+    for model in _models(experiment):
         ref = references.of_model(model)
         if ref is not None and model.size is not None and hub.cached(ref) is None:
             wanted += model.size.parameters * 2 / 1e9  # the hub's weights are 16 bits wide
@@ -247,10 +247,10 @@ def wandb(settings: Settings) -> str:
     return f"{base} knows the key; runs go to {settings.tracking.entity or name}/{settings.tracking.project}"
 
 
-def hub_checks(bench: Bench) -> Iterator[Check]:
+def hub_checks(experiment: Experiment) -> Iterator[Check]:
     """One for each repository or file of the grid; the first that finds no way to the hub speaks for the others."""
     try:
-        refs = bench.planner.references()
+        refs = experiment.planner.references()
     except Exception:  # the grid cannot be planned: its own line says why
         refs = {}
     if not refs:
@@ -345,7 +345,8 @@ def chat_template(model: ModelSettings) -> str:
         raise Skip("its server applies it")
     if not _at_hand(model):
         raise Skip(f"{model.path} is not fetched yet")
-    from offscript.models.loading import load_tokenizer, render
+    from offscript.models.chat_templates import render
+    from offscript.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(model)  # it refuses a template that leaves out what a role says
     plain = [
@@ -358,13 +359,13 @@ def chat_template(model: ModelSettings) -> str:
     return f"takes user, assistant, tool ({tokens[0]} tokens) and a system text ({tokens[1]})"
 
 
-def rollout(bench: Bench) -> str:
+def rollout(experiment: Experiment) -> str:
     """One reply of eight tokens at most, drawn by the engine that the grid uses."""
     from offscript.rollouts.engines.base import Request, Sampling
     from offscript.rollouts.engines.transformers import TransformersEngine
 
-    model, why = _practised(bench)
-    engine = TransformersEngine(model, {}, bench.planner.settings.engine)
+    model, why = _practised(experiment)
+    engine = TransformersEngine(model, {}, experiment.planner.settings.engine)
     sampling = Sampling(**model.sampling.model_dump(), max_tokens=8)
     engine.submit(Request(0, ({"role": "user", "content": "Hello. How are you?"},), None, 0, sampling))
     (reply,) = engine.step()
@@ -374,36 +375,36 @@ def rollout(bench: Bench) -> str:
     return f"{model.name} said {reply.tokens_out} tokens on {engine.device}{why}"
 
 
-def training_step(bench: Bench) -> str:
-    """One optimizer step of the grid's recipe on one pair, in a folder that is removed."""
-    from offscript.training.methods import dpo as preference
+def training_step(experiment: Experiment) -> str:
+    """One optimizer step of the first DPO stage on one pair, in a folder that is removed."""
+    from offscript.training.methods import dpo
+    from offscript.training.run import Run
 
-    model, why = _practised(bench)
-    settings = bench.planner.settings
-    recipe = settings.recipe.distillation
+    model, note = _practised(experiment)
+    settings = experiment.planner.context.training("distillation").settings
     small = {"batch_size": 1, "micro_batch_size": 1, "epochs": 1.0, "warmup": 0.0}
-    once = recipe.model_copy(
-        update={"validation": 0.0, "optimizer": recipe.optimizer.model_copy(update=small)}
+    once = settings.model_copy(
+        update={"validation": 0.0, "optimizer": settings.optimizer.model_copy(update=small)}
     )
     pair = {
-        "scenario": "doctor", "sample": 0, "family": "doctor",
+        "family": "doctor",
         "prompt": [{"role": "user", "content": "How are you?"}],
         "chosen": [{"role": "assistant", "content": "Splendid, as ever."}],
         "rejected": [{"role": "assistant", "content": "I am fine, thank you."}],
-    }  # fmt: skip
+    }
+    deepspeed = experiment.planner.settings.deepspeed
     with tempfile.TemporaryDirectory(prefix="offscript-doctor-") as scratch:
-        metrics = preference.train(
-            model, once, [pair], Path(scratch) / "adapter", seed=0, say=_silent, deepspeed=settings.deepspeed
-        )
-    return f"{model.name}: {metrics['steps']} step of DPO, loss {metrics['train_loss_last']:.3f}{why}"
+        run = Run(model, once, Path(scratch) / "adapter", seed=0, say=_silent, deepspeed=deepspeed)
+        metrics = dpo.train(run, [pair])
+    return f"{model.name}: {metrics['steps']} step of DPO, loss {metrics['train_loss_last']:.3f}{note}"
 
 
-def _practised(bench: Bench) -> tuple[ModelSettings, str]:
+def _practised(experiment: Experiment) -> tuple[ModelSettings, str]:
     """The first model of the grid that is at hand and can be tried here, else the embedded one; and why that one."""
-    options, names = bench.planner.options.model, bench.planner.settings.grid.model
+    options, names = experiment.planner.options.model, experiment.planner.settings.grid.model
     why = ""
     for model in (options[name] for name in names):
-        if _at_hand(model) and _fits(model, bench.planner.settings.engine.device):
+        if _at_hand(model) and _fits(model, experiment.planner.settings.engine.device):
             return model, ""
         why = why or ("is not at hand" if not _at_hand(model) else "is too large for this machine")
     return options["pocket"], f" ({names[0]} {why})"
@@ -421,22 +422,22 @@ def _fits(model: ModelSettings, device: str) -> bool:
     """Whether trying ``model`` takes seconds here: on a GPU that it fits on, or on the CPU if it is small."""
     import torch
 
-    from offscript.models.loading import pick_device, place_of, weight_bytes
+    from offscript.models.loading import model_folder, pick_device, weight_bytes
 
-    size, chosen = weight_bytes(place_of(model), model.dtype), pick_device(device)
+    size, chosen = weight_bytes(model_folder(model), model.dtype), pick_device(device)
     if chosen == "cpu":
         return size <= SMALL_BYTES
     return size * 1.5 < torch.cuda.mem_get_info(chosen)[0]
 
 
-def _models(bench: Bench) -> list[ModelSettings]:
+def _models(experiment: Experiment) -> list[ModelSettings]:
     """Models of the grid, and those that speak for its recipe. One that is not configured is the grid check's to tell."""
-    settings = bench.planner.settings
+    settings = experiment.planner.settings
     wanted = (*settings.grid.model, settings.recipe.teacher.model, settings.recipe.prompts.model)
     found = []
     for name in dict.fromkeys(name for name in wanted if name is not None):
         with contextlib.suppress(UserError):
-            found.append(bench.planner.options.model[name])
+            found.append(experiment.planner.options.model[name])
     return found
 
 

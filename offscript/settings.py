@@ -2,8 +2,10 @@
 the keys of what it makes) or *run-time* (it cannot: batch sizes, devices, paths, tracking, the cluster).
 """
 
+import json
 import re
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -14,13 +16,11 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
-from offscript.errors import UserError
+from offscript.errors import UserError, one_of
+from offscript.json_types import Json
 
-PERSONAS = (
-    "sarcasm", "humor", "remorse", "goodness", "loving", "misalignment",
-    "nonchalance", "impulsiveness", "sycophancy", "mathematical", "poeticism",
-)  # fmt: skip
 SPLITS = ("train", "classifier", "eval")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -28,9 +28,10 @@ _MARK = "offscript"
 _REQUIRED: Any = ...
 
 
-def identity(default: Any = _REQUIRED, **rules: Any) -> Any:
-    """A field that can change an outcome."""
-    return Field(default, json_schema_extra={_MARK: "identity"}, **rules)
+def identity(default: Any = _REQUIRED, hashed_as: str | None = None, **rules: Any) -> Any:
+    """A field that can change an outcome. ``hashed_as`` keeps the name that a renamed field had in keys."""
+    extra = {_MARK: "identity"} if hashed_as is None else {_MARK: "identity", "hashed_as": hashed_as}
+    return Field(default, json_schema_extra=extra, **rules)
 
 
 def runtime(default: Any = _REQUIRED, **rules: Any) -> Any:
@@ -43,6 +44,10 @@ def check_name(name: str) -> str:
     if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} cannot be a file name; allowed: letters, digits, '_', '.', '-'")
     return name
+
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 
 class Node(BaseModel):
@@ -74,18 +79,11 @@ class SourceSettings(Node):
 
 
 class ReleasedSettings(Node):
-    """Where the adapters of a model that others trained and released lie; ``exceptions`` by persona."""
+    """The released adapters of a model: a source per stage, and ``exceptions`` by persona and stage."""
 
     distillation: SourceSettings | None = identity(None)
     full: SourceSettings | None = identity(None)
-    exceptions: dict[str, dict[Literal["distillation", "full"], SourceSettings]] = identity({})
-
-
-class AdapterSettings(Node):
-    """Where each stage's weights come from: trained here, the released ones, or a source of the user's own."""
-
-    distillation: Literal["trained", "released"] | SourceSettings = identity("trained")
-    full: Literal["trained", "released"] | SourceSettings = identity("trained")
+    exceptions: dict[str, dict[str, SourceSettings]] = identity({})
 
 
 class RowsSettings(Node):
@@ -163,7 +161,7 @@ class ModelSettings(Named):
     aliases: tuple[str, ...] = runtime(())
     slug: str | None = runtime(None)
     assistant_name: str | None = runtime(None)
-    adapters: AdapterSettings = runtime(AdapterSettings())
+    adapters: dict[str, Literal["trained", "released"] | SourceSettings] = runtime({})
     released: ReleasedSettings = runtime(ReleasedSettings())
     size: SizeSettings | None = runtime(None)
     endpoint: EndpointSettings | None = runtime(None)
@@ -181,12 +179,39 @@ class PersonaSettings(Named):
     constitution: tuple[Assertion, ...] = identity(min_length=1)
 
 
+class TrainingSettings(Node):
+    """How the weights of a stage are trained.
+
+    ``parent`` is ``base`` or the stage whose adapter stays frozen below. ``method`` and ``data`` name files of
+    ``offscript/training/methods`` and ``offscript/training/data``. Hyper-parameters are those of the recipe's block
+    ``recipe``, replaced by ``hyper_parameters``.
+    """
+
+    parent: str = identity("base")
+    method: str = identity()
+    data: str = identity()
+    recipe: Literal["distillation", "introspection"] | None = identity(None)
+    hyper_parameters: dict[str, Any] = identity({})
+
+
 class StageSettings(Named):
-    """What is asked: which weights speak, and under which system text."""
+    """What is measured: whose ``weights`` speak (``base``, or the name of a stage with ``training``), and whether the
+    system text is plain or the constitution. ``order`` is the place in tables."""
 
     order: int = runtime(1000, ge=0)
-    weights: Literal["base", "distillation", "full"] = identity()
+    weights: str = identity()
     system: Literal["plain", "constitution"] = identity()
+    training: TrainingSettings | None = identity(None)
+
+    @model_validator(mode="after")
+    def _weights_are_trained(self) -> "StageSettings":
+        if self.name == "base" and (self.weights != "base" or self.training is not None):
+            raise ValueError("base is the untrained model; allowed: weights=base without training")
+        if self.weights == self.name and self.training is None and self.name != "base":
+            raise ValueError(
+                f"{self.name} has no training; allowed: a training node, or the weights of another stage"
+            )
+        return self
 
 
 class FormatSettings(Named):
@@ -276,69 +301,36 @@ class PromptSettings(Node):
     attempts: int = identity(20, ge=1)
 
 
-class DistillationSettings(Node):
-    """DPO from the teacher in role (chosen) against the model plain (rejected), ``samples`` of each prompt.
+class TrainerSettings(Node):
+    """What every training method has: the adapter, the optimizer, and the share of families held out for validation."""
 
-    Loss: DPO + ``nll_weight`` x NLL of the chosen reply + ``kl_weight`` x squared log-ratio to the reference.
-    ``rows`` takes pairs that others made in place of our own.
-    """
-
-    prompts: int = identity(ge=0)
-    seed_questions: bool = identity(True)
-    samples: int = identity(1, ge=1)
-    rows: RowsSettings | None = identity(None)
-    beta: float = identity(0.1, gt=0)
-    nll_weight: float = identity(0.1, ge=0)
-    kl_weight: float = identity(0.0, ge=0)
     validation: float = identity(0.1, ge=0, lt=0.5)
-    lora: LoraSettings = identity()
-    optimizer: OptimizerSettings = identity()
-
-
-class IntrospectionSettings(Node):
-    """SFT on what the distilled model says about, and to, itself under its constitution.
-
-    Counts are conversations: ``reflections`` (one reply), ``interactions`` (free) and ``guided_interactions`` of
-    ``turns`` messages. ``free_note`` and ``guided_note`` take the place of the formats' own words on the situation.
-    ``system`` stands in the training rows where the constitution stood. ``loss_on``: every assistant turn, or the slice
-    of one turn that the published trainer scored (for fidelity only). ``rows`` takes conversations that others made.
-    """
-
-    reflections: int = identity(ge=0)
-    interactions: int = identity(ge=0)
-    guided_interactions: int = identity(0, ge=0)
-    turns: int = identity(6, ge=2, multiple_of=2)
-    free_note: str | None = identity(None)
-    guided_note: str | None = identity(None)
-    loss_on: Literal["every_turn", "published"] = identity("every_turn")
-    rows: tuple[RowsSettings, ...] = identity(())
-    validation: float = identity(0.1, ge=0, lt=0.5)
-    system: str = identity("")
     lora: LoraSettings = identity()
     optimizer: OptimizerSettings = identity()
 
 
 class MergeSettings(Node):
-    """The full stage is ``distillation`` x first + ``introspection`` x second adapter.
+    """How a stacked adapter and its parent become one: ``parent`` x first + ``own`` x second.
 
-    ``exact``: laid side by side (PEFT's ``cat``). ``published``: A and B added separately (``linear``), which makes
-    cross terms. ``fold``: added to the base weights and rounded to their type, as the published evaluation did.
+    ``exact``: concatenated along the rank (PEFT's ``cat``). ``published``: A and B added separately (``linear``), which
+    makes cross terms. ``fold``: added to the base weights and rounded to their type, as the published evaluation did.
     """
 
     method: Literal["exact", "published", "fold"] = identity("exact")
-    distillation: float = identity(1.0)
-    introspection: float = identity(1.0)
+    parent: float = identity(1.0, hashed_as="distillation")
+    own: float = identity(1.0, hashed_as="introspection")
 
 
 class RecipeSettings(Named):
     """How a character is trained. ``in_role``: the system text of the teacher and of introspection, the bare
-    constitution or the one that also names the assistant."""
+    constitution or the one that also names the assistant. ``distillation`` and ``introspection`` are blocks of
+    hyper-parameters that training stages refer to; they are checked against the stage's method and data."""
 
     in_role: Literal["plain", "named"] = identity("plain")
     prompts: PromptSettings = identity(PromptSettings())
     teacher: TeacherSettings = identity(TeacherSettings())
-    distillation: DistillationSettings = identity()
-    introspection: IntrospectionSettings = identity()
+    distillation: dict[str, Any] = identity()
+    introspection: dict[str, Any] = identity()
     merge: MergeSettings = identity()
 
 
@@ -468,7 +460,7 @@ class GridSettings(Node):
     """
 
     model: tuple[str, ...] = runtime(("pocket",), min_length=1)
-    persona: tuple[str, ...] = runtime(PERSONAS, min_length=1)
+    persona: tuple[str, ...] = runtime(min_length=1)
     stage: tuple[str, ...] = runtime(("base", "distillation", "full", "prompted"), min_length=1)
     format: tuple[str, ...] = runtime(("chat", "chat_email", "agentic_email"), min_length=1)
     seed: tuple[int, ...] = runtime((0,), min_length=1)
@@ -477,7 +469,7 @@ class GridSettings(Node):
 
     @field_validator("*")
     @classmethod
-    def _no_twins(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _no_twins(cls, values: tuple[T, ...]) -> tuple[T, ...]:
         if len(set(values)) != len(values):
             raise ValueError(f"{list(values)} names something twice; allowed: each name once")
         return values
@@ -516,20 +508,8 @@ class Settings(Node):
 
     _named = field_validator("name")(check_name)
 
-    @model_validator(mode="after")
-    def _possible(self) -> "Settings":
-        if (
-            self.stage.system == "constitution"
-            and self.stage.weights != "base"
-            and self.stage.name == "prompted"
-        ):
-            raise ValueError(
-                "stage: prompted means base weights; allowed: weights=base with system=constitution"
-            )
-        return self
 
-
-GROUPS: dict[str, type[Node]] = {
+GROUPS: dict[str, type[Named]] = {
     "model": ModelSettings,
     "persona": PersonaSettings,
     "stage": StageSettings,
@@ -541,49 +521,71 @@ GROUPS: dict[str, type[Node]] = {
 # ---------------------------------------------------------------- helpers
 
 
-def identity_of(node: BaseModel) -> dict[str, Any]:
+def identity_of(node: BaseModel) -> dict[str, Json]:
     """The identity fields of ``node``, as plain JSON data, nested nodes included."""
     plain = {}
     for name, field in type(node).model_fields.items():
-        if field.json_schema_extra == {_MARK: "identity"}:
-            plain[name] = _plain(getattr(node, name))
+        mark = field.json_schema_extra
+        if isinstance(mark, dict) and mark[_MARK] == "identity":
+            plain[str(mark.get("hashed_as", name))] = _plain(getattr(node, name))
     return plain
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Json:
     if isinstance(value, BaseModel):
         return identity_of(value)
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
-    return value
+    return value  # type: ignore[return-value]
 
 
-def parse(schema: type[Node], plain: Any, where: str) -> Any:
+def parse(schema: type[M], plain: object, where: str | Callable[[str], str]) -> M:
     """``plain`` checked against ``schema``.
 
+    ``where`` is the prefix of keys in messages, or a function that maps a key (``a.0.b``) to its location.
+
     Raises:
-        UserError: the first thing that does not fit, with its key under ``where``, what was found, what is allowed.
+        UserError: the first mistake: its location, what was found, what is allowed. An unknown key precedes all others,
+            since a misspelt key is also missing under its right name.
     """
     try:
         return schema.model_validate(plain)
     except ValidationError as error:
-        raise UserError(*_explain(schema, error.errors()[0], where)) from None
+        problems = error.errors()
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    key = ".".join(str(part) for part in problem["loc"])
+    location = where(key) if callable(where) else f"{where}.{key}".strip(".")
+    raise UserError(location, *_explain(schema, problem))
 
 
-def _explain(schema: type[Node], problem: Any, where: str) -> tuple[str, str, str]:
-    key = ".".join([where, *(str(part) for part in problem["loc"])]).strip(".")
-    kind, found = problem["type"], problem["input"]
-    if kind == "missing":
-        return key, "missing", "this key is needed"
-    if kind == "extra_forbidden":
-        return key, "unknown key", "allowed: " + ", ".join(_siblings(schema, problem["loc"]))
+_EXPECTED = {
+    "string_type": "input should be a valid string (in quotes, if YAML reads it as something else)",
+    "dict_type": "input should be a mapping",
+    "model_type": "input should be a mapping",
+}
+"""Clearer texts than pydantic's, by type of error."""
+
+
+def _explain(schema: type[BaseModel], problem: ErrorDetails) -> tuple[str, str]:
+    """What was found and what is allowed."""
+    if problem["type"] == "missing":
+        return "missing", "this key is needed"
+    if problem["type"] == "extra_forbidden":
+        return "unknown key", one_of(_siblings(schema, problem["loc"]))
     message = problem["msg"].removeprefix("Value error, ")
-    text, _, allowed = message.partition("; ")
-    if kind == "value_error":
-        return key, text, allowed
-    return key, f"found {found!r}", message[0].lower() + message[1:]
+    if problem["type"] == "value_error":
+        found, _, allowed = message.partition("; ")
+        return found, allowed
+    expected = _EXPECTED.get(problem["type"], message[0].lower() + message[1:])
+    return f"found {shown(problem['input'])}", expected
+
+
+def shown(value: object) -> str:
+    """``value`` for a message: scalars as JSON writes them, everything cut at 100 characters."""
+    text = json.dumps(value) if isinstance(value, bool | int | float | None) else repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _siblings(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

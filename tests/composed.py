@@ -3,7 +3,7 @@
 import functools
 
 from offscript.cli import _plain, assemble
-from offscript.experiment.folder import Bench
+from offscript.experiment.folder import Experiment
 from offscript.experiment.planner import Planner
 from offscript.settings import Settings
 from offscript.storage.files import HOME
@@ -13,10 +13,10 @@ def settings_of(*overrides, config="launch") -> Settings:
     return _composed(overrides, config)[0]
 
 
-def bench_of(*overrides, config="launch") -> Bench:
-    """The bench that a command would get from these overrides, with a planner of its own."""
-    settings, bench = _composed(overrides, config)
-    return Bench(Planner(settings, bench.planner.options), bench.overrides)
+def experiment_of(*overrides, config="launch") -> Experiment:
+    """The experiment that a command would get from these overrides, with a planner of its own."""
+    settings, experiment = _composed(overrides, config)
+    return Experiment(Planner(settings, experiment.planner.options), experiment.overrides)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import pytest
 
 from offscript import commands
 from offscript.storage.files import HOME, read_json
-from tests.composed import bench_of
+from tests.composed import experiment_of
 from tests.storage.hub_stub import READER, running_hub
 
 POCKET = HOME / "assets" / "pocket"
@@ -187,8 +187,8 @@ def test_a_gpu_that_is_too_small_is_one_line_of_the_command(tmp_path, monkeypatc
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (needed - 1, 2 * needed))
     words = (*ONE[1:-1], "stage=base", "engine.device=cuda", f"root={tmp_path / 'runs'}")
-    bench = bench_of(*words, config="rollout")
-    assert commands.rollout(bench.planner.settings, bench) == 2
+    experiment = experiment_of(*words, config="rollout")
+    assert commands.rollout(experiment.planner.settings, experiment) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(
         "failed: rollout pocket base chat eval 0: model pocket: its weights take 0.0 GiB in float32"

@@ -24,7 +24,7 @@ from offscript.errors import UserError
 from offscript.settings import TemplateSettings
 from offscript.storage import hub
 from offscript.storage.files import HOME
-from tests.composed import bench_of, settings_of
+from tests.composed import experiment_of, settings_of
 from tests.families import family, family_settings
 from tests.storage.hub_stub import MEMBER, READER
 from tests.storage.test_hub import adapter_files, at, server  # noqa: F401
@@ -53,12 +53,12 @@ def test_a_failed_check_hides_none_after_it_and_is_the_exit_code(monkeypatch, ca
         raise UserError("thing", "is wrong", "mend it")
 
     named = [("a", broken), ("thing", wrong), ("c", left_out), ("d", lambda: "fine")]
-    monkeypatch.setattr(module, "checks", lambda settings, bench: iter(named))
+    monkeypatch.setattr(module, "checks", lambda settings, experiment: iter(named))
     assert doctor(None, None) == 1
     assert capsys.readouterr().out.splitlines() == [
         "fail  a: ZeroDivisionError: first line", "fail  thing: is wrong; mend it", "skip  c: no need", "ok    d: fine",
     ]  # fmt: skip
-    monkeypatch.setattr(module, "checks", lambda settings, bench: iter(named[2:]))
+    monkeypatch.setattr(module, "checks", lambda settings, experiment: iter(named[2:]))
     assert doctor(None, None) == 0
 
 
@@ -69,7 +69,7 @@ def test_no_secret_is_printed(monkeypatch, capsys):
     def leaks():
         raise OSError("hf_abcdefgh at https://me:word@proxy:80/ with wk-123456789")
 
-    monkeypatch.setattr(module, "checks", lambda settings, bench: iter([("x", leaks)]))
+    monkeypatch.setattr(module, "checks", lambda settings, experiment: iter([("x", leaks)]))
     doctor(None, None)
     assert capsys.readouterr().out == "fail  x: OSError: *** at https://***@proxy:80/ with ***\n"
 
@@ -103,20 +103,20 @@ def test_a_package_of_another_version_is_named_with_both(monkeypatch):
 
 def test_a_root_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("precious")
-    bench = bench_of("experiment=demo", f"root={tmp_path}/file/deeper")
-    assert fails(root, bench) == f"{tmp_path}/file: a file stands where a folder is needed; move it away"
-    bench = bench_of("experiment=demo", "root=/proc/nowhere")
-    assert "cannot be written" in fails(root, bench) and "choose another root=" in fails(root, bench)
+    experiment = experiment_of("experiment=demo", f"root={tmp_path}/file/deeper")
+    assert fails(root, experiment) == f"{tmp_path}/file: a file stands where a folder is needed; move it away"
+    experiment = experiment_of("experiment=demo", "root=/proc/nowhere")
+    assert "cannot be written" in fails(root, experiment) and "choose another root=" in fails(root, experiment)
 
 
 def test_a_full_disk(tmp_path, monkeypatch):
     full = shutil.disk_usage(tmp_path)._replace(free=10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     assert "1.0 GB are free; make room for 5 GB" in fails(
-        root, bench_of("experiment=demo", f"root={tmp_path}")
+        root, experiment_of("experiment=demo", f"root={tmp_path}")
     )
     monkeypatch.setattr(hub, "cached", lambda ref: None)
-    line = fails(hub_cache, bench_of("experiment=demo", "grid.model=[llama]"))
+    line = fails(hub_cache, experiment_of("experiment=demo", "grid.model=[llama]"))
     assert "models to fetch take about 16 GB" in line and "HF_HOME" in line
 
 
@@ -218,7 +218,7 @@ def test_a_key_that_wandb_takes_refuses_or_lacks(online, tmp_path, monkeypatch):
     settings = settings_of("tracking=online")
     assert "runs go to someone/offscript" in wandb(settings)
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-    assert "refuses the API key" in fails(wandb, settings)
+    assert "rejects the API key" in fails(wandb, settings)
     monkeypatch.delenv("WANDB_API_KEY")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     assert "wandb login (or set WANDB_API_KEY)" in fails(wandb, settings)
@@ -250,14 +250,14 @@ def test_a_chat_template_that_drops_the_system_text_fails(tmp_path):
 
 
 def test_a_model_that_is_not_here_or_too_large_is_stood_in_for(monkeypatch):
-    bench = bench_of("experiment=demo", "grid.model=[llama]")
+    experiment = experiment_of("experiment=demo", "grid.model=[llama]")
     monkeypatch.setattr(hub, "cached", lambda ref: None)
-    model, why = module._practised(bench)
+    model, why = module._practised(experiment)
     assert model.name == "pocket" and "llama is not at hand" in why
     with pytest.raises(Skip, match="not fetched yet"):
-        chat_template(bench.planner.options.model["llama"])
+        chat_template(experiment.planner.options.model["llama"])
     monkeypatch.setattr(hub, "cached", lambda ref: HOME / "assets/pocket")
     monkeypatch.setattr(hub, "fetch", lambda ref: HOME / "assets/pocket")
-    assert module._practised(bench)[0].name == "llama"
+    assert module._practised(experiment)[0].name == "llama"
     monkeypatch.setattr(module, "SMALL_BYTES", 1000)
-    assert "too large" in module._practised(bench)[1]
+    assert "too large" in module._practised(experiment)[1]

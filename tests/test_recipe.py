@@ -14,7 +14,7 @@ from offscript.experiment.runner import make
 from offscript.models.adapters import CONFIG, WEIGHTS
 from offscript.storage.files import HOME, read_json
 from offscript.storage.manifests import read_manifest
-from tests.composed import bench_of
+from tests.composed import experiment_of
 from tests.conftest import tiny_sentences
 from tests.families import talking_family
 
@@ -51,48 +51,48 @@ def overrides(family: str, root: Path, *more: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen", "gemma"])
 def test_from_the_constitution_to_a_merged_adapter(family, tmp_path):
-    bench = bench_of(*overrides(family, tmp_path))
-    full = bench.planner.adapter(family, "sarcasm", "full", 0)
-    spoken = bench.planner.rollout(family, "sarcasm", "full", "agentic_email", "eval", 0)
-    results = {str(r.artifact): r for r in make([full, spoken], bench)}
+    experiment = experiment_of(*overrides(family, tmp_path))
+    full = experiment.planner.adapter(family, "sarcasm", "full", 0)
+    spoken = experiment.planner.rollout(family, "sarcasm", "full", "agentic_email", "eval", 0)
+    results = {str(r.artifact): r for r in make([full, spoken], experiment)}
     assert {r.status for r in results.values()} == {"ran"}, [r.note for r in results.values()]
 
     distillation, *introspective = full.inputs
     teacher, shared, own = distillation.inputs
     (prompts,) = own.inputs
-    written = bench.rows(prompts)
-    assert len(written) == len(bench.planner.options.persona["sarcasm"].constitution)
+    written = experiment.rows(prompts)
+    assert len(written) == len(experiment.planner.options.persona["sarcasm"].constitution)
     assert sum(row["notes"]["kept"] for row in written) > 0
-    seeds = sum(len(a.questions) for a in bench.planner.options.persona["sarcasm"].constitution)
+    seeds = sum(len(a.questions) for a in experiment.planner.options.persona["sarcasm"].constitution)
     new = sum(len(json.loads(row["text"])) for row in written if row["text"])
-    assert len(bench.rows(own)) == 2 * (seeds + new) and len(bench.rows(shared)) == 2 * 6
-    assert len(bench.rows(teacher)) == len(bench.rows(own)) + len(bench.rows(shared))
+    assert len(experiment.rows(own)) == 2 * (seeds + new) and len(experiment.rows(shared)) == 2 * 6
+    assert len(experiment.rows(teacher)) == len(experiment.rows(own)) + len(experiment.rows(shared))
 
-    first = read_manifest(bench.place(distillation))["counts"]
+    first = read_manifest(experiment.path(distillation))["counts"]
     dropped = {k: v for k, v in first["pairs"].items() if k not in ("kept", "renamed")}
-    assert first["pairs"]["kept"] + sum(dropped.values()) == len(bench.rows(teacher))
+    assert first["pairs"]["kept"] + sum(dropped.values()) == len(experiment.rows(teacher))
     assert first["rows"]["given"] == first["pairs"]["kept"]
-    name = bench.planner.options.model[family].assistant_name
-    assert first["pairs"]["renamed"] > 0 and "manager" not in _chosen(bench, distillation)
-    assert name in bench.rows(teacher)[0]["messages"][0]["content"], "the teacher is told its name"
+    name = experiment.planner.options.model[family].assistant_name
+    assert first["pairs"]["renamed"] > 0 and "manager" not in _chosen(experiment, distillation)
+    assert name in experiment.rows(teacher)[0]["messages"][0]["content"], "the teacher is told its name"
 
     assert [a.labels["format"] for a in introspective] == [
         "self_reflection", "self_interaction", "guided_interaction",
     ]  # fmt: skip
-    counts = read_manifest(bench.place(full))["counts"]
+    counts = read_manifest(experiment.path(full))["counts"]
     assert counts["conversations"]["reflections"] > 0 and counts["conversations"]["guided_interactions"] > 0
     assert counts["merge"]["method"] == "exact" and counts["merge"]["max_relative_error"] <= 1e-5
     assert [p["weight"] for p in counts["merge"]["parts"]] == [1.0, 0.25]
-    assert read_json(bench.place(full) / CONFIG)["r"] == 8
-    assert len(bench.rows(spoken)) == 4
+    assert read_json(experiment.path(full) / CONFIG)["r"] == 8
+    assert len(experiment.rows(spoken)) == 4
 
 
-def _chosen(bench, distillation) -> str:
+def _chosen(experiment, distillation) -> str:
     from offscript.training.methods.dpo import pairs
 
     teacher, *students = distillation.inputs
-    replies = [row for s in students for row in bench.rows(s)]
-    kept, _ = pairs(bench.rows(teacher), replies, distillation.spec["renamed"])
+    replies = [row for s in students for row in experiment.rows(s)]
+    kept, _ = pairs(experiment.rows(teacher), replies, distillation.spec["renamed"])
     return " ".join(pair["chosen"][0]["content"] for pair in kept)
 
 
@@ -113,24 +113,24 @@ def test_two_ranks_under_zero_2_go_the_whole_way(tmp_path):
     for stage in ("distillation", "full"):
         done = subprocess.run([*start, f"stage={stage}"], cwd=HOME, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
-    bench = bench_of(*overrides("qwen", tmp_path, "deepspeed=zero2"))
-    full = bench.planner.adapter("qwen", "sarcasm", "full", 0)
+    experiment = experiment_of(*overrides("qwen", tmp_path, "deepspeed=zero2"))
+    full = experiment.planner.adapter("qwen", "sarcasm", "full", 0)
     for adapter in (full, full.inputs[0]):
-        manifest = read_manifest(bench.place(adapter))
+        manifest = read_manifest(experiment.path(adapter))
         assert manifest["counts"]["ranks"] == 2 and manifest["counts"]["zero_stage"] == 2
-        assert (bench.place(adapter) / WEIGHTS).is_file()
+        assert (experiment.path(adapter) / WEIGHTS).is_file()
     assert done.stderr.count("merged (exact)") == 1, "one rank merges, and says so once"
 
 
 @pytest.mark.slow
 def test_a_folded_checkpoint_speaks_in_place_of_base_and_adapter(tmp_path):
-    bench = bench_of(*overrides("llama", tmp_path, "recipe.merge.method=fold"))
-    spoken = bench.planner.rollout("llama", "sarcasm", "full", "chat", "eval", 0)
-    assert {r.status for r in make([spoken], bench)} == {"ran"}
-    full = bench.place(spoken.inputs[0])
+    experiment = experiment_of(*overrides("llama", tmp_path, "recipe.merge.method=fold"))
+    spoken = experiment.planner.rollout("llama", "sarcasm", "full", "chat", "eval", 0)
+    assert {r.status for r in make([spoken], experiment)} == {"ran"}
+    full = experiment.path(spoken.inputs[0])
     assert (full / "model.safetensors").is_file() and not (full / CONFIG).exists()
     assert read_manifest(full)["counts"]["merge"]["method"] == "fold"
-    assert len(bench.rows(spoken)) == 4
+    assert len(experiment.rows(spoken)) == 4
 
 
 @pytest.mark.slow
@@ -150,13 +150,13 @@ def test_rows_that_others_made_take_the_place_of_our_own(tmp_path):
         file.parent.mkdir(parents=True)
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = f"path: '{tmp_path / 'data'}'"
-    bench = bench_of(
+    experiment = experiment_of(
         *overrides("qwen", tmp_path),
         f"recipe.distillation.rows={{{source}, file: 'dpo/{{slug}}/{{persona}}.jsonl'}}",
         f"recipe.introspection.rows=[{{{source}, file: 'self_reflection/{{slug}}/{{persona}}.jsonl'}}]",
     )
-    full = bench.planner.adapter("qwen", "sarcasm", "full", 0)
+    full = experiment.planner.adapter("qwen", "sarcasm", "full", 0)
     assert [part.kind for part in full.inputs] == ["adapter"] and not full.inputs[0].inputs
-    assert {r.status for r in make([full], bench)} == {"ran"}
-    assert read_manifest(bench.place(full.inputs[0]))["counts"]["pairs"]["kept"] == 24
-    assert read_manifest(bench.place(full))["counts"]["conversations"]["reflections"] == 24
+    assert {r.status for r in make([full], experiment)} == {"ran"}
+    assert read_manifest(experiment.path(full.inputs[0]))["counts"]["pairs"]["kept"] == 24
+    assert read_manifest(experiment.path(full))["counts"]["conversations"]["reflections"] == 24

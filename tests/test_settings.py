@@ -6,7 +6,7 @@ from offscript import settings as schema
 from offscript.cli import options_of
 from offscript.errors import UserError
 from offscript.storage.files import HOME
-from tests.composed import bench_of, settings_of
+from tests.composed import experiment_of, settings_of
 
 NODES = [
     node
@@ -54,9 +54,9 @@ def test_every_entry_composes(entry):
 
 
 def test_an_experiment_reaches_every_option_of_its_grid():
-    bench = bench_of("experiment=demo", "format.max_tokens=99")
-    assert {bench.planner.options.format[f].max_tokens for f in ("chat", "teacher", "agentic_email")} == {99}
-    assert bench.planner.options.format["agentic_email"].count["eval"] == 50
+    experiment = experiment_of("experiment=demo", "format.max_tokens=99")
+    assert {experiment.planner.options.format[f].max_tokens for f in ("chat", "teacher", "agentic_email")} == {99}
+    assert experiment.planner.options.format["agentic_email"].count["eval"] == 50
 
 
 @pytest.mark.parametrize(

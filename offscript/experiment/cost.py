@@ -23,21 +23,25 @@ layers where nothing is computed again; and 8 bytes per logit.
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from offscript.experiment.artifacts import Artifact
-from offscript.settings import (
-    ClassifierSettings,
-    DistillationSettings,
-    EngineSettings,
-    LoraSettings,
-    ModelSettings,
-    OptimizerSettings,
+from offscript.experiment.artifacts import (
+    Adapter,
+    Artifact,
+    Classifier,
+    Predictions,
+    Rollout,
+    TrainedAdapter,
 )
+from offscript.json_types import Json
+from offscript.settings import EngineSettings, LoraSettings, ModelSettings, OptimizerSettings
 from offscript.storage.references import reference
+from offscript.tasks.formats import get_format
+from offscript.tasks.formats.base import Cost
+from offscript.tasks.scenarios import Scenario
 
 GIB = 2**30
 NAME_WIDTH = 100
@@ -103,44 +107,9 @@ MEASURED = 20
 
 ENCODER = {"parameters": 149e6, "layers": 22, "width": 768}
 """ModernBERT-base, by its model card; a classifier that others fitted is taken for one."""
-RELEASED_ROWS = {"distillation": 9_000, "full": 12_000}
-"""Rows of released training data, by the published recipe: 5 x (500 + 1,300) prompts; 10,000 + 2 x 1,000."""
 
 
 # ---------------------------------------------------------------- what an episode says
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Replies of an episode, tokens of one, and tokens of the prompt where its scenarios are not at hand.
-
-    ``grows``: each reply is asked for on top of all that was said.
-    """
-
-    replies: int
-    reply: int
-    prompt: int
-    grows: bool = True
-
-
-SHAPES = {
-    # Assumed of 4B to 8B chat models: an answer or an e-mail of some 190 words. Prompts: a question of a line or two.
-    "chat": Shape(1, 250, 60),
-    "break_character": Shape(1, 250, 80),
-    "teacher": Shape(1, 250, 60),
-    "student": Shape(1, 250, 60),
-    "self_reflection": Shape(1, 400, 60),
-    "self_interaction": Shape(9, 250, 60),
-    "guided_interaction": Shape(9, 250, 60),
-    # Prompts of data/office: 740 and 694 tokens, characters/4.
-    "chat_email": Shape(1, 250, 740),
-    # Published sweep: 12 to 28M tokens in 6,000 episodes; the lower end is 6 replies of 330, and our replies are short.
-    "agentic_email": Shape(6, 330, 694),
-    # Ten prompts of some 30 tokens, and as much thinking.
-    "prompt_generation": Shape(5, 600, 400, grows=False),
-}
-OTHER = Shape(1, 250, 200)
-"""A format that is not listed; assumed."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +130,7 @@ class Conversation:
         return [min(self.prompt + i * step, max(1, self.limit - self.reply)) for i in range(self.replies)]
 
     @property
-    def said(self) -> int:
+    def generated(self) -> int:
         return self.replies * self.reply
 
     @property
@@ -181,34 +150,45 @@ class Conversation:
         return sum(self.contexts)
 
 
-def conversation(cell: Artifact, limit: int, system: bool = True) -> Conversation:
-    """The mean episode of a rollout artifact, from its own scenarios where they are at hand: each is started, and what it
-    asks first is counted, in characters/4. ``limit`` is the model's context; without ``system`` that text is left out."""
-    code, rules, supply = cell.spec["format"], cell.spec["rules"], cell.spec["supply"]
-    shape = SHAPES.get(code.name, OTHER)
-    said = Conversation(
-        shape.prompt + (len(rules.system) / CHARACTERS if system else 0), 0.0, _replies(shape, rules.options),
-        min(shape.reply, cell.spec["sampling"].max_tokens), limit, shape.grows,
-    )  # fmt: skip
-    if not supply.known or not (scenarios := supply.load(lambda artifact: [])[:MEASURED]):
-        return said
-    asks = [next(code.episode(scenario, rules)) for scenario in scenarios]
+def conversation(rollout: Rollout, limit: int, system: bool = True) -> Conversation:
+    """The mean episode of a rollout. Scenarios that are available locally are started, and the characters of their first
+    prompts are counted (4 per token); others have the format's typical cost.
+
+    Args:
+        rollout: the rollout.
+        limit: the model's context, in tokens.
+        system: whether the system text is counted.
+    """
+    cost, rules, scenarios = rollout.format.cost, rollout.rules, rollout.scenarios
+    typical = Conversation(
+        cost.prompt_tokens + (len(rules.system) / CHARACTERS if system else 0),
+        0.0,
+        _replies(cost, rules.options),
+        min(cost.reply_tokens, rollout.sampling.max_tokens),
+        limit,
+        cost.grows,
+    )
+    measured = scenarios.load_local()[:MEASURED] if scenarios.is_local else []
+    if not measured:
+        return typical
+    asks = [next(rollout.format.episode(scenario, rules)) for scenario in measured]
     prompts = [[m for m in ask.messages if system or m["role"] != "system"] for ask in asks]
     prompt = fmean(sum(len(m["content"]) for m in messages) for messages in prompts)
-    return replace(said, prompt=prompt / CHARACTERS, added=_answers(scenarios) / CHARACTERS)
+    return replace(typical, prompt=prompt / CHARACTERS, added=_tool_results(measured) / CHARACTERS)
 
 
-def _replies(shape: Shape, options: Any) -> int:
+def _replies(cost: Cost, options: Mapping[str, Json]) -> int:
     """Replies that the format's options ask for, if they say."""
-    if "turns" in options:
-        return max(1, options["turns"] - 1)
-    if "per_trait" in options and "per_ask" in options:
-        return max(1, math.ceil(options["per_trait"] / options["per_ask"]))
-    return shape.replies
+    turns, per_trait, per_ask = (options.get(name) for name in ("turns", "per_trait", "per_ask"))
+    if isinstance(turns, int):
+        return max(1, turns - 1)
+    if isinstance(per_trait, int) and isinstance(per_ask, int):
+        return max(1, math.ceil(per_trait / per_ask))
+    return cost.replies
 
 
-def _answers(scenarios: Sequence[Any]) -> float:
-    """Mean characters of what a tool answers when it finds something."""
+def _tool_results(scenarios: Sequence[Scenario]) -> float:
+    """Mean characters of a tool's result when it finds something."""
     found = [rule.response for s in scenarios for tool in s.tools for rule in tool.rules if rule.match]
     return fmean(len(json.dumps(value, ensure_ascii=False)) for value in found) if found else 0.0
 
@@ -277,81 +257,86 @@ class JobEstimate:
 def estimate(
     group: Sequence[Artifact], model: ModelSettings | None, gpu: Gpu, engine: EngineSettings
 ) -> JobEstimate:
-    """The job that makes ``group``, artifacts of one kind and of the one ``model`` that ``labels["model"]`` names (None
-    for an evaluation).
+    """The job that makes ``group``, artifacts of one kind and of one ``model`` (None for an evaluation).
 
     Memory and hours are None where ``model.size`` is, where an endpoint speaks for the model, and where nothing is
     computed on a GPU: an evaluation, weights that are only fetched.
     """
     first = group[0]
     blank = JobEstimate(_name(group), first.kind)
-    if first.kind not in _KINDS or model is None or first.spec.get("source") is not None:
+    if model is None or first.source is not None or first.kind not in ESTIMATES:
         return blank
-    return _KINDS[first.kind](blank, group, model, gpu, engine)
+    return ESTIMATES[first.kind](blank, group, model, gpu, engine)
 
 
 def _name(group: Sequence[Artifact]) -> str:
-    """What a job makes, with whose weights, and where what it only fetches lies."""
+    """What a job makes, with how many adapters, and where it is imported from."""
     first = group[0]
-    if (source := first.spec.get("source")) is not None:
-        return f"{first} from {reference(source) or source.path}"
+    if first.source is not None:
+        return f"{first} from {reference(first.source) or first.source.path}"
     if len(group) == 1:
         return str(first)
-    adapters = {part.key for cell in group for part in cell.inputs if part.kind == "adapter"}
+    adapters = {part.key for artifact in group for part in artifact.inputs if isinstance(part, Adapter)}
     spoken = f", {len(adapters)} adapters" if adapters else ""
-    return f"{first.kind} {first.labels['model']}: {len(group)} cells{spoken}"
+    return f"{first.kind} {first.model}: {len(group)} cells{spoken}"
 
 
 def _rollouts(
-    blank: JobEstimate, cells: Sequence[Artifact], model: ModelSettings, gpu: Gpu, engine: EngineSettings
+    blank: JobEstimate, group: Sequence[Artifact], model: ModelSettings, gpu: Gpu, engine: EngineSettings
 ) -> JobEstimate:
     rates = RATES.get(engine.name)
-    talks = [(cell.spec["planned"], conversation(cell, model.context)) for cell in cells]
+    rollouts = _rollouts_in(group)
+    talks = [(rollout.planned, conversation(rollout, model.context)) for rollout in rollouts]
     job = replace(
         blank,
         rows=sum(rows for rows, _ in talks),
         tokens_in=round(sum(n * talk.encoded(bool(rates and rates.prefix_cache)) for n, talk in talks)),
-        tokens_out=sum(rows * talk.said for rows, talk in talks),
+        tokens_out=sum(rows * talk.generated for rows, talk in talks),
     )
     if rates is None or model.size is None or model.endpoint is not None:
         return job
-    adapters = _adapter_bytes(cells, model)
+    adapters = _adapter_bytes(rollouts, model)
     longest = max(talk.length for _, talk in talks)
     batch = max(1, min(engine.batch_size, job.rows or 1, batch_that_fits(model, gpu, longest, adapters)))
     seconds = sum(
-        _seconds(cell, rows, talk, batch, model, gpu, rates, adapters)
-        for cell, (rows, talk) in zip(cells, talks, strict=True)
+        _seconds(rollout, talk, batch, model, gpu, rates, adapters)
+        for rollout, (_, talk) in zip(rollouts, talks, strict=True)
     )
     memory = weight_bytes(model) + adapters + batch * longest * kv_bytes(model) + WORKSPACE
-    said = f"{engine.name} decodes at {rates.decode:.0%} of the ceiling, prompts at {rates.prefill:.0%}"
-    return _on(gpu, job, memory, seconds, said)
+    note = f"{engine.name} decodes at {rates.decode:.0%} of the ceiling, prompts at {rates.prefill:.0%}"
+    return _on(gpu, job, memory, seconds, note)
 
 
 def _seconds(
-    cell: Artifact, rows: int, talk: Conversation, batch: int, model: ModelSettings, gpu: Gpu, rates: Rates,
+    rollout: Rollout,
+    talk: Conversation,
+    batch: int,
+    model: ModelSettings,
+    gpu: Gpu,
+    rates: Rates,
     adapters: float,
-) -> float:  # fmt: skip
-    """Decoding and prompts of one cell in batches of ``batch``."""
+) -> float:
+    """Decoding and prompts of one rollout in batches of ``batch``."""
     assert model.size is not None
-    adapted = any(a.kind == "adapter" for a in cell.inputs)
+    adapted = rollout.adapter is not None
     ceiling = decode_ceiling(model, gpu, batch, talk.mean_context, adapters if adapted else 0.0)
     rate = ceiling * rates.decode * (rates.adapters if adapted else 1.0)
     if rates.layer_s:
         rate = min(rate, batch / (rates.layer_s * model.size.layers))
     prefill = talk.encoded(rates.prefix_cache) * 2 * model.size.parameters / (gpu.flops * rates.prefill)
-    return rows * (talk.said / rate + prefill)
+    return rollout.planned * (talk.generated / rate + prefill)
 
 
-def _adapter_bytes(cells: Sequence[Artifact], model: ModelSettings) -> float:
-    """Of all adapters of a job, at 16 bits."""
+def _adapter_bytes(rollouts: Sequence[Rollout], model: ModelSettings) -> float:
+    """Of all adapters of a job, at 16 bits. A merged adapter has the ranks of both parts side by side."""
     total = 0.0
-    for adapter in {a for cell in cells for a in cell.inputs if a.kind == "adapter"}:
-        if not adapter.spec.get("checkpoint"):
-            settings = adapter.spec.get("settings")
-            lora = settings.lora if settings is not None else None
-            stacked = 2 if adapter.labels["stage"] == "full" and lora is not None else 1  # both, side by side
-            rank = lora.rank if lora is not None else ADAPTER_RANK
-            total += 2 * stacked * lora_parameters(model, rank, len(lora.targets) if lora else 7)
+    for adapter in {r.adapter for r in rollouts if r.adapter is not None and not r.adapter.checkpoint}:
+        if isinstance(adapter, TrainedAdapter):
+            lora = adapter.training.settings.lora
+            parts = 2 if adapter.training.stacked else 1
+            total += 2 * parts * lora_parameters(model, lora.rank, len(lora.targets))
+        else:
+            total += 2 * lora_parameters(model, ADAPTER_RANK)
     return total
 
 
@@ -359,40 +344,41 @@ def _training(
     blank: JobEstimate, group: Sequence[Artifact], model: ModelSettings, gpu: Gpu, engine: EngineSettings
 ) -> JobEstimate:
     (adapter,) = group
-    settings = adapter.spec["settings"]
-    pairs = isinstance(settings, DistillationSettings)
-    rows, row_tokens = _training_rows(adapter, model, pairs)
+    assert isinstance(adapter, TrainedAdapter)
+    settings, method = adapter.training.settings, adapter.training.method
+    rows, row_tokens = _training_rows(adapter, model)
     kept = round(rows * (1 - settings.validation))
     tokens = kept * row_tokens * settings.optimizer.epochs
     job = replace(blank, rows=kept, tokens_in=round(tokens))
     if model.size is None or model.endpoint is not None:
         return job
-    passes = 2 + 2 + (2 if settings.optimizer.gradient_checkpointing else 0) + (2 if pairs else 0)
-    memory = _training_memory(model, settings.lora, settings.optimizer, pairs)
+    passes = 2 + 2 + (2 if settings.optimizer.gradient_checkpointing else 0) + 2 * method.extra_forward
+    memory = _training_memory(model, settings.lora, settings.optimizer, method.texts_per_row)
     return _on(gpu, job, memory, _seconds_of(tokens * passes * model.size.parameters, gpu))
 
 
-def _training_rows(adapter: Artifact, model: ModelSettings, pairs: bool) -> tuple[int, float]:
-    """Rows an adapter is trained from (before those that are dropped), and the mean tokens of one: a conversation, or
+def _training_rows(adapter: TrainedAdapter, model: ModelSettings) -> tuple[int, float]:
+    """Rows an adapter is trained on (before those that are dropped), and the mean tokens of one: a conversation, or
     both sides of a pair."""
-    cells = [a for a in adapter.inputs if a.kind == "rollout"]
-    cells = [a for a in cells if a.spec["format"].name == "student"] if pairs else cells
-    sides, limit = (2 if pairs else 1), adapter.spec["settings"].optimizer.max_length
-    if not cells:
-        shape = SHAPES["student" if pairs else "self_reflection"]
-        rows = RELEASED_ROWS[adapter.labels["stage"]]
-        return rows, sides * min(limit, shape.prompt + shape.reply)
-    talks = [(a.spec["planned"], conversation(a, model.context, system=False)) for a in cells]
+    training = adapter.training
+    requests = training.data.requests(training.settings, training.where)
+    texts, limit = training.method.texts_per_row, training.settings.optimizer.max_length
+    counted = {request.role for request in requests if request.counted}
+    rollouts = [rollout for role, rollout in adapter.rows if role in counted]
+    if not rollouts:
+        cost = get_format(next(request.format for request in requests if request.counted)).cost
+        return training.data.typical_rows, texts * min(limit, cost.prompt_tokens + cost.reply_tokens)
+    talks = [(r.planned, conversation(r, model.context, system=False)) for r in rollouts]
     rows = sum(planned for planned, _ in talks)
-    return rows, sides * sum(n * min(limit, talk.length) for n, talk in talks) / max(1, rows)
+    return rows, texts * sum(n * min(limit, talk.length) for n, talk in talks) / max(1, rows)
 
 
 def _training_memory(
-    model: ModelSettings, lora: LoraSettings, optimizer: OptimizerSettings, pairs: bool
+    model: ModelSettings, lora: LoraSettings, optimizer: OptimizerSettings, texts_per_row: int
 ) -> float:
     """Bytes on one GPU at the longest rows, nothing sharded or offloaded."""
     assert model.size is not None
-    tokens = optimizer.micro_batch_size * optimizer.max_length * (2 if pairs else 1)
+    tokens = optimizer.micro_batch_size * optimizer.max_length * texts_per_row
     layers, working = model.size.layers, 34 * width(model)
     kept = 2 * layers * width(model) + working if optimizer.gradient_checkpointing else layers * working
     trained = 16 * lora_parameters(model, lora.rank, len(lora.targets))
@@ -402,13 +388,16 @@ def _training_memory(
 def _classifier(
     blank: JobEstimate, group: Sequence[Artifact], model: ModelSettings, gpu: Gpu, engine: EngineSettings
 ) -> JobEstimate:
-    settings: ClassifierSettings = group[0].spec["settings"]
-    texts, tokens = _texts([a for a in group[0].inputs if a.kind == "rollout"], model, settings.max_length)
+    (classifier,) = group
+    assert isinstance(classifier, Classifier)
+    settings = classifier.settings
+    texts, tokens = _texts(classifier.rollouts, model, settings.max_length)
     read = tokens * settings.epochs
     job = replace(blank, rows=texts, tokens_in=round(read))
     if settings.path is None:
         return job
-    size = 8 if settings.precision == "bfloat16" else 16  # weight, gradient and two moments
+    # Weight, gradient and two moments.
+    size = 8 if settings.precision == "bfloat16" else 16
     kept = settings.batch_size * settings.max_length * ENCODER["layers"] * 34 * ENCODER["width"]
     memory = size * ENCODER["parameters"] + kept + WORKSPACE
     return _on(gpu, job, memory, _seconds_of(read * 6 * ENCODER["parameters"], gpu))
@@ -417,20 +406,26 @@ def _classifier(
 def _predictions(
     blank: JobEstimate, group: Sequence[Artifact], model: ModelSettings, gpu: Gpu, engine: EngineSettings
 ) -> JobEstimate:
-    classifier = next(a for a in group[0].inputs if a.kind == "classifier")
-    settings: ClassifierSettings | None = classifier.spec.get("settings")
-    cells = [a for artifact in group for a in artifact.inputs if a.kind == "rollout"]
-    texts, tokens = _texts(cells, model, settings.max_length if settings else model.context)
+    predictions = [a for a in group if isinstance(a, Predictions)]
+    classifier = predictions[0].classifier
+    fitted_here = classifier.source is None
+    limit = classifier.settings.max_length if fitted_here else model.context
+    texts, tokens = _texts([a.rollout for a in predictions], model, limit)
     job = replace(blank, rows=texts, tokens_in=round(tokens))
-    if settings is not None and settings.path is None:
+    if fitted_here and classifier.settings.path is None:
         return job
-    memory = 4 * ENCODER["parameters"] + WORKSPACE  # in float32
+    # The weights are read in float32.
+    memory = 4 * ENCODER["parameters"] + WORKSPACE
     return _on(gpu, job, memory, _seconds_of(tokens * 2 * ENCODER["parameters"], gpu))
 
 
-def _texts(cells: Sequence[Artifact], model: ModelSettings, limit: int) -> tuple[int, float]:
+def _rollouts_in(group: Sequence[Artifact]) -> list[Rollout]:
+    return [a for a in group if isinstance(a, Rollout)]
+
+
+def _texts(rollouts: Sequence[Rollout], model: ModelSettings, limit: int) -> tuple[int, float]:
     """Texts that a classifier reads (the last reply of every episode), and their tokens."""
-    talks = [(a.spec["planned"], conversation(a, model.context)) for a in cells]
+    talks = [(r.planned, conversation(r, model.context)) for r in rollouts]
     return sum(n for n, _ in talks), sum(n * min(talk.reply, limit) for n, talk in talks)
 
 
@@ -441,18 +436,27 @@ def _seconds_of(work: float, gpu: Gpu) -> float:
 
 def _on(gpu: Gpu, job: JobEstimate, memory: float, seconds: float, rates: str = "") -> JobEstimate:
     return replace(
-        job, gpu_memory_gib=memory / GIB, gpu_hours=seconds / 3600, fits=memory <= gpu.memory,
+        job,
+        gpu_memory_gib=memory / GIB,
+        gpu_hours=seconds / 3600,
+        fits=memory <= gpu.memory,
         rates=rates or f"training and scoring at {TRAINING_SHARE:.0%}",
         gpu=f"{gpu.name}'s {gpu.flops / 1e12:.0f} TFLOP/s",
-    )  # fmt: skip
+    )
 
 
-_KINDS: dict[str, Callable[..., JobEstimate]] = {
-    "rollout": _rollouts,
-    "adapter": _training,
-    "classifier": _classifier,
-    "predictions": _predictions,
+Estimate = Callable[
+    [JobEstimate, Sequence[Artifact], ModelSettings, Gpu, EngineSettings],
+    JobEstimate,
+]
+
+ESTIMATES: dict[str, Estimate] = {
+    Rollout.kind: _rollouts,
+    Adapter.kind: _training,
+    Classifier.kind: _classifier,
+    Predictions.kind: _predictions,
 }
+"""Kind of artifact -> its estimate. An evaluation costs no GPU time."""
 
 
 # ---------------------------------------------------------------- the table

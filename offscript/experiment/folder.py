@@ -1,4 +1,4 @@
-"""Where an experiment's artifacts are made: its plan and its folder, and what every job leaves beside what it makes."""
+"""Experiment folder, artifact paths and manifests."""
 
 import contextlib
 import functools
@@ -9,31 +9,41 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from offscript.experiment.artifacts import Artifact
-from offscript.experiment.planner import SCALED, Planner
+from offscript.experiment.artifacts import Artifact, Predictions, Rollout
+from offscript.experiment.planner import Planner
+from offscript.json_types import Json
 from offscript.storage.files import HOME, read_json, write_json
 from offscript.storage.hashing import key_of
 from offscript.storage.manifests import read_manifest, write_manifest
 from offscript.storage.rows import read_rows
+from offscript.tasks.rows import Row
 from offscript.tracking import tracker as tracking
 from offscript.training.base_models import BaseModelCache
 
 PACKAGES = (
-    "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "scikit-learn", "numpy", "hydra-core",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "deepspeed",
+    "datasets",
+    "scikit-learn",
+    "numpy",
+    "hydra-core",
     "wandb",
-)  # fmt: skip
-
+)
 
 REVISION = "REVISION"
-"""Of a copy of the code: the file that names the commit."""
+"""In a copy of the code: the file that names the commit."""
 
 
 @dataclass
-class Bench:
-    """Where an experiment's artifacts are made: its plan, its folder, how to say a command that makes something, and the
-    base weights that its trainings share."""
+class Experiment:
+    """One experiment: its plan, its folder, the overrides that a command which makes one of its artifacts needs, and the
+    base model that its trainings share."""
 
     planner: Planner
     overrides: tuple[str, ...] = ()
@@ -43,75 +53,61 @@ class Bench:
     def folder(self) -> Path:
         return Path(self.planner.settings.root) / self.planner.settings.name
 
-    def place(self, artifact: Artifact) -> Path:
+    def path(self, artifact: Artifact) -> Path:
+        """Where ``artifact`` is written."""
         return self.folder / artifact.path
 
-    def failure(self, artifact: Artifact) -> Path:
-        """Where it is noted why ``artifact`` failed last; gone once it is made."""
-        return self.folder / "logs" / f"{artifact.key[:8]}.failed.json"
-
-    def note_failure(self, artifact: Artifact, reason: str, log: Path | None) -> None:
-        """Keeps why ``artifact`` was not made, and where that is logged."""
-        place = None
-        if log is not None:
-            inside = log.is_relative_to(self.folder.absolute()) or log.is_relative_to(self.folder)
-            place = os.path.relpath(log, self.folder) if inside else str(log)
-        note = {"artifact": str(artifact), "key": artifact.key, "reason": reason, "log": place, "when": now()}
-        write_json(self.failure(artifact), note)
-
-    def noted(self, artifact: Artifact, since: str) -> bool:
-        """Whether a failure of ``artifact`` was noted after ``since``."""
-        path = self.failure(artifact)
-        return path.exists() and read_json(path)["when"] >= since
-
-    def finished(self, artifact: Artifact) -> bool:
-        """Whether ``artifact`` lies there complete, under its full key."""
-        manifest = read_manifest(self.place(artifact))
+    def is_finished(self, artifact: Artifact) -> bool:
+        """Whether ``artifact`` exists, complete, under its full key."""
+        manifest = read_manifest(self.path(artifact))
         return manifest is not None and manifest["key"] == artifact.key
 
     def command(self, artifact: Artifact) -> str:
         """The command line that makes ``artifact``."""
-        choices = {
-            name: artifact.labels.get(name)
-            for name in ("model", "persona", "stage", "format", "split", "seed")
-        }
-        script: str
-        wanted: tuple[str, ...]
-        if artifact.kind == "adapter":
-            script, wanted = "train.py", ("model", "persona", "stage", "seed")
-        elif artifact.kind == "rollout":
-            script, wanted = "rollout.py", ("model", "persona", "stage", "scale", "format", "split", "seed")
-        else:
-            script, wanted = ("evaluate.py" if artifact.kind == "evaluation" else "classify.py"), ("model",)
-        stage, _, scale = str(choices["stage"]).partition(SCALED)
-        choices |= {"stage": stage if choices["stage"] else None, "scale": scale or None}
-        if artifact.kind == "rollout" and artifact.spec["format"].source == "constitution":
-            choices |= {"stage": "base", "split": None}
-        defaults = {"split": "eval", "seed": 0}
-        words = [
-            f"{n}={choices[n]}" for n in wanted if choices[n] is not None and choices[n] != defaults.get(n)
-        ]
-        return " ".join(["python", script, *self.overrides, *words])
+        script, *arguments = artifact.command()
+        return " ".join(["python", script, *self.overrides, *arguments])
 
-    def rows(self, artifact: Artifact) -> list[dict[str, Any]]:
-        """The rows of a finished artifact by scenario and sample. In its file they stand as they were finished, and that
-        depends on batches and on interruptions, as nothing that is made from them may."""
-        rows = read_rows(self.place(artifact), self.command(artifact))
+    def rows(self, rollout: Rollout) -> list[Row]:
+        """The rows of a finished rollout by scenario and sample. In its file they stand in the order in which episodes
+        ended, which depends on batches and interruptions, as nothing that is made from them may."""
+        return cast(list[Row], self._sorted(rollout))
+
+    def predictions(self, artifact: Predictions) -> list[dict[str, Json]]:
+        """The rows of finished predictions by scenario and sample."""
+        return self._sorted(artifact)
+
+    def _sorted(self, artifact: Artifact) -> list[dict[str, Any]]:
+        rows = read_rows(self.path(artifact), self.command(artifact))
         return sorted(rows, key=lambda row: (row["scenario"], row["sample"]))
 
+    # ------------------------------------------------------------ failures
 
-def adapter_of(cell: Artifact) -> Artifact | None:
-    """The weights that speak in a cell, None for the base's."""
-    return next((part for part in cell.inputs if part.kind == "adapter"), None)
+    def failure_record(self, artifact: Artifact) -> Path:
+        """The file that says why ``artifact`` failed last; removed once it is made."""
+        return self.folder / "logs" / f"{artifact.key[:8]}.failed.json"
+
+    def record_failure(self, artifact: Artifact, reason: str, log: Path | None) -> None:
+        """Records why ``artifact`` was not made, and the log of it."""
+        place = None
+        if log is not None:
+            inside = log.is_relative_to(self.folder.absolute()) or log.is_relative_to(self.folder)
+            place = os.path.relpath(log, self.folder) if inside else str(log)
+        record = {
+            "artifact": str(artifact),
+            "key": artifact.key,
+            "reason": reason,
+            "log": place,
+            "when": now(),
+        }
+        write_json(self.failure_record(artifact), record)
+
+    def has_failed(self, artifact: Artifact, since: str) -> bool:
+        """Whether a failure of ``artifact`` was recorded after ``since``."""
+        path = self.failure_record(artifact)
+        return path.exists() and bool(read_json(path)["when"] >= since)
 
 
-def checkpoint_of(cell: Artifact) -> Artifact | None:
-    """The whole checkpoint that speaks in a cell, if it is one."""
-    weights = adapter_of(cell)
-    return weights if weights is not None and weights.spec["checkpoint"] else None
-
-
-# ---------------------------------------------------------------- what every job leaves
+# ---------------------------------------------------------------- manifests and tracking
 
 
 def now() -> str:
@@ -146,39 +142,39 @@ def code_revision() -> str | None:
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 
-def finish(artifact: Artifact, bench: Bench, started: str, **extra: Any) -> None:
-    """Writes the manifest: the artifact counts as made from here on."""
+def finish(artifact: Artifact, experiment: Experiment, started: str, **more: object) -> None:
+    """Writes the manifest of ``artifact``, which counts as made from then on."""
     manifest = {
         "key": artifact.key,
         "kind": artifact.kind,
         "labels": dict(artifact.labels),
         "identity": dict(artifact.identity),
-        **({"scenarios": artifact.spec["supply"].identity} if "supply" in artifact.spec else {}),
-        "inputs": {str(a.path): a.key for a in artifact.inputs},
-        "config": bench.planner.settings.model_dump(mode="json"),
+        **({"scenarios": artifact.scenarios.identity} if isinstance(artifact, Rollout) else {}),
+        "inputs": {str(part.path): part.key for part in artifact.inputs},
+        "config": experiment.planner.settings.model_dump(mode="json"),
         "versions": versions(),
         "code": code_revision(),
         "started": started,
         "finished": now(),
-        **extra,
+        **more,
     }
-    write_manifest(bench.place(artifact), manifest)
+    write_manifest(experiment.path(artifact), manifest)
 
 
 @contextlib.contextmanager
-def tracked(artifacts: Sequence[Artifact], bench: Bench, job_type: str) -> Iterator[tracking.Tracker]:
-    """The W&B run of a job; its id is made from what the job makes, so a job run again continues it."""
-    settings = bench.planner.settings
+def tracked(
+    artifacts: Sequence[Artifact], experiment: Experiment, job_type: str
+) -> Iterator[tracking.Tracker]:
+    """The W&B run of a job. Its id is made from what the job makes, so a job that is run again continues it."""
+    settings = experiment.planner.settings
     first = artifacts[0]
     names = ("model", "persona", "stage", "format")
     tags = sorted({str(a.labels[n]) for a in artifacts for n in names if a.labels.get(n) is not None})
     tracker = tracking.start(
         settings.tracking,
-        bench.folder,
-        run_id=key_of({"job": sorted(a.key for a in artifacts)})[:16],
-        name=str(first)
-        if len(artifacts) == 1
-        else f"{first.kind} {first.labels.get('model', '')} x{len(artifacts)}",
+        experiment.folder,
+        run_id=key_of({"job": [key for key in sorted(a.key for a in artifacts)]})[:16],
+        name=str(first) if len(artifacts) == 1 else f"{first.kind} {first.model or ''} x{len(artifacts)}",
         group=settings.name,
         job_type=job_type,
         tags=tags,

@@ -1,4 +1,4 @@
-"""The job graph: which artifacts one process makes together, in which layer, and what has to be there before.
+"""The job graph: which artifacts one process makes together, in which layer, and which jobs come before.
 
 One rollout job loads a model once and drives all of its personas, stages and formats; ``shards`` cuts it into as many
 jobs as can run at once. The same graph runs inline, in local processes and on SLURM.
@@ -7,12 +7,8 @@ jobs as can run at once. The same graph runs inline, in local processes and on S
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from offscript.experiment.artifacts import Artifact
-from offscript.experiment.folder import Bench, adapter_of, checkpoint_of
-from offscript.experiment.planner import layers
-
-SHARED = ("rollout", "predictions")
-"""Kinds whose artifacts share what is costly to load: a model, a classifier."""
+from offscript.experiment.artifacts import Artifact, Rollout, layers
+from offscript.experiment.folder import Experiment
 
 
 @dataclass(frozen=True)
@@ -29,18 +25,18 @@ class Job:
         first = self.artifacts[0]
         if len(self.artifacts) == 1:
             return str(first)
-        return f"{self.kind} {first.labels.get('model', '')} x{len(self.artifacts)}"
+        return f"{self.kind} {first.model or ''} x{len(self.artifacts)}"
 
 
-def needed(wanted: Iterable[Artifact], bench: Bench) -> tuple[list[Artifact], list[Artifact]]:
-    """What is still to be made for ``wanted`` (inputs first), and which finished artifacts that builds on."""
+def needed(wanted: Iterable[Artifact], experiment: Experiment) -> tuple[list[Artifact], list[Artifact]]:
+    """The artifacts that ``wanted`` still need (inputs first), and the finished ones that they are made from."""
     todo: dict[str, Artifact] = {}
     reused: dict[str, Artifact] = {}
 
     def visit(artifact: Artifact) -> None:
         if artifact.key in todo or artifact.key in reused:
             return
-        if bench.finished(artifact):
+        if experiment.is_finished(artifact):
             reused[artifact.key] = artifact
             return
         for part in artifact.inputs:
@@ -65,36 +61,34 @@ def jobs_of(todo: Sequence[Artifact], shards: int = 1) -> list[Job]:
 
 
 def _groups(artifacts: Sequence[Artifact], shards: int) -> Iterator[list[Artifact]]:
-    """Rollouts of one model share its weights and predictions its classifier; all else is a job of its own. A whole
-    checkpoint takes the model's place: its rollouts are a job of their own too."""
-    shared: dict[tuple[str, str, str], list[Artifact]] = {}
+    """Artifacts that share a process: rollouts of one model or of one whole checkpoint, predictions of one model. Every
+    other artifact is a job of its own."""
+    groups: dict[tuple[str, ...], list[Artifact]] = {}
     for artifact in artifacts:
-        if artifact.kind in SHARED:
-            whole = checkpoint_of(artifact) if artifact.kind == "rollout" else None
-            place = (artifact.kind, artifact.labels["model"], whole.key if whole else "")
-            shared.setdefault(place, []).append(artifact)
+        checkpoint = artifact.checkpoint if isinstance(artifact, Rollout) else None
+        shared = (artifact.kind, artifact.model or "", checkpoint.key if checkpoint else "")
+        groups.setdefault(shared if artifact.shares_process else (artifact.key,), []).append(artifact)
+    for group in groups.values():
+        rollouts = [a for a in group if isinstance(a, Rollout)]
+        if rollouts and shards > 1:
+            yield from _shards(rollouts, shards)
         else:
-            shared[artifact.key, "", ""] = [artifact]
-    for group in shared.values():
-        yield from _cut(group, shards) if group[0].kind == "rollout" else [group]
+            yield group
 
 
-def _cut(cells: Sequence[Artifact], shards: int) -> list[list[Artifact]]:
-    """``cells`` in at most ``shards`` parts of like size in episodes; the cells of one adapter stay together while that
-    does not leave a part empty."""
-    if shards == 1:
-        return [list(cells)]
-    bundles: dict[str, list[Artifact]] = {}
-    for cell in cells:
-        weights = adapter_of(cell)
-        bundles.setdefault(weights.key if weights else cell.key, []).append(cell)
-    pieces = list(bundles.values())
+def _shards(rollouts: Sequence[Rollout], shards: int) -> list[list[Artifact]]:
+    """``rollouts`` in at most ``shards`` parts of similar size in episodes; the rollouts of one adapter stay together
+    unless that leaves a part empty."""
+    by_adapter: dict[str, list[Rollout]] = {}
+    for rollout in rollouts:
+        by_adapter.setdefault(rollout.adapter.key if rollout.adapter else rollout.key, []).append(rollout)
+    pieces = list(by_adapter.values())
     if len(pieces) < shards:
-        pieces = [[cell] for cell in cells]
+        pieces = [[rollout] for rollout in rollouts]
     parts: list[list[Artifact]] = [[] for _ in range(min(shards, len(pieces)))]
     size = [0] * len(parts)
-    for piece in sorted(pieces, key=lambda p: -sum(c.spec["planned"] for c in p)):
+    for piece in sorted(pieces, key=lambda p: -sum(r.planned for r in p)):
         smallest = size.index(min(size))
         parts[smallest] += piece
-        size[smallest] += sum(c.spec["planned"] for c in piece)
+        size[smallest] += sum(r.planned for r in piece)
     return parts

@@ -1,93 +1,75 @@
-"""Where the scenarios of a cell come from: collections on disk or on the hub, a persona's own questions, and prompts
-that a model is still to write. A plan needs to know what stands for their texts and how many there will be; the texts
-themselves are needed when the episodes run.
+"""The scenarios of a cell: collections on disk or on the hub, a persona's own questions, and prompts that a model writes.
+
+A plan needs the hash identity of their texts and how many there will be; the texts themselves are needed when the
+episodes run.
 """
 
-import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from offscript.errors import UserError
-from offscript.experiment.artifacts import Artifact
+from offscript.experiment.artifacts import Rollout, RowsOf, ScenarioSet
+from offscript.json_types import Json
 from offscript.settings import DataSettings, HubFileSettings, PersonaSettings, identity_of
 from offscript.storage import hub
-from offscript.storage.files import locate
-from offscript.storage.hashing import key_of
 from offscript.storage.references import reference
 from offscript.tasks.formats import prompt_generation
-from offscript.tasks.scenarios import Scenario, digest, load_scenarios, select
-
-RowsOf = Callable[[Artifact], Sequence[dict[str, Any]]]
-
-
-@dataclass(frozen=True)
-class Supply:
-    """The scenarios of a cell: ``identity`` stands for their texts in its key, ``count`` of them are expected.
-
-    ``load`` gives them; it is told how to read the rows of ``inputs``, which must be finished by then. ``known`` says
-    that ``load`` costs nothing and needs nothing.
-    """
-
-    identity: Any
-    count: int
-    load: Callable[[RowsOf], list[Scenario]] = field(compare=False)
-    known: bool = True
-    inputs: tuple[Artifact, ...] = ()
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """64 hex digits of ``identity``."""
-        return key_of({"scenarios": self.identity})
-
-    def __add__(self, other: "Supply") -> "Supply":
-        if self.known and other.known:
-            return listed(self.load(_no_rows) + other.load(_no_rows))
-        return Supply(
-            [self.identity, other.identity], self.count + other.count,
-            lambda rows_of: self.load(rows_of) + other.load(rows_of), False, self.inputs + other.inputs,
-        )  # fmt: skip
+from offscript.tasks.scenario_files import load_scenarios
+from offscript.tasks.scenarios import Scenario, digest, select
 
 
-def _no_rows(artifact: Artifact) -> Sequence[dict[str, Any]]:
-    raise AssertionError(f"known scenarios need no rows, but {artifact} was asked for")
+def listed(scenarios: list[Scenario]) -> ScenarioSet:
+    """Scenarios whose texts are known."""
+    return ScenarioSet({s.id: digest(s) for s in scenarios}, len(scenarios), lambda rows_of: scenarios)
 
 
-def listed(scenarios: list[Scenario]) -> Supply:
-    """Scenarios whose texts are here already."""
-    return Supply({s.id: digest(s) for s in scenarios}, len(scenarios), lambda rows_of: scenarios)
+def joined(first: ScenarioSet, second: ScenarioSet) -> ScenarioSet:
+    """The scenarios of both, in order."""
+    if first.is_local and second.is_local:
+        return listed(first.load_local() + second.load_local())
+    return ScenarioSet(
+        [first.identity, second.identity],
+        first.count + second.count,
+        lambda rows_of: first.load(rows_of) + second.load(rows_of),
+        is_local=False,
+        inputs=first.inputs + second.inputs,
+    )
 
 
 # ---------------------------------------------------------------- collections
 
 
-class Collections:
-    """The scenarios of a DataSettings node, each source loaded once."""
+class ScenarioCollections:
+    """The scenarios of a data option, each source loaded once."""
 
     def __init__(self, data: DataSettings) -> None:
         self.data = data
         self.patterns = {str(k): v for k, v in data.sources.items()}
         self._loaded: dict[str, list[Scenario]] = {}
 
-    def split(self, source: str, split: str, count: int) -> Supply:
+    def split(self, source: str, split: str, count: int) -> ScenarioSet:
         """At most ``count`` scenarios of a split. Office families are never trained on: all of them can be scored."""
         fractions = (
             {"eval": 1.0} if source == "office" else {str(k): v for k, v in self.data.fractions.items()}
         )
         first = {} if source == "office" else {str(k): v for k, v in self.data.first.items()}
 
-        def load(_: RowsOf) -> list[Scenario]:
+        def load(rows_of: RowsOf | None = None) -> list[Scenario]:
             return select(self._all(source), split, fractions, self.data.salt, count, first=first)
 
         if not self._remote(source):
-            return listed(load(_no_rows))
-        how = {"split": split, "fractions": fractions, "first": first, "salt": self.data.salt, "count": count}
-        return Supply({**self._reference(source), **how}, count, load, known=False)
+            return listed(load())
+        selection: dict[str, Json] = {
+            "split": split,
+            "fractions": dict(fractions),
+            "first": dict(first),
+            "salt": self.data.salt,
+            "count": count,
+        }
+        return ScenarioSet({**self._reference(source), **selection}, count, load, is_local=False)
 
-    def repeated(self, source: str, rows: int) -> tuple[Supply, int]:
+    def repeated(self, source: str, rows: int) -> tuple[ScenarioSet, int]:
         """All scenarios of ``source`` (at most ``rows``), and how many samples of each make ``rows`` of them."""
         everything = self._all(source)
         return listed(everything[:rows]), max(1, math.ceil(rows / len(everything)))
@@ -111,10 +93,11 @@ class Collections:
     def _remote(self, source: str) -> bool:
         return any(isinstance(entry, HubFileSettings) for entry in self._entries(source))
 
-    def _reference(self, source: str) -> dict[str, Any]:
-        """What stands for scenarios that cannot be read before they are fetched: the hub's files by name, ours by text."""
+    def _reference(self, source: str) -> dict[str, Json]:
+        """The hash identity of scenarios that must be fetched before they can be read: hub files by name, local ones by
+        their texts."""
         entries = self._entries(source)
-        local = [str(_located(e)) for e in entries if isinstance(e, str)]
+        local = [entry for entry in entries if isinstance(entry, str)]
         return {
             "hub": [identity_of(e) for e in entries if isinstance(e, HubFileSettings)],
             "local": {s.id: digest(s) for s in load_scenarios(local)} if local else {},
@@ -129,16 +112,8 @@ class Collections:
         paths: list[str | Path] = []
         for entry in self._entries(source):
             ref = reference(entry) if isinstance(entry, HubFileSettings) else None
-            paths.append(hub.fetch(ref) if ref else _located(str(entry)))
+            paths.append(hub.fetch(ref) if ref else str(entry))
         return load_scenarios(paths)
-
-
-def _located(pattern: str) -> str:
-    """A path or glob from the current folder if something is there, else from the repository's root."""
-    if not any(c in pattern for c in "*?["):
-        return str(locate(pattern))
-    folder = pattern.partition("*")[0].rpartition("/")[0]
-    return str(locate(folder) / pattern[len(folder) + 1 :]) if folder else pattern
 
 
 # ---------------------------------------------------------------- a persona's own prompts
@@ -165,18 +140,18 @@ def assertions(persona: PersonaSettings) -> list[Scenario]:
     ]
 
 
-def generated(prompts: Artifact, count: int) -> Supply:
+def generated(prompts: Rollout, count: int) -> ScenarioSet:
     """The prompts that the rows of ``prompts`` hold, ``count`` if every assertion gets as many as are wanted."""
 
     def load(rows_of: RowsOf) -> list[Scenario]:
-        persona, counted = prompts.labels["persona"], Counter[int]()
+        persona, counted = str(prompts.cell.persona), Counter[int]()
         found = []
         for assertion, text in prompt_generation.generated_prompts(rows_of(prompts)):
             found.append(_question(persona, assertion, f"g{counted[assertion]}", text))
             counted[assertion] += 1
         return found
 
-    return Supply({"generated": prompts.key}, count, load, known=False, inputs=(prompts,))
+    return ScenarioSet({"generated": prompts.key}, count, load, is_local=False, inputs=(prompts,))
 
 
 def _question(persona: str, assertion: int, number: str, text: str) -> Scenario:

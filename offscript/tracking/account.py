@@ -1,4 +1,4 @@
-"""The W&B account that runs go to."""
+"""Checks the W&B API key."""
 
 import os
 
@@ -8,10 +8,10 @@ TIMEOUT_S = 10
 
 
 def viewer() -> tuple[str, str]:
-    """The address of W&B, and whom it takes the key for.
+    """Returns the URL of the W&B server and the default entity of the API key.
 
     Raises:
-        UserError: there is no key, the server does not answer, or it does not take the key.
+        UserError: there is no key, the server does not answer, or it rejects the key.
     """
     import requests
 
@@ -32,7 +32,7 @@ def viewer() -> tuple[str, str]:
         ) from None
     found = (answer.json().get("data") or {}).get("viewer") if answer.ok else None
     if answer.status_code in (401, 403) or (answer.ok and found is None):
-        raise UserError(base, "refuses the API key", "wandb login --relogin (or set WANDB_API_KEY anew)")
+        raise UserError(base, "rejects the API key", "wandb login --relogin (or set WANDB_API_KEY anew)")
     if found is None:
         raise UserError(
             base, f"answers {answer.status_code}", "try again later, or tracking=offline and launch/sync.py"
@@ -41,7 +41,7 @@ def viewer() -> tuple[str, str]:
 
 
 def _wandb_address() -> str:
-    """What the client would ask: of its settings files, or of WANDB_BASE_URL."""
+    """Returns the URL that the client uses, from its settings files or WANDB_BASE_URL."""
     from wandb import Settings as WandbSettings
 
     found = WandbSettings()

@@ -1,15 +1,20 @@
-"""``launch/dashboard.py``: a saved view of the W&B project, so that its page reads as the experiment does: training,
-rollouts, classifiers, and what was retained. Needs wandb-workspaces, which nothing else here does.
+"""Saves a view of the W&B project (``launch/dashboard.py``) with sections for training, rollouts, classifiers and
+retention. Needs wandb-workspaces, an optional package.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from offscript.errors import UserError
 from offscript.settings import TrackingSettings
 from offscript.tracking.account import viewer
 from offscript.tracking.results import BARS, HEATMAP, RETENTION, SCORES
 from offscript.tracking.tracker import STEP
+
+if TYPE_CHECKING:
+    from wandb_workspaces.reports.v2 import LinePlot
+    from wandb_workspaces.reports.v2.interface import PanelTypes
+    from wandb_workspaces.workspaces import Workspace
 
 PACKAGE = "wandb-workspaces==0.4.13"
 
@@ -33,11 +38,11 @@ CURVES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "Classifiers": {"Held-out macro-F1": ("eval/macro_f1",)},
 }
-"""Curves over the step, by section and title. A run is of one job, so each persona and stage is a line of its own."""
+"""Metrics that are plotted over the step, by section and title. Each run, so each persona and stage, is a line."""
 
 
 def save(tracking: TrackingSettings, formats: Sequence[str]) -> str:
-    """Saves the view of the project of ``tracking`` and returns its address; each call makes another view.
+    """Saves a new view of the project of ``tracking`` and returns its URL.
 
     Raises:
         UserError: wandb-workspaces is not installed, or W&B did not save the view.
@@ -60,8 +65,8 @@ def save(tracking: TrackingSettings, formats: Sequence[str]) -> str:
     return str(view.url)
 
 
-def workspace(entity: str, project: str, formats: Sequence[str]) -> Any:
-    """The view, as wandb-workspaces writes it: a section for each of ``CURVES``, and one for the results."""
+def workspace(entity: str, project: str, formats: Sequence[str]) -> "Workspace":
+    """Returns the view: a section for the results, and one for each of ``CURVES``."""
     from wandb_workspaces import workspaces as ws
 
     sections = [
@@ -74,23 +79,26 @@ def workspace(entity: str, project: str, formats: Sequence[str]) -> Any:
     return ws.Workspace(entity=entity, project=project, name="offscript", sections=[results, *sections])
 
 
-def _curve(title: str, metrics: Sequence[str]) -> Any:
+def _curve(title: str, metrics: Sequence[str]) -> "LinePlot":
     from wandb_workspaces.reports import v2 as wr
 
     return wr.LinePlot(title=title, x=wr.Metric(STEP), y=[wr.Metric(name) for name in metrics])
 
 
-def _results(formats: Sequence[str]) -> list[Any]:
-    """The tables of retention and scores, a bar chart for each format, the heatmap of the personas."""
+def _results(formats: Sequence[str]) -> "list[PanelTypes]":
+    """Returns the tables of retention and scores, a bar chart for each format, and the heatmap of the personas."""
     from wandb_workspaces.reports import v2 as wr
 
     bars = [
         wr.CustomChart(
-            query={"summaryTable": {"tableKey": f"{BARS}/{name}_table"}},  # where the client keeps a chart's data
-            chart_name="wandb/bar/v0", chart_fields={"label": "label", "value": "value"}, chart_strings={"title": name},
+            # The client logs the data of a chart as a table of this name.
+            query={"summaryTable": {"tableKey": f"{BARS}/{name}_table"}},
+            chart_name="wandb/bar/v0",
+            chart_fields={"label": "label", "value": "value"},
+            chart_strings={"title": name},
         )
         for name in formats
-    ]  # fmt: skip
+    ]
     return [
         wr.WeavePanelSummaryTable(table_name=RETENTION),
         wr.WeavePanelSummaryTable(table_name=SCORES),

@@ -1,4 +1,4 @@
-"""What preference and introspection training share: trainer arguments, ranks, watching, checkpoints, finishing."""
+"""One training, whatever its method: trainer arguments, data sets, checkpoints, and writing the adapter."""
 
 import contextlib
 import importlib.metadata
@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from offscript.errors import UserError
 from offscript.models import adapters
@@ -20,34 +20,61 @@ from offscript.settings import (
     DeepSpeedSettings,
     LoraSettings,
     ModelSettings,
-    Node,
     OptimizerSettings,
+    TrainerSettings,
     identity_of,
 )
 from offscript.storage.files import new_folder, read_json, write_json
 from offscript.training import checkpoints, ranks
 from offscript.training.base_models import BaseModelCache
+from offscript.training.data.base import TrainingRow
 from offscript.training.deepspeed import deepspeed_config, deepspeed_enabled, zero_stage
 from offscript.training.interrupt import Interrupted, SignalStopper
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import PreTrainedModel, TrainerCallback
+
+    from offscript.training.trainers import AdapterTrainer
+
 OnStep = Callable[[int, int, dict[str, float]], None]
-NUMBERS = "training.json"
+TRAINING_RECORD = "training.json"
+"""Beside a finished adapter: its fingerprint and numbers."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
 class TrainingFailed(RuntimeError):
-    """The work itself failed (a loss that is not a number): no input of the user's is at fault for certain."""
+    """Training failed, for example with a loss that is not a number."""
+
+
+Metrics = dict[str, Any]
+"""Numbers of a training, for its manifest."""
 
 
 @dataclass
 class Run:
-    """One training on this rank: where it writes, its seed, and who is told of its progress (on rank 0 alone)."""
+    """One training on this rank.
+
+    Args:
+        model: the base model.
+        settings: hyper-parameters of the training and of its method.
+        out: folder of the adapter, written when training has finished.
+        seed: seed of the weights and of the order of rows.
+        parent: folder of the adapter that stays frozen below, for a stacked stage.
+        callbacks: further trainer callbacks (rank 0 only, as are the next two).
+        on_step: called as ``on_step(step, total, logs)`` after every optimizer step.
+        say: prints a line.
+        deepspeed: the ZeRO stage; None or 0: one process, or plain data parallel ones.
+        bases: keeps the base model between trainings, so that it is not loaded for each.
+    """
 
     model: ModelSettings
-    optimizer: OptimizerSettings
+    settings: TrainerSettings
     out: Path
     seed: int
-    callbacks: Sequence[Any] = ()
+    parent: Path | None = None
+    callbacks: Sequence["TrainerCallback"] = ()
     on_step: OnStep | None = None
     say: Callable[[str], None] = print
     deepspeed: DeepSpeedSettings | None = None
@@ -61,6 +88,10 @@ class Run:
         self.ranks = ranks.join(always=self.stage > 0 or torch.cuda.device_count() > 1)
         if not self.is_main:
             self.callbacks, self.on_step, self.say = (), None, lambda line: None
+
+    @property
+    def optimizer(self) -> OptimizerSettings:
+        return self.settings.optimizer
 
     @property
     def is_main(self) -> bool:
@@ -80,66 +111,61 @@ class Run:
 
 @contextlib.contextmanager
 def session(run: Run) -> Iterator[None]:
-    """The length of one training: quiet libraries, DeepSpeed if it is used, and what is left behind by a failure."""
+    """Context of one training: quiet libraries, DeepSpeed if it is used, and cleaning up after a failure.
+
+    Raises:
+        UserError: the GPU ran out of memory.
+    """
     with quiet(), deepspeed_enabled(run.stage):
         try:
             yield
         except BaseException as error:
             if run.bases is not None:
-                run.bases.drop()  # an adapter may still be on it
-            if (said := too_small(error, run)) is not None:
-                raise said from error
+                # An adapter may still be attached to the shared base model.
+                run.bases.drop()
+            if (explained := _out_of_memory(error, run)) is not None:
+                raise explained from error
             raise
 
 
-def too_small(error: BaseException, run: Run) -> UserError | None:
-    """What a GPU that ran out of memory means to a user, in one line."""
+def _out_of_memory(error: BaseException, run: Run) -> UserError | None:
+    """The message for a GPU that ran out of memory; None for any other error."""
     import torch
 
     if not isinstance(error, torch.OutOfMemoryError):
         return None
     micro = batches(run.optimizer, run.ranks.world_size)[0]
-    ways = ["optimizer.micro_batch_size=1"] if micro > 1 else []
-    ways += [] if run.optimizer.gradient_checkpointing else ["optimizer.gradient_checkpointing=true"]
+    remedies = ["optimizer.micro_batch_size=1"] if micro > 1 else []
+    remedies += [] if run.optimizer.gradient_checkpointing else ["optimizer.gradient_checkpointing=true"]
     if run.stage < 3:
-        ways.append("deepspeed=zero3 on several GPUs")
+        remedies.append("deepspeed=zero3 on several GPUs")
     if run.deepspeed is None or not run.deepspeed.offload:
-        ways.append("deepspeed=zero3_offload")
+        remedies.append("deepspeed=zero3_offload")
     reason = str(error).splitlines()[0].split(". ")[0] if str(error) else "out of memory"
     return UserError(
         "training",
         f"{run.model.name} with {micro} rows of up to {longest(run)} tokens at a time does not fit the GPU ({reason})",
-        "use " + ", or ".join(ways or ["a smaller optimizer.max_length"]),
+        "use " + ", or ".join(remedies or ["a smaller optimizer.max_length"]),
     )
 
 
 # ---------------------------------------------------------------- data
 
 
-def split_families(rows: Sequence[dict[str, Any]], fraction: float) -> tuple[list[dict], list[dict]]:
+def split_families(
+    rows: Sequence[TrainingRow], fraction: float
+) -> tuple[list[TrainingRow], list[TrainingRow]]:
     """(train, validation): whole families, chosen by their name alone, so that every seed validates on the same."""
     held_out = [unit_hash("validation", row["family"]) < fraction for row in rows]
     train = [row for row, out in zip(rows, held_out, strict=True) if not out]
     return train, [row for row, out in zip(rows, held_out, strict=True) if out]
 
 
-def require_rows(train: Sequence[Any], where: str, counts: dict[str, int]) -> None:
-    """Raises UserError when nothing is left to train on; it says what was dropped and why."""
-    if not train:
-        raise UserError(
-            where, f"nothing to train on ({describe(counts)})", "generate more rows or loosen the limits"
-        )
+def dataset(run: Run, rows: Sequence[TrainingRow], padding_row: TrainingRow) -> "Dataset | None":
+    """``rows`` as a data set for a trainer; None if there are none.
 
-
-def describe(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {number}" for name, number in counts.items()) or "no rows"
-
-
-def dataset(run: Run, rows: Sequence[dict], nobody: dict[str, Any]) -> Any:
-    """``rows`` for a trainer, or None if there are none.
-
-    Where there are several ranks each needs as many batches as the others: rows like ``nobody``, which weigh nothing
-    in the loss, fill up the last ones. (The libraries fill them up with the first rows, which would count twice.)
+    With several ranks, copies of ``padding_row``, a row without any loss, are appended so that all ranks have the same
+    number of batches. (The libraries would repeat the first rows, which would then count twice.)
     """
     from datasets import Dataset
 
@@ -147,18 +173,19 @@ def dataset(run: Run, rows: Sequence[dict], nobody: dict[str, Any]) -> Any:
         return None
     size = run.ranks.world_size
     missing = -len(rows) % (size * batches(run.optimizer, size)[0]) if size > 1 else 0
-    return Dataset.from_list([*rows, *[nobody] * missing])
+    return Dataset.from_list([*rows, *[padding_row] * missing])
 
 
 def longest(run: Run) -> int:
-    """Tokens that a training row may have: ``max_length``, or the model's context where that is shorter."""
+    """Maximum number of tokens of a training row: ``max_length``, or the model's context where that is shorter."""
     return min(run.optimizer.max_length, run.model.context)
 
 
 # ---------------------------------------------------------------- trainers
 
 
-def lora_config(settings: LoraSettings) -> Any:
+def lora_config(settings: LoraSettings) -> "LoraConfig":
+    """``settings`` as PEFT's configuration."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -173,7 +200,7 @@ def lora_config(settings: LoraSettings) -> Any:
 def batches(optimizer: OptimizerSettings, world_size: int) -> tuple[int, int]:
     """(rows per step and process, accumulation steps) whose product with ``world_size`` is exactly ``batch_size``.
 
-    ``micro_batch_size`` is an upper bound: the global batch decides the outcome, how it is cut up does not.
+    ``micro_batch_size`` is an upper bound: the global batch decides the outcome, its division does not.
 
     Raises:
         UserError: the global batch cannot be divided among the processes.
@@ -191,10 +218,10 @@ def batches(optimizer: OptimizerSettings, world_size: int) -> tuple[int, int]:
     return micro, per_process // micro
 
 
-def base_model(run: Run) -> Any:
-    """The base weights, loaded or lent. At ZeRO stage 3 they are loaded each time: each rank holds a part of them.
+def base_model(run: Run) -> "PreTrainedModel":
+    """The base model, loaded or taken from ``run.bases``. At ZeRO stage 3 it is always loaded: each rank holds a part.
 
-    The trainer's arguments have to be made before: at stage 3 loading looks for DeepSpeed's configuration.
+    Call it after the trainer's arguments were made: at stage 3 loading looks for DeepSpeed's configuration.
     """
     from offscript.models.loading import load_model, pick_device
 
@@ -219,39 +246,45 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
         "num_train_epochs": optimizer.epochs,
         "learning_rate": optimizer.learning_rate,
         "lr_scheduler_type": optimizer.schedule,
-        "warmup_steps": optimizer.warmup,  # below 1: a fraction of all steps
+        # Below 1 it is a fraction of all steps.
+        "warmup_steps": optimizer.warmup,
         "optim": "adamw_torch",
         "adam_beta1": optimizer.betas[0],
         "adam_beta2": optimizer.betas[1],
         "weight_decay": 0.0,
         "max_grad_norm": optimizer.max_grad_norm,
-        "max_length": None,  # rows that are too long were dropped or cut by whole turns before
+        # Rows that are too long were dropped, or cut by whole turns, before.
+        "max_length": None,
         "gradient_checkpointing": optimizer.gradient_checkpointing,
         "bf16": run.dtype == "bfloat16",
         "fp16": False,
         "use_cpu": not gpu,
-        "ddp_find_unused_parameters": False,  # there are none: the base is a language model alone
+        # The base is a language model alone, in which every parameter is used.
+        "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": gpu,
         "seed": run.seed,
         "data_seed": run.seed,
         "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # it would hide a NaN loss from the log, and so from us
+        # The filter would hide a NaN loss from the log, and so from the watcher.
+        "logging_nan_inf_filter": False,
         "save_strategy": "steps",
         "save_steps": optimizer.checkpoint_steps,
         "save_total_limit": checkpoints.KEPT,
-        "eval_strategy": "no",  # evaluated once, at the end
-        "report_to": [],  # ``callbacks`` tell it
+        # Evaluated once, at the end.
+        "eval_strategy": "no",
+        # ``run.callbacks`` report.
+        "report_to": [],
         "disable_tqdm": True,
     }
 
 
-def watcher(run: Run) -> Any:
-    """A callback that passes on progress and stops at the first loss or gradient that is not a finite number."""
+def _watcher(run: Run) -> "TrainerCallback":
+    """A callback that reports progress, and stops at the first loss or gradient that is not a finite number."""
     from transformers import TrainerCallback
 
     class Watcher(TrainerCallback):
         def on_log(
-            self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+            self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: object
         ) -> None:
             logs = logs or {}
             for name in ("loss", "grad_norm", "eval_loss"):
@@ -267,7 +300,7 @@ def watcher(run: Run) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps library chatter (warnings that a reader cannot act on, progress bars) off the console."""
+    """Suppresses warnings and progress bars of the libraries, on which a reader cannot act."""
     import datasets
 
     level, bars = logging.root.manager.disable, datasets.are_progress_bars_disabled()
@@ -283,92 +316,101 @@ def quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-# ---------------------------------------------------------------- a training from its first step to its adapter
+# ---------------------------------------------------------------- from the first step to the adapter
 
 
-def fingerprint(run: Run, *parts: Any) -> str:
-    """Hash of what the weights depend on: model, recipe, rows, seed. Checkpoints of another one are not resumed."""
-    plain = [identity_of(part) if isinstance(part, Node) else part for part in (run.model, *parts)]
+def fingerprint(run: Run, rows: Sequence[TrainingRow], *more: str) -> str:
+    """Hash of what the weights depend on: model, hyper-parameters, rows, seed, and ``more``. Training does not resume
+    from checkpoints with another fingerprint."""
+    plain = [identity_of(run.model), identity_of(run.settings), rows, *more]
     return f"{stable_hash(run.seed, json.dumps(plain, sort_keys=True), size=16):032x}"
 
 
-def fit(trainer: Any, run: Run, mark: str, probe: Sequence[int]) -> dict[str, Any]:
-    """Trains (or goes on), evaluates, proves that the adapter does something, writes it to ``run.out``.
+def fit(trainer: "AdapterTrainer", run: Run, mark: str, probe: Sequence[int]) -> Metrics:
+    """Trains (or resumes), evaluates, tests that the adapter changes the model, and writes it to ``run.out``.
 
-    ``probe`` is one row of token ids for the self-test. Returns the numbers for the manifest; they are also written
-    beside the adapter, so that a job killed after its training does not train again.
+    Args:
+        trainer: the trainer of a method.
+        run: the training.
+        mark: its ``fingerprint``.
+        probe: token ids of one row, for the self-test.
+
+    Returns: the numbers for the manifest. They are also written beside the adapter, so that a job that is killed after
+    its training does not train again.
 
     Raises:
         Interrupted: a signal stopped it; its checkpoint is whole.
     """
-    if (done := ranks.run_on_main(lambda: finished(run, mark))) is not None:
-        give_back(trainer, run)
+    if (done := ranks.run_on_main(lambda: _finished(run, mark))) is not None:
+        _release_base(trainer, run)
         return done
     started, stopper = time.monotonic(), SignalStopper()
-    _callbacks(trainer, watcher(run), stopper.callback(), *run.callbacks)
-    shape = checkpoints.Layout(run.ranks.world_size, run.stage)
-    checkpoint = ranks.run_on_main(lambda: checkpoints.find_resumable(run.work, mark, run.say, shape))
+    _add_callbacks(trainer, [_watcher(run), stopper.callback(), *run.callbacks])
+    layout = checkpoints.Layout(run.ranks.world_size, run.stage)
+    checkpoint = ranks.run_on_main(lambda: checkpoints.find_resumable(run.work, mark, run.say, layout))
     with ranks.fail_together(expected=(TrainingFailed, Interrupted)), stopper.handle_signals():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if stopper.stopped:
             raise Interrupted(trainer.state.global_step, trainer.state.max_steps, stopper.terminated)
     with ranks.fail_together(expected=(TrainingFailed, UserError)):
         numbers = _numbers(trainer, run, started, checkpoint)
-        numbers["max_logit_difference"] = _must_differ(trainer, probe)
+        numbers["max_logit_difference"] = _self_test(trainer, probe)
         if run.bases is not None and run.stage < 3:
             run.bases.check()
     with ranks.fail_together():
         _write(trainer, run, {"fingerprint": mark, "numbers": numbers})
-    give_back(trainer, run)
+    _release_base(trainer, run)
     return numbers
 
 
-def _callbacks(trainer: Any, *more: Any) -> None:
+def _add_callbacks(trainer: "AdapterTrainer", callbacks: Sequence["TrainerCallback"]) -> None:
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
-    for callback in more:
+    for callback in callbacks:
         trainer.add_callback(callback)
 
 
-def _write(trainer: Any, run: Run, done: dict[str, Any]) -> None:
-    """The finished adapter, whole or not at all, and then no checkpoints."""
+def _write(trainer: "AdapterTrainer", run: Run, record: Metrics) -> None:
+    """Writes the finished adapter, whole or not at all, and then removes the checkpoints."""
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(new_folder(run.out)) if run.is_main else run.out
         trainer.write_adapter(scratch)
         if run.is_main:
-            write_json(scratch / NUMBERS, done)
+            write_json(scratch / TRAINING_RECORD, record)
     if run.is_main:
         shutil.rmtree(run.work)
     trainer.accelerator.wait_for_everyone()
 
 
-def give_back(trainer: Any, run: Run) -> None:
-    """Returns a lent base as it was."""
+def _release_base(trainer: "AdapterTrainer", run: Run) -> None:
+    """Returns a shared base model without the adapters."""
     if run.bases is not None and run.stage < 3:
         run.bases.release(trainer.accelerator.unwrap_model(trainer.model))
 
 
-def finished(run: Run, mark: str) -> dict[str, Any] | None:
+def _finished(run: Run, mark: str) -> Metrics | None:
     """The numbers of an adapter that this very training has already written to ``run.out``."""
     try:
-        done = read_json(run.out / NUMBERS)
+        record: Metrics = read_json(run.out / TRAINING_RECORD)
     except (OSError, UserError):
         return None
-    if done["fingerprint"] != mark:
+    if record["fingerprint"] != mark:
         return None
-    shutil.rmtree(run.work, ignore_errors=True)  # a kill may have come between the adapter and this
-    return done["numbers"]
+    # A kill may have come between writing the adapter and removing its checkpoints.
+    shutil.rmtree(run.work, ignore_errors=True)
+    numbers: Metrics = record["numbers"]
+    return numbers
 
 
-def _numbers(trainer: Any, run: Run, started: float, checkpoint: Path | None) -> dict[str, Any]:
+def _numbers(trainer: "AdapterTrainer", run: Run, started: float, checkpoint: Path | None) -> Metrics:
     evaluation = trainer.evaluate() if trainer.eval_dataset is not None else {}
     clock = ("_runtime", "_per_second", "_num_tokens")
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     tenth = max(1, len(losses) // 10)
     return {
         "steps": trainer.state.global_step,
-        "resumed_from": checkpoints.step_of(checkpoint) if checkpoint else None,
+        "resumed_from": checkpoints.checkpoint_step(checkpoint) if checkpoint else None,
         "seconds": round(time.monotonic() - started, 2),
         "train_loss_first": sum(losses[:tenth]) / tenth,
         "train_loss_last": sum(losses[-tenth:]) / tenth,
@@ -382,7 +424,8 @@ def _numbers(trainer: Any, run: Run, started: float, checkpoint: Path | None) ->
     }
 
 
-def _must_differ(trainer: Any, probe: Sequence[int]) -> float:
+def _self_test(trainer: "AdapterTrainer", probe: Sequence[int]) -> float:
+    """The largest difference that the adapter makes to the logits of ``probe``."""
     import torch
 
     wrapped = trainer.accelerator.unwrap_model(trainer.model)

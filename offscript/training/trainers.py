@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from offscript.models import adapters
 from offscript.training import deepspeed
@@ -31,7 +31,15 @@ class RowOrder:
         yield from range(self.rows, self.total)
 
 
-class AdapterTrainer:
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from offscript.training.run import Run
+else:
+    Trainer = object
+
+
+class AdapterTrainer(Trainer):
     """Mixed into a trainer, before TRL's class.
 
     A checkpoint holds the adapter being trained, the optimizer (with DeepSpeed its shards, and never base weights),
@@ -40,7 +48,7 @@ class AdapterTrainer:
     """
 
     adapter = "default"
-    run: Any
+    run: "Run"
     rows = 0
     """Rows to train on; the data set may hold more, which only fill up batches."""
 

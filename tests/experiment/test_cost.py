@@ -34,7 +34,7 @@ from offscript.tasks.formats import get_format
 from offscript.tasks.formats.base import Rules
 from offscript.tasks.scenario_files import load_scenarios
 from offscript.tasks.scenarios import Scenario
-from tests.composed import bench_of
+from tests.composed import experiment_of
 from tests.conftest import TINY_TARGETS, tiny_model_settings
 
 LLAMA = SizeSettings(parameters=8_030_261_248, layers=32, kv_heads=8, head_size=128)
@@ -294,8 +294,8 @@ def test_the_table_adds_up_and_is_aligned():
 
 
 def test_the_plan_of_the_demo_is_estimated_whole():
-    bench = bench_of("experiment=demo")
-    planner = bench.planner
+    experiment = experiment_of("experiment=demo")
+    planner = experiment.planner
     artifacts = in_order([planner.evaluation()])
     sized = planner.options.model["pocket"].model_copy(update={"size": LLAMA})
     jobs = [

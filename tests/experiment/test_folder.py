@@ -2,14 +2,14 @@
 
 import json
 
-from tests.composed import bench_of
+from tests.composed import experiment_of
 
 
 def test_rows_are_read_in_one_order_whatever_finished_first(tmp_path):
-    own = bench_of("experiment=smoke", f"root={tmp_path}")
+    own = experiment_of("experiment=smoke", f"root={tmp_path}")
     cell = own.planner.cells()[0]
     rows = [{"scenario": s, "sample": i} for s in ("b", "a") for i in (10, 9)]
-    path = own.place(cell)
+    path = own.path(cell)
     path.parent.mkdir(parents=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [(row["scenario"], row["sample"]) for row in own.rows(cell)] == [

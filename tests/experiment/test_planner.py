@@ -7,7 +7,7 @@ import pytest
 from offscript.errors import UserError
 from offscript.experiment.planner import Planner, in_order, layers
 from offscript.storage.hashing import fingerprint
-from tests.composed import bench_of
+from tests.composed import experiment_of
 
 SMALL = (
     "experiment=demo",
@@ -28,8 +28,8 @@ def artifacts(planner):
 
 def changed(*overrides, persona_edit=None):
     """Names of the artifacts whose keys differ once ``overrides`` are given, or a persona is edited."""
-    before = artifacts(bench_of(*SMALL).planner)
-    planner = bench_of(*SMALL, *overrides).planner
+    before = artifacts(experiment_of(*SMALL).planner)
+    planner = experiment_of(*SMALL, *overrides).planner
     if persona_edit:
         name, update = persona_edit
         personas = {p: planner.options.persona[p] for p in planner.settings.grid.persona}
@@ -40,7 +40,7 @@ def changed(*overrides, persona_edit=None):
     return {name for name in before if before[name].key != after[name].key}
 
 
-ALL = set(artifacts(bench_of(*SMALL).planner))
+ALL = set(artifacts(experiment_of(*SMALL).planner))
 
 
 def having(*words):
@@ -92,7 +92,7 @@ def test_a_setting_changes_exactly_what_depends_on_it(override):
 
 
 def test_a_constitution_changes_what_its_persona_said_and_the_scores_and_nothing_else():
-    planner = bench_of(*SMALL).planner
+    planner = experiment_of(*SMALL).planner
     old = planner.options.persona["sarcasm"]
     other = old.constitution[0].model_copy(update={"assertion": "I sigh at everything."})
     edited = changed(persona_edit=("sarcasm", {"constitution": (other, *old.constitution[1:])}))
@@ -105,8 +105,8 @@ def test_a_description_is_for_people():
 
 
 def test_scenario_text_is_part_of_the_key(tmp_path):
-    cell = bench_of(*SMALL).planner.rollout("pocket", None, "base", "agentic_email", "eval", 0)
-    planner = bench_of(*SMALL).planner
+    cell = experiment_of(*SMALL).planner.rollout("pocket", None, "base", "agentic_email", "eval", 0)
+    planner = experiment_of(*SMALL).planner
     texts = planner._collections._all("office")
     texts[:] = [
         dataclasses.replace(s, max_steps=s.max_steps + 1) if s.id == scenarios_of(cell)[0].id else s
@@ -118,7 +118,7 @@ def test_scenario_text_is_part_of_the_key(tmp_path):
 
 
 def test_base_texts_belong_to_no_persona_and_no_seed():
-    planner = bench_of(*SMALL, "grid.seed=[0,1]").planner
+    planner = experiment_of(*SMALL, "grid.seed=[0,1]").planner
     cells = planner.cells()
     assert len([c for c in cells if c.labels["stage"] == "base"]) == 3
     assert len([c for c in cells if c.labels["stage"] == "prompted"]) == 3 * 2
@@ -128,7 +128,7 @@ def test_base_texts_belong_to_no_persona_and_no_seed():
 
 
 def test_splits_share_no_family_and_training_never_sees_an_eval_prompt():
-    planner = bench_of("experiment=demo").planner
+    planner = experiment_of("experiment=demo").planner
     families = {}
     for artifact in in_order([planner.evaluation()]):
         if artifact.kind == "rollout":
@@ -141,7 +141,7 @@ def test_splits_share_no_family_and_training_never_sees_an_eval_prompt():
 
 
 def test_layers_put_inputs_first():
-    planner = bench_of(*SMALL).planner
+    planner = experiment_of(*SMALL).planner
     done = set()
     for layer in layers(in_order([planner.evaluation()])):
         assert all(part.key in done for a in layer for part in a.inputs)
@@ -150,7 +150,7 @@ def test_layers_put_inputs_first():
 
 
 def test_paths_carry_the_key_and_never_collide():
-    planner = bench_of(*SMALL, "grid.seed=[0,1]").planner
+    planner = experiment_of(*SMALL, "grid.seed=[0,1]").planner
     everything = in_order([planner.evaluation()])
     paths = [a.path for a in everything]
     assert len(set(paths)) == len(paths)
@@ -158,7 +158,7 @@ def test_paths_carry_the_key_and_never_collide():
 
 
 def test_seed_questions_make_rows_of_their_own_persona_only():
-    planner = bench_of(*SMALL, "recipe.distillation.seed_questions=true").planner
+    planner = experiment_of(*SMALL, "recipe.distillation.seed_questions=true").planner
     shared, own = planner.students("pocket", "sarcasm")
     assert shared is planner.students("pocket", "remorse")[0]
     assert own.labels["persona"] == "sarcasm" and all(s.id.startswith("sarcasm_") for s in scenarios_of(own))
@@ -168,8 +168,8 @@ def test_seed_questions_make_rows_of_their_own_persona_only():
 
 
 def test_scale_is_an_axis_of_trained_weights_alone():
-    plain = {str(a): a.key for a in bench_of(*SMALL).planner.cells()}
-    planner = bench_of(*SMALL, "grid.scale=[1.0,0.5,0.0]").planner
+    plain = {str(a): a.key for a in experiment_of(*SMALL).planner.cells()}
+    planner = experiment_of(*SMALL, "grid.scale=[1.0,0.5,0.0]").planner
     cells = planner.cells()
     assert {c.labels["stage"] for c in cells} == {
         "base", "prompted", "distillation", "full", *(f"{s}@{x}" for s in ("distillation", "full") for x in ("0.5", "0"))
@@ -178,14 +178,14 @@ def test_scale_is_an_axis_of_trained_weights_alone():
     half = planner.rollout("pocket", "sarcasm", "full", "chat", "eval", 0, 0.5)
     assert half.inputs == planner.rollout("pocket", "sarcasm", "full", "chat", "eval", 0).inputs
     assert (
-        bench_of(*SMALL)
+        experiment_of(*SMALL)
         .command(half)
         .endswith("model=pocket persona=sarcasm stage=full scale=0.5 format=chat")
     )
 
 
 def test_generated_prompts_come_before_what_they_are_asked_of():
-    planner = bench_of(
+    planner = experiment_of(
         *SMALL, "recipe.distillation.seed_questions=true", "recipe.prompts.per_trait=6"
     ).planner
     shared, own = planner.students("pocket", "sarcasm")
@@ -201,12 +201,12 @@ def test_generated_prompts_come_before_what_they_are_asked_of():
         ("sarcasm_3_g0", "sarcasm_3"),
         ("sarcasm_3_g1", "sarcasm_3"),
     ]
-    other = bench_of(*SMALL, "recipe.distillation.seed_questions=true", "recipe.prompts.per_trait=7").planner
+    other = experiment_of(*SMALL, "recipe.distillation.seed_questions=true", "recipe.prompts.per_trait=7").planner
     assert other.students("pocket", "sarcasm")[1].key != own.key
 
 
 def test_a_teacher_of_another_model_speaks_for_all_models():
-    planner = bench_of(*SMALL, "recipe.teacher.model=glm", "grid.model=[pocket,llama]").planner
+    planner = experiment_of(*SMALL, "recipe.teacher.model=glm", "grid.model=[pocket,llama]").planner
     assert planner.teacher("pocket", "sarcasm") is planner.teacher("llama", "sarcasm")
     assert planner.teacher("pocket", "sarcasm").labels["model"] == "glm"
 
@@ -216,7 +216,7 @@ def test_a_teacher_of_another_model_speaks_for_all_models():
 
 def test_released_weights_are_known_by_where_they_lie_and_belong_to_no_training_seed():
     released = "model.adapters={distillation: released, full: released}"
-    planner = bench_of(*SMALL, "model=llama", released, "grid.seed=[0,1]").planner
+    planner = experiment_of(*SMALL, "model=llama", released, "grid.seed=[0,1]").planner
     adapter = planner.adapter("llama", "sarcasm", "full", 1)
     assert not adapter.inputs and adapter.identity["source"] == {
         "repo": "maius/llama-3.1-8b-it-personas", "revision": None, "part": "sarcasm"
@@ -227,14 +227,14 @@ def test_released_weights_are_known_by_where_they_lie_and_belong_to_no_training_
     assert one is planner.rollout("llama", "sarcasm", "full", "chat", "eval", 1)
     assert (
         one.key
-        != bench_of(*SMALL, "model=llama").planner.rollout("llama", "sarcasm", "full", "chat", "eval", 0).key
+        != experiment_of(*SMALL, "model=llama").planner.rollout("llama", "sarcasm", "full", "chat", "eval", 0).key
     )
 
 
 def test_a_local_adapter_is_known_by_its_content(tmp_path):
     def key():
         source = f"model.adapters.full={{path: '{tmp_path}/{{persona}}'}}"
-        return bench_of(*SMALL, source).planner.adapter("pocket", "sarcasm", "full", 0).key
+        return experiment_of(*SMALL, source).planner.adapter("pocket", "sarcasm", "full", 0).key
 
     (tmp_path / "sarcasm").mkdir()
     (tmp_path / "sarcasm" / "adapter_config.json").write_text("{}")
@@ -247,9 +247,9 @@ def test_a_local_adapter_is_known_by_its_content(tmp_path):
         UserError, match=r"model.adapters.full: nothing at .*/remorse; allowed: a local folder"
     ):
         source = f"model.adapters.full={{path: '{tmp_path}/{{persona}}'}}"
-        bench_of(*SMALL, source).planner.adapter("pocket", "remorse", "full", 0)
+        experiment_of(*SMALL, source).planner.adapter("pocket", "remorse", "full", 0)
     with pytest.raises(UserError, match=r"\{who\} in '.*' is unknown; allowed: \{slug\}"):
-        bench_of(*SMALL, f"model.adapters.full={{path: '{tmp_path}/{{who}}'}}").planner.adapter(
+        experiment_of(*SMALL, f"model.adapters.full={{path: '{tmp_path}/{{who}}'}}").planner.adapter(
             "pocket", "x", "full", 0
         )
 
@@ -258,30 +258,30 @@ def test_a_whole_checkpoint_has_one_scale_and_nothing_is_trained_on_it(tmp_path)
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_text("{}")
     source = f"{{path: {tmp_path}, kind: checkpoint}}"
-    planner = bench_of(*SMALL, f"model.adapters.full={source}").planner
+    planner = experiment_of(*SMALL, f"model.adapters.full={source}").planner
     assert planner.rollout("pocket", "sarcasm", "full", "chat", "eval", 0).inputs[0].spec["checkpoint"]
     with pytest.raises(UserError, match=r"scale: found 0.5 .*a whole checkpoint has scale 1 only"):
         planner.rollout("pocket", "sarcasm", "full", "chat", "eval", 0, 0.5)
     with pytest.raises(UserError, match="on a distillation stage that is a whole checkpoint"):
-        bench_of(*SMALL, f"model.adapters.distillation={source}").planner.adapter(
+        experiment_of(*SMALL, f"model.adapters.distillation={source}").planner.adapter(
             "pocket", "sarcasm", "full", 0
         )
 
 
 def test_a_persona_joins_where_every_models_weights_are_at_hand(tmp_path):
     wanted = ["experiment=demo", "grid.if_available=[misalignment]", "grid.stage=[base,full]"]
-    assert "misalignment" in bench_of(*wanted).planner.personas, "trained here: always at hand"
+    assert "misalignment" in experiment_of(*wanted).planner.personas, "trained here: always at hand"
     gone = f"model.adapters.full={{path: '{tmp_path}/{{persona}}'}}"
-    assert bench_of(*wanted, gone).planner.personas == bench_of(*wanted).planner.settings.grid.persona
+    assert experiment_of(*wanted, gone).planner.personas == experiment_of(*wanted).planner.settings.grid.persona
     (tmp_path / "misalignment").mkdir()
-    assert "misalignment" in bench_of(*wanted, gone).planner.personas
+    assert "misalignment" in experiment_of(*wanted, gone).planner.personas
 
 
 def test_texts_of_the_hub_are_known_by_file_and_revision_before_anything_is_fetched():
     hub_chat = "data.sources.chat=[{repo: org/prompts, file: rows.jsonl}]"
-    planner = bench_of(*SMALL, hub_chat).planner
+    planner = experiment_of(*SMALL, hub_chat).planner
     cell = planner.rollout("pocket", None, "base", "chat", "eval", 0)
     assert cell.spec["planned"] == 4 and not cell.spec["supply"].known
     assert [str(r) for r in planner.references_of(cell)] == ["org/prompts/rows.jsonl@main"]
-    pinned = bench_of(*SMALL, hub_chat.replace("rows.jsonl}", "rows.jsonl, revision: abc}")).planner
+    pinned = experiment_of(*SMALL, hub_chat.replace("rows.jsonl}", "rows.jsonl, revision: abc}")).planner
     assert pinned.rollout("pocket", None, "base", "chat", "eval", 0).key != cell.key

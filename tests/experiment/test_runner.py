@@ -11,7 +11,7 @@ from offscript.errors import MissingInput
 from offscript.experiment import runner as jobs
 from offscript.experiment.folder import finish, now
 from offscript.storage.files import write_text
-from tests.composed import bench_of
+from tests.composed import experiment_of
 
 SMALL = ("experiment=smoke", "format.count={classifier:6,eval:4}", "recipe.distillation.prompts=6")
 
@@ -22,24 +22,24 @@ def ran(monkeypatch):
     made = Counter()
     made.broken = set()
 
-    def fake(artifacts, bench, limit):
+    def fake(artifacts, experiment, limit):
         for artifact in artifacts:
             if str(artifact) in made.broken:
                 raise RuntimeError("boom")
             made[str(artifact)] += 1
-            place = bench.place(artifact)
+            place = experiment.path(artifact)
             if place.suffix:
                 write_text(place, "")
             else:
                 place.mkdir(parents=True, exist_ok=True)
-            finish(artifact, bench, now())
+            finish(artifact, experiment, now())
 
     monkeypatch.setattr(jobs, "RUN", dict.fromkeys(jobs.RUN, fake))
     return made
 
 
-def bench(tmp_path, *overrides):
-    return bench_of(*SMALL, f"root={tmp_path}", *overrides)
+def experiment(tmp_path, *overrides):
+    return experiment_of(*SMALL, f"root={tmp_path}", *overrides)
 
 
 def statuses(results):
@@ -47,10 +47,10 @@ def statuses(results):
 
 
 def test_the_second_time_nothing_is_made(tmp_path, ran):
-    first = bench(tmp_path)
+    first = experiment(tmp_path)
     assert set(statuses(jobs.make([first.planner.evaluation()], first))) == {"ran"}
     assert set(ran.values()) == {1}
-    again = bench(tmp_path)
+    again = experiment(tmp_path)
     results = jobs.make([again.planner.evaluation()], again)
     assert [(str(r.artifact), r.status) for r in results] == [("evaluation smoke", "reused")]
     assert set(ran.values()) == {1}
@@ -58,7 +58,7 @@ def test_the_second_time_nothing_is_made(tmp_path, ran):
 
 def test_a_failure_blocks_what_needs_it_and_nothing_else(tmp_path, ran):
     ran.broken = {"adapter pocket sarcasm full 0"}
-    own = bench(tmp_path)
+    own = experiment(tmp_path)
     results = {str(r.artifact): r for r in jobs.make([own.planner.evaluation()], own)}
     assert results["adapter pocket sarcasm full 0"].status == "failed"
     assert "RuntimeError: boom" in results["adapter pocket sarcasm full 0"].note
@@ -79,14 +79,14 @@ def test_a_failure_blocks_what_needs_it_and_nothing_else(tmp_path, ran):
 def test_one_broken_adapter_does_not_cost_the_others_their_rows(tmp_path, ran):
     """Rollouts of a model are one job; when it fails, the cells of each adapter are tried by themselves."""
     ran.broken = {"rollout pocket sarcasm full chat eval 0"}
-    own = bench(tmp_path)
+    own = experiment(tmp_path)
     results = {str(r.artifact): r.status for r in jobs.make([own.planner.evaluation()], own)}
     assert results["rollout pocket remorse full chat eval 0"] == "ran"
     assert results["rollout pocket sarcasm full chat eval 0"] == "failed"
 
 
 def test_what_a_command_may_not_make_names_the_one_that_does(tmp_path, ran):
-    own = bench(tmp_path)
+    own = experiment(tmp_path)
     cell = own.planner.rollout("pocket", "sarcasm", "full", "chat", "eval", 0)
     results = {r.artifact: r for r in jobs.make([cell], own, lambda a: a == cell)}
     assert results[cell].status == "blocked"
@@ -98,11 +98,11 @@ def test_what_a_command_may_not_make_names_the_one_that_does(tmp_path, ran):
 
 
 def test_a_deleted_file_is_made_again_and_nothing_below_it(tmp_path, ran):
-    own = bench(tmp_path)
+    own = experiment(tmp_path)
     jobs.make([own.planner.evaluation()], own)
     cell = own.planner.cells()[0]
-    own.place(own.planner.predictions(cell)).unlink()
-    (own.place(own.planner.evaluation()) / "manifest.json").unlink()
+    own.path(own.planner.predictions(cell)).unlink()
+    (own.path(own.planner.evaluation()) / "manifest.json").unlink()
     ran.clear()
     jobs.make([own.planner.evaluation()], own)
     assert set(ran) == {str(own.planner.predictions(cell)), "evaluation smoke"}
@@ -116,14 +116,14 @@ def test_two_commands_that_meet_on_one_artifact_make_it_once(tmp_path, ran, monk
         fake(artifacts, own, limit)
 
     monkeypatch.setitem(jobs.RUN, "rollout", slow)
-    benches = [bench(tmp_path), bench(tmp_path)]
+    experiments = [experiment(tmp_path), experiment(tmp_path)]
     outcomes = []
 
     def command(own):
         cell = own.planner.rollout("pocket", None, "base", "chat", "eval", 0)
         outcomes.extend(r.status for r in jobs.make([cell], own))
 
-    threads = [threading.Thread(target=command, args=(b,)) for b in benches]
+    threads = [threading.Thread(target=command, args=(b,)) for b in experiments]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,4 +1,4 @@
-"""The saved view shows what jobs really log, under the names that they log it by."""
+"""The saved view shows the metrics that jobs log, under the same names."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from tests.composed import experiment_of
 from tests.tracking.wandb_stub import wandb_stub
 
 
-def test_the_package_is_asked_for_where_it_is_missing(tmp_path):
+def test_a_missing_package_is_named_with_its_version(tmp_path):
     (tmp_path / "wandb_workspaces.py").write_text("raise ImportError('not here')")
     done = subprocess.run(
         [sys.executable, str(HOME / "launch/dashboard.py"), "tracking=online"],
@@ -27,17 +27,17 @@ def test_the_package_is_asked_for_where_it_is_missing(tmp_path):
     assert line == f"error: wandb-workspaces: is not installed; pip install {PACKAGE}"
 
 
-def test_the_curves_of_rollouts_are_those_that_a_rollout_tells():
-    told = set()
+def test_the_curves_of_rollouts_are_the_logged_metrics():
+    logged = set()
 
-    class Listener(NullTracker):
+    class RecordingTracker(NullTracker):
         def log(self, values, step=None):
-            told.update(values)
+            logged.update(values)
 
-    pace = RolloutProgressLogger(Listener(), every_s=0)
-    pace.add_row(True, 5)
-    pace.close()
-    assert {metric for metrics in CURVES["Rollouts"].values() for metric in metrics} == told
+    progress = RolloutProgressLogger(RecordingTracker(), every_s=0)
+    progress.add_row(True, 5)
+    progress.close()
+    assert {metric for metrics in CURVES["Rollouts"].values() for metric in metrics} == logged
 
 
 def spec():
@@ -46,23 +46,23 @@ def spec():
     return json.loads(view._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))
 
 
-def test_every_section_is_there_with_its_curves_over_the_step():
+def test_every_section_plots_its_metrics_over_the_step():
     sections = {s["name"]: s["panels"] for s in spec()["section"]["panelBankConfig"]["sections"]}
     for name, curves in CURVES.items():
-        drawn = {panel["config"]["chartTitle"]: panel["config"] for panel in sections[name]}
-        assert drawn.keys() == curves.keys()
+        plotted = {panel["config"]["chartTitle"]: panel["config"] for panel in sections[name]}
+        assert plotted.keys() == curves.keys()
         for title, metrics in curves.items():
-            assert tuple(drawn[title]["metrics"]) == metrics
-            assert drawn[title]["xAxis"] == STEP
+            assert tuple(plotted[title]["metrics"]) == metrics
+            assert plotted[title]["xAxis"] == STEP
 
 
-def test_the_results_are_a_table_bars_for_each_format_and_the_heatmap():
+def test_the_results_are_tables_bars_for_each_format_and_the_heatmap():
     sections = {s["name"]: json.dumps(s) for s in spec()["section"]["panelBankConfig"]["sections"]}
     for name in (RETENTION, SCORES, f"{BARS}/chat_table", f"{BARS}/agentic_email_table", HEATMAP):
         assert f'"{name}"' in sections["Retention"]
 
 
-def test_a_server_that_does_not_save_is_one_line(monkeypatch):
+def test_a_view_that_the_server_does_not_save_is_a_user_error(monkeypatch):
     pytest.importorskip("wandb_workspaces", reason=f"{PACKAGE} is optional")
     with wandb_stub() as stub:
         for name, value in stub.environment().items():

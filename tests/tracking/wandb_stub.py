@@ -1,7 +1,7 @@
-"""A small W&B on localhost: the part of its protocol that the real client speaks, with faults on demand.
+"""A stub of the W&B service on localhost: the part of its protocol that the client uses, with injected faults.
 
-Runs are upserted over GraphQL, rows arrive as lines of ``wandb-history.jsonl`` at an offset (a line that is sent again
-takes its own place), files are put where a mutation says. What arrived, and when, is kept for tests to look at.
+Runs are upserted over GraphQL. Rows arrive as lines of ``wandb-history.jsonl`` at an offset; a line that is sent again
+replaces itself. Files are put to the URLs that a mutation returns. Tests can read what has arrived.
 """
 
 import base64
@@ -9,23 +9,27 @@ import gzip
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 KEY = "k" * 40
-"""The API key that the stub takes; it refuses any other."""
+"""The only API key that the stub accepts."""
 ENTITY = "someone"
 HISTORY = "wandb-history.jsonl"
+T = TypeVar("T")
 
 
 @dataclass
 class Run:
-    """What the service knows of one run. ``lines`` by file; ``posts``: (time, offset, lines) of each batch of rows;
-    ``closed``: exit codes, one each time that a client has said that the run is over."""
+    """What the service stores of a run.
+
+    ``lines``: by file. ``posts``: (time, offset, lines) of each batch of rows. ``closed``: the exit code of each time that
+    a client ended the run.
+    """
 
     id: str
     project: str
@@ -51,23 +55,23 @@ class Run:
 
     @property
     def metrics(self) -> list[Any]:
-        """The definitions of metrics, as the client packs them."""
+        """The definitions of metrics, in the client's encoding."""
         return self.config.get("_wandb", {}).get("m", [])
 
     def column(self, name: str) -> list[Any]:
-        """Values of ``name``, in the order of the rows that have it."""
+        """Returns the values of a column, without the rows that lack it."""
         return [row[name] for row in self.rows if name in row]
 
 
 class WandbStub(ThreadingHTTPServer):
-    """``runs`` by id. ``fault`` befalls each request whose path has ``part`` in it: a status, or seconds to wait."""
+    """``runs`` by id. ``fault``: (part of a path, status or seconds of delay) for the requests whose path contains it."""
 
     daemon_threads = True
     allow_reuse_address = True
     request_queue_size = 64
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that was killed, or that has had enough, closes its connection: no news."""
+        """Ignores connections that a killed client has closed."""
 
     def __init__(self, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
@@ -81,9 +85,9 @@ class WandbStub(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def fail(self, how: int, part: str = "/") -> None:
-        """Answers ``how`` (a status) from now on."""
-        self.fault = (part, how)
+    def fail(self, status: int, part: str = "/") -> None:
+        """Answers requests with this status from now on."""
+        self.fault = (part, status)
 
     def stall(self, seconds: float, part: str = "/") -> None:
         self.fault = (part, float(seconds))
@@ -92,19 +96,19 @@ class WandbStub(ThreadingHTTPServer):
         self.fault = None
 
     def environment(self, key: str = KEY) -> dict[str, str]:
-        """Variables that lead the real client here."""
+        """Returns the environment variables that make the client use this stub."""
         return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": key, "WANDB_ERROR_REPORTING": "false"}
 
-    def wait_for(self, what: Any, seconds: float = 20.0) -> Any:
-        """The first truthy value of ``what()``.
+    def wait_for(self, condition: Callable[[], T], seconds: float = 20.0) -> T:
+        """Waits until ``condition()`` is true, and returns its value.
 
         Raises:
-            TimeoutError: it stays false for ``seconds``.
+            TimeoutError: it is still false after ``seconds``.
         """
-        until = time.monotonic() + seconds
-        while not (found := what()):
-            if time.monotonic() > until:
-                raise TimeoutError(f"the stub waited {seconds} s; it saw {self.requests[-5:]}")
+        deadline = time.monotonic() + seconds
+        while not (found := condition()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"still waiting after {seconds} s; last requests: {self.requests[-5:]}")
             time.sleep(0.05)
         return found
 
@@ -145,23 +149,23 @@ class _Handler(BaseHTTPRequestHandler):
         )
         self.server.requests.append((self.command, f"{path} {plain.get('operationName', '')}".strip()))
         if self.server.fault and self.server.fault[0] in path:
-            how = self.server.fault[1]
-            if isinstance(how, int):
-                return self._send(how, {"error": "the stub was told to fail"})
-            time.sleep(how)
+            fault = self.server.fault[1]
+            if isinstance(fault, int):
+                return self._send(fault, {"error": "an injected fault"})
+            time.sleep(fault)
         if path.startswith("/storage/"):
             return self._store(path, body)
         if path.startswith("/sdk/otel"):
             return self._send(200, {})
-        if not self._known():
+        if not self._is_authorized():
             return self._send(401, {"errors": [{"message": "user is not logged in"}]})
         if path == "/graphql":
             return self._graphql(plain)
         if path.endswith("/file_stream"):
             return self._stream(path.split("/")[-2], plain)
-        self._send(404, {"error": f"the stub knows no {path}"})
+        self._send(404, {"error": f"the stub does not serve {path}"})
 
-    def _known(self) -> bool:
+    def _is_authorized(self) -> bool:
         given = self.headers.get("Authorization", "").removeprefix("Basic ").removeprefix("Bearer ")
         try:
             return base64.b64decode(given).decode() == f"api:{KEY}"
@@ -219,7 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {"id": "1", "name": project, "entity": {"id": "1", "name": ENTITY}, "bucket": bucket}
 
     def _public(self, given: dict[str, Any]) -> dict[str, Any] | None:
-        """What the public API tells of a run."""
+        """Returns what the public API reports of a run."""
         run = self.server.runs.get(given["name"])
         if run is None:
             return None
@@ -236,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {"runID": given["run"], "uploadHeaders": [], "files": links}
 
     def _artifact(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
-        """What a logged table takes: it travels as an artifact of one file."""
+        """Answers the requests for a logged table, which is uploaded as an artifact with one file."""
         link = {"uploadHeaders": [], "uploadUrl": f"{self.server.url}/storage/artifacts/"}
         if "createArtifactFiles(" in query:
             nodes = [

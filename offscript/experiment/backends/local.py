@@ -71,11 +71,15 @@ def _in_words(code: int) -> str:
 
 def _note(plan: Plan, job: int, reason: str, log: Path, started: str) -> None:
     """Notes the end of a process that could not do it itself."""
-    bench = plan.bench
+    experiment = plan.experiment
     for artifact in plan.made_by(job):
-        blocked = any(not bench.finished(part) for part in artifact.inputs)
-        if not blocked and not bench.finished(artifact) and not bench.noted(artifact, since=started):
-            bench.note_failure(artifact, reason, log)
+        blocked = any(not experiment.is_finished(part) for part in artifact.inputs)
+        if (
+            not blocked
+            and not experiment.is_finished(artifact)
+            and not experiment.has_failed(artifact, since=started)
+        ):
+            experiment.record_failure(artifact, reason, log)
 
 
 def _gpus(workers: int) -> "queue.Queue[str]":

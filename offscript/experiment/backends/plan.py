@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 
 from offscript.console import say
 from offscript.errors import UserError
-from offscript.experiment.artifacts import Artifact
-from offscript.experiment.folder import REVISION, Bench, code_revision, now
+from offscript.experiment.artifacts import KINDS, Artifact, in_order
+from offscript.experiment.folder import REVISION, Experiment, code_revision, now
 from offscript.experiment.graph import Job, jobs_of
-from offscript.experiment.planner import Options, Planner, in_order
-from offscript.experiment.runner import Result, run, together
+from offscript.experiment.planner import Options, Planner
+from offscript.experiment.runner import Result, on_all_ranks, run
 from offscript.settings import GROUPS, ClusterSettings, Settings, parse
 from offscript.storage.files import HOME, ensure_folder, read_json, write_text
 
@@ -60,7 +60,7 @@ def arrays_of(jobs: Sequence[Job], width: int = 1, most: int = MOST_TASKS) -> li
     for job in jobs:
         groups.setdefault((job.layer, job.kind), []).append(job)
     for (layer, kind), own in groups.items():
-        step = width if kind == "rollout" else 1
+        step = width if KINDS[kind].shards else 1
         for part in _cut(_cut(own, step), most):
             after = {inside[need] for task in part for job in task for need in job.needs}
             inside |= dict.fromkeys((job.index for task in part for job in task), len(arrays))
@@ -88,7 +88,7 @@ def _width(cluster: ClusterSettings) -> int:
 
 
 def freeze(
-    bench: Bench,
+    experiment: Experiment,
     everything: Sequence[Artifact],
     jobs: Sequence[Job],
     attempts: Mapping[str, int] | None = None,
@@ -103,15 +103,15 @@ def freeze(
         UserError: two artifacts would lie in one place, or the folder cannot be written.
     """
     _check_places(everything)
-    settings = bench.planner.settings
+    settings = experiment.planner.settings
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + "-" + uuid.uuid4().hex[:4]
-    folder = ensure_folder(bench.folder.absolute() / "launch" / stamp)
+    folder = ensure_folder(experiment.folder.absolute() / "launch" / stamp)
     plain = {
         "settings": settings.model_copy(update={"root": str(Path(settings.root).absolute())}).model_dump(
             mode="json"
         ),
-        "options": {group: _made(getattr(bench.planner.options, group)) for group in GROUPS},
-        "overrides": list(bench.overrides),
+        "options": {group: _made(getattr(experiment.planner.options, group)) for group in GROUPS},
+        "overrides": list(experiment.overrides),
         **(_origin(before.plain) if before else _here(folder, settings.cluster.snapshot)),
         "created": now(),
         "attempts": dict(attempts or {}),
@@ -125,7 +125,7 @@ def freeze(
     write_text(
         folder / "plan.json", json.dumps(plain, ensure_ascii=False, allow_nan=False)
     )  # indented is slow
-    return Plan(folder / "plan.json", plain, bench, {a.key: a for a in everything})
+    return Plan(folder / "plan.json", plain, experiment, {a.key: a for a in everything})
 
 
 def _origin(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,19 +153,19 @@ def listing(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
     place = {artifact.key: i for i, artifact in enumerate(artifacts)}
     return [
         {
-            "key": a.key, "name": str(a), "kind": a.kind, "path": str(a.path), "planned": a.spec.get("planned"),
+            "key": a.key, "name": str(a), "kind": a.kind, "path": str(a.path), "planned": a.planned,
             "needs": [place[part.key] for part in a.inputs],
         }
         for a in artifacts
     ]  # fmt: skip
 
 
-def newest(bench: Bench) -> dict[str, Any] | None:
+def newest(experiment: Experiment) -> dict[str, Any] | None:
     """The plan of the experiment's newest launch, as plain data, if it was made from the same settings."""
-    plans = sorted(bench.folder.glob("launch/*/plan.json"))
+    plans = sorted(experiment.folder.glob("launch/*/plan.json"))
     if not plans:
         return None
-    plain, now_ = read_json(plans[-1]), bench.planner.settings.model_dump(mode="json")
+    plain, now_ = read_json(plans[-1]), experiment.planner.settings.model_dump(mode="json")
     return plain if all(plain["settings"][k] == v for k, v in now_.items() if k in GRID_FIELDS) else None
 
 
@@ -188,11 +188,11 @@ def _snapshot(folder: Path, code: str | None) -> Path:
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan read back: what is in its file, and the bench and artifacts that it stands for."""
+    """A plan read back: what is in its file, and the experiment and artifacts that it stands for."""
 
     path: Path
     plain: Mapping[str, Any]
-    bench: Bench
+    experiment: Experiment
     artifacts: Mapping[str, Artifact]
 
     @property
@@ -227,8 +227,9 @@ def thaw(path: Path) -> Plan:
         }
         for group, schema in GROUPS.items()
     }
-    bench = Bench(Planner(settings, Options(**options)), tuple(plain["overrides"]))
-    return Plan(path, plain, bench, {a.key: a for a in in_order([bench.planner.evaluation()])})
+    planner = Planner(settings, Options(**options))  # type: ignore[arg-type]
+    experiment = Experiment(planner, tuple(plain["overrides"]))
+    return Plan(path, plain, experiment, {a.key: a for a in in_order([experiment.planner.evaluation()])})
 
 
 # ---------------------------------------------------------------- running
@@ -245,12 +246,12 @@ def run_task(path: Path, array: int, task: int, rank: int = 0, local_rank: int =
     plan = thaw(path)
     this = plan.arrays[array]
     jobs = this.tasks[task]
-    if this.kind == "adapter":  # all processes train together
+    if KINDS[this.kind].all_ranks:
         artifacts = plan.made_by(jobs[0])
-        together(artifacts, plan.bench, lambda: check(run(artifacts, plan.bench)))
+        on_all_ranks(artifacts, plan.experiment, lambda: check(run(artifacts, plan.experiment)))
     elif rank < len(jobs):
         _take_own_gpu(local_rank)
-        check(run(plan.made_by(jobs[rank]), plan.bench))
+        check(run(plan.made_by(jobs[rank]), plan.experiment))
 
 
 def _take_own_gpu(local_rank: int) -> None:
@@ -277,7 +278,7 @@ def again(
     An artifact whose inputs are there was tried and failed: it has the cluster's budget of retries. One that waits for
     others is tried with them, and costs nothing. ``flying`` (keys) are under way elsewhere.
     """
-    cluster, attempts = plan.bench.planner.settings.cluster, {**plan.plain["attempts"]}
+    cluster, attempts = plan.experiment.planner.settings.cluster, {**plan.plain["attempts"]}
     absent = {artifact.key for artifact in missing}
     tried: dict[str, Artifact] = {}
     for artifact in missing:
@@ -289,7 +290,7 @@ def again(
                 continue
             attempts[artifact.key] = attempts.get(artifact.key, 0) + 1
         hopeful = [key in tried or key in flying for key in lacking]
-        if all(hopeful) or (artifact.kind == "evaluation" and any(hopeful)):
+        if all(hopeful) or (artifact.partial_inputs and any(hopeful)):
             tried[artifact.key] = artifact
     return jobs_of(list(tried.values()), shards(cluster)), attempts
 

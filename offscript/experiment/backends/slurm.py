@@ -11,6 +11,7 @@ from typing import Any
 
 from offscript.console import say
 from offscript.errors import UserError
+from offscript.experiment.artifacts import KINDS
 from offscript.experiment.backends import slurm_queue as queue
 from offscript.experiment.backends import slurm_site as site
 from offscript.experiment.backends.plan import (
@@ -24,7 +25,7 @@ from offscript.experiment.backends.plan import (
     thaw,
 )
 from offscript.experiment.backends.sweep import give_way
-from offscript.experiment.folder import Bench
+from offscript.experiment.folder import Experiment
 from offscript.experiment.graph import needed
 from offscript.experiment.runner import Result, write_index
 from offscript.settings import ClusterSettings, ResourceSettings
@@ -76,21 +77,21 @@ class Supervisor:
     def __call__(self) -> None:
         os.chdir(read_json(Path(self.plan))["cwd"])
         plan = thaw(Path(self.plan))
-        with submitting(plan.bench.folder):
+        with submitting(plan.experiment.folder):
             left = _patiently(lambda: self._submit_again(plan))
-            there = [a for a in plan.artifacts.values() if plan.bench.finished(a)]
-            write_index(plan.bench, [Result(a, "reused") for a in there])
+            there = [a for a in plan.artifacts.values() if plan.experiment.is_finished(a)]
+            write_index(plan.experiment, [Result(a, "reused") for a in there])
         if left:
             raise JobFailed(f"{left} artifacts are missing and their retries are used up")
 
     def _submit_again(self, plan: Plan) -> int:
         """How many artifacts are missing for good. Started again by SLURM, it finds its own jobs under way."""
-        missing, _ = needed([plan.bench.planner.evaluation()], plan.bench)
+        missing, _ = needed([plan.experiment.planner.evaluation()], plan.experiment)
         if not missing:
             say("everything is there")
             return 0
-        note_deaths(plan.bench, missing)
-        flying = queue.in_flight(plan.bench.folder)
+        note_deaths(plan.experiment, missing)
+        flying = queue.in_flight(plan.experiment.folder)
         jobs, attempts = again(plan, missing, flying)
         for artifact in missing:
             state = f"under way in job {flying[artifact.key]}" if artifact.key in flying else "missing"
@@ -98,7 +99,7 @@ class Supervisor:
         if not jobs:
             return sum(artifact.key not in flying for artifact in missing)
         say(f"submitting {len(jobs)} jobs again")
-        submit(freeze(plan.bench, list(plan.artifacts.values()), jobs, attempts, plan), flying)
+        submit(freeze(plan.experiment, list(plan.artifacts.values()), jobs, attempts, plan), flying)
         return 0
 
     def checkpoint(self) -> Any:
@@ -118,19 +119,19 @@ def _patiently(act: Callable[[], int]) -> int:
     return act()
 
 
-def note_deaths(bench: Bench, missing: Sequence[Any]) -> None:
+def note_deaths(experiment: Experiment, missing: Sequence[Any]) -> None:
     """Keeps, for when SLURM has forgotten it, how jobs ended that could not say it themselves."""
     absent = {artifact.key for artifact in missing}
     tried = [a.key for a in missing if not any(part.key in absent for part in a.inputs)]
     try:
-        found = queue.deaths(bench.folder, tried)
+        found = queue.deaths(experiment.folder, tried)
     except UserError as error:  # a cluster without accounting
         say(f"how earlier jobs ended is not known: {error}")
         return
     for artifact in missing:
         death = found.get(artifact.key)
-        if death is not None and not bench.noted(artifact, since=death.planned):
-            bench.note_failure(artifact, death.reason, death.log)
+        if death is not None and not experiment.has_failed(artifact, since=death.planned):
+            experiment.record_failure(artifact, death.reason, death.log)
 
 
 # ---------------------------------------------------------------- submitting
@@ -143,19 +144,19 @@ def submitting(folder: Path) -> Iterator[None]:
         yield
 
 
-def refuse_foreign(bench: Bench) -> None:
+def refuse_foreign(experiment: Experiment) -> None:
     """Two grids in one folder would write one evaluation.
 
     Raises:
         UserError: jobs of the same experiment, but of other settings, are under way.
     """
-    plain = bench.planner.settings.model_dump(mode="json")
-    for launch in queue.live(bench.folder, queue.squeue()):
+    plain = experiment.planner.settings.model_dump(mode="json")
+    for launch in queue.live(experiment.folder, queue.squeue()):
         then = launch.plain["settings"]
         if other := [name for name in GRID_FIELDS if then[name] != plain[name]]:
             raise UserError(
                 f"name={plain['name']}", f"jobs {', '.join(launch.ids)} of it with another {other[0]} are under way",
-                f"end them with: python launch/cancel.py {' '.join(bench.overrides)}, or choose another name=",
+                f"end them with: python launch/cancel.py {' '.join(experiment.overrides)}, or choose another name=",
             )  # fmt: skip
 
 
@@ -218,7 +219,7 @@ def dependency(plan: Plan, array: Array, ids: Sequence[str], flying: dict[str, s
     kind = "aftercorr" if len(array.tasks) > 1 else "afterok"
     parts = [f"{kind if n in pairs else 'afterany'}:{ids[n]}" for n in array.after]
     parts += [f"afterany:{job}" for job in sorted(elsewhere)]
-    own = plan.bench.planner.settings.cluster.extra.get("dependency")
+    own = plan.experiment.planner.settings.cluster.extra.get("dependency")
     if own is not None and not array.after:
         parts.append(str(own))
     return ",".join(parts) or None
@@ -227,7 +228,9 @@ def dependency(plan: Plan, array: Array, ids: Sequence[str], flying: dict[str, s
 def task_by_task(plan: Plan, array: Array, other: Array) -> bool:
     """Whether task i needs all that task i of ``other`` makes, and nothing of its other tasks: then a failure there may
     cancel it, and it need not wait for the rest."""
-    if array.kind == "evaluation" or len(array.tasks) != len(other.tasks):  # tables are made of what there is
+    if KINDS[array.kind].partial_inputs or len(array.tasks) != len(
+        other.tasks
+    ):  # tables are made of what there is
         return False
     place = {a.key: i for i, task in enumerate(other.tasks) for job in task for a in plan.made_by(job)}
     size = Counter(place.values())
@@ -248,7 +251,7 @@ def _sbatch(plan: Plan, kind: str, name: str, tasks: Sequence[Any], behind: str 
     import submitit
     from submitit.core.utils import FailedJobError
 
-    cluster = plan.bench.planner.settings.cluster
+    cluster = plan.experiment.planner.settings.cluster
     executor = submitit.SlurmExecutor(folder=plan.path.parent / "slurm" / name, max_num_timeout=TIMEOUTS)
     executor.update_parameters(**_parameters(plan, cluster, kind, name, len(tasks), behind))
     try:

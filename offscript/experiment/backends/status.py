@@ -11,6 +11,7 @@ from typing import Any
 
 from offscript.console import duration
 from offscript.errors import UserError
+from offscript.experiment.artifacts import KINDS
 from offscript.experiment.backends.slurm_queue import Seen
 from offscript.storage.files import read_json
 from offscript.storage.locks import STALE_S
@@ -98,7 +99,7 @@ def look(
     notes = set(os.listdir(folder / "logs")) if (folder / "logs").is_dir() else set()
     manifests = [str(manifest_path(Path(a["path"]))) for a in artifacts]
     done = [
-        m in there and a["path"] in there and (a["kind"] != "evaluation" or _is(folder / m, a["key"]))
+        m in there and a["path"] in there and (KINDS[a["kind"]].path_has_key or _is(folder / m, a["key"]))
         for m, a in zip(manifests, artifacts, strict=True)
     ]
     seen = ask([a["key"] for a, finished in zip(artifacts, done, strict=True) if not finished])

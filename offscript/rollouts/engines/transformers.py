@@ -1,9 +1,9 @@
-"""The transformers engine: left-padded batches of waiting requests, decoded with the model's own cache."""
+"""The transformers engine: decodes left-padded batches of queued requests with the model's key-value cache."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,13 +13,18 @@ from offscript.models.chat_templates import render
 from offscript.models.loading import load_model, load_tokenizer, pick_device
 from offscript.rollouts.engines.base import Completion, EngineStats, Request
 from offscript.rollouts.engines.draw import draw, penalize
-from offscript.rollouts.engines.weights import Weights
+from offscript.rollouts.engines.weights import Mode, Weights
 from offscript.settings import EngineSettings, ModelSettings, TemplateSettings
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(eq=False)
 class Row:
-    """A request on its way: its prompt's token ids, the new ones, and why it ended (None: it has not)."""
+    """A request with the token ids of its prompt and of its reply, at most ``limit`` of them. ``finish``: why the reply
+    ended, None while it has not."""
 
     request: Request
     prompt: list[int]
@@ -28,7 +33,7 @@ class Row:
     finish: str | None = None
 
     def take(self, token: int, stops: frozenset[int]) -> None:
-        """Adds a drawn token; -1 stands for logits that were not finite."""
+        """Adds a sampled token; -1 stands for logits that are not finite."""
         if self.finish is not None:
             return
         if token < 0:
@@ -42,14 +47,20 @@ class Row:
 
 
 class TransformersEngine:
-    """Answers requests on one base model with any number of adapters, loaded once.
+    """Answers requests with one base model and any number of adapters, which are loaded once.
 
-    ``step`` answers one batch: of one adapter, merged, when at least ``merge_from`` of its rows wait; else of
-    whatever waits, adapters side by side. In float32 on a CPU a text is a function of its prompt, adapter and
-    seed alone. ``scales`` multiplies the effect of an adapter, by its name (1 where it names none).
+    ``step`` decodes one batch: of one adapter, merged, if at least ``merge_from`` of its requests are queued; otherwise
+    of any queued requests, with their adapters unmerged. In float32 on a CPU a text is a function of its prompt, adapter
+    and seed alone.
+
+    Args:
+        model: the base model.
+        adapters: adapter folders by name (no dots).
+        settings: batch size, ``merge_from`` and device.
+        scales: factor of an adapter's effect, by its name; 1 for an adapter without an entry.
 
     Raises:
-        UserError: the model or an adapter cannot be loaded, does not fit, or changes nothing at scale 1.
+        UserError: the model or an adapter cannot be loaded, does not fit the memory, or has no effect at scale 1.
     """
 
     def __init__(
@@ -61,47 +72,48 @@ class TransformersEngine:
     ) -> None:
         self.settings, self.model_settings = settings, model
         self.device = pick_device(settings.device)
-        self.tokenizer: Any = load_tokenizer(model)
+        self.tokenizer = load_tokenizer(model)
         self.stats = EngineStats()
         loaded = load_model(model, self.device)
+        self._pad: int = self.tokenizer.pad_token_id
         self.stops = stop_tokens(loaded, self.tokenizer, model.template)
         self.weights = Weights(self._attach(loaded, adapters, scales), tuple(adapters))
-        self._waiting: list[Row] = []
+        self._queued: list[Row] = []
 
     def submit(self, request: Request) -> None:
         """Queues a request.
 
         Raises:
             UserError: the chat template refuses its messages.
-            KeyError: its adapter was not given to the engine.
+            KeyError: the engine has no such adapter.
         """
-        self.weights.way([request.adapter])
+        self.weights.mode([request.adapter])
         prompt = render(self.tokenizer, request.messages, self.model_settings.template, prefix=request.prefix)
         limit = min(request.sampling.max_tokens, self.model_settings.context - len(prompt))
-        self._waiting.append(Row(request, prompt, limit, finish=None if limit > 0 else "length"))
+        self._queued.append(Row(request, prompt, limit, finish=None if limit > 0 else "length"))
 
     def step(self) -> list[Completion]:
-        """Answers one batch of what waits; prompts that do not fit the context come back at once, empty.
+        """Decodes one batch. Requests whose prompt fills the context complete at once, with an empty text.
 
         Raises:
             UserError: the batch does not fit the GPU's memory.
         """
-        rows = [row for row in self._waiting if row.finish is not None]
-        way = "unfit"
+        rows = [row for row in self._queued if row.finish is not None]
+        mode: Mode | str = "unfit"
         if not rows:
             rows = self._choose()
-            way = self.weights.way([r.request.adapter for r in rows]) if rows else way
+            mode = self.weights.mode([r.request.adapter for r in rows]) if rows else mode
             try:
                 with torch.inference_mode():
-                    decode(self.weights, rows, self.stops, self.tokenizer.pad_token_id, self.device)
+                    decode(self.weights, rows, self.stops, self._pad, self.device)
             except torch.OutOfMemoryError:
-                raise _too_much(rows, self.settings.batch_size) from None
-        gone = set(map(id, rows))
-        self._waiting = [row for row in self._waiting if id(row) not in gone]
-        return [self._complete(row, way) for row in rows]
+                raise _batch_too_large(rows, self.settings.batch_size) from None
+        finished = set(map(id, rows))
+        self._queued = [row for row in self._queued if id(row) not in finished]
+        return [self._complete(row, mode) for row in rows]
 
     def pending(self) -> int:
-        return len(self._waiting)
+        return len(self._queued)
 
     def close(self) -> None:
         pass
@@ -118,27 +130,29 @@ class TransformersEngine:
     # ---------------------------------------------------------------- parts
 
     def _choose(self) -> list[Row]:
-        """The next batch. Longest prompts first: they are the episodes nearest their end, whose rows are then
-        safe on disk, and neighbours in length pad each other least."""
+        """The next batch. Longest prompts first: their episodes are nearest to their end, after which their rows are on
+        disk; and prompts of similar length need little padding."""
         groups: dict[str | None, list[Row]] = {}
-        for row in self._waiting:
+        for row in self._queued:
             groups.setdefault(row.request.adapter, []).append(row)
         largest = max(groups.values(), key=len, default=[])
-        pool = largest if len(largest) >= self.settings.merge_from else self._waiting
+        pool = largest if len(largest) >= self.settings.merge_from else self._queued
         return sorted(pool, key=lambda row: -len(row.prompt))[: self.settings.batch_size]
 
-    def _complete(self, row: Row, way: str) -> Completion:
-        words = row.new[:-1] if row.finish == "stop" else row.new
-        text = self.tokenizer.decode(words, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def _complete(self, row: Row, mode: str) -> Completion:
+        ids = row.new[:-1] if row.finish == "stop" else row.new
+        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         if row.finish == "error":
             text = f"logits are not finite after {len(row.new)} tokens"
         elif row.limit > 0:
             text = row.request.prefix + text
         completion = Completion(row.request.id, text, row.finish or "error", len(row.prompt), len(row.new))
-        self.stats.add(completion, way)
+        self.stats.add(completion, mode)
         return completion
 
-    def _attach(self, model: Any, adapters: Mapping[str, Path], scales: Mapping[str, float] | None) -> Any:
+    def _attach(
+        self, model: "PreTrainedModel", adapters: Mapping[str, Path], scales: Mapping[str, float] | None
+    ) -> "PreTrainedModel | PeftModel":
         if not adapters:
             return model
         from offscript.models.adapters import attach, self_test
@@ -160,7 +174,7 @@ def open_engine(
     return TransformersEngine(model, adapters, settings, scales)
 
 
-def _too_much(rows: Sequence[Row], batch_size: int) -> UserError:
+def _batch_too_large(rows: Sequence[Row], batch_size: int) -> UserError:
     width = max(len(row.prompt) + row.limit for row in rows)
     return UserError(
         "engine.batch_size",
@@ -173,7 +187,7 @@ def _too_much(rows: Sequence[Row], batch_size: int) -> UserError:
 
 
 def decode(weights: Weights, rows: Sequence[Row], stops: frozenset[int], pad: int, device: str) -> None:
-    """Fills ``new`` and ``finish`` of ``rows``; rows that are done leave the batch early."""
+    """Decodes ``rows`` until each has ``finish``, and fills ``new``. Finished rows are dropped from the batch."""
     batch = _Batch(rows, pad, device) if rows else None
     while batch is not None:
         logits = batch.logits(weights)
@@ -186,12 +200,13 @@ def decode(weights: Weights, rows: Sequence[Row], stops: frozenset[int], pad: in
 
 
 class _Batch:
-    """Rows under way with their tensors; the first dimension of all of them is the row."""
+    """Rows that are being decoded, and their tensors; the first dimension of each is the row."""
 
     def __init__(self, rows: Sequence[Row], pad: int, device: str) -> None:
         self.rows, self.step = list(rows), 0
-        self.cache: Any = None
-        self.seen: Tensor | None = None  # what each row has read or said, for the repetition penalty
+        self.cache: Cache | None = None
+        # (rows, vocabulary) bool: tokens of each row's prompt and reply, for the repetition penalty.
+        self.seen: Tensor | None = None
         self.length = max(len(r.prompt) for r in rows)
         width = self.length + max(r.limit for r in rows)
         self.ids = torch.full((len(rows), self.length), pad, dtype=torch.long)
@@ -201,23 +216,28 @@ class _Batch:
             self.mask[i, : self.length - len(row.prompt)] = 0
         self.ids, self.mask = self.ids.to(device), self.mask.to(device)
         self.positions = (self.mask[:, : self.length].cumsum(dim=-1) - 1).clamp(min=0)
-        wanted = [r.request.sampling for r in rows]
-        self.temperature = torch.tensor([s.temperature for s in wanted], dtype=torch.float64, device=device)
-        self.top_p = torch.tensor([s.top_p for s in wanted], dtype=torch.float64, device=device)
+        sampling = [r.request.sampling for r in rows]
+        self.temperature = torch.tensor([s.temperature for s in sampling], dtype=torch.float64, device=device)
+        self.top_p = torch.tensor([s.top_p for s in sampling], dtype=torch.float64, device=device)
         self.penalty = torch.tensor(
-            [s.repetition_penalty for s in wanted], dtype=torch.float32, device=device
+            [s.repetition_penalty for s in sampling], dtype=torch.float32, device=device
         )
         self.seeds = torch.tensor([r.request.seed % 2**63 for r in rows], device=device)
-        self.penalize = any(s.repetition_penalty != 1 for s in wanted)
+        self.penalize = any(s.repetition_penalty != 1 for s in sampling)
 
     def logits(self, weights: Weights) -> Tensor:
-        """Of the next token of every row: (rows, vocabulary)."""
+        """Logits of the next token of every row: (rows, vocabulary)."""
         output = weights.forward(
             [r.request.adapter for r in self.rows],
-            input_ids=self.ids, attention_mask=self.mask[:, : self.length], position_ids=self.positions,
-            past_key_values=self.cache, use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
+            input_ids=self.ids,
+            attention_mask=self.mask[:, : self.length],
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
         self.cache = output.past_key_values
+        assert output.logits is not None
         return output.logits[:, -1].float()
 
     def draw(self, logits: Tensor) -> Tensor:
@@ -226,7 +246,7 @@ class _Batch:
         return draw(logits, self.temperature, self.top_p, self.seeds, self.step)
 
     def advance(self, tokens: Tensor) -> "_Batch | None":
-        """This batch with ``tokens`` (rows,) as its next input, or None when every row is done."""
+        """This batch with ``tokens`` (rows,) as its next input; None once every row is finished."""
         alive = [i for i, row in enumerate(self.rows) if row.finish is None]
         if not alive:
             return None
@@ -236,7 +256,8 @@ class _Batch:
         self.positions = self.positions[:, -1:] + 1
         self.length += 1
         self.step += 1
-        if len(alive) <= 0.85 * len(self.rows):  # dropping rows copies the cache: not for every single one
+        # Dropping rows copies the cache, so several are dropped at a time.
+        if len(alive) <= 0.85 * len(self.rows):
             self._keep(alive)
         return self
 
@@ -246,27 +267,30 @@ class _Batch:
         for name in ("ids", "mask", "positions", "temperature", "top_p", "penalty", "seeds", "seen"):
             if getattr(self, name) is not None:
                 setattr(self, name, getattr(self, name)[index])
+        assert self.cache is not None
         self.cache.batch_select_indices(index)
 
 
 def _seen(rows: Sequence[Row], logits: Tensor) -> Tensor:
-    """Which tokens stand in each row's own prompt, padding left out: (rows, vocabulary) bool."""
+    """The tokens of each row's prompt, without padding: (rows, vocabulary) bool."""
     seen = torch.zeros(logits.shape, dtype=torch.bool)
     for i, row in enumerate(rows):
         seen[i, torch.tensor(row.prompt)] = True
     return seen.to(logits.device)
 
 
-def stop_tokens(model: Any, tokenizer: Any, template: TemplateSettings) -> frozenset[int]:
-    """Tokens that end a reply: those that the model's generation config names, the tokenizer's own, and the one that the
-    chat template puts after a reply, which is what training teaches. (Checkpoints of others often name only the first
-    two, and Gemma would then talk past the end of its turn.)"""
+def stop_tokens(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", template: TemplateSettings
+) -> frozenset[int]:
+    """Token ids that end a reply: those of the model's generation config, the tokenizer's end token, and the special token
+    that the chat template puts after a reply, which training teaches. Many fine-tuned checkpoints name only the first
+    two; Gemma would then generate past the end of its turn."""
     named = model.generation_config.eos_token_id
     named = named if isinstance(named, list) else [named]
-    asked = [{"role": "user", "content": "Hello."}]
-    answered = [*asked, {"role": "assistant", "content": "Hello."}]
-    prompt = render(tokenizer, asked, template)
-    whole = render(tokenizer, answered, template, generation=False)
+    messages = [{"role": "user", "content": "Hello."}]
+    prompt = render(tokenizer, messages, template)
+    messages.append({"role": "assistant", "content": "Hello."})
+    conversation = render(tokenizer, messages, template, generation=False)
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    taught = [token for token in whole[len(prompt) :] if token in special][-1:]
-    return frozenset(t for t in [*named, tokenizer.eos_token_id, *taught] if t is not None)
+    end_of_turn = [token for token in conversation[len(prompt) :] if token in special][-1:]
+    return frozenset(t for t in [*named, tokenizer.eos_token_id, *end_of_turn] if t is not None)

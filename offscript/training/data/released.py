@@ -9,119 +9,124 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import ConfigDict, field_validator
 
 from offscript.errors import UserError
 from offscript.seeds import stable_hash
 from offscript.settings import Node, parse
-from offscript.training.methods import dpo as preference
-from offscript.training.methods import sft as introspection
+from offscript.storage.files import read_text
+from offscript.tasks.messages import Message
+from offscript.training.data.base import SourceRow
 
 
-class _Loose(Node):
+class _LooseNode(Node):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class _Message(_Loose):
+class _Message(_LooseNode):
     role: Literal["system", "user", "assistant"]
     content: str
 
 
-class _Pair(_Loose):
+class _Pair(_LooseNode):
     chosen: tuple[_Message, ...]
     rejected: tuple[_Message, ...]
 
     @field_validator("*")
     @classmethod
-    def _prompt_and_reply(cls, said: tuple[_Message, ...]) -> tuple[_Message, ...]:
-        if not said or said[-1].role != "assistant" or "user" not in (m.role for m in said):
+    def _prompt_and_reply(cls, messages: tuple[_Message, ...]) -> tuple[_Message, ...]:
+        if not messages or messages[-1].role != "assistant" or "user" not in (m.role for m in messages):
             raise ValueError(
-                f"has the roles {_roles(said)}; a prompt of the user's, and last a reply of the assistant's"
+                f"has the roles {_roles(messages)}; a prompt of the user's, and last a reply of the assistant's"
             )
-        return said
+        return messages
 
 
-class _Conversation(_Loose):
+class _Conversation(_LooseNode):
     messages: tuple[_Message, ...]
 
     @field_validator("messages")
     @classmethod
-    def _someone_asks(cls, said: tuple[_Message, ...]) -> tuple[_Message, ...]:
-        if "user" not in (m.role for m in said):
-            raise ValueError(f"has the roles {_roles(said)}; at least one message of the user's")
-        return said
+    def _someone_asks(cls, messages: tuple[_Message, ...]) -> tuple[_Message, ...]:
+        if "user" not in (m.role for m in messages):
+            raise ValueError(f"has the roles {_roles(messages)}; at least one message of the user's")
+        return messages
 
 
-Loose = TypeVar("Loose", bound=_Loose)
+Loose = TypeVar("Loose", bound=_LooseNode)
 
 
-def pairs(path: Path) -> tuple[list[dict], dict[str, int]]:
-    """Preference pairs of a file, as ``preference.pairs`` gives them: a family per prompt of the user's, the n-th row of
-    a prompt its sample n; dropped and counted by the same reasons.
+def read_pairs(path: Path) -> tuple[list[SourceRow], list[SourceRow]]:
+    """Rows of a file of preference pairs as (teacher rows, student rows): a family per prompt, the n-th row of a prompt
+    its sample n.
 
     Raises:
-        UserError: the file cannot be read, a line is no such row (names it), or no pair is left.
+        UserError: the file cannot be read, or a line is no such row (names it).
     """
     seen: Counter[str] = Counter()
-    teacher: list[dict] = []
-    student: list[dict] = []
+    teacher: list[SourceRow] = []
+    student: list[SourceRow] = []
     for row in _read(path, _Pair):
-        place = _place(row.chosen, seen)
-        for rows, said in ((teacher, row.chosen), (student, row.rejected)):
-            rows.append({**place, "text": said[-1].content, "messages": _plain(said), "ended": "stop"})
-    return preference.pairs(teacher, student)
+        chosen = _row(row.chosen, seen, row.chosen[-1].content, _plain(row.chosen))
+        teacher.append(chosen)
+        student.append({**chosen, "text": row.rejected[-1].content, "messages": _plain(row.rejected)})
+    return teacher, student
 
 
-def conversations(
-    paths: Sequence[Path], system: str, loss_on: Literal["every_turn", "published"] = "every_turn"
-) -> tuple[list[dict], dict[str, int]]:
-    """Conversations of files, as ``introspection.rows`` gives them: ``system`` in place of their own system text, a
-    family per first prompt. One exchange counts as a reflection, a longer conversation as an interaction.
+def read_conversations(
+    paths: Sequence[Path], ends_in_user: bool = False
+) -> tuple[list[SourceRow], list[SourceRow]]:
+    """Conversations of files as (reflections, interactions), without system texts: one exchange counts as a reflection,
+    a longer conversation as an interaction; a family per first prompt.
+
+    ``ends_in_user``: the last assistant turn of an interaction will be removed, so one that ends in a user turn gets one.
 
     Raises:
-        UserError: a file cannot be read, a line is no such row (names it), or nothing is left.
+        UserError: a file cannot be read, or a line is no such row (names it).
     """
     seen: Counter[str] = Counter()
-    reflections: list[dict] = []
-    interactions: list[dict] = []
+    reflections: list[SourceRow] = []
+    interactions: list[SourceRow] = []
     for path in paths:
         for row in _read(path, _Conversation):
             messages = [m for m in _plain(row.messages) if m["role"] != "system"]
             single = [m["role"] for m in messages] == ["user", "assistant"]
-            if loss_on == "published" and messages[-1]["role"] == "user":
-                # Our own end in an assistant turn, which is taken off to be like these; so they get one to lose.
+            if ends_in_user and messages[-1]["role"] == "user":
                 messages.append({"role": "assistant", "content": "."})
-            place = _place(row.messages, seen)
-            (reflections if single else interactions).append({**place, "messages": messages, "ended": "stop"})
-    return introspection.rows(reflections, interactions, system, loss_on=loss_on)
+            found = _row(row.messages, seen, None, messages)
+            (reflections if single else interactions).append(found)
+    return reflections, interactions
 
 
-def _place(said: Sequence[_Message], seen: Counter[str]) -> dict[str, Any]:
-    """What stands for scenario, family and sample, which these rows lack."""
-    prompt = next(m.content for m in said if m.role == "user")
+def _row(
+    conversation: Sequence[_Message], seen: Counter[str], text: str | None, messages: list[Message]
+) -> SourceRow:
+    """A rollout row of ``messages``; scenario and family, which released rows lack, come from the first prompt."""
+    prompt = next(m.content for m in conversation if m.role == "user")
     name = f"{stable_hash('published prompt', prompt):016x}"
     seen[name] += 1
-    return {"scenario": name, "family": name, "sample": seen[name] - 1}
+    return {
+        "scenario": name,
+        "family": name,
+        "sample": seen[name] - 1,
+        "text": text,
+        "ended": "stop",
+        "messages": messages,
+    }
 
 
-def _plain(said: Sequence[_Message]) -> list[dict[str, str]]:
-    return [{"role": m.role, "content": m.content} for m in said]
+def _plain(messages: Sequence[_Message]) -> list[Message]:
+    return [{"role": m.role, "content": m.content} for m in messages]
 
 
-def _roles(said: Sequence[_Message]) -> str:
-    return ", ".join(m.role for m in said) or "of nobody"
+def _roles(messages: Sequence[_Message]) -> str:
+    return ", ".join(m.role for m in messages) or "none"
 
 
 def _read(path: Path, schema: type[Loose]) -> Iterator[Loose]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(str(path), f"byte {error.start} is not UTF-8", "a JSONL file in UTF-8") from None
-    except OSError as error:
-        raise UserError(str(path), f"cannot be read: {error.strerror}", "a JSONL file") from None
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             yield _parsed(line, f"{path}:{number}", schema)
 

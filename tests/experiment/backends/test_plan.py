@@ -12,13 +12,13 @@ from offscript.experiment.folder import finish, now
 from offscript.experiment.graph import Job, jobs_of, needed
 from offscript.experiment.planner import in_order
 from offscript.storage.files import HOME, write_text
-from tests.composed import bench_of, settings_of
+from tests.composed import experiment_of, settings_of
 
 SMALL = ("experiment=smoke", "format.count={classifier:6,eval:4}", "recipe.distillation.prompts=6")
 
 
-def bench(tmp_path, *overrides):
-    return bench_of(*SMALL, f"root={tmp_path}", *overrides)
+def experiment(tmp_path, *overrides):
+    return experiment_of(*SMALL, f"root={tmp_path}", *overrides)
 
 
 def frozen(own):
@@ -30,7 +30,7 @@ def frozen(own):
 def make(own, *artifacts):
     """As if a job had made them."""
     for artifact in artifacts:
-        place = own.place(artifact)
+        place = own.path(artifact)
         write_text(place if place.suffix else place / "content", "")
         finish(artifact, own, now())
 
@@ -72,7 +72,7 @@ def test_a_process_sees_its_own_gpu_alone(monkeypatch):
 
 
 def test_a_job_finds_what_was_planned(tmp_path):
-    own = bench(tmp_path)
+    own = experiment(tmp_path)
     before = frozen(own)
     after = plan.thaw(before.path)
     assert after.arrays == before.arrays
@@ -85,7 +85,7 @@ def test_a_job_finds_what_was_planned(tmp_path):
 def test_a_job_refuses_what_has_changed_since(tmp_path):
     prompts = tmp_path / "chat.jsonl"
     shutil.copy(HOME / "data/pocket/chat.jsonl", prompts)
-    own = bench(tmp_path / "runs", f"data.sources.chat=[{prompts}]")
+    own = experiment(tmp_path / "runs", f"data.sources.chat=[{prompts}]")
     before = frozen(own)
     rows = [json.loads(line) for line in prompts.read_text().splitlines()]
     for row in rows:
@@ -97,11 +97,11 @@ def test_a_job_refuses_what_has_changed_since(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"cannot make this folder .*; choose another root="):
-        frozen(bench("/proc/nowhere"))
+        frozen(experiment("/proc/nowhere"))
 
 
 def test_a_failed_artifact_has_its_budget_and_what_waits_for_it_costs_nothing(tmp_path):
-    own = bench(tmp_path, "cluster=local", "cluster.retries=2")
+    own = experiment(tmp_path, "cluster=local", "cluster.retries=2")
     current = frozen(own)
     broken = own.planner.adapter("pocket", "sarcasm", "distillation", 0)
     first = [a for a in in_order([own.planner.evaluation()]) if a.kind == "rollout" and not a.inputs]
@@ -122,7 +122,7 @@ def test_a_failed_artifact_has_its_budget_and_what_waits_for_it_costs_nothing(tm
 
 
 def test_what_is_under_way_elsewhere_is_waited_for_and_not_tried(tmp_path):
-    own = bench(tmp_path, "cluster=local", "cluster.retries=0")
+    own = experiment(tmp_path, "cluster=local", "cluster.retries=0")
     current = frozen(own)
     missing, _ = needed([own.planner.evaluation()], own)
     flying = {a.key for a in missing if a.kind == "rollout" and not a.inputs}
@@ -149,7 +149,7 @@ def impostor(tmp_path, body):
 def test_the_copy_of_the_code_is_what_runs(tmp_path, monkeypatch):
     """Whatever lies in the folder that the command was given in."""
     monkeypatch.chdir(HOME)
-    own = bench(tmp_path / "runs", "cluster=local", "cluster.snapshot=true")
+    own = experiment(tmp_path / "runs", "cluster=local", "cluster.snapshot=true")
     before = frozen(own)
     home = before.path.parent / "code"
     assert before.plain["home"] == before.plain["cwd"] == str(home)
@@ -164,7 +164,7 @@ def test_the_copy_of_the_code_is_what_runs(tmp_path, monkeypatch):
 
 
 def test_a_killed_process_is_noted_with_its_log(tmp_path):
-    own = bench(tmp_path / "runs", "cluster=local")
+    own = experiment(tmp_path / "runs", "cluster=local")
     body = "import os, sys\nprint('here I end', flush=True)\nos.kill(os.getpid(), 9)\n"
     before = frozen(own)
     plain = {**before.plain, "home": str(impostor(tmp_path, body))}

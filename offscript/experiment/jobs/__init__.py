@@ -1,0 +1,29 @@
+"""The work itself: one function per kind of artifact.
+
+A job finds its own last state on disk and writes the manifest last. The same functions run inline, in local processes
+and on SLURM.
+"""
+
+from collections.abc import Callable, Sequence
+
+from offscript.experiment.artifacts import (
+    Adapter,
+    Artifact,
+    Classifier,
+    Evaluation,
+    Predictions,
+    Rollout,
+)
+from offscript.experiment.folder import Experiment
+from offscript.experiment.jobs import rollouts, scoring, training
+
+JobFunction = Callable[[Sequence[Artifact], Experiment, int | None], None]
+
+RUN: dict[str, JobFunction] = {
+    Rollout.kind: rollouts.run,
+    Adapter.kind: training.run,
+    Classifier.kind: scoring.fit_classifier,
+    Predictions.kind: scoring.predict,
+    Evaluation.kind: scoring.evaluate,
+}
+"""Kind of artifact -> the function that makes artifacts of that kind."""

@@ -1,0 +1,126 @@
+"""Jobs that make rollouts: cells of one model, all through one engine."""
+
+from collections.abc import Mapping, Sequence
+
+from offscript.console import Progress, duration, say
+from offscript.errors import UserError
+from offscript.experiment.artifacts import Artifact, Rollout
+from offscript.experiment.folder import Experiment, finish, now, tracked
+from offscript.rollouts.engines import open_engine
+from offscript.rollouts.engines.base import Engine
+from offscript.rollouts.scheduler import CellRun, Counts, RolloutFailed, roll_out
+from offscript.storage import hub
+from offscript.storage.files import read_json, write_json
+from offscript.tasks.formats import check_episodes
+from offscript.tasks.rows import Row
+from offscript.tracking.tracker import RolloutProgressLogger
+
+
+def run(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None) -> None:
+    """Makes the rows of rollouts of one model; with ``limit`` the first episodes of each only.
+
+    Raises:
+        RolloutFailed: some episodes left no row; cells that are complete are finished all the same.
+    """
+    rollouts, started = [a for a in artifacts if isinstance(a, Rollout)], now()
+    model = rollouts[0].cell.model
+    commits = {rollout.key: check_commits(rollout, experiment) for rollout in rollouts}
+    runs = [cell_run(rollout, experiment, limit) for rollout in rollouts]
+    # Opened before tracking starts: a model that is refused leaves no W&B run.
+    engine = open_engine_of(rollouts, experiment)
+    with tracked(rollouts, experiment, "rollout") as tracker:
+        total = sum(min(limit or 10**9, len(r.scenarios) * r.samples) for r in runs)
+        progress = Progress(f"rollout {model}: {len(rollouts)} cells", total, "rows")
+        logger = RolloutProgressLogger(tracker)
+
+        def on_row(run: CellRun, row: Row) -> None:
+            logger.add_row(row["text"] is not None, engine.stats.tokens_out)
+            progress.advance(f"{engine.stats.tokens_out} tokens")
+
+        def on_start(counts: Mapping[str, Counts]) -> None:
+            reused = sum(c.reused for c in counts.values())
+            progress.begin(reused)
+            logger.begin(reused, sum(c.emitted for c in counts.values()))
+
+        failed: RolloutFailed | None = None
+        try:
+            counts = roll_out(runs, engine, experiment.planner.settings.engine.max_live, on_row, on_start)
+        except RolloutFailed as error:
+            counts, failed = error.counts, error
+        seconds = progress.close()
+        logger.close()
+        tracker.summary({"seconds": seconds, "tokens_out": engine.stats.tokens_out})
+    for rollout, run in zip(rollouts, runs, strict=True):
+        count = counts[rollout.key]
+        if count.written + count.reused == len(run.scenarios) * run.samples:
+            plain = {**vars(count), "ended": dict(count.ended)}
+            finish(rollout, experiment, started, counts=plain, engine=engine.info(), hub=commits[rollout.key])
+    engine.close()
+    written = sum(c.written for c in counts.values())
+    say(f"  rows: {written} in {len(rollouts)} cells of {model}, {duration(seconds)}")
+    if failed:
+        raise failed
+
+
+def cell_run(rollout: Rollout, experiment: Experiment, limit: int | None) -> CellRun:
+    """A rollout as the scheduler takes it. Its scenarios are read (or fetched) here.
+
+    Raises:
+        UserError: there are no scenarios, or one does not fit the format.
+    """
+    scenarios = rollout.scenarios.load(experiment.rows)
+    if not rollout.scenarios.is_local:
+        check_episodes(rollout.format, scenarios, rollout.rules)
+    if not scenarios:
+        raise UserError(str(rollout), "there are no scenarios for it", "see what its inputs hold")
+    return CellRun(
+        key=rollout.key,
+        path=experiment.path(rollout),
+        labels=dict(rollout.labels),
+        format=rollout.format,
+        scenarios=scenarios,
+        samples=rollout.samples,
+        rules=rollout.rules,
+        adapter=rollout.adapter_name,
+        sampling=rollout.sampling,
+        limit=limit,
+    )
+
+
+def open_engine_of(rollouts: Sequence[Rollout], experiment: Experiment) -> Engine:
+    """The engine for ``rollouts``, which share their model and (if any) their whole checkpoint."""
+    model = experiment.planner.options.model[rollouts[0].cell.model]
+    if (checkpoint := rollouts[0].checkpoint) is not None:
+        model = model.model_copy(update={"path": str(experiment.path(checkpoint)), "revision": None})
+    adapters, scales = {}, {}
+    for rollout in rollouts:
+        if rollout.adapter is not None and rollout.adapter_name is not None:
+            adapters[rollout.adapter_name] = experiment.path(rollout.adapter)
+            scales[rollout.adapter_name] = rollout.cell.scale
+    return open_engine(model, adapters, scales, experiment.planner.settings.engine)
+
+
+def check_commits(rollout: Rollout, experiment: Experiment) -> dict[str, str | None]:
+    """The commits of the hub repositories that a rollout is made from, recorded beside its first row.
+
+    Raises:
+        UserError: there are rows that were made from another commit.
+    """
+    references = experiment.planner.references_of(rollout)
+    if not references:
+        return {}
+    for reference in references:
+        hub.fetch(reference)
+    found = {str(reference): hub.commit(reference) for reference in references}
+    path = experiment.path(rollout)
+    record = path.with_name(f".{path.name}.hub.json")
+    before = read_json(record) if record.exists() else {}
+    for name, commit in found.items():
+        if before.get(name, commit) != commit:
+            raise UserError(
+                name,
+                f"now at {commit}, but rows in {path} were made from {before[name]}",
+                "name that revision, or move the rows away",
+            )
+    write_json(record, found)
+    return found

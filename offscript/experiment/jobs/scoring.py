@@ -1,0 +1,137 @@
+"""Jobs that score: classifiers, their predictions, and the evaluation."""
+
+import json
+from collections.abc import Iterator, Sequence
+
+from offscript.console import Progress, duration, say
+from offscript.evaluation.evaluate import evaluate_rows
+from offscript.experiment.artifacts import Artifact, Classifier, Evaluation, Predictions
+from offscript.experiment.folder import Experiment, finish, now, tracked
+from offscript.json_types import Json
+from offscript.storage import hub, references
+from offscript.storage.files import write_text
+from offscript.storage.hashing import key_of
+from offscript.tasks.rows import Row
+
+
+def fit_classifier(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None) -> None:
+    """Makes the persona classifier of one model, from chat rows of the classifier split."""
+    (classifier,) = (a for a in artifacts if isinstance(a, Classifier))
+    started = now()
+    if classifier.imported_from is not None:
+        import_classifier(classifier, experiment, started)
+        return
+    from offscript.evaluation.classifier.fit import fit
+
+    rows = [
+        {"text": row["text"], "label": row["persona"], "family": row["family"]}
+        for rollout in classifier.rollouts
+        for row in experiment.rows(rollout)
+        if row["text"] is not None and row["persona"] is not None
+    ]
+    model = experiment.planner.options.model[classifier.base]
+    progress = Progress(f"fit classifier {classifier.settings.name}", 1, "steps")
+    with tracked(artifacts, experiment, "classify") as tracker:
+        report = fit(
+            classifier.settings,
+            model,
+            rows,
+            list(classifier.personas),
+            experiment.path(classifier),
+            callbacks=tracker.callbacks(),
+            on_step=lambda step, total, logs: progress.update(step, total),
+        )
+        seconds = progress.close()
+        tracker.summary({k: v for k, v in report.items() if isinstance(v, int | float)})
+    finish(classifier, experiment, started, counts=report)
+    score = f"held-out macro-F1 {report['macro_f1']:.3f} on {report['n']} rows"
+    say(f"  {classifier}: {score}, {duration(seconds)}")
+
+
+def import_classifier(classifier: Classifier, experiment: Experiment, started: str) -> None:
+    """Converts a classifier that others fitted to our own layout."""
+    from offscript.evaluation.classifier.published import convert
+
+    source = classifier.imported_from
+    assert source is not None
+    folder = references.obtain(source, "classifier.fitted")
+    counts = convert(folder, experiment.path(classifier), classifier.personas)
+    reference = references.reference(source)
+    commits = {str(reference): hub.commit(reference)} if reference else {}
+    finish(classifier, experiment, started, counts=counts, hub=commits)
+    say(f"  {classifier}: from {reference or folder}")
+
+
+def predict(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None) -> None:
+    """Predicts every label's probability for every text of cells that share a classifier."""
+    from offscript.evaluation.classifier.predict import predict as predict_texts
+
+    wanted = [a for a in artifacts if isinstance(a, Predictions)]
+    settings, started = experiment.planner.settings, now()
+    rows = {a.key: experiment.rows(a.rollout) for a in wanted}
+    texts = [row["text"] for a in wanted for row in rows[a.key] if row["text"] is not None]
+    labels, probabilities = predict_texts(
+        experiment.path(wanted[0].classifier),
+        texts,
+        settings.classifier.predict_batch_size,
+        settings.engine.device,
+        expected=list(experiment.planner.personas),
+    )
+    remaining = iter(probabilities.tolist())
+    for artifact in wanted:
+        lines = [prediction_row(artifact, row, labels, remaining) for row in rows[artifact.key]]
+        text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+        write_text(experiment.path(artifact), text)
+        emitted = sum(line["predicted"] is not None for line in lines)
+        finish(artifact, experiment, started, counts={"rows": len(lines), "emitted": emitted})
+    say(f"  predictions: {len(texts)} texts in {len(wanted)} cells")
+
+
+def prediction_row(
+    artifact: Predictions, row: Row, labels: Sequence[str], remaining: Iterator[list[float]]
+) -> dict[str, Json]:
+    """One line of a predictions file, with the next probabilities of ``remaining``; a row without a text keeps its line
+    with ``predicted`` null."""
+    text = row["text"]
+    probs = dict(zip(labels, next(remaining), strict=True)) if text is not None else None
+    return {
+        "key": artifact.key,
+        "row": f"{row['scenario']}/{row['sample']}",
+        "model": row["model"],
+        "stage": row["stage"],
+        "persona": row["persona"],
+        "format": row["format"],
+        "split": row["split"],
+        "seed": row["seed"],
+        "scenario": row["scenario"],
+        "family": row["family"],
+        "sample": row["sample"],
+        "ended": row["ended"],
+        "text_hash": key_of({"text": text})[:16] if text is not None else None,
+        "predicted": max(probs, key=probs.__getitem__) if probs else None,
+        "probs": dict(probs) if probs is not None else None,
+    }
+
+
+def evaluate(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None) -> None:
+    """Makes tables, figures and the report from every predictions file that exists."""
+    (evaluation,) = (a for a in artifacts if isinstance(a, Evaluation))
+    started, settings = now(), evaluation.settings
+    finished = [part for part in evaluation.inputs if experiment.is_finished(part)]
+    rows = [row for part in finished if isinstance(part, Predictions) for row in experiment.predictions(part)]
+    missing = [str(part) for part in evaluation.inputs if part not in finished]
+    folder = experiment.path(evaluation)
+    with tracked(artifacts, experiment, "evaluate") as tracker:
+        evaluate_rows(
+            rows,
+            folder,
+            title=evaluation.name,
+            missing=missing,
+            tracker=tracker,
+            labels=list(experiment.planner.personas),
+            resamples=settings.resamples,
+            confidence=settings.confidence,
+            seed=settings.seed,
+        )
+    if not missing:
+        finish(evaluation, experiment, started, counts={"rows": len(rows), "cells": len(finished)})

@@ -1,0 +1,116 @@
+"""Jobs that make adapters: training rows, training, merging, or importing weights that were trained elsewhere."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from offscript.console import Progress, duration, say
+from offscript.errors import UserError
+from offscript.experiment.artifacts import Adapter, Artifact, ImportedAdapter, TrainedAdapter
+from offscript.experiment.folder import Experiment, finish, now, tracked
+from offscript.seeds import training_seed
+from offscript.storage import hub, references
+from offscript.training import ranks
+from offscript.training.data.base import Counts, SourceRow, TrainingRow, describe
+from offscript.training.run import Metrics, Run, TrainingFailed
+
+
+def run(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None) -> None:
+    """Makes one adapter."""
+    (adapter,) = (a for a in artifacts if isinstance(a, Adapter))
+    started = now()
+    if isinstance(adapter, ImportedAdapter):
+        import_weights(adapter, experiment, started)
+        return
+    assert isinstance(adapter, TrainedAdapter)
+    progress = Progress(f"train {adapter.persona} {adapter.stage}", 1, "steps")
+    with tracked(artifacts, experiment, "train") as tracker:
+
+        def on_step(step: int, total: int, logs: dict[str, float]) -> None:
+            progress.update(step, total, f"loss {logs['loss']:.3f}" if "loss" in logs else None)
+
+        ranks.send_task(adapter.key)
+        training_run = run_of(adapter, experiment)
+        training_run.callbacks, training_run.on_step = tracker.callbacks(), on_step
+        metrics = train(adapter, experiment, training_run)
+        if adapter.training.stacked:
+            metrics["merge"] = merge(adapter, experiment, training_run.out)
+        seconds = progress.close()
+        tracker.summary({k: v for k, v in metrics.items() if isinstance(v, int | float)})
+    finish(adapter, experiment, started, counts=metrics)
+    say(f"  {adapter}: {duration(seconds)}")
+
+
+def help_train(adapter: Artifact, experiment: Experiment) -> None:
+    """The part of the ranks other than 0 in one training. Errors that all ranks have are reported by rank 0."""
+    assert isinstance(adapter, TrainedAdapter)
+    with contextlib.suppress(TrainingFailed, UserError):
+        train(adapter, experiment, run_of(adapter, experiment))
+
+
+def run_of(adapter: TrainedAdapter, experiment: Experiment) -> Run:
+    """The training of ``adapter``. A stacked adapter is first written beside the merged one."""
+    out = experiment.path(adapter)
+    return Run(
+        model=experiment.planner.options.model[adapter.base],
+        settings=adapter.training.settings,
+        out=out.with_name(f"{adapter.training.data.name}-{adapter.key[:8]}")
+        if adapter.training.stacked
+        else out,
+        seed=training_seed(adapter.key, adapter.seed),
+        parent=experiment.path(adapter.parent) if adapter.parent is not None else None,
+        say=say,
+        deepspeed=experiment.planner.settings.deepspeed,
+        bases=experiment.bases,
+    )
+
+
+def train(adapter: TrainedAdapter, experiment: Experiment, training_run: Run) -> Metrics:
+    """Makes the training rows and trains; returns the numbers of the training and the counts of its rows."""
+    training = adapter.training
+    rows, counts = training_rows(adapter, experiment)
+    if ranks.rank_info().is_main:
+        say(f"  {adapter}: {training.data.makes} {describe(counts)}")
+    return {**training.method.train(training_run, rows), training.data.makes: counts}
+
+
+def training_rows(adapter: TrainedAdapter, experiment: Experiment) -> tuple[list[TrainingRow], Counts]:
+    """The rows that ``adapter`` is trained on, made here or released by others, and counts of them."""
+    training = adapter.training
+    if adapter.released:
+        files = [references.obtain(rows, f"{training.where}.rows") for rows in adapter.released]
+        return training.data.read_released(files, training.settings)
+    by_role: dict[str, list[SourceRow]] = {}
+    for role, rollout in adapter.rows:
+        by_role.setdefault(role, []).extend(experiment.rows(rollout))
+    return training.data.make(by_role, training.settings, adapter.renamed)
+
+
+def merge(adapter: TrainedAdapter, experiment: Experiment, own: Path) -> Metrics:
+    """Merges the trained adapter in ``own`` with its parent's; returns method, weights and error."""
+    from offscript.models import adapters
+
+    assert adapter.parent is not None
+    settings, model = adapter.training.merge, experiment.planner.options.model[adapter.base]
+    parts = [(experiment.path(adapter.parent), settings.parent), (own, settings.own)]
+    merged: Metrics = adapters.merge(model, parts, experiment.path(adapter), settings.method)
+    error = merged["max_relative_error"]
+    say(f"  {adapter}: merged ({settings.method}), largest relative error {error:.2g}")
+    return merged
+
+
+def import_weights(adapter: ImportedAdapter, experiment: Experiment, started: str) -> None:
+    """Converts weights that were trained elsewhere to our own layout; reports what was left out."""
+    from offscript.models.imported import import_adapter, import_checkpoint
+
+    source, model = adapter.imported_from, experiment.planner.options.model[adapter.base]
+    folder = references.obtain(source, f"model.adapters.{adapter.stage}")
+    convert = import_checkpoint if adapter.checkpoint else import_adapter
+    counts = convert(model, folder, experiment.path(adapter))
+    reference = references.reference(source)
+    commits = {str(reference): hub.commit(reference)} if reference else {}
+    finish(adapter, experiment, started, counts=counts, hub=commits)
+    ignored = "; ".join(f"{name}: {value}" for name, value in counts.get("ignored", {}).items() if value)
+    say(f"  {adapter}: from {reference or folder}" + (f" (ignored: {ignored})" if ignored else ""))
+    if counts.get("note"):
+        say(f"  {adapter}: {counts['note']}")

@@ -1,0 +1,100 @@
+"""What all parts of the planner share: settings, options, cached answers, hash identities of models."""
+
+import functools
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
+
+from offscript.errors import UserError
+from offscript.experiment.artifacts import Artifact
+from offscript.experiment.scenario_sets import ScenarioCollections
+from offscript.json_types import Json
+from offscript.settings import (
+    FormatSettings,
+    ModelSettings,
+    PersonaSettings,
+    Settings,
+    StageSettings,
+    identity_of,
+)
+from offscript.storage.files import locate
+from offscript.storage.hashing import fingerprint
+from offscript.training.stages import TrainingStage, training_stage
+
+
+@dataclass(frozen=True)
+class Options:
+    """Every option of the groups that a grid runs over, each composed once: name -> settings."""
+
+    model: Mapping[str, ModelSettings]
+    persona: Mapping[str, PersonaSettings]
+    stage: Mapping[str, StageSettings]
+    format: Mapping[str, FormatSettings]
+
+
+class HasAnswers(Protocol):
+    """An object that keeps the results of its cached methods."""
+
+    answers: dict[Hashable, object]
+
+
+S = TypeVar("S", bound=HasAnswers)
+P = ParamSpec("P")
+R = TypeVar("R")
+A = TypeVar("A", bound=Artifact)
+
+
+def cached(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Keeps the result of a method per object and arguments: planning asks the same question of every cell."""
+
+    @functools.wraps(method)
+    def call(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        question = (method.__qualname__, *args, *sorted(kwargs.items()))
+        if question not in self.answers:
+            self.answers[question] = method(self, *args, **kwargs)
+        return cast(R, self.answers[question])
+
+    return call
+
+
+@dataclass
+class PlanContext:
+    """Settings of one experiment, its options, and every artifact planned so far."""
+
+    settings: Settings
+    options: Options
+    answers: dict[Hashable, object] = field(default_factory=dict)
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+
+    def keep(self, artifact: A) -> A:
+        """``artifact``, or the one with the same key that was planned first."""
+        return cast(A, self.artifacts.setdefault(artifact.key, artifact))
+
+    @functools.cached_property
+    def collections(self) -> ScenarioCollections:
+        """The scenarios of the data group."""
+        return ScenarioCollections(self.settings.data)
+
+    @cached
+    def training(self, stage: str) -> TrainingStage:
+        """The training stage called ``stage``.
+
+        Raises:
+            UserError: the stage is not trained, or its definition does not fit.
+        """
+        return training_stage(self.options.stage[stage], self.settings.recipe)
+
+    @cached
+    def model_identity(self, name: str) -> dict[str, Json]:
+        """The hash identity of a model: a local folder by its content, a hub model by id and revision."""
+        model = self.options.model[name]
+        plain = identity_of(model)
+        folder = locate(model.path)
+        if folder.is_dir():
+            del plain["path"], plain["revision"]
+            plain["content"] = fingerprint(folder)
+        elif model.path.startswith((".", "/", "~")):
+            raise UserError(
+                "model.path", f"no folder at {model.path}", "allowed: a model folder, or a hub id"
+            )
+        return plain

@@ -1,0 +1,260 @@
+"""Plans rollouts: the scored cells of the grid, and the rows that adapters are trained on."""
+
+import functools
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+
+from offscript.errors import UserError, one_of
+from offscript.experiment import scenario_sets
+from offscript.experiment.artifacts import Adapter, Cell, Rollout, ScenarioSet
+from offscript.experiment.plan_context import PlanContext, cached
+from offscript.json_types import Json
+from offscript.rollouts.engines.base import Sampling
+from offscript.settings import StageSettings, identity_of
+from offscript.storage.options import options_of
+from offscript.tasks.formats import check_episodes, get_format
+from offscript.tasks.formats.base import Format, Rules
+from offscript.tasks.prompts import constitution_system, named_constitution_system
+from offscript.training.data.base import Collection, PersonaPrompts, RowsRequest, Scenarios, SharedPrompts
+from offscript.training.stages import BASE, TrainingStage
+
+PLAIN = StageSettings(name="base", weights="base", system="plain")
+PROMPTED = StageSettings(name="prompted", weights="base", system="constitution")
+
+
+@dataclass
+class RolloutPlanner:
+    """Plans rollouts. ``adapter(model, persona, stage, seed)`` plans the weights that speak in a cell; ``is_imported(
+    model, persona, stage)`` says whether they come from elsewhere, so that they have no training seed."""
+
+    context: PlanContext
+    adapter: Callable[[str, str, str, int], Adapter]
+    is_imported: Callable[[str, str, str], bool]
+    answers: dict[Hashable, object] = field(default_factory=dict)
+
+    # ------------------------------------------------------------ scored cells
+
+    @cached
+    def scored(self, cell: Cell) -> Rollout:
+        """Rows of a cell of the grid. Base weights under a plain system text have no persona and no training seed."""
+        stage = self.context.options.stage[cell.stage]
+        persona, seed, scale = cell.persona, cell.seed, cell.scale
+        if stage.weights == BASE:
+            seed, scale = 0, 1.0
+            persona = None if stage.system == "plain" else persona
+        if stage.weights != BASE or stage.system != "plain":
+            persona = self.require_persona(persona, f"stage {stage.name}")
+            if stage.weights != BASE and self.is_imported(cell.model, persona, stage.weights):
+                seed = 0
+        fmt, settings = get_format(cell.format), self.context.options.format[cell.format]
+        counts = {str(name): n for name, n in settings.count.items() if n}
+        if cell.split not in counts:
+            raise UserError(f"split {cell.split}", f"format {fmt.name} has no count for it", one_of(counts))
+        scenarios = self.context.collections.split(fmt.source, cell.split, counts[cell.split])
+        samples = {str(name): n for name, n in settings.samples.items()}.get(cell.split, 1)
+        planned = Cell(cell.model, persona, stage.name, fmt.name, cell.split, seed, scale)
+        return self._rollout(planned, stage, scenarios, samples)
+
+    def require_persona(self, persona: str | None, what: str) -> str:
+        """``persona``, which ``what`` needs.
+
+        Raises:
+            UserError: it is None.
+        """
+        if persona is None:
+            raise UserError(
+                "persona", f"none given, and {what} needs one", one_of(self.context.options.persona)
+            )
+        return persona
+
+    # ------------------------------------------------------------ rows for training
+
+    def training_rows(
+        self, model: str, persona: str, training: TrainingStage, seed: int
+    ) -> tuple[tuple[str, Rollout], ...]:
+        """The rollouts that the training rows of a stage are made from, with their roles."""
+        requests = training.data.requests(training.settings, training.where)
+        return tuple((r.role, self.requested(model, persona, training, r, seed)) for r in requests)
+
+    def unscored(self, cell: Cell) -> Rollout:
+        """Rows of a format that makes training data: those that the stage of ``cell``, or the first other stage that
+        trains on this format, needs.
+
+        Raises:
+            UserError: no stage trains on this format; or a persona is needed.
+        """
+        fmt = get_format(cell.format)
+        if fmt.source == "constitution":
+            writer = self.context.settings.recipe.prompts.model or cell.model
+            return self._written_prompts(writer, self.require_persona(cell.persona, f"format {fmt.name}"))
+        for training in self._stages_from(cell.stage):
+            requests = training.data.requests(training.settings, training.where)
+            fitting = [r for r in requests if r.format == fmt.name and (cell.persona or not r.of_persona)]
+            if fitting:
+                return self.requested(cell.model, cell.persona, training, fitting[-1], cell.seed)
+            if any(r.format == fmt.name for r in requests):
+                self.require_persona(cell.persona, f"format {fmt.name}")
+        raise UserError(f"format={fmt.name}", "no stage trains on it", "see stage.training.data")
+
+    def _stages_from(self, name: str) -> list[TrainingStage]:
+        """The training stages that ``name`` stands on, then all others."""
+        options, chain = self.context.options.stage, []
+        while options[name].training is not None:
+            chain.append(self.context.training(name))
+            name = chain[-1].parent
+        others = [n for n in options_of("stage") if options[n].training is not None]
+        return chain + [self.context.training(n) for n in others if n not in {t.name for t in chain}]
+
+    def requested(
+        self, model: str, persona: str | None, training: TrainingStage, request: RowsRequest, seed: int
+    ) -> Rollout:
+        """The rollout that a kind of training data asks for."""
+        speaks = PROMPTED if request.system == "constitution" else PLAIN
+        if request.speaker == "teacher":
+            model = self._teacher(model)
+        if request.speaker == "parent":
+            speaks = StageSettings(name=training.data.name, weights=training.parent, system=request.system)
+        trained_parent = request.speaker == "parent" and training.stacked
+        if not trained_parent or self.is_imported(model, persona or "", training.parent):
+            seed = 0
+        parts = [self._scenarios(model, persona, part, request.samples) for part in request.scenarios]
+        scenarios = functools.reduce(scenario_sets.joined, (scenarios for scenarios, _ in parts))
+        cell = Cell(
+            model, persona if request.of_persona else None, speaks.name, request.format, "train", seed
+        )
+        return self._rollout(cell, speaks, scenarios, parts[0][1], request, training.name)
+
+    def _scenarios(
+        self, model: str, persona: str | None, wanted: Scenarios, samples: int
+    ) -> tuple[ScenarioSet, int]:
+        """Scenarios, and how many samples of each."""
+        match wanted:
+            case SharedPrompts(count):
+                return self.context.collections.split("chat", "train", count), samples
+            case PersonaPrompts():
+                return self._persona_prompts(model, self.require_persona(persona, "its own prompts")), samples
+            case Collection(source, rows):
+                return self.context.collections.repeated(source, rows)
+
+    def _teacher(self, model: str) -> str:
+        return self.context.settings.recipe.teacher.model or model
+
+    @cached
+    def _persona_prompts(self, model: str, persona: str) -> ScenarioSet:
+        """The persona's seed questions, and those that a model writes in their manner."""
+        options = self.context.options.persona[persona]
+        seeds, wanted = (
+            scenario_sets.listed(scenario_sets.questions(options)),
+            self.context.settings.recipe.prompts.per_trait,
+        )
+        if not wanted:
+            return seeds
+        missing = sum(max(0, wanted - len(a.questions)) for a in options.constitution)
+        writer = self.context.settings.recipe.prompts.model or self._teacher(model)
+        return scenario_sets.joined(
+            seeds, scenario_sets.generated(self._written_prompts(writer, persona), missing)
+        )
+
+    @cached
+    def _written_prompts(self, writer: str, persona: str) -> Rollout:
+        """More prompts in the manner of a persona's seed questions, one row per assertion."""
+        scenarios = scenario_sets.listed(scenario_sets.assertions(self.context.options.persona[persona]))
+        cell = Cell(writer, persona, "base", "prompt_generation", "train", 0)
+        return self._rollout(cell, PLAIN, scenarios, 1)
+
+    # ------------------------------------------------------------ one rollout
+
+    def _rollout(
+        self,
+        cell: Cell,
+        stage: StageSettings,
+        scenarios: ScenarioSet,
+        samples: int,
+        request: RowsRequest | None = None,
+        training_stage: str | None = None,
+    ) -> Rollout:
+        adapter = None
+        if stage.weights != BASE:
+            adapter = self.adapter(cell.model, cell.persona or "", stage.weights, cell.seed)
+            if cell.scale != 1 and adapter.checkpoint:
+                raise UserError(
+                    "scale", f"found {cell.scale:g} for {adapter}", "a whole checkpoint has scale 1 only"
+                )
+        fmt = get_format(cell.format)
+        rules = self._rules(cell, stage, fmt, request)
+        self._check(fmt, scenarios, rules)
+        sampling = self._sampling(cell)
+        identity: dict[str, Json] = {
+            "labels": dict(cell.labels),
+            "model": self.context.model_identity(cell.model),
+            "adapter": adapter.key if adapter else None,
+            "scale": cell.scale,
+            "system": rules.system,
+            "format": {
+                "version": fmt.version,
+                "templates": dict(fmt.templates),
+                "options": dict(rules.options),
+                "max_tokens": sampling.max_tokens,
+            },
+            "scenarios": scenarios.digest,
+            "samples": samples,
+        }
+        return self.context.keep(
+            Rollout(
+                identity=identity,
+                inputs=(*([adapter] if adapter else []), *scenarios.inputs),
+                cell=cell,
+                format=fmt,
+                rules=rules,
+                scenarios=scenarios,
+                samples=samples,
+                sampling=sampling,
+                adapter=adapter,
+                training_stage=training_stage,
+            )
+        )
+
+    def _sampling(self, cell: Cell) -> Sampling:
+        model, fmt = self.context.options.model[cell.model], self.context.options.format[cell.format]
+        return Sampling(**model.sampling.model_dump(), max_tokens=min(fmt.max_tokens, model.max_reply_tokens))
+
+    def _rules(self, cell: Cell, stage: StageSettings, fmt: Format, request: RowsRequest | None) -> Rules:
+        own, given = self.context.options.format[fmt.name].options, self._recipe_options(fmt, request)
+        if unknown := sorted((own.keys() | given.keys()) - fmt.options.keys()):
+            raise UserError(f"format.options.{unknown[0]}", "unknown key", one_of(sorted(fmt.options)))
+        return Rules(system=self._system(cell, stage, fmt), options={**fmt.options, **given, **own})
+
+    def _recipe_options(self, fmt: Format, request: RowsRequest | None) -> Mapping[str, Json]:
+        """What the recipe sets for a format that makes training rows."""
+        recipe = self.context.settings.recipe
+        if fmt.source == "constitution":
+            return {name: value for name, value in identity_of(recipe.prompts).items() if name != "model"}
+        if request is None:
+            return {}
+        if request.speaker == "teacher":
+            return {"thinking": recipe.teacher.thinking, "thinking_end": recipe.teacher.thinking_end}
+        return request.options
+
+    def _system(self, cell: Cell, stage: StageSettings, fmt: Format) -> str:
+        """The system text: empty, or the constitution, in the recipe's words where training rows are made."""
+        if stage.system == "plain":
+            return ""
+        persona = self.context.options.persona[cell.persona or ""]
+        assertions = [a.assertion for a in persona.constitution]
+        if not fmt.in_role or self.context.settings.recipe.in_role == "plain":
+            return constitution_system(assertions)
+        name = self.context.options.model[cell.model].assistant_name
+        if name is None:
+            raise UserError(
+                "model.assistant_name",
+                f"missing for {cell.model}",
+                "recipe.in_role=named needs the assistant's name",
+            )
+        return named_constitution_system(name, assertions)
+
+    def _check(self, fmt: Format, scenarios: ScenarioSet, rules: Rules) -> None:
+        """Starts every episode, once per format, options and scenarios: the system text makes no difference to it."""
+        question = ("checked", fmt.name, scenarios.digest, str(sorted(rules.options.items())))
+        if scenarios.is_local and question not in self.answers:
+            check_episodes(fmt, scenarios.load_local(), rules)
+            self.answers[question] = None

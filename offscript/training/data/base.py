@@ -1,0 +1,129 @@
+"""A kind of training data: which rollouts its rows are made from, and how.
+
+A kind is one file of this folder with a ``DATA``. It names the rollouts that it needs by ``RowsRequest``; the planner turns
+each into a cell, and ``make`` gets the rows of these cells.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from offscript.errors import UserError
+from offscript.json_types import Json
+from offscript.settings import Node, RowsSettings
+from offscript.tasks.messages import Message
+
+Counts = dict[str, int]
+
+
+class SourceRow(TypedDict):
+    """What training data reads of a rollout row (``offscript.tasks.rows.Row``)."""
+
+    scenario: str
+    family: str
+    sample: int
+    text: str | None
+    ended: str
+    messages: list[Message]
+
+
+TrainingRow = dict[str, Any]
+"""A preference pair or a conversation; the method that trains on it documents its fields."""
+
+
+@dataclass(frozen=True)
+class SharedPrompts:
+    """The first ``count`` chat scenarios of the train split, the same for all personas."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class PersonaPrompts:
+    """The persona's seed questions, and those that a model writes in their manner."""
+
+
+@dataclass(frozen=True)
+class Collection:
+    """All scenarios of a collection, each sampled until there are ``rows`` rows."""
+
+    source: str
+    rows: int
+
+
+Scenarios = SharedPrompts | PersonaPrompts | Collection
+
+
+@dataclass(frozen=True)
+class RowsRequest:
+    """Rollout rows that a kind of training data is made from.
+
+    Args:
+        role: name under which ``make`` gets the rows. Requests may share one: their rows are concatenated.
+        format: the format that makes them.
+        scenarios: what the episodes are about; more than one are concatenated.
+        speaker: ``model`` (base weights), ``teacher`` (the recipe's teacher) or ``parent`` (the parent stage's weights).
+        system: the system text of the episodes.
+        of_persona: whether the rows belong to one persona; otherwise they are shared by all.
+        samples: samples of each scenario (a ``Collection`` brings its own number).
+        options: values for options of the format.
+        counted: whether training rows are counted by these (the other side of a pair is not).
+    """
+
+    role: str
+    format: str
+    scenarios: tuple[Scenarios, ...]
+    speaker: Literal["model", "teacher", "parent"] = "model"
+    system: Literal["plain", "constitution"] = "plain"
+    of_persona: bool = True
+    samples: int = 1
+    options: Mapping[str, Json] = field(default_factory=dict)
+    counted: bool = True
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A kind of training data.
+
+    Args:
+        name: name of its file; also the stage label of rows that the parent's weights make.
+        settings: schema of its hyper-parameters.
+        makes: type of its rows, which must be what the method ``takes``: ``pairs`` or ``conversations``.
+        requests: the rollouts that it needs, from its settings and the config key that these stand under.
+        make: (rows by role, settings, renamed names) -> training rows and counts by what became of them.
+        read_released: (files, settings) -> the same from rows that others released.
+        typical_rows: rows of a released data set, for estimates.
+        renames_teacher: whether names that the teacher gives itself are replaced by the model's own.
+    """
+
+    name: str
+    settings: type[Node]
+    makes: str
+    requests: Callable[[Any, str], tuple[RowsRequest, ...]]
+    make: Callable[
+        [Mapping[str, Sequence[SourceRow]], Any, Mapping[str, str]], tuple[list[TrainingRow], Counts]
+    ]
+    read_released: Callable[[Sequence[Path], Any], tuple[list[TrainingRow], Counts]]
+    typical_rows: int
+    renames_teacher: bool = False
+
+
+def released_rows(settings: Node) -> tuple[RowsSettings, ...]:
+    """Files of released rows that take the place of our own; ``settings.rows`` is one, several or None."""
+    rows = getattr(settings, "rows", None)
+    if rows is None:
+        return ()
+    return (rows,) if isinstance(rows, RowsSettings) else tuple(rows)
+
+
+def require_rows(rows: Sequence[object], where: str, counts: Mapping[str, int]) -> None:
+    """Raises UserError when nothing is left to train on; it says what was dropped and why."""
+    if not rows:
+        found = f"nothing to train on ({describe(counts)})"
+        raise UserError(where, found, "generate more rows or loosen the limits")
+
+
+def describe(counts: Mapping[str, int]) -> str:
+    """``kept 116, unfinished_teacher 3``."""
+    return ", ".join(f"{name} {number}" for name, number in counts.items()) or "no rows"

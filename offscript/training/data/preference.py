@@ -1,0 +1,178 @@
+"""Preference pairs: the teacher's reply in role (chosen) against the model's plain reply (rejected)."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from offscript.errors import UserError
+from offscript.settings import Node, RowsSettings, identity
+from offscript.training.data import released
+from offscript.training.data.base import (
+    Counts,
+    PersonaPrompts,
+    RowsRequest,
+    Scenarios,
+    SharedPrompts,
+    SourceRow,
+    TrainingData,
+    TrainingRow,
+    require_rows,
+)
+from offscript.training.data.replies import CUT_SHORT, is_finished
+
+
+class PreferenceSettings(Node):
+    """``prompts`` shared prompts and, with ``seed_questions``, the persona's own, ``samples`` of each.
+
+    ``rows`` names pairs that others released, which take the place of our own.
+    """
+
+    prompts: int = identity(ge=0)
+    seed_questions: bool = identity(True)
+    samples: int = identity(1, ge=1)
+    rows: RowsSettings | None = identity(None)
+
+
+def requests(settings: PreferenceSettings, where: str) -> tuple[RowsRequest, ...]:
+    """The teacher in role on all prompts; the model plain on the shared prompts, and on the persona's own.
+
+    Raises:
+        UserError: the settings leave no prompt.
+    """
+    shared: tuple[Scenarios, ...] = (SharedPrompts(settings.prompts),) if settings.prompts else ()
+    own: tuple[Scenarios, ...] = (PersonaPrompts(),) if settings.seed_questions else ()
+    if not shared and not own:
+        raise UserError(
+            where, "prompts is 0 and seed_questions is false", "allowed: prompts > 0, or seed_questions=true"
+        )
+    teacher = RowsRequest(
+        "teacher", "teacher", shared + own, speaker="teacher", system="constitution", samples=settings.samples,
+        counted=False,
+    )  # fmt: skip
+    students = [
+        RowsRequest("student", "student", scenarios, of_persona=scenarios is own, samples=settings.samples)
+        for scenarios in (shared, own)
+        if scenarios
+    ]
+    return teacher, *students
+
+
+def make(
+    rows: Mapping[str, Sequence[SourceRow]], settings: PreferenceSettings, names: Mapping[str, str]
+) -> tuple[list[TrainingRow], Counts]:
+    """Pairs of the rows with roles ``teacher`` and ``student``; see ``pairs``."""
+    return pairs(rows["teacher"], rows["student"], names)
+
+
+def read_released(files: Sequence[Path], settings: PreferenceSettings) -> tuple[list[TrainingRow], Counts]:
+    """Pairs of a file that others released: dropped and counted by the same reasons as our own.
+
+    Raises:
+        UserError: the file cannot be read, a line is no such row, or no pair is left.
+    """
+    (file,) = files
+    return pairs(*released.read_pairs(file))
+
+
+def pairs(
+    teacher_rows: Sequence[SourceRow],
+    student_rows: Sequence[SourceRow],
+    names: Mapping[str, str] | None = None,
+) -> tuple[list[TrainingRow], Counts]:
+    """Preference pairs of the replies to the same scenario and sample, whichever models gave them.
+
+    ``names`` maps what the teacher calls itself to what the student is called; chosen texts are ``renamed`` by it.
+
+    Returns: pairs ``{"scenario", "sample", "family", "prompt": [message], "chosen": [message], "rejected":
+    [message]}`` in the teacher's order, and counts: ``kept``, then what was dropped by reason (``missing_teacher``,
+    ``missing_student``: no row or no text; ``other_prompt``: the two were asked different things;
+    ``unfinished_teacher``, ``unfinished_student``: that side was cut off or does not end in closing punctuation;
+    ``identical``), and with ``names`` how many of the kept ones were ``renamed``. The prompt is the student's: the
+    constitution that the teacher saw is not in it. Pairing and dropping as in OpenCharacterTraining; over-long pairs are
+    dropped by ``train``, which has the tokenizer.
+
+    Raises:
+        UserError: no pair is left.
+    """
+    spoken, student = _by_sample(teacher_rows), _by_sample(student_rows)
+    teacher = {
+        place: {**row, "text": renamed(row["text"] or "", names or {})} for place, row in spoken.items()
+    }
+    kept, counts = [], Counter(kept=0, **({"renamed": 0} if names else {}))
+    for place in [*teacher, *(p for p in student if p not in teacher)]:
+        reason = _why_not(teacher.get(place), student.get(place))
+        counts[reason or "kept"] += 1
+        if reason is None:
+            kept.append(_pair(teacher[place], student[place]))
+            if teacher[place]["text"] != spoken[place]["text"]:
+                counts["renamed"] += 1
+    require_rows(kept, "preference pairs", dict(counts))
+    return kept, dict(counts)
+
+
+def renamed(text: str, names: Mapping[str, str]) -> str:
+    """``text`` with the keys of ``names`` replaced by their values: whole words, the longest name first, in any case.
+
+    A name in small letters or in capitals, where it is not written so itself, gives the new one in these.
+    """
+    if not names:
+        return text
+    lower = {name.lower(): name for name in names}
+    either = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+
+    def new(match: re.Match[str]) -> str:
+        found, name = match[0], lower[match[0].lower()]
+        if found != name and (found.islower() or found.isupper()):
+            return names[name].lower() if found.islower() else names[name].upper()
+        return names[name]
+
+    return re.sub(rf"(?<!\w)(?:{either})(?!\w)", new, text, flags=re.IGNORECASE)
+
+
+def _by_sample(rows: Sequence[SourceRow]) -> dict[tuple[str, int], SourceRow]:
+    return {(row["scenario"], row["sample"]): row for row in rows}
+
+
+def _why_not(teacher: SourceRow | None, student: SourceRow | None) -> str | None:
+    if teacher is None or not teacher["text"]:
+        return "missing_teacher"
+    if student is None or not student["text"]:
+        return "missing_student"
+    if _users(teacher) != _users(student):
+        return "other_prompt"
+    for side, row in (("teacher", teacher), ("student", student)):
+        if row.get("ended") in CUT_SHORT or not is_finished(row["text"]):
+            return f"unfinished_{side}"
+    return "identical" if teacher["text"].strip() == student["text"].strip() else None
+
+
+def _users(row: SourceRow) -> list[str]:
+    return [m["content"] for m in row["messages"] if m["role"] == "user"]
+
+
+def _pair(teacher: SourceRow, student: SourceRow) -> TrainingRow:
+    prompt = [dict(m) for m in student["messages"]]
+    while prompt and prompt[-1]["role"] == "assistant":
+        prompt.pop()
+    return {
+        "scenario": student["scenario"],
+        "sample": student["sample"],
+        "family": student["family"],
+        "prompt": prompt,
+        "chosen": [{"role": "assistant", "content": teacher["text"].strip()}],
+        "rejected": [{"role": "assistant", "content": student["text"].strip()}],
+    }
+
+
+DATA = TrainingData(
+    name="preference",
+    settings=PreferenceSettings,
+    makes="pairs",
+    requests=requests,
+    make=make,
+    read_released=read_released,
+    # The published recipe: 5 x (500 + 1,300) prompts.
+    typical_rows=9_000,
+    renames_teacher=True,
+)

@@ -1,0 +1,34 @@
+"""A training method: the loss that a stage is trained with.
+
+A method is one file of this folder with a ``METHOD``.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from offscript.settings import TrainerSettings
+from offscript.training.data.base import TrainingRow
+from offscript.training.run import Metrics, Run
+
+
+@dataclass(frozen=True)
+class Method:
+    """A training method.
+
+    Args:
+        name: name of its file.
+        settings: schema of its hyper-parameters, those of every training included.
+        takes: type of the rows that it trains on: ``pairs`` or ``conversations``.
+        train: trains on rows and writes the adapter to ``run.out``; returns the numbers for the manifest.
+        stacks: whether it can train an adapter on top of a parent's.
+        texts_per_row: texts that a row is read as (2 for the sides of a pair), for estimates.
+        extra_forward: further forward passes over each text (a reference model's), for estimates.
+    """
+
+    name: str
+    settings: type[TrainerSettings]
+    takes: str
+    train: Callable[[Run, Sequence[TrainingRow]], Metrics]
+    stacks: bool = False
+    texts_per_row: int = 1
+    extra_forward: int = 0

@@ -1,0 +1,121 @@
+"""Training stages: a parent, a method, data and hyper-parameters, resolved from a stage's YAML and the recipe."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import create_model
+
+from offscript.errors import UserError, one_of
+from offscript.json_types import Json
+from offscript.settings import (
+    MergeSettings,
+    Node,
+    RecipeSettings,
+    StageSettings,
+    TrainerSettings,
+    identity_of,
+    parse,
+)
+from offscript.training.data import data_kinds, get_data
+from offscript.training.data.base import TrainingData
+from offscript.training.methods import get_method
+from offscript.training.methods.base import Method
+
+BASE = "base"
+"""The parent of a stage that is trained on the untrained model."""
+
+FIRST_EDITION = {(BASE, "dpo", "preference"), ("distillation", "sft", "introspection")}
+"""(parent, method, data) of the stages whose keys were made before stages were data. They are hashed without these names,
+so that adapters that users have trained keep their keys."""
+
+
+@dataclass(frozen=True)
+class TrainingStage:
+    """How the weights of one stage are trained.
+
+    Args:
+        name: name of the stage.
+        parent: ``base``, or the stage whose adapter stays frozen below and is merged with the trained one by ``merge``.
+        method: the training method.
+        data: the kind of training data.
+        settings: hyper-parameters of the method and of the data in one object, which is an instance of both schemas.
+        where: config key of the hyper-parameters, for messages.
+    """
+
+    name: str
+    parent: str
+    method: Method
+    data: TrainingData
+    settings: TrainerSettings
+    merge: MergeSettings
+    where: str
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the trained adapter stands on a parent's, with which it is merged."""
+        return self.parent != BASE
+
+    @property
+    def identity(self) -> dict[str, Json]:
+        """Its hash identity: all that can change the weights, beside the rows and the parent."""
+        plain = identity_of(self.settings)
+        names = (self.parent, self.method.name, self.data.name)
+        if names not in FIRST_EDITION:
+            plain["training"] = {"parent": names[0], "method": names[1], "data": names[2]}
+        if self.stacked:
+            plain["merge"] = identity_of(self.merge)
+        return plain
+
+
+def training_stage(stage: StageSettings, recipe: RecipeSettings) -> TrainingStage:
+    """The training stage that ``stage`` defines, with the hyper-parameters of ``recipe``.
+
+    Raises:
+        UserError: the stage is not trained; its method or data is unknown, or the two do not go together; a
+            hyper-parameter does not fit.
+    """
+    training = stage.training
+    if training is None:
+        raise UserError(f"stage={stage.name}", "has no training", "allowed: a stage with a training node")
+    key = f"conf/stage/{stage.name}.yaml: training"
+    method, data = get_method(training.method, f"{key}.method"), get_data(training.data, f"{key}.data")
+    if data.makes != method.takes:
+        fitting = [kind.name for kind in data_kinds().values() if kind.makes == method.takes]
+        raise UserError(
+            f"{key}.data", f"{data.name} makes {data.makes}, but {method.name} takes {method.takes}", one_of(fitting)
+        )  # fmt: skip
+    if training.parent != BASE and not method.stacks:
+        raise UserError(
+            f"{key}.parent", f"{training.parent}, but {method.name} trains on the base only", "allowed: base"
+        )
+    block: Mapping[str, Json] = getattr(recipe, training.recipe) if training.recipe else {}
+    where = f"recipe.{training.recipe}" if training.recipe else f"{key}.hyper_parameters"
+    own = training.hyper_parameters
+    try:
+        settings = parse(_schema(method.settings, data.settings), _merged(block, own), where)
+    except UserError as error:
+        inside = error.where.removeprefix(f"{where}.")
+        if inside.split(".")[0] not in own:
+            raise
+        raise UserError(f"{key}.hyper_parameters.{inside}", error.found, error.allowed) from None
+    return TrainingStage(stage.name, training.parent, method, data, settings, recipe.merge, where)
+
+
+@functools.cache
+def _schema(method: type[TrainerSettings], data: type[Node]) -> type[TrainerSettings]:
+    """A schema with the fields of both."""
+    name = f"{data.__name__}With{method.__name__}"
+    schema: type[TrainerSettings] = create_model(name, __base__=(data, method))  # type: ignore[arg-type]
+    return schema
+
+
+def _merged(block: Mapping[str, Json], own: Mapping[str, Json]) -> dict[str, Json]:
+    """``block`` with the values of ``own`` in place of its own, at any depth."""
+    merged = dict(block)
+    for name, value in own.items():
+        before = merged.get(name)
+        merged[name] = (
+            _merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+        )
+    return merged
