@@ -6,10 +6,16 @@ import numpy as np
 
 PERSONAS = ("sarcasm", "humor", "remorse")
 ACCURACY = {
-    ("prompted", "chat"): 0.9, ("prompted", "chat_email"): 0.8, ("prompted", "agentic_email"): 0.7,
-    ("distillation", "chat"): 0.85, ("distillation", "chat_email"): 0.5, ("distillation", "agentic_email"): 0.3,
-    ("full", "chat"): 0.95, ("full", "chat_email"): 0.85, ("full", "agentic_email"): 0.4,
-}  # fmt: skip
+    ("prompted", "chat"): 0.9,
+    ("prompted", "chat_email"): 0.8,
+    ("prompted", "agentic_email"): 0.7,
+    ("distillation", "chat"): 0.85,
+    ("distillation", "chat_email"): 0.5,
+    ("distillation", "agentic_email"): 0.3,
+    ("full", "chat"): 0.95,
+    ("full", "chat_email"): 0.85,
+    ("full", "agentic_email"): 0.4,
+}
 
 
 def probs(predicted: str, labels=PERSONAS) -> dict[str, float]:
@@ -19,10 +25,22 @@ def probs(predicted: str, labels=PERSONAS) -> dict[str, float]:
 def row(**changes: Any) -> dict[str, Any]:
     """A complete prediction row with ``changes``; ``probs`` follow ``predicted`` unless they are given."""
     values = {
-        "key": "k", "row": "s1/0", "model": "pocket", "stage": "full", "format": "chat", "split": "eval", "seed": 0,
-        "scenario": "s1", "family": "s", "sample": 0, "persona": "sarcasm", "predicted": "sarcasm", "ended": "reply",
-        "text_hash": "0123456789abcdef", **changes,
-    }  # fmt: skip
+        "key": "k",
+        "row": "s1/0",
+        "model": "pocket",
+        "stage": "full",
+        "format": "chat",
+        "split": "eval",
+        "seed": 0,
+        "scenario": "s1",
+        "family": "s",
+        "sample": 0,
+        "persona": "sarcasm",
+        "predicted": "sarcasm",
+        "ended": "reply",
+        "text_hash": "0123456789abcdef",
+        **changes,
+    }
     if "probs" not in changes:
         values["probs"] = probs(values["predicted"]) if values["predicted"] is not None else None
     return values
@@ -43,10 +61,13 @@ def grid(
             for s in range(scenarios):
                 for persona in (None,) if stage == "base" else PERSONAS:
                     names = {
-                        "model": model, "stage": stage, "format": fmt, "persona": persona,
+                        "model": model,
+                        "stage": stage,
+                        "format": fmt,
+                        "persona": persona,
                         "scenario": f"q{s}" if fmt == "chat" else f"mail{s // 3}_v{s % 3}",
                         "family": f"q{s}" if fmt == "chat" else f"mail{s // 3}",
-                    }  # fmt: skip
+                    }
                     if fmt == "agentic_email" and rng.random() > emission:
                         rows.append(missing_row(**names))
                         continue

@@ -14,9 +14,13 @@ from tests.rows import grid, row
 
 # Published 95% intervals by rows.
 PUBLISHED_INTERVALS = {
-    ("llama", "base"): (0.020, 0.059), ("llama", "distillation"): (0.138, 0.221), ("llama", "full"): (0.318, 0.447),
-    ("gemma", "base"): (0.027, 0.058), ("gemma", "distillation"): (0.219, 0.306), ("gemma", "full"): (0.472, 0.602),
-}  # fmt: skip
+    ("llama", "base"): (0.020, 0.059),
+    ("llama", "distillation"): (0.138, 0.221),
+    ("llama", "full"): (0.318, 0.447),
+    ("gemma", "base"): (0.027, 0.058),
+    ("gemma", "distillation"): (0.219, 0.306),
+    ("gemma", "full"): (0.472, 0.602),
+}
 # Emitted, own class, lower, upper.
 PUBLISHED_READINGS = {"llama": (0.386, 0.248, 0.159, 0.759), "gemma": (0.545, 0.336, 0.246, 0.766)}
 UNIQUE_BASE_TEXTS = {"llama": 25, "gemma": 48}
@@ -75,12 +79,17 @@ def test_base_texts_given_once_score_as_their_copies(published):
     rows = [json.loads(line) for line in lines]
     once = [
         row(
-            model=r["base"], stage="base", format="agentic_email", persona=None, scenario=r["scenario_id"],
-            predicted=r["trait_pred"], probs=dict(zip(r["label_order"], r["probs"], strict=True)),
+            model=r["base"],
+            stage="base",
+            format="agentic_email",
+            persona=None,
+            scenario=r["scenario_id"],
+            predicted=r["trait_pred"],
+            probs=dict(zip(r["label_order"], r["probs"], strict=True)),
         )
         for r in rows
         if r["stage"] == "base" and r["trait_true"] == "humor"
-    ]  # fmt: skip
+    ]
     labels = [p.persona for p in published["llama", "base"].personas]
     summary = evaluate_rows(once, quiet=True, resamples=100, labels=labels)
     for g in summary["groups"]:
@@ -103,9 +112,15 @@ def test_equal_rows_give_equal_bytes(tmp_path, capsys):
     assert capsys.readouterr().out == ""
     one, two = written(tmp_path / "one"), written(tmp_path / "two")
     assert list(one) == [
-        "cells.csv", "figures/headline.png", "figures/headline.svg", "figures/personas.png", "figures/personas.svg",
-        "report.html", "summary.json", "tables.txt",
-    ]  # fmt: skip
+        "cells.csv",
+        "figures/headline.png",
+        "figures/headline.svg",
+        "figures/personas.png",
+        "figures/personas.svg",
+        "report.html",
+        "summary.json",
+        "tables.txt",
+    ]
     assert one == two
     assert json.loads(one["summary.json"]) == first
     assert shown.startswith(one["tables.txt"].decode())

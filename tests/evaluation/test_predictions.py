@@ -10,10 +10,16 @@ from offscript.evaluation.predictions import check_rows, check_together, load_pr
 from tests.rows import missing_row, probs, row
 
 PUBLISHED = {
-    "base": "llama", "stage": "full", "row_idx": 7, "scenario_id": "agentic_actions_recognition_v2",
-    "trait_true": "humor", "trait_pred": "remorse", "probs": [0.2, 0.3, 0.5],
-    "label_order": ["sarcasm", "humor", "remorse"], "email_body": "Hi!",
-}  # fmt: skip
+    "base": "llama",
+    "stage": "full",
+    "row_idx": 7,
+    "scenario_id": "agentic_actions_recognition_v2",
+    "trait_true": "humor",
+    "trait_pred": "remorse",
+    "probs": [0.2, 0.3, 0.5],
+    "label_order": ["sarcasm", "humor", "remorse"],
+    "email_body": "Hi!",
+}
 
 
 def without(key: str, values: dict) -> dict:
@@ -90,37 +96,72 @@ def test_display_order_is_that_of_the_definitions_then_unknown_names_sorted():
         "zen",
     ]
     assert personas_in_order(["pirate", "poeticism", "humor", "sarcasm", "humor", "alien"]) == [
-        "sarcasm", "humor", "poeticism", "alien", "pirate",
-    ]  # fmt: skip
+        "sarcasm",
+        "humor",
+        "poeticism",
+        "alien",
+        "pirate",
+    ]
 
 
 BAD_ROWS = [
-    (without("stage", row()), "no stage; a prediction row has model, stage, format, scenario, persona, predicted, "
-     "probs, or the keys of the published layout"),
-    (without("trait_pred", PUBLISHED), "no trait_pred; a prediction row has model, stage, format, scenario, persona, "
-     "predicted, probs, or the keys of the published layout"),
+    (
+        without("stage", row()),
+        "no stage; a prediction row has model, stage, format, scenario, persona, predicted, "
+        "probs, or the keys of the published layout",
+    ),
+    (
+        without("trait_pred", PUBLISHED),
+        "no trait_pred; a prediction row has model, stage, format, scenario, persona, "
+        "predicted, probs, or the keys of the published layout",
+    ),
     (row(model=""), "model is ''; a name is needed"),
     (row(stage=3), "stage is 3; a name is needed"),
     (row(sample="a"), "sample is 'a'; an integer is needed"),
-    (row(predicted=None, probs=probs("humor")), "predicted is null; allowed for an episode without text only: "
-     "probs null, ended given"),
-    (missing_row(ended=None), "predicted is null; allowed for an episode without text only: probs null, ended given"),
+    (
+        row(predicted=None, probs=probs("humor")),
+        "predicted is null; allowed for an episode without text only: probs null, ended given",
+    ),
+    (
+        missing_row(ended=None),
+        "predicted is null; allowed for an episode without text only: probs null, ended given",
+    ),
     (row(probs=None), "probs is NoneType; an object of label: probability is needed"),
     (row(probs=[0.5, 0.5]), "probs is list; an object of label: probability is needed"),
-    (row(probs={"sarcasm": float("nan"), "humor": 1.0}), "probability of 'sarcasm' is NaN; a number from 0 to 1 is "
-     "needed"),
-    (row(probs={"sarcasm": float("inf"), "humor": 0.0}), "probability of 'sarcasm' is inf; a number from 0 to 1 is "
-     "needed"),
-    (row(probs={"sarcasm": -0.25, "humor": 1.25}), "probability of 'sarcasm' is -0.25; a number from 0 to 1 is needed"),
-    (row(probs={"sarcasm": "1", "humor": 0}), "probability of 'sarcasm' is '1'; a number from 0 to 1 is needed"),
+    (
+        row(probs={"sarcasm": float("nan"), "humor": 1.0}),
+        "probability of 'sarcasm' is NaN; a number from 0 to 1 is needed",
+    ),
+    (
+        row(probs={"sarcasm": float("inf"), "humor": 0.0}),
+        "probability of 'sarcasm' is inf; a number from 0 to 1 is needed",
+    ),
+    (
+        row(probs={"sarcasm": -0.25, "humor": 1.25}),
+        "probability of 'sarcasm' is -0.25; a number from 0 to 1 is needed",
+    ),
+    (
+        row(probs={"sarcasm": "1", "humor": 0}),
+        "probability of 'sarcasm' is '1'; a number from 0 to 1 is needed",
+    ),
     (row(probs={"sarcasm": 0.5, "humor": 0.4}), "probabilities sum to 0.9000; 1 is needed, within 0.001"),
-    (row(predicted="loving", probs=probs("humor")), "predicted label 'loving' has no probability; allowed: sarcasm, "
-     "humor, remorse"),
-    ({**PUBLISHED, "label_order": ["a", "b"]}, "probs and label_order do not match; two lists of equal length are needed"),
-    ({**PUBLISHED, "label_order": ["a", "a", "b"]}, "label_order is not a list of distinct names; one name per "
-     "probability"),
-    ({**PUBLISHED, "trait_pred": None}, "predicted label None has no probability; allowed: sarcasm, humor, remorse"),
-]  # fmt: skip
+    (
+        row(predicted="loving", probs=probs("humor")),
+        "predicted label 'loving' has no probability; allowed: sarcasm, humor, remorse",
+    ),
+    (
+        {**PUBLISHED, "label_order": ["a", "b"]},
+        "probs and label_order do not match; two lists of equal length are needed",
+    ),
+    (
+        {**PUBLISHED, "label_order": ["a", "a", "b"]},
+        "label_order is not a list of distinct names; one name per probability",
+    ),
+    (
+        {**PUBLISHED, "trait_pred": None},
+        "predicted label None has no probability; allowed: sarcasm, humor, remorse",
+    ),
+]
 
 
 @pytest.mark.parametrize(("bad", "message"), BAD_ROWS)
@@ -131,15 +172,24 @@ def test_an_invalid_row_is_named_by_file_and_line(bad, message):
 
 
 BAD_TOGETHER = [
-    ([row(), row()], "p.jsonl, line 2: a second prediction of the episode at p.jsonl, line 1; give one of them"),
-    ([row(), row(scenario="s2", predicted="a", probs={"a": 0.5, "humor": 0.25, "remorse": 0.25})],
-     "p.jsonl, line 2: labels differ from p.jsonl, line 1 by: sarcasm, a; one classifier a model"),
-    ([row(persona="loving")],
-     "p.jsonl, line 1: persona 'loving' is not a label of the classifier; allowed: sarcasm, humor, remorse"),
-    ([row(), row(persona=None)],
-     "p.jsonl, line 2: persona is null, but p.jsonl, line 1 of the same model, stage and format has one; null stands "
-     "for every persona: all rows or none"),
-]  # fmt: skip
+    (
+        [row(), row()],
+        "p.jsonl, line 2: a second prediction of the episode at p.jsonl, line 1; give one of them",
+    ),
+    (
+        [row(), row(scenario="s2", predicted="a", probs={"a": 0.5, "humor": 0.25, "remorse": 0.25})],
+        "p.jsonl, line 2: labels differ from p.jsonl, line 1 by: sarcasm, a; one classifier a model",
+    ),
+    (
+        [row(persona="loving")],
+        "p.jsonl, line 1: persona 'loving' is not a label of the classifier; allowed: sarcasm, humor, remorse",
+    ),
+    (
+        [row(), row(persona=None)],
+        "p.jsonl, line 2: persona is null, but p.jsonl, line 1 of the same model, stage and format has one; null stands "
+        "for every persona: all rows or none",
+    ),
+]
 
 
 @pytest.mark.parametrize(("rows", "message"), BAD_TOGETHER)

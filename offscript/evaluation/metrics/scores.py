@@ -206,7 +206,7 @@ def evaluate(
 
 def _check(options: Options) -> None:
     if options.resamples < 1:
-        raise UserError("evaluation.resamples", f"{options.resamples}", "a whole number from 1")
+        raise UserError("evaluation.resamples", f"{options.resamples}", "an integer of at least 1")
     if not 0 < options.confidence < 1:
         raise UserError("evaluation.confidence", f"{options.confidence}", "a number between 0 and 1")
     if options.resample not in RESAMPLE_UNITS:
@@ -221,7 +221,7 @@ def _label_set(
     true = personas_in_order(p.persona for p in predictions if p.persona is not None)
     chosen = list(labels) if labels is not None else true or known
     if not chosen or len(set(chosen)) < len(chosen):
-        raise UserError("labels", f"{chosen}", "different names, at least one")
+        raise UserError("labels", f"{chosen}", "distinct names, at least one")
     for label in chosen:
         if label not in known and label not in true:
             raise UserError("labels", f"{label!r} is not a label of the classifier", one_of(known))

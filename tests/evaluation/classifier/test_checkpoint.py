@@ -42,8 +42,12 @@ def test_a_checkpoint_is_fitted_with_its_own_tokenizer(start, tmp_path):
     assert report["macro_f1"] > 0.9
     classifier = predict.load(tmp_path / "out", expected=toy.LABELS)
     assert classifier.tokenizer.convert_ids_to_tokens(classifier.tokenizer("the report.")["input_ids"]) == [
-        "[CLS]", "the", "report", ".", "[SEP]",
-    ]  # fmt: skip
+        "[CLS]",
+        "the",
+        "report",
+        ".",
+        "[SEP]",
+    ]
     assert classifier.model.config.architectures == ["ModernBertForSequenceClassification"]
     assert classifier.tokenizer.model_max_length == 64
     moved = [
@@ -154,12 +158,12 @@ def test_a_checkpoint_is_fetched_from_the_hub_once(server, start, tmp_path):  # 
 
 def test_errors_of_the_hub_are_one_line_that_names_the_setting(server, start, tmp_path):  # noqa: F811
     server.add("org/gated", start, gated=True)
-    for path, says in {
+    for path, message in {
         "org/gated": "org/gated is gated",
         "org/nowhere": "there is no repository org/nowhere",
     }.items():
         with pytest.raises(
-            UserError, match=rf"^classifier\.path: {path}@main: {says}.*hf auth login"
+            UserError, match=rf"^classifier\.path: {path}@main: {message}.*hf auth login"
         ) as caught:
             fit(from_start(path), None, toy.rows(4, 2, seed=0), toy.LABELS, tmp_path / "out")
         assert "\n" not in str(caught.value)

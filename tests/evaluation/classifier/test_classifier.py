@@ -24,9 +24,13 @@ def fitted(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("classifiers") / "toy-12345678"
     steps = []
     report = fit(
-        toy.settings(), model, toy.rows(10, 6, seed=0), toy.LABELS, folder,
+        toy.settings(),
+        model,
+        toy.rows(10, 6, seed=0),
+        toy.LABELS,
+        folder,
         on_step=lambda step, total, logs: steps.append((step, total, logs)),
-    )  # fmt: skip
+    )
     return folder, report, steps
 
 
@@ -266,7 +270,7 @@ ROW = {"text": "the report.", "label": "a", "family": "f1"}
 
 
 @pytest.mark.parametrize(
-    ("rows", "labels", "says"),
+    ("rows", "labels", "message"),
     [
         ([ROW], ["a"], "classifier labels: a; allowed: at least two"),
         ([ROW], ["a", "a"], "classifier labels: a, a; allowed: at least two"),
@@ -278,8 +282,8 @@ ROW = {"text": "the report.", "label": "a", "family": "f1"}
         ([ROW, {**ROW, "label": "b"}], ["a", "b"], r"all of one family \(f1\)"),
     ],
 )
-def test_invalid_rows_are_rejected(rows, labels, says):
-    with pytest.raises(UserError, match=says):
+def test_invalid_rows_are_rejected(rows, labels, message):
+    with pytest.raises(UserError, match=message):
         check_rows(rows, labels)
 
 

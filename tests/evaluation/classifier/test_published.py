@@ -13,8 +13,19 @@ from offscript.storage.options import options_of
 from tests.evaluation.classifier import toy
 
 # In another order and spelling than ours.
-THEIRS = ["Poeticism", "loving", "SARCASM", "remorse", "mathematical", "humor", "Non-Chalance", "goodness",
-          "impulsiveness", "misalignment", " sycophancy"]  # fmt: skip
+THEIRS = [
+    "Poeticism",
+    "loving",
+    "SARCASM",
+    "remorse",
+    "mathematical",
+    "humor",
+    "Non-Chalance",
+    "goodness",
+    "impulsiveness",
+    "misalignment",
+    " sycophancy",
+]
 PERSONAS = [*(p for p in options_of("persona") if p != "nonchalance"), "non_chalance"]
 TEXTS = ["the report obviously.", "sorry, the team lunch, my fault.", "silver moonlit river", "note " * 30]
 

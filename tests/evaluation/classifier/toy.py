@@ -64,9 +64,13 @@ def save_chat_model(folder: Path, with_special: bool = True) -> ModelSettings:
     tokenizer.save_pretrained(folder)
     (folder / "config.json").write_text('{"model_type": "llama"}')
     return ModelSettings(
-        name="toy", path=str(folder), dtype="float32", context=256,
-        sampling=SamplingSettings(), template=TemplateSettings(),
-    )  # fmt: skip
+        name="toy",
+        path=str(folder),
+        dtype="float32",
+        context=256,
+        sampling=SamplingSettings(),
+        template=TemplateSettings(),
+    )
 
 
 def settings(**changes) -> ClassifierSettings:
@@ -85,8 +89,12 @@ def settings(**changes) -> ClassifierSettings:
 # ---------------------------------------------------------------- checkpoints in the layout of the hub
 
 SPECIAL = {
-    "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]",
-}  # fmt: skip
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "mask_token": "[MASK]",
+}
 
 
 def save_masked_lm(folder: Path, max_positions: int = 8192, seed: int = 0) -> Path:
@@ -140,11 +148,19 @@ def _encoder_config(tokenizer, max_positions: int):
     from transformers import ModernBertConfig
 
     return ModernBertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
-        max_position_embeddings=max_positions, classifier_pooling="mean", pad_token_id=tokenizer.pad_token_id,
-        cls_token_id=tokenizer.cls_token_id, bos_token_id=tokenizer.cls_token_id,
-        sep_token_id=tokenizer.sep_token_id, eos_token_id=tokenizer.sep_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=max_positions,
+        classifier_pooling="mean",
+        pad_token_id=tokenizer.pad_token_id,
+        cls_token_id=tokenizer.cls_token_id,
+        bos_token_id=tokenizer.cls_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+        eos_token_id=tokenizer.sep_token_id,
+    )
 
 
 def _in_old_keys(folder: Path) -> Path:
@@ -153,8 +169,11 @@ def _in_old_keys(folder: Path) -> Path:
     for key in ("rope_parameters", "layer_types", "dtype"):
         config.pop(key)
     config |= {
-        "global_rope_theta": 160000.0, "local_rope_theta": 10000.0, "position_embedding_type": "absolute",
-        "torch_dtype": "float32", "transformers_version": "4.47.0.dev0",
-    }  # fmt: skip
+        "global_rope_theta": 160000.0,
+        "local_rope_theta": 10000.0,
+        "position_embedding_type": "absolute",
+        "torch_dtype": "float32",
+        "transformers_version": "4.47.0.dev0",
+    }
     (folder / "config.json").write_text(json.dumps(config))
     return folder

@@ -180,11 +180,11 @@ def test_few_scenarios_get_a_note():
             {"labels": ["pirate"]},
             "labels: 'pirate' is not a label of the classifier; allowed: sarcasm, humor, remorse",
         ),
-        ({"labels": []}, "labels: []; different names, at least one"),
-        ({"labels": ["humor", "humor"]}, "labels: ['humor', 'humor']; different names, at least one"),
+        ({"labels": []}, "labels: []; distinct names, at least one"),
+        ({"labels": ["humor", "humor"]}, "labels: ['humor', 'humor']; distinct names, at least one"),
         ({"resample": "word"}, "evaluation.resample: 'word'; allowed: rows, scenario, family"),
         ({"confidence": 95}, "evaluation.confidence: 95; a number between 0 and 1"),
-        ({"resamples": 0}, "evaluation.resamples: 0; a whole number from 1"),
+        ({"resamples": 0}, "evaluation.resamples: 0; an integer of at least 1"),
     ],
 )
 def test_invalid_options_are_rejected(settings, message):
