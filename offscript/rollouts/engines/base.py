@@ -1,13 +1,15 @@
-"""What every engine speaks: requests in, completions out, in whatever order the engine finishes them."""
+"""Interface of engines: requests in, completions out, in the order in which the engine finishes them."""
 
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from offscript.tasks.messages import Message
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a reply is drawn. ``temperature`` 0 means greedy; ``top_p`` in (0, 1]; ``max_tokens`` bounds the new tokens."""
+    """How a reply is sampled. ``temperature`` 0 means greedy; ``top_p`` in (0, 1]; ``max_tokens`` bounds the new tokens."""
 
     temperature: float = 0.7
     top_p: float = 0.95
@@ -17,15 +19,19 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One reply that is wanted.
+    """A request for one reply.
 
-    ``messages`` are ``{"role", "content"}`` dicts with roles system, user, assistant, tool; ``prefix`` is text that
-    the reply must begin with (it is part of the returned text); ``adapter`` is the key of an adapter folder that the
-    engine was given, or None for the base weights; ``seed`` alone decides the randomness of this row.
+    Args:
+        id: returned with the completion; unique among the pending requests.
+        messages: the conversation, with roles system, user, assistant, tool.
+        adapter: name of one of the engine's adapters, None for the base weights.
+        seed: the only source of randomness of this reply, in [0, 2**63).
+        sampling: how the reply is sampled.
+        prefix: text that the reply begins with; it is part of the returned text.
     """
 
     id: int
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[Message, ...]
     adapter: str | None
     seed: int
     sampling: Sampling
@@ -34,8 +40,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """A finished reply. ``finish_reason``: ``stop`` (end token), ``length`` (ran into max_tokens or the context)
-    or ``error`` (the engine could not answer; ``text`` holds why)."""
+    """A finished reply. ``finish_reason`` is ``stop`` (the model ended it), ``length`` (it reached max_tokens or the
+    context) or ``error`` (the engine failed; ``text`` holds the reason)."""
 
     id: int
     text: str
@@ -61,20 +67,26 @@ class EngineStats:
 
 
 class Engine(Protocol):
-    """``submit`` never blocks; ``step`` works until at least one reply is finished (or nothing is pending)."""
+    """A source of replies, driven by one thread."""
 
     stats: EngineStats
 
-    def submit(self, request: Request) -> None: ...
+    def submit(self, request: Request) -> None:
+        """Queues a request. Does not wait for earlier ones."""
+        ...
 
-    def step(self) -> list[Completion]: ...
+    def step(self) -> list[Completion]:
+        """Works until at least one request is finished; returns the finished ones, [] if none is pending."""
+        ...
 
-    def pending(self) -> int: ...
+    def pending(self) -> int:
+        """Number of requests that are submitted and not returned."""
+        ...
 
     def close(self) -> None:
-        """Gives back what the engine holds; nothing is asked of it afterwards."""
+        """Releases the engine's resources. It is not used afterwards."""
         ...
 
     def info(self) -> dict[str, str]:
-        """Name and versions, recorded in the manifest of every artifact that this engine's texts are in."""
+        """Name and versions, recorded in the manifest of every artifact with this engine's texts."""
         ...

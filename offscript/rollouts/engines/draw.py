@@ -1,14 +1,15 @@
-"""Drawing tokens so that a row's text depends on the row alone.
+"""Token sampling that does not depend on the batch.
 
-A token is drawn by the Gumbel trick: the argmax of (filtered logit + Gumbel noise) is a sample of the
-filtered softmax. The noise is a hash of (row seed, step, token), not the next number of a shared generator,
-so it is the same whatever else is in the batch, in whatever order, on whatever machine.
+A token is sampled by the Gumbel-max trick: the argmax of (filtered logit + Gumbel noise) is a sample of the filtered
+softmax. The noise is a hash of (row seed, step, token) instead of the next number of a shared generator, so it does not
+depend on the other rows of the batch, on their order, or on the machine.
 """
 
 import torch
 from torch import Tensor
 
-_CANDIDATES = 64  # top-p seldom keeps more; the search widens when it does
+# Top-p seldom keeps more tokens; the search is widened if it does.
+_CANDIDATES = 64
 
 
 def _signed(constant: int) -> int:
@@ -34,7 +35,8 @@ def gumbel(seeds: Tensor, step: int, tokens: Tensor) -> Tensor:
     """Gumbel noise (rows, n) for ``tokens`` (rows, n) at ``step`` of rows with ``seeds`` (rows,)."""
     rows = _mix(_mix(seeds + _GOLDEN) + _signed((step + 1) * 0x9E3779B97F4A7C15 % 2**64))
     bits = _shift(_mix(rows[:, None] + (tokens + 1) * _GOLDEN), 11)
-    uniform = (bits.double() + 0.5) * 2.0**-53  # in (0, 1), never an end
+    # In the open interval (0, 1).
+    uniform = (bits.double() + 0.5) * 2.0**-53
     return -torch.log(-torch.log(uniform))
 
 
@@ -45,10 +47,10 @@ def penalize(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
 
 
 def nucleus(logits: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
-    """The smallest set of likeliest tokens that holds ``top_p`` (rows,) of each row's probability.
+    """The smallest set of most probable tokens with a total probability of at least ``top_p`` (rows,), for each row.
 
-    Returns scores (rows, n), -inf outside the set, and tokens (rows, n), likeliest first. n is chosen for the
-    whole batch, the set is not: a longer list only adds tokens that are outside.
+    Returns scores (rows, n), -inf outside the set, and tokens (rows, n), most probable first. n depends on the batch,
+    but the set does not: a larger n only adds tokens outside the set.
     """
     total = logits.logsumexp(dim=-1, keepdim=True)
     width = min(_CANDIDATES, logits.shape[-1])
@@ -65,9 +67,9 @@ def nucleus(logits: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw(logits: Tensor, temperature: Tensor, top_p: Tensor, seeds: Tensor, step: int) -> Tensor:
-    """One token per row (rows,) from ``logits`` (rows, vocabulary); -1 where a row's logits are not finite.
+    """Samples one token per row (rows,) from ``logits`` (rows, vocabulary); -1 for a row with no finite logit or a NaN.
 
-    ``temperature``, ``top_p`` and ``seeds`` are (rows,); temperature 0 takes the likeliest token.
+    ``temperature``, ``top_p`` and ``seeds`` are (rows,); temperature 0 takes the most probable token.
     """
     logits = logits.double() if logits.shape[-1] < 4096 else logits.float()
     greedy = temperature == 0

@@ -334,9 +334,10 @@ def _read_key(endpoint: EndpointSettings) -> str:
     key = os.environ.get(endpoint.key_env, "").strip()
     if not key:
         raise UserError(
-            "model.endpoint.key_env", f"the environment variable {endpoint.key_env} is not set",
+            "model.endpoint.key_env",
+            f"the environment variable {endpoint.key_env} is not set",
             "export it with the key of the endpoint, or key_env=null where it needs none",
-        )  # fmt: skip
+        )
     if not (key.isascii() and key.isprintable()):
         raise UserError(
             "model.endpoint.key_env", f"{endpoint.key_env} holds characters that no key has", "copy it again"

@@ -123,9 +123,13 @@ class TransformersEngine:
         import transformers
 
         return {
-            "engine": "transformers", "transformers": transformers.__version__, "torch": torch.__version__,
-            "peft": peft.__version__, "device": self._device_name(), "dtype": self.model_settings.dtype,
-        }  # fmt: skip
+            "engine": "transformers",
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "peft": peft.__version__,
+            "device": self._device_name(),
+            "dtype": self.model_settings.dtype,
+        }
 
     # ---------------------------------------------------------------- parts
 
@@ -141,7 +145,7 @@ class TransformersEngine:
 
     def _complete(self, row: Row, mode: str) -> Completion:
         ids = row.new[:-1] if row.finish == "stop" else row.new
-        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         if row.finish == "error":
             text = f"logits are not finite after {len(row.new)} tokens"
         elif row.limit > 0:

@@ -12,6 +12,7 @@ from offscript.models.adapters import lora_layers
 if TYPE_CHECKING:
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTuner
     from transformers import PreTrainedModel
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -38,8 +39,10 @@ class Weights:
     def __init__(
         self, model: "PreTrainedModel | PeftModel", adapters: Sequence[str], keep_bytes: int = KEEP_BYTES
     ) -> None:
+        from peft import PeftModel
+
         self.model, self.adapters, self.keep_bytes = model, tuple(adapters), keep_bytes
-        self.base = model.get_base_model() if self.adapters else model
+        self.base = model.get_base_model() if isinstance(model, PeftModel) else model
         self.layers = list(lora_layers(model).values()) if self.adapters else []
         self.can_merge = all(_is_mergeable(layer) for layer in self.layers)
         self._base_weights: list[Tensor] = [layer.get_base_layer().weight.data for layer in self.layers]
@@ -74,7 +77,7 @@ class Weights:
 
     def _enable_adapters(self, enabled: bool) -> None:
         if self.adapters and enabled != self._adapters_enabled:
-            tuner = self.model.base_model
+            tuner: BaseTuner = self.model.base_model  # type: ignore[assignment]
             (tuner.enable_adapter_layers if enabled else tuner.disable_adapter_layers)()
             self._adapters_enabled = enabled
 

@@ -71,7 +71,7 @@ def test_the_ways_are_counted_and_the_base_comes_back_unchanged(engine, tiny_set
     answer(engine, requests(), batch_size=16, merge_from=99)
     assert {"merged", "mixed"} <= engine.stats.by_mode.keys()
     assert sum(engine.stats.by_mode.values()) == 72
-    engine.weights._point_at(None)
+    engine.weights._activate(None)
     after = dict(engine.weights.base.named_parameters())
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
