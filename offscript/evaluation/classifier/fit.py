@@ -5,7 +5,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from offscript.errors import UserError, one_of
 from offscript.evaluation.classifier import predict
@@ -357,11 +357,9 @@ def _trainer(
     )
     # The Trainer adds it if disable_tqdm is set.
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_stop_at_invalid_loss())
+    trainer.add_callback(_step_callback(on_step))
     if settings.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(settings.patience))
-    if on_step:
-        trainer.add_callback(_report_steps(on_step))
     for callback in callbacks:
         trainer.add_callback(callback)
     return trainer
@@ -432,53 +430,31 @@ def _macro_f1(found: "EvalPrediction", n_labels: int) -> dict[str, float]:
     return {"macro_f1": float(f1.per_persona_f1(counts)[f1.emitted_support(counts) > 0].mean())}
 
 
-def _report_steps(on_step: OnStep) -> "TrainerCallback":
+def _step_callback(on_step: OnStep | None) -> "TrainerCallback":
+    """Calls ``on_step``, and raises a UserError as soon as a logged loss is NaN or infinite."""
     from transformers import TrainerCallback
 
-    class ReportSteps(TrainerCallback):
-        def __init__(self) -> None:
-            self.logs: dict[str, float] = {}
+    class StepCallback(TrainerCallback):
+        logs: Mapping[str, float] = {}
 
         def on_log(
-            self,
-            args: "TrainingArguments",
-            state: "TrainerState",
-            control: "TrainerControl",
-            logs: Mapping[str, float] | None = None,
-            **_: object,
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
         ) -> None:
-            self.logs = dict(logs or {})
-
-        def on_step_end(
-            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
-        ) -> None:
-            on_step(state.global_step, state.max_steps, self.logs)
-
-    return ReportSteps()
-
-
-def _stop_at_invalid_loss() -> "TrainerCallback":
-    """Raises a UserError as soon as a logged loss is NaN or infinite."""
-    from transformers import TrainerCallback
-
-    class StopAtInvalidLoss(TrainerCallback):
-        def on_log(
-            self,
-            args: "TrainingArguments",
-            state: "TrainerState",
-            control: "TrainerControl",
-            logs: Mapping[str, float] | None = None,
-            **_: object,
-        ) -> None:
-            losses = [value for name, value in (logs or {}).items() if name in ("loss", "eval_loss")]
-            if not all(map(math.isfinite, losses)):
+            self.logs = kwargs["logs"]
+            if not all(math.isfinite(self.logs[name]) for name in ("loss", "eval_loss") if name in self.logs):
                 raise UserError(
                     "classifier.learning_rate",
                     f"the loss is not a number any more at step {state.global_step}",
                     "use a smaller one, or classifier.precision=float32",
                 )
 
-    return StopAtInvalidLoss()
+        def on_step_end(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
+        ) -> None:
+            if on_step:
+                on_step(state.global_step, state.max_steps, dict(self.logs))
+
+    return StepCallback()
 
 
 def _epochs(history: Sequence[Mapping[str, float]]) -> list[Epoch]:
