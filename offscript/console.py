@@ -8,17 +8,7 @@ import warnings
 LOG_EVERY_S = 15.0
 TERMINAL_EVERY_S = 0.2
 BAR_FORMAT = "  {desc}  {n_fmt}/{total_fmt} {unit}  {rate_noinv_fmt}  {remaining} left{postfix}"
-QUIET_LOGGERS = (
-    "deepspeed",
-    "DeepSpeed",
-    "transformers",
-    "trl",
-    "peft",
-    "datasets",
-    "accelerate",
-    "torch",
-    "wandb",
-)
+QUIET_LOGGERS = "deepspeed DeepSpeed transformers trl peft datasets accelerate torch wandb"
 
 
 def say(text: str) -> None:
@@ -93,5 +83,5 @@ def quiet_libraries() -> None:
     os.environ.setdefault("DS_ACCELERATOR_LOG_LEVEL", "error")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     warnings.simplefilter("ignore")
-    for name in QUIET_LOGGERS:
+    for name in QUIET_LOGGERS.split():
         logging.getLogger(name).setLevel(logging.ERROR)

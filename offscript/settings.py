@@ -11,6 +11,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     NonNegativeInt,
     ValidationError,
     field_validator,
@@ -30,7 +31,9 @@ _REQUIRED: Any = ...
 
 def identity(default: Any = _REQUIRED, hashed_as: str | None = None, **rules: Any) -> Any:
     """A field that can change an outcome. ``hashed_as`` keeps the name that a renamed field had in keys."""
-    extra = {_MARK: "identity"} if hashed_as is None else {_MARK: "identity", "hashed_as": hashed_as}
+    extra: dict[str, JsonValue] = (
+        {_MARK: "identity"} if hashed_as is None else {_MARK: "identity", "hashed_as": hashed_as}
+    )
     return Field(default, json_schema_extra=extra, **rules)
 
 

@@ -1,4 +1,4 @@
-"""LoRA adapters: putting them on a base model, proving that they do something, writing and merging them."""
+"""LoRA adapters: attaching them to a base model, testing that they have an effect, saving and merging them."""
 
 import contextlib
 import math
@@ -6,24 +6,52 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from offscript.errors import MissingInput, UserError
 from offscript.settings import ModelSettings
 from offscript.storage.files import new_folder, read_json, write_json
 
 if TYPE_CHECKING:
-    import torch
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
+    from peft.tuners.lora import LoraLayer, LoraModel
+    from torch import Tensor
+    from torch.nn import Module
+    from transformers import PreTrainedModel
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-EXACT = 1e-5  # largest relative error of a merged delta in fp32; "cat" gives about 2e-7
-# Names of an adapter's tensors in our models, and for the same layers inside a vision-language model. Adapters of the
-# language model of such a repository are written with the latter: loaded on the whole, as others do, the former would
-# match nothing and do nothing, without an error.
-ALONE, INSIDE = "base_model.model.model.", "base_model.model.model.language_model."
-A_OR_B = re.compile(r"(.*)\.lora_([AB])\.weight")
+# Bound on the relative error of an exactly merged delta in float32; PEFT's "cat" has about 2e-7.
+MAX_EXACT_ERROR = 1e-5
+# Prefixes of an adapter's tensor names in our models, and in files of adapters of a vision-language repository's language
+# model. The latter load into the whole model too, as other programs do it; the former would match nothing there.
+STANDALONE, NESTED = "base_model.model.model.", "base_model.model.model.language_model."
+LORA_MATRIX = re.compile(r"(.*)\.lora_([AB])\.weight")
+
+
+class AdapterConfig(TypedDict, total=False):
+    """The fields of adapter_config.json that are read here."""
+
+    r: int
+    lora_alpha: float
+    rank_pattern: dict[str, int] | None
+    alpha_pattern: dict[str, float] | None
+    use_rslora: bool
+    target_modules: list[str] | str | None
+    exclude_modules: list[str] | str | None
+    layers_to_transform: list[int] | int | None
+    base_model_name_or_path: str | None
+
+
+class MergeReport(TypedDict, total=False):
+    """How well a merge matches the weighted sum of its parts; ``rank`` of an adapter only."""
+
+    method: str
+    parts: list[dict[str, str | float]]
+    modules: int
+    max_relative_error: float
+    worst_module: str
+    rank: int
 
 
 class MergeFailed(RuntimeError):
@@ -31,50 +59,55 @@ class MergeFailed(RuntimeError):
 
 
 class NotFinite(UserError):
-    """What a model says with an adapter is not a number."""
+    """A model's logits with an adapter are not finite."""
 
 
-# ---------------------------------------------------------------- putting adapters on a model
+# ---------------------------------------------------------------- attaching
 
 
-def check_targets(model: Any, targets: Iterable[str]) -> None:
+def check_targets(model: "PreTrainedModel", targets: Iterable[str]) -> None:
     """Checks that every LoRA target names at least one linear module of ``model``, by PEFT's suffix rule.
 
     Raises:
-        UserError: a target matches nothing (PEFT itself skips it without a word as long as another one matches), or is
-            the output layer of a model that shares its weights with the input embeddings.
+        UserError: a target matches nothing (PEFT skips it without an error as long as another one matches), or is an
+            output layer that shares its weights with the input embeddings.
     """
     import torch
 
-    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    modules = {n: module for n, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     for target in targets:
-        if not any(name == target or name.endswith("." + target) for name in names):
-            ends = sorted({name.rpartition(".")[2] for name in names})
+        matches = [name for name in modules if name == target or name.endswith("." + target)]
+        if not matches:
+            ends = sorted({name.rpartition(".")[2] for name in modules})
             raise UserError(
                 "lora.targets",
                 f"{target!r} matches no linear module of the model",
                 f"allowed: {', '.join(ends)}",
             )
-        for name in names:
-            if name == target or name.endswith("." + target):
-                _check_own_weights(model, "lora.targets", name, model.get_submodule(name))
+        for name in matches:
+            _check_not_tied(model, "lora.targets", name, modules[name])
 
 
-def _check_own_weights(model: Any, where: str, name: str, module: Any) -> None:
-    """Refuses LoRA on weights that are the input embeddings as well: merged, it would change what the model reads."""
-    if module.weight is model.get_input_embeddings().weight:
+def _check_not_tied(model: "PreTrainedModel | PeftModel", where: str, name: str, module: "Module") -> None:
+    """Refuses LoRA on weights that are also the input embeddings: merging would change the embeddings too."""
+    embeddings: Module = model.get_input_embeddings()
+    if module.weight is embeddings.weight:
         raise UserError(
-            where, f"{name} shares its weights with the input embeddings", "it cannot bear an adapter here"
+            where, f"{name} shares its weights with the input embeddings", "it cannot have an adapter here"
         )
 
 
 def attach(
-    model: Any, adapters: Mapping[str, Path], scales: Mapping[str, float] | None = None
+    model: "PreTrainedModel | PeftModel",
+    adapters: Mapping[str, Path],
+    scales: Mapping[str, float] | None = None,
 ) -> "PeftModel":
-    """``model`` with every adapter loaded under its name, frozen, the first one active.
+    """``model`` with every adapter loaded under its name, frozen, the first one active. PEFT changes ``model`` in place.
 
-    ``adapters`` maps names (no dots) to folders in PEFT layout; ``model`` itself is changed (PEFT wraps in place).
-    ``scales`` multiplies the effect of an adapter (1 where it names none; at 0 the base speaks).
+    Args:
+        model: a base model, or one that has adapters already.
+        adapters: folders in PEFT layout by adapter name (no dots).
+        scales: factor of an adapter's effect, by its name; 1 for an adapter without an entry, 0 for no effect.
 
     Raises:
         MissingInput: a folder does not exist.
@@ -88,19 +121,20 @@ def attach(
     for name, folder in adapters.items():
         config = _read_config(Path(folder))
         try:
-            with _hushed():
+            with _ignore_peft_warnings():
                 if wrapped is None:
                     wrapped = PeftModel(model, config, adapter_name=name)
                 else:
                     wrapped.add_adapter(name, config)
-        except ValueError as error:  # PEFT: no module of the model bears a name that the adapter targets
+        except ValueError as error:
+            # PEFT found no module with a target's name.
             raise UserError(
                 str(folder), "none of its target modules is in the model", "fits another base"
             ) from error
         load_tensors(wrapped, name, Path(folder))
     assert wrapped is not None
     for module, layer in lora_layers(wrapped).items():
-        _check_own_weights(wrapped, ", ".join(map(str, adapters.values())), module, layer.get_base_layer())
+        _check_not_tied(wrapped, ", ".join(map(str, adapters.values())), module, layer.get_base_layer())
     for name, scale in (scales or {}).items():
         for layer in lora_layers(wrapped).values():
             layer.set_scale(name, scale)
@@ -109,52 +143,56 @@ def attach(
 
 
 @contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Without PEFT's warnings of an attribute that transformers renamed, and of several merges into one layer."""
+def _ignore_peft_warnings() -> Iterator[None]:
+    """Ignores PEFT's warnings about an attribute that transformers renamed, and about several merges into one layer."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", message="Already following adapters were merged")
         yield
 
 
-def lora_layers(wrapped: Any) -> dict[str, Any]:
-    """The layers of ``wrapped`` that bear adapters, by module name."""
+def lora_layers(wrapped: "Module") -> "dict[str, LoraLayer]":
+    """The layers of ``wrapped`` that have adapters, by module name."""
     from peft.tuners.lora import LoraLayer
 
     return {name: module for name, module in wrapped.named_modules() if isinstance(module, LoraLayer)}
 
 
+def base_weight(layer: "LoraLayer") -> "Tensor":
+    """The weights of the base model below ``layer``: (outputs, inputs)."""
+    weight = layer.get_base_layer().weight
+    return cast("Tensor", weight)
+
+
 def load_tensors(wrapped: "PeftModel", name: str, folder: Path) -> None:
-    """Fills adapter ``name`` of ``wrapped`` with the tensors in ``folder``.
+    """Loads the tensors in ``folder`` into adapter ``name`` of ``wrapped``.
 
     Raises:
-        UserError: a tensor is missing, has no place in the model or has another shape.
+        UserError: a tensor is missing, matches no module, or has another shape.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     path = folder / WEIGHTS
     tensors = read_tensors(folder)
-    wanted = {
-        k: v.shape
-        for k, v in get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False).items()
-    }
-    found = {k: v.shape for k, v in tensors.items()}
-    odd = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
+    own = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
+    expected = {key: tensor.shape for key, tensor in own.items()}
+    found = {key: tensor.shape for key, tensor in tensors.items()}
+    odd = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
     if odd:
         raise UserError(
             str(path),
             f"does not fit the model: {len(odd)} of {len(found)} tensors, first {odd[0]}"
-            f" (model {_shape(wanted.get(odd[0]))}, file {_shape(found.get(odd[0]))})",
+            f" (model {_shape(expected.get(odd[0]))}, file {_shape(found.get(odd[0]))})",
             "use the base model that it was trained on",
         )
     set_peft_model_state_dict(wrapped, tensors, adapter_name=name)
 
 
-def read_tensors(folder: Path) -> "dict[str, torch.Tensor]":
-    """The tensors of an adapter folder, by the names that they have in our models.
+def read_tensors(folder: Path) -> "dict[str, Tensor]":
+    """The tensors of an adapter folder, by their names in our models.
 
     Raises:
-        UserError: they cannot be read.
+        UserError: the file cannot be read.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -166,50 +204,51 @@ def read_tensors(folder: Path) -> "dict[str, torch.Tensor]":
         raise UserError(
             str(path), f"cannot be read ({error})", "delete the folder and make it again"
         ) from None
-    return {re.sub(f"^{re.escape(INSIDE)}", ALONE, key): tensor for key, tensor in tensors.items()}
+    return {re.sub(f"^{re.escape(NESTED)}", STANDALONE, key): tensor for key, tensor in tensors.items()}
 
 
-def name_on_disk(key: str, base: Any) -> str:
-    """What a tensor that is called ``key`` in our models is called in the files of an adapter of ``base``."""
+def name_in_file(key: str, base: "Module") -> str:
+    """Name in the files of adapters of ``base`` for the tensor that our models call ``key``."""
     from offscript.models.loading import is_nested
 
-    return re.sub(f"^{re.escape(ALONE)}", INSIDE, key) if is_nested(base) else key
+    return re.sub(f"^{re.escape(STANDALONE)}", NESTED, key) if is_nested(base) else key
 
 
 def _shape(shape: Sequence[int] | None) -> str:
     return "nothing" if shape is None else "x".join(map(str, shape))
 
 
-def _read_config(folder: Path) -> Any:
+def _read_config(folder: Path) -> "PeftConfig":
     from peft import PeftConfig
 
     if not folder.is_dir():
         raise MissingInput(str(folder), "this adapter does not exist", "make it with train.py")
     if not (folder / CONFIG).exists() or not (folder / WEIGHTS).exists():
         raise UserError(str(folder), "is not an adapter", f"{CONFIG} and {WEIGHTS} are needed")
-    read_json(folder / CONFIG)  # a broken file is the user's to mend: one line
+    # PEFT would raise an error of its own for malformed JSON.
+    read_json(folder / CONFIG)
     config = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = True
     return config
 
 
-# ---------------------------------------------------------------- proving that an adapter does something
+# ---------------------------------------------------------------- self-test
 
 
-def self_test(wrapped: Any, name: str, input_ids: "torch.Tensor") -> float:
-    """Largest absolute difference between the logits with adapter ``name`` alone, at scale 1, and those of the base.
+def self_test(wrapped: "PeftModel", name: str, input_ids: "Tensor") -> float:
+    """Largest absolute difference between the logits with only adapter ``name``, at scale 1, and those of the base.
 
-    ``input_ids`` is (rows, tokens) on any device. Which adapters are active, at which scale, and what may be trained,
-    is afterwards as it was.
+    ``input_ids`` is (rows, tokens) on any device. The active adapters, scales and trainable parameters are restored.
 
     Raises:
-        NotFinite: logits with the adapter are not finite numbers.
-        UserError: the difference is 0 (an adapter that silently does nothing).
+        NotFinite: logits with the adapter are not finite.
+        UserError: the difference is 0: the adapter has no effect.
     """
     import torch
 
     input_ids = input_ids.to(next(wrapped.parameters()).device)
-    active, training = list(wrapped.base_model.active_adapters), wrapped.training
+    tuner: LoraModel = wrapped.base_model  # type: ignore[assignment]
+    active, training = list(tuner.active_adapters), wrapped.training
     trainable = [p for p in wrapped.parameters() if p.requires_grad]
     layers = [layer for layer in lora_layers(wrapped).values() if name in layer.scaling]
     scalings = [layer.scaling[name] for layer in layers]
@@ -218,14 +257,14 @@ def self_test(wrapped: Any, name: str, input_ids: "torch.Tensor") -> float:
         for layer in layers:
             layer.set_scale(name, 1.0)
         with torch.no_grad():
-            wrapped.base_model.set_adapter([name])
+            tuner.set_adapter([name])
             with_adapter = wrapped(input_ids=input_ids).logits.float()
             with wrapped.disable_adapter():
                 base = wrapped(input_ids=input_ids).logits.float()
     finally:
         for layer, scaling in zip(layers, scalings, strict=True):
             layer.scaling[name] = scaling
-        wrapped.base_model.set_adapter(active)
+        tuner.set_adapter(active)
         wrapped.requires_grad_(False)
         for parameter in trainable:
             parameter.requires_grad_(True)
@@ -240,52 +279,54 @@ def self_test(wrapped: Any, name: str, input_ids: "torch.Tensor") -> float:
     return difference
 
 
-# ---------------------------------------------------------------- writing and merging
+# ---------------------------------------------------------------- saving and merging
 
 
 def save(wrapped: "PeftModel", name: str, folder: Path, base: str, revision: str | None = None) -> None:
-    """Writes adapter ``name`` into ``folder`` in PEFT layout: the same bytes for the same tensors.
+    """Writes adapter ``name`` into ``folder`` in PEFT layout. Equal tensors give equal bytes.
 
-    ``base`` is the model as the user names it, never where it lies on this machine.
+    ``base`` is the model's path in the settings, not its folder on this machine.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    # save_embedding_layers="auto" would ask the hub for the base's config
+    # save_embedding_layers="auto" would request the base's config from the hub.
     tensors = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
     base_model = wrapped.get_base_model()
-    tensors = {name_on_disk(k, base_model): tensors[k].detach().cpu().contiguous() for k in sorted(tensors)}
+    tensors = {name_in_file(k, base_model): tensors[k].detach().cpu().contiguous() for k in sorted(tensors)}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     write_config(wrapped.peft_config[name], folder, base, revision)
 
 
-def write_config(config: Any, folder: Path, base: str, revision: str | None = None) -> None:
-    """Writes a PEFT config into ``folder``: the same bytes for the same settings."""
+def write_config(config: "PeftConfig", folder: Path, base: str, revision: str | None = None) -> None:
+    """Writes a PEFT config into ``folder``. Equal settings give equal bytes."""
     config.save_pretrained(str(folder))
     plain = read_json(folder / CONFIG)
     plain.update(base_model_name_or_path=base, revision=revision, inference_mode=True)
     for key, value in plain.items():
-        if isinstance(value, list):  # PEFT keeps target_modules as a set, whose order changes from run to run
+        # PEFT keeps target_modules as a set, whose order changes from run to run.
+        if isinstance(value, list):
             plain[key] = sorted(value)
     write_json(folder / CONFIG, plain)
 
 
 def merge(
     model: ModelSettings, parts: Sequence[tuple[Path, float]], out: Path, method: str = "exact"
-) -> dict[str, Any]:
-    """What ``parts`` (adapter folder, weight) are together, in ``out``.
+) -> MergeReport:
+    """Writes the weighted sum of adapters into ``out``, and measures its error.
 
-    ``exact``: one adapter that lays the parts side by side (PEFT's ``cat``; the ranks add up), so there are no cross
-    terms. ``published``: one adapter of the parts' rank whose A and B are the parts' added separately (PEFT's
-    ``linear``), as the released adapters were made. ``fold``: a whole checkpoint, each delta in turn added to the base
-    weights and rounded to their type, as the published evaluation did.
+    The error of a module is |merged - expected delta| / |expected delta| in Frobenius norms, in float64; for adapters it
+    is computed from the files that were read and written.
 
-    The error is measured: per module, |made - wanted delta| / |wanted delta| in Frobenius norms, in float64. Of adapters
-    it is that of the files that were read and written.
-
-    Returns: ``{"method", "parts": [{"adapter", "weight"}], "modules", "max_relative_error", "worst_module"}`` and, of an
-    adapter, ``"rank"``.
+    Args:
+        model: the base model.
+        parts: (adapter folder, weight).
+        out: folder to create.
+        method: ``exact``: one adapter that concatenates the parts (PEFT's ``cat``; ranks add up), without cross terms.
+            ``published``: one adapter whose A and B are the sums of the parts' (PEFT's ``linear``), as the released
+            adapters were made. ``fold``: a checkpoint; each delta is added to the base weights in turn and rounded to
+            their dtype, as in the published evaluation.
 
     Raises:
         MissingInput, UserError: a part is missing or does not fit the base, or ``published`` with unequal ranks.
@@ -294,25 +335,27 @@ def merge(
     with new_folder(out) as scratch:
         errors = _fold(model, parts, scratch) if method == "fold" else _combine(model, parts, scratch, method)
         worst = max(errors, key=lambda module: errors[module])
-        if method == "exact" and not errors[worst] <= EXACT:
+        if method == "exact" and not errors[worst] <= MAX_EXACT_ERROR:
             raise MergeFailed(
-                f"{out}: merged delta is off by {errors[worst]:.2e} at {worst}; at most {EXACT:g}"
+                f"{out}: merged delta is off by {errors[worst]:.2e} at {worst}; at most {MAX_EXACT_ERROR:g}"
             )
-    return {
+    report: MergeReport = {
         "method": method,
         "parts": [{"adapter": Path(folder).name, "weight": weight} for folder, weight in parts],
         "modules": len(errors),
         "max_relative_error": errors[worst],
         "worst_module": worst,
-        **({} if method == "fold" else {"rank": read_json(out / CONFIG)["r"]}),
     }
+    if method != "fold":
+        report["rank"] = read_json(out / CONFIG)["r"]
+    return report
 
 
 def _combine(
     model: ModelSettings, parts: Sequence[tuple[Path, float]], folder: Path, method: str
 ) -> dict[str, float]:
-    """One adapter of ``parts`` in ``folder``, and its error per module. No base weights are read: PEFT would make the
-    adapter in their type, and lose with 16 bits what ``exact`` promises."""
+    """Writes one adapter of ``parts`` into ``folder``; returns the error of each module. No base weights are loaded: PEFT
+    would compute the adapter in their dtype, and 16 bits cannot meet the bound of ``exact``."""
     from offscript.models.loading import load_without_weights
 
     kinds = {"exact": "cat", "published": "linear"}
@@ -328,14 +371,16 @@ def _combine(
             "use one lora.rank for both stages, or method=exact",
         )
     weights = [weight for _, weight in parts]
-    with _hushed():
+    with _ignore_peft_warnings():
         wrapped.add_weighted_adapter(names, weights, adapter_name="merged", combination_type=kinds[method])
     save(wrapped, "merged", folder, model.path, model.revision)
     return relative_errors(parts, folder)
 
 
 def _fold(model: ModelSettings, parts: Sequence[tuple[Path, float]], folder: Path) -> dict[str, float]:
-    """A whole checkpoint with ``parts`` folded in, with its tokenizer, and its error per module."""
+    """Writes a checkpoint with ``parts`` added to its weights, and its tokenizer; returns the error of each module."""
+    import torch
+
     from offscript.models.loading import load_model, load_tokenizer
 
     names = [f"part{i}" for i in range(len(parts))]
@@ -345,25 +390,26 @@ def _fold(model: ModelSettings, parts: Sequence[tuple[Path, float]], folder: Pat
     factors = [(weight, _factors(Path(part))) for part, weight in parts]
     errors = {}
     for module, layer in lora_layers(wrapped).items():
-        before = layer.get_base_layer().weight.data.double()
+        before = base_weight(layer).data.double()
         for name, (_, weight) in zip(names, parts, strict=True):
             layer.set_scale(name, weight)
-            with _hushed():
+            with _ignore_peft_warnings():
                 layer.merge(adapter_names=[name])
-        wanted = sum(weight * f[module][1] @ f[module][0] for weight, f in factors if module in f)
-        got = layer.get_base_layer().weight.data.double() - before
-        size = wanted.norm().item()
-        errors[module] = (got - wanted).norm().item() / size if size else float(got.norm() > 0)
+        deltas = (weight * f[module][1] @ f[module][0] for weight, f in factors if module in f)
+        expected = sum(deltas, start=torch.zeros_like(before))
+        actual = base_weight(layer).data.double() - before
+        size = expected.norm().item()
+        errors[module] = (actual - expected).norm().item() / size if size else float(actual.norm() > 0)
     wrapped.unload().save_pretrained(folder)
     load_tokenizer(model).save_pretrained(folder)
     return errors
 
 
 def relative_errors(parts: Sequence[tuple[Path, float]], merged: Path) -> dict[str, float]:
-    """Per module, |merged delta - weighted sum of the parts' deltas| / |weighted sum|, Frobenius norms in float64.
+    """For each module |merged delta - weighted sum of the parts' deltas| / |weighted sum|, Frobenius norms in float64.
 
-    Norms are taken from Gram matrices (|B A|^2 = tr(B'B AA')), so no delta is built. What cancels in them leaves a
-    floor of about 1e-8.
+    Norms are computed from Gram matrices (|B A|^2 = tr(B'B AA')), without the deltas themselves. Cancellation limits
+    their precision to about 1e-8.
     """
     factors = [(_factors(Path(folder)), weight) for folder, weight in parts]
     result = _factors(merged)
@@ -376,7 +422,7 @@ def relative_errors(parts: Sequence[tuple[Path, float]], merged: Path) -> dict[s
     return errors
 
 
-def _norm(terms: list[tuple[float, Any, Any]]) -> float:
+def _norm(terms: "list[tuple[float, Tensor, Tensor]]") -> float:
     """|sum of w B A| for terms (w, A, B) with A (rank, in) and B (out, rank)."""
     import torch
 
@@ -387,21 +433,21 @@ def _norm(terms: list[tuple[float, Any, Any]]) -> float:
     return max(((b.T @ b) * (a @ a.T)).sum().item(), 0.0) ** 0.5
 
 
-def _factors(folder: Path) -> dict[str, tuple[Any, Any]]:
-    """Per module (A, B scaled by alpha / rank) of an adapter folder, in float64."""
+def _factors(folder: Path) -> "dict[str, tuple[Tensor, Tensor]]":
+    """(A, B scaled by alpha / rank) for each module of an adapter folder, in float64."""
     config = read_json(folder / CONFIG)
-    pairs: dict[str, dict[str, Any]] = {}
+    pairs: dict[str, dict[str, Tensor]] = {}
     for key, tensor in read_tensors(folder).items():
-        if match := A_OR_B.fullmatch(key):
+        if match := LORA_MATRIX.fullmatch(key):
             pairs.setdefault(match[1], {})[match[2]] = tensor.double()
     return {
         module: (p["A"], p["B"] * _scaling(config, module, p["A"].shape[0])) for module, p in pairs.items()
     }
 
 
-def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
+def _scaling(config: AdapterConfig, module: str, rank: int) -> float:
     from peft.utils.other import get_pattern_key
 
-    patterns = config["alpha_pattern"]
+    patterns = config.get("alpha_pattern") or {}
     alpha = patterns.get(get_pattern_key(list(patterns), module), config["lora_alpha"])
     return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank

@@ -1,31 +1,33 @@
-"""Weights that were made elsewhere, laid out as our own, so that everything after this is one code path."""
+"""Import of published adapters and checkpoints into the layout of our own, which all other code reads."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 
 from offscript.errors import UserError
-from offscript.models.adapters import CONFIG, WEIGHTS, name_on_disk, write_config
+from offscript.models.adapters import CONFIG, WEIGHTS, AdapterConfig, name_in_file, write_config
 from offscript.models.pretrained import require_safetensors
 from offscript.settings import ModelSettings
 from offscript.storage import hub, references
 from offscript.storage.files import link_or_copy, new_folder, read_json
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from torch import Tensor
+    from torch.nn import Module
 
-# Names under which one and the same layer is found, depending on what it was wrapped in when it was saved.
+# Names of modules that may contain the language model; which of them occur depends on the program that saved the file.
 WRAPPERS = {"base_model", "model", "language_model", "text_model"}
-# What stands beside the language model in a vision-language model, and is not loaded.
+# Modules beside the language model of a vision-language model. They are not loaded.
 OTHER_TOWERS = {"vision_tower", "vision_model", "visual", "multi_modal_projector", "audio_tower"}
-MATRIX = re.compile(r"(.+)\.lora_([AB])(?:\.\w+)?\.weight")
-# Ways of starting LoRA that leave the base weights as they are. Others (PiSSA, OLoRA, CorDA, LoftQ) move a part of them
-# into the adapter, which then means nothing on the plain base.
-PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-# Settings of PEFT under which an adapter is more than pairs of matrices beside linear layers.
+LORA_MATRIX = re.compile(r"(.+)\.lora_([AB])(?:\.\w+)?\.weight")
+# Initializations of LoRA that do not change the base weights. Others (PiSSA, OLoRA, CorDA, LoftQ) move a part of the base
+# weights into the adapter, which is then wrong for the original base.
+PLAIN_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
+# Settings of PEFT with which an adapter is more than pairs of matrices beside linear layers.
 UNSUPPORTED = {
     "lora_bias": "it has biases",
     "modules_to_save": "it brings whole modules",
@@ -39,10 +41,24 @@ UNSUPPORTED = {
 }
 
 
+class ImportReport(TypedDict):
+    """What was imported, and what was not: ``ignored`` holds the number of vision tower tensors and the targets without
+    tensors (of an adapter), or the files (of a checkpoint). ``note`` says that an adapter names another base model."""
+
+    ignored: dict[str, int | list[str]]
+    renamed: NotRequired[int]
+    modules: NotRequired[int]
+    rank: NotRequired[int]
+    dtype: NotRequired[str]
+    note: NotRequired[str | None]
+    files: NotRequired[int]
+    tokenizer: NotRequired[str]
+
+
 @dataclass(frozen=True)
 class _Pair:
-    """The A (rank, inputs) and B (outputs, rank) of one module: their keys in the file, what the file calls the module,
-    and their rank and scaling alpha."""
+    """The matrices A (rank, inputs) and B (outputs, rank) of one module: their keys in the file, the module's name in the
+    file, their rank and their alpha (scaling = alpha / rank)."""
 
     a: str
     b: str
@@ -51,19 +67,15 @@ class _Pair:
     alpha: float
 
 
-def import_adapter(model: ModelSettings, folder: Path, out: Path) -> dict[str, Any]:
-    """The LoRA adapter in ``folder`` (PEFT layout, as published), written into ``out`` as our own are.
+def import_adapter(model: ModelSettings, folder: Path, out: Path) -> ImportReport:
+    """Writes the LoRA adapter in ``folder`` (PEFT layout, as published) into ``out``, as our own adapters are written.
 
-    Tensors get the names that ours have, whatever they were wrapped in. Left aside are
-    matrices of a vision tower whose B is zero, and listed targets of which there is nothing. The weights are linked
-    where nothing has to change.
-
-    Returns: ``{"ignored": {"vision_tower": tensors, "targets": [...]}, "renamed": tensors, "modules", "rank", "dtype",
-    "note": text or None}``; the note says that the adapter names another base than ``model`` or its aliases.
+    Tensors get the names that ours have. Vision tower matrices whose B is zero, and listed targets without tensors, are
+    dropped. Weights that need no change are linked.
 
     Raises:
-        UserError: no adapter, one that is more than LoRA matrices, or one that does not fit ``model``. All of that is
-            seen in its files and in the base's configuration; the base's weights are not read.
+        UserError: not an adapter, one that is more than LoRA matrices, or one that does not fit ``model``. Its files and
+            the base's configuration decide this; the base's weights are not read.
     """
     from safetensors.torch import save_file
 
@@ -73,25 +85,25 @@ def import_adapter(model: ModelSettings, folder: Path, out: Path) -> dict[str, A
     config, tensors = _read_config(folder), _read_weights(folder)
     base = load_without_weights(model)
     modules = linear_modules(base)
-    beside = _beside(folder, tensors)
-    pairs = _pairs(folder, config, {k: t for k, t in tensors.items() if k not in beside}, modules)
+    dropped = _other_tower_keys(folder, tensors)
+    pairs = _pairs(folder, config, {k: t for k, t in tensors.items() if k not in dropped}, modules)
     _check_complete(folder, config, pairs, modules)
     names = {
-        getattr(p, m): name_on_disk(f"base_model.model.{n}.lora_{m.upper()}.weight", base)
+        getattr(p, m): name_in_file(f"base_model.model.{n}.lora_{m.upper()}.weight", base)
         for n, p in pairs.items()
         for m in "ab"
     }
     renamed = sum(key != name for key, name in names.items())
     ours = _config(pairs, modules)
     with new_folder(out) as scratch:
-        if renamed or beside:
+        if renamed or dropped:
             kept = {names[key]: tensors[key].contiguous() for key in sorted(names, key=names.__getitem__)}
             save_file(kept, scratch / WEIGHTS, metadata={"format": "pt"})
         else:
             link_or_copy(folder / WEIGHTS, scratch / WEIGHTS)
         write_config(ours, scratch, model.path, model.revision)
     return {
-        "ignored": {"vision_tower": len(beside), "targets": _idle(config, tensors)},
+        "ignored": {"vision_tower": len(dropped), "targets": _unused_targets(config, tensors)},
         "renamed": renamed,
         "modules": len(pairs),
         "rank": ours.r,
@@ -100,14 +112,12 @@ def import_adapter(model: ModelSettings, folder: Path, out: Path) -> dict[str, A
     }
 
 
-def import_checkpoint(model: ModelSettings, folder: Path, out: Path) -> dict[str, Any]:
-    """The whole fine-tuned checkpoint in ``folder`` (Hugging Face layout), linked into ``out``; with the tokenizer of
-    ``model`` where it brings none that has a chat template.
-
-    Returns: ``{"ignored": {"files": [...]}, "files": number of those that were taken, "tokenizer": whose}``.
+def import_checkpoint(model: ModelSettings, folder: Path, out: Path) -> ImportReport:
+    """Links the fine-tuned checkpoint in ``folder`` (Hugging Face layout) into ``out``. A checkpoint without a tokenizer
+    that has a chat template gets the tokenizer of ``model``.
 
     Raises:
-        UserError: no checkpoint, pickled weights only, or one of another architecture than ``model``.
+        UserError: not a checkpoint, pickled weights only, or another architecture than that of ``model``.
     """
     from offscript.models.loading import load_tokenizer
 
@@ -116,9 +126,9 @@ def import_checkpoint(model: ModelSettings, folder: Path, out: Path) -> dict[str
         todo = "it is an adapter: kind=adapter" if (folder / CONFIG).exists() else "config.json is needed"
         raise UserError(str(folder), "is not a whole checkpoint", todo)
     _check_architecture(folder, model)
-    own = _speaks(folder)
+    own = _has_chat_template(folder)
     files = [p for p in sorted(folder.iterdir()) if p.is_file()]
-    taken = [p for p in files if _needed(p) and (own or "token" not in p.name)]
+    taken = [p for p in files if _is_needed(p) and (own or "token" not in p.name)]
     require_safetensors(folder)
     with new_folder(out) as scratch:
         for path in taken:
@@ -132,15 +142,15 @@ def import_checkpoint(model: ModelSettings, folder: Path, out: Path) -> dict[str
     }
 
 
-# ---------------------------------------------------------------- adapters: what is in the files
+# ---------------------------------------------------------------- files of an adapter
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> AdapterConfig:
     if not (folder / CONFIG).is_file():
         whole = (folder / "config.json").exists()
         todo = "it is a whole checkpoint: kind=checkpoint" if whole else f"{CONFIG} is needed"
         raise UserError(str(folder), "is not an adapter", todo)
-    config = read_json(folder / CONFIG)
+    config: dict[str, Any] = read_json(folder / CONFIG)
     where = str(folder / CONFIG)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         found = config.get("peft_type") if isinstance(config, dict) else config
@@ -153,7 +163,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             raise UserError(where, f"{key} is {config[key]!r}: {reason}", "allowed: plain LoRA")
     if config.get("bias", "none") != "none":
         raise UserError(where, f"bias is {config['bias']!r}", "allowed: none")
-    if config.get("init_lora_weights", True) not in PLAIN_STARTS:
+    if config.get("init_lora_weights", True) not in PLAIN_INITIALIZATIONS:
         found = f"init_lora_weights is {config['init_lora_weights']!r}, which changes the base weights"
         raise UserError(
             where, found, "convert it to plain LoRA (PEFT: path_initial_model_for_weight_conversion)"
@@ -161,7 +171,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not all(isinstance(config.get(key), int) and config[key] > 0 for key in ("r", "lora_alpha")):
         found = f"r {config.get('r')!r} and lora_alpha {config.get('lora_alpha')!r}"
         raise UserError(where, found, "allowed: whole numbers above 0")
-    return config
+    return cast(AdapterConfig, config)
 
 
 def _read_weights(folder: Path) -> "dict[str, Tensor]":
@@ -173,62 +183,68 @@ def _read_weights(folder: Path) -> "dict[str, Tensor]":
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(str(path), f"cannot be read ({error})", "fetch it again") from None
-    odd = [key for key in tensors if not MATRIX.fullmatch(key)]
+        raise UserError(str(path), f"cannot be read ({error})", "download it again") from None
+    odd = [key for key in tensors if not LORA_MATRIX.fullmatch(key)]
     if odd or not tensors:
         found = (
-            f"{len(odd)} tensors are no LoRA matrices of a linear layer, first {odd[0]}" if odd else "empty"
+            f"{len(odd)} tensors are not LoRA matrices of a linear layer, first {odd[0]}" if odd else "empty"
         )
         raise UserError(str(path), found, "allowed: ....lora_A.weight and ....lora_B.weight")
     return tensors
 
 
-def _bare(path: str) -> str:
-    """A module's name without what it is wrapped in: layers.0.self_attn.q_proj."""
+def _unwrapped(path: str) -> str:
+    """A module's name without the modules that contain the language model, e.g. layers.0.self_attn.q_proj."""
     parts = path.split(".")
     while len(parts) > 1 and parts[0] in WRAPPERS:
         parts.pop(0)
     return ".".join(parts)
 
 
-def _beside(folder: Path, tensors: "Mapping[str, Tensor]") -> list[str]:
-    """Keys of matrices beside the language model.
+def _other_tower_keys(folder: Path, tensors: "Mapping[str, Tensor]") -> list[str]:
+    """Keys of the matrices beside the language model.
 
     Raises:
-        UserError: one of them does something.
+        UserError: one of them has an effect.
     """
-    beside = [key for key in tensors if _bare(key).split(".")[0] in OTHER_TOWERS]
-    trained = [key for key in beside if MATRIX.fullmatch(key)[2] == "B" and tensors[key].any()]  # type: ignore[index]
+    keys = [key for key in tensors if _unwrapped(key).split(".")[0] in OTHER_TOWERS]
+    trained = [key for key in keys if _split(key)[1] == "B" and tensors[key].any()]
     if trained:
         raise UserError(
             str(folder / WEIGHTS),
             f"{len(trained)} matrices beside the language model are trained, first {trained[0]}",
-            "only language models are loaded here: take an adapter of the language model alone",
+            "only language models are loaded here: use an adapter of the language model alone",
         )
-    return beside
+    return keys
+
+
+def _split(key: str) -> tuple[str, str]:
+    """The module's name in the file and ``A`` or ``B``, from the key of a LoRA matrix."""
+    match = LORA_MATRIX.fullmatch(key)
+    assert match is not None, key
+    return match[1], match[2]
 
 
 def _pairs(
     folder: Path,
-    config: Mapping[str, Any],
+    config: AdapterConfig,
     tensors: "Mapping[str, Tensor]",
     modules: Mapping[str, tuple[int, int]],
 ) -> dict[str, _Pair]:
-    """The pairs in the file, by the name that the base has for their module.
+    """The pairs in the file, by the base's names of their modules.
 
     Raises:
-        UserError: a module that the base lacks or that is named twice, an A without its B, another shape.
+        UserError: a module that the base lacks or that occurs twice, an A without its B, or another shape.
     """
-    named = {_bare(name): name for name in modules}
+    names = {_unwrapped(name): name for name in modules}
     found: dict[str, dict[str, str]] = {}
     for key in sorted(tensors):
-        match = MATRIX.fullmatch(key)
-        assert match is not None
-        name = named.get(_bare(match[1]), "")
-        if not name or match[2] in found.setdefault(name, {}):
-            reason = "stands in it twice" if name else "is no linear module of the base"
-            raise _misfit(folder, config, f"{match[1]} {reason}")
-        found[name][match[2]] = key
+        path, matrix = _split(key)
+        name = names.get(_unwrapped(path), "")
+        if not name or matrix in found.setdefault(name, {}):
+            reason = "occurs in it twice" if name else "is not a linear module of the base"
+            raise _misfit(folder, config, f"{path} {reason}")
+        found[name][matrix] = key
     pairs = {}
     for name, keys in found.items():
         if len(keys) < 2:
@@ -237,38 +253,39 @@ def _pairs(
         if (b[0], a[1]) != modules[name] or a[0] != b[1]:
             shape = "x".join(map(str, modules[name]))
             raise _misfit(folder, config, f"B {b} and A {a} for {name}, which is {shape}")
-        path = MATRIX.fullmatch(keys["A"])[1].removeprefix("base_model.model.")  # type: ignore[index]
+        path = _split(keys["A"])[0].removeprefix("base_model.model.")
         pairs[name] = _Pair(keys["A"], keys["B"], path, a[0], _alpha(folder, config, path, a[0]))
     if not pairs:
-        raise _misfit(folder, config, "nothing in it is the language model's")
+        raise _misfit(folder, config, "nothing in it is for the language model")
     return pairs
 
 
-def _misfit(folder: Path, config: Mapping[str, Any], found: str) -> UserError:
+def _misfit(folder: Path, config: AdapterConfig, found: str) -> UserError:
     base = config.get("base_model_name_or_path")
     return UserError(
         str(folder / WEIGHTS), f"does not fit the model: {found}", f"it says that it was trained on {base!r}"
     )
 
 
-def _alpha(folder: Path, config: Mapping[str, Any], path: str, rank: int) -> float:
-    """Alpha of plain LoRA (scaling alpha / rank) for the module that the file calls ``path``."""
+def _alpha(folder: Path, config: AdapterConfig, path: str, rank: int) -> float:
+    """Alpha of plain LoRA (scaling = alpha / rank) of the module with the name ``path`` in the file."""
     from peft.utils.other import get_pattern_key
 
-    def said(patterns: str, default: str) -> Any:
-        choices = config.get(patterns) or {}
-        return choices.get(get_pattern_key(list(choices), path), config[default])
-
-    if said("rank_pattern", "r") != rank:
-        raise UserError(str(folder / CONFIG), f"rank {said('rank_pattern', 'r')} for {path}", f"found {rank}")
-    alpha = said("alpha_pattern", "lora_alpha")
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    expected = ranks.get(get_pattern_key(list(ranks), path), config["r"])
+    if expected != rank:
+        raise UserError(str(folder / CONFIG), f"rank {expected} for {path}", f"found {rank}")
+    alpha = alphas.get(get_pattern_key(list(alphas), path), config["lora_alpha"])
     return alpha * rank**0.5 if config.get("use_rslora") else alpha
 
 
 def _check_complete(
-    folder: Path, config: Mapping[str, Any], pairs: Mapping[str, _Pair], modules: Mapping[str, Any]
+    folder: Path,
+    config: AdapterConfig,
+    pairs: Mapping[str, _Pair],
+    modules: Mapping[str, tuple[int, int]],
 ) -> None:
-    """Checks that no module of a listed target is without its pair: PEFT would let it do nothing, without a word."""
+    """Checks that every module of a listed target has a pair: PEFT would leave it without effect, and raise no error."""
     targets = config.get("target_modules")
     if not isinstance(targets, list) or config.get("layers_to_transform") or config.get("exclude_modules"):
         return
@@ -277,43 +294,49 @@ def _check_complete(
         raise _misfit(folder, config, f"nothing for {len(lacking)} of its target modules, first {lacking[0]}")
 
 
-def _config(pairs: Mapping[str, _Pair], modules: Mapping[str, Any]) -> Any:
-    """A PEFT config that names exactly the modules of ``pairs``, by their last names where that is enough."""
+def _config(pairs: Mapping[str, _Pair], modules: Mapping[str, tuple[int, int]]) -> "LoraConfig":
+    """A PEFT config with exactly the modules of ``pairs`` as targets, by the last part of their names if that suffices."""
     from peft import LoraConfig
 
-    bare = {_bare(name): pair for name, pair in sorted(pairs.items())}  # true inside a larger model too
+    # These names also match inside a vision-language model.
+    unwrapped = {_unwrapped(name): pair for name, pair in sorted(pairs.items())}
     ends = {name.rpartition(".")[2] for name in pairs}
     covered = {name for name in modules if name.rpartition(".")[2] in ends}
     rank = Counter(p.rank for p in pairs.values()).most_common(1)[0][0]
     alpha = Counter(p.alpha for p in pairs.values()).most_common(1)[0][0]
     return LoraConfig(
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # need not be whole: rank-stabilized LoRA is written as plain
-        rank_pattern={re.escape(n): p.rank for n, p in bare.items() if p.rank != rank},
-        alpha_pattern={re.escape(n): p.alpha for n, p in bare.items() if p.alpha != alpha},
-        target_modules=sorted(ends if covered == set(pairs) else bare),
+        # Not an integer for rank-stabilized LoRA, which is written as plain LoRA.
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        rank_pattern={re.escape(n): p.rank for n, p in unwrapped.items() if p.rank != rank},
+        alpha_pattern={re.escape(n): p.alpha for n, p in unwrapped.items() if p.alpha != alpha},
+        target_modules=sorted(ends if covered == set(pairs) else unwrapped),
         task_type="CAUSAL_LM",
     )
 
 
-def _idle(config: Mapping[str, Any], tensors: Iterable[str]) -> list[str]:
-    """Listed targets of which nothing is in the file."""
+def _unused_targets(config: AdapterConfig, tensors: Iterable[str]) -> list[str]:
+    """Listed targets without a tensor in the file."""
     targets = config.get("target_modules")
-    paths = [match[1] for key in tensors if (match := MATRIX.fullmatch(key))]
+    paths = [_split(key)[0] for key in tensors]
     listed = targets if isinstance(targets, list) else []
     return sorted(t for t in listed if not any(p == t or p.endswith(f".{t}") for p in paths))
 
 
-def _note(config: Mapping[str, Any], model: ModelSettings) -> str | None:
+def _note(config: AdapterConfig, model: ModelSettings) -> str | None:
     base = config.get("base_model_name_or_path")
     return None if base in (model.path, *model.aliases) else f"names {base!r} as its base, not {model.path!r}"
 
 
-# ---------------------------------------------------------------- checkpoints: what is in the files
+# ---------------------------------------------------------------- files of a checkpoint
 
 
 def _check_architecture(folder: Path, model: ModelSettings) -> None:
-    """Compares the configurations of checkpoint and base, where the base is at hand."""
+    """Compares the configurations of checkpoint and base, if the base is available without a network.
+
+    Raises:
+        UserError: they differ.
+    """
     from offscript.models.loading import load_config
 
     ref = references.of_model(model)
@@ -330,23 +353,23 @@ def _check_architecture(folder: Path, model: ModelSettings) -> None:
             )
 
 
-def _speaks(folder: Path) -> bool:
-    """Whether there is a tokenizer with a chat template."""
+def _has_chat_template(folder: Path) -> bool:
+    """Whether ``folder`` holds a tokenizer with a chat template."""
     if not (folder / "tokenizer.json").is_file() or not (folder / "tokenizer_config.json").is_file():
         return False
-    apart = any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json"))
-    return apart or bool(read_json(folder / "tokenizer_config.json").get("chat_template"))
+    separate = any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json"))
+    return separate or bool(read_json(folder / "tokenizer_config.json").get("chat_template"))
 
 
-def _needed(path: Path) -> bool:
+def _is_needed(path: Path) -> bool:
     return any(path.match(n) for n in hub.NEEDED) and not any(path.match(n) for n in hub.UNWANTED)
 
 
 # ---------------------------------------------------------------- the base, and files
 
 
-def linear_modules(base: Any) -> dict[str, tuple[int, int]]:
-    """Names of the linear modules of ``base`` and their (outputs, inputs)."""
+def linear_modules(base: "Module") -> dict[str, tuple[int, int]]:
+    """(outputs, inputs) of every linear module of ``base``, by name."""
     import torch
 
     return {

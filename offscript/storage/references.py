@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from offscript.errors import UserError
+from offscript.json_types import Json
 from offscript.settings import HubFileSettings, ModelSettings, RowsSettings, SourceSettings
 from offscript.storage import hub
 from offscript.storage.files import locate
@@ -79,7 +80,7 @@ def at_hand(source: SourceSettings | RowsSettings) -> bool:
     return hub.cached(ref) is not None if ref else _local_path(source).exists()
 
 
-def identity(source: SourceSettings | RowsSettings, where: str) -> dict[str, str | None]:
+def identity(source: SourceSettings | RowsSettings, where: str) -> dict[str, Json]:
     """The hash identity of ``source``, as plain data.
 
     Raises:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from offscript.console import say
 from offscript.errors import UserError
@@ -25,6 +26,9 @@ from offscript.storage.locks import Busy, claim
 from offscript.tracking import transaction_log
 from offscript.tracking.tracker import is_key_rejected, run_files
 from offscript.tracking.transaction_log import Record, RunRecord, step_of
+
+if TYPE_CHECKING:
+    import wandb
 
 INTERVAL_S = 30.0
 ONLINE_IDLE_S = 600.0
@@ -114,9 +118,9 @@ def _sync_once(root: Path, settings: TrackingSettings) -> SyncResult:
     files = [file for path in run_files(root.parent) if (file := _read_pending(path)) is not None]
     if not files:
         return SyncResult()
-    result, uploaded = SyncResult(), _LastUploadedSteps(settings)
+    result, last_steps = SyncResult(), _last_uploaded_steps(files, settings)
     with tempfile.TemporaryDirectory(prefix="sync-", dir=root) as scratch:
-        logs = [_write_log(file, uploaded, Path(scratch)) for file in files]
+        logs = [_write_log(file, last_steps, Path(scratch)) for file in files]
         errors = _run_client([log for log in logs if log is not None], settings, Path(scratch))
         for file, log in zip(files, logs, strict=True):
             if log is not None:
@@ -173,34 +177,29 @@ def _read_pending(path: Path) -> PendingFile | None:
     return PendingFile(path, start, definitions, new, last_end)
 
 
-class _LastUploadedSteps:
-    """The last ``_step`` of each run: what the service holds, and what this sync uploads."""
+def _last_uploaded_steps(files: Sequence[PendingFile], settings: TrackingSettings) -> dict[str, int]:
+    """Queries the last ``_step`` that the service holds of each run, by run id; -1 for a run that it does not know."""
+    import wandb
 
-    def __init__(self, settings: TrackingSettings) -> None:
-        import wandb
+    steps = {}
+    try:
+        api = wandb.Api(timeout=API_TIMEOUT_S)
+        entity = settings.entity or api.default_entity
+        for run in {file.run.run_id: file.run for file in files}.values():
+            path = f"{run.entity or entity}/{run.project}/{run.run_id}"
+            steps[run.run_id] = _last_uploaded_step(api, path)
+    except Exception as error:
+        raise _user_error(error) from None
+    return steps
 
-        try:
-            self.api = wandb.Api(timeout=API_TIMEOUT_S)
-            self.entity = settings.entity or self.api.default_entity
-        except Exception as error:
-            raise _user_error(error) from None
-        self.steps: dict[str, int] = {}
 
-    def __getitem__(self, run: RunRecord) -> int:
-        if run.run_id not in self.steps:
-            self.steps[run.run_id] = self._query(f"{run.entity or self.entity}/{run.project}/{run.run_id}")
-        return self.steps[run.run_id]
-
-    def __setitem__(self, run: RunRecord, step: int) -> None:
-        self.steps[run.run_id] = step
-
-    def _query(self, path: str) -> int:
-        try:
-            return int(self.api.run(path).lastHistoryStep)
-        except Exception as error:
-            if "not find run" in str(error) or "not found" in str(error):
-                return -1
-            raise _user_error(error) from None
+def _last_uploaded_step(api: "wandb.Api", path: str) -> int:
+    try:
+        return int(api.run(path).lastHistoryStep)
+    except Exception as error:
+        if "not find run" in str(error) or "not found" in str(error):
+            return -1
+        raise
 
 
 def _user_error(error: Exception) -> UserError:
@@ -212,13 +211,16 @@ def _user_error(error: Exception) -> UserError:
 # ---------------------------------------------------------------- the upload
 
 
-def _write_log(file: PendingFile, uploaded: _LastUploadedSteps, scratch: Path) -> Path | None:
-    """Writes a log of what is new in ``file``, with links to the files that it names; None if nothing is new."""
-    last = uploaded[file.run]
+def _write_log(file: PendingFile, last_steps: dict[str, int], scratch: Path) -> Path | None:
+    """Writes a log of what is new in ``file``, with links to the files that it names; None if nothing is new.
+
+    Raises the run's entry in ``last_steps``, for the logs of its later attempts.
+    """
+    last = last_steps[file.run.run_id]
     file.new = [r for r in file.new if (step := step_of(r)) is None or step > last]
     if not file.new or (not _is_offline(file.path) and not file.steps):
         return None
-    uploaded[file.run] = max([last, *file.steps])
+    last_steps[file.run.run_id] = max([last, *file.steps])
     ended = any(record.HasField("exit") for record in file.new)
     folder = scratch / file.path.parent.name
     folder.mkdir()

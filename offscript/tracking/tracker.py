@@ -20,7 +20,7 @@ from offscript.tracking import transaction_log
 
 if TYPE_CHECKING:
     import wandb
-    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers import TrainerCallback, TrainerState
 
 STEP = "step"
 ROWS_PER_STEP = 10
@@ -35,6 +35,7 @@ RANK_VARIABLES = ("RANK", "SLURM_PROCID")
 TIMING_SUFFIXES = ("_runtime", "_per_second", "total_flos")
 
 Scalar = str | int | float | bool | None
+Logs = Mapping[str, float]
 P = ParamSpec("P")
 
 _service_failed = False
@@ -156,7 +157,7 @@ def _trainer_callback(tracker: Tracker) -> "TrainerCallback":
     from transformers import TrainerCallback
     from transformers.integrations.integration_utils import rewrite_logs
 
-    def log(logs: Mapping[str, float], step: int) -> None:
+    def log(logs: Logs, step: int) -> None:
         numbers = {
             k: v for k, v in logs.items() if isinstance(v, (int, float)) and not k.endswith(TIMING_SUFFIXES)
         }
@@ -164,20 +165,13 @@ def _trainer_callback(tracker: Tracker) -> "TrainerCallback":
         tracker.log(rewrite_logs(numbers), step)
 
     class LogToTracker(TrainerCallback):
-        def on_train_begin(
-            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
-        ) -> None:
+        def on_train_begin(self, args: object, state: "TrainerState", control: object, **_: object) -> None:
             if state.is_world_process_zero:
                 for logs in state.log_history:
                     log(logs, int(logs["step"]))
 
         def on_log(
-            self,
-            args: "TrainingArguments",
-            state: "TrainerState",
-            control: "TrainerControl",
-            logs: Mapping[str, float] | None = None,
-            **_: object,
+            self, args: object, state: "TrainerState", control: object, logs: Logs, **_: object
         ) -> None:
             if state.is_world_process_zero and logs:
                 log(logs, state.global_step)

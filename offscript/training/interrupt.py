@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from offscript.training import ranks
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers import TrainerCallback, TrainerControl, TrainerState
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
@@ -61,7 +61,7 @@ class SignalStopper:
 
         class StopAtSignal(TrainerCallback):
             def on_step_end(
-                self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
+                self, args: object, state: "TrainerState", control: "TrainerControl", **_: object
             ) -> None:
                 if ranks.any_rank(stopper.signalled) and state.global_step < state.max_steps:
                     stopper.stopped = control.should_save = control.should_training_stop = True

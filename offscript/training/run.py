@@ -1,12 +1,8 @@
 """One training, whatever its method: trainer arguments, data sets, checkpoints, and writing the adapter."""
 
 import contextlib
-import importlib.metadata
 import json
 import logging
-import math
-import shutil
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from offscript.errors import UserError
-from offscript.models import adapters
 from offscript.seeds import stable_hash, unit_hash
 from offscript.settings import (
     DeepSpeedSettings,
@@ -24,28 +19,18 @@ from offscript.settings import (
     TrainerSettings,
     identity_of,
 )
-from offscript.storage.files import new_folder, read_json, write_json
 from offscript.training import checkpoints, ranks
 from offscript.training.base_models import BaseModelCache
 from offscript.training.data.base import TrainingRow
 from offscript.training.deepspeed import deepspeed_config, deepspeed_enabled, zero_stage
-from offscript.training.interrupt import Interrupted, SignalStopper
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import PreTrainedModel, TrainerCallback
 
-    from offscript.training.trainers import AdapterTrainer
 
 OnStep = Callable[[int, int, dict[str, float]], None]
-TRAINING_RECORD = "training.json"
-"""Beside a finished adapter: its fingerprint and numbers."""
-LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
-
-
-class TrainingFailed(RuntimeError):
-    """Training failed, for example with a loss that is not a number."""
 
 
 Metrics = dict[str, Any]
@@ -278,26 +263,6 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
     }
 
 
-def _watcher(run: Run) -> "TrainerCallback":
-    """A callback that reports progress, and stops at the first loss or gradient that is not a finite number."""
-    from transformers import TrainerCallback
-
-    class Watcher(TrainerCallback):
-        def on_log(
-            self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: object
-        ) -> None:
-            logs = logs or {}
-            for name in ("loss", "grad_norm", "eval_loss"):
-                if not math.isfinite(logs.get(name, 0.0)):
-                    raise TrainingFailed(
-                        f"step {state.global_step}: {name} is {logs[name]}; lower optimizer.learning_rate or look at the rows"
-                    )
-            if "loss" in logs and run.on_step:
-                run.on_step(state.global_step, state.max_steps, logs)
-
-    return Watcher()
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Suppresses warnings and progress bars of the libraries, on which a reader cannot act."""
@@ -316,128 +281,8 @@ def quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-# ---------------------------------------------------------------- from the first step to the adapter
-
-
 def fingerprint(run: Run, rows: Sequence[TrainingRow], *more: str) -> str:
     """Hash of what the weights depend on: model, hyper-parameters, rows, seed, and ``more``. Training does not resume
     from checkpoints with another fingerprint."""
     plain = [identity_of(run.model), identity_of(run.settings), rows, *more]
     return f"{stable_hash(run.seed, json.dumps(plain, sort_keys=True), size=16):032x}"
-
-
-def fit(trainer: "AdapterTrainer", run: Run, mark: str, probe: Sequence[int]) -> Metrics:
-    """Trains (or resumes), evaluates, tests that the adapter changes the model, and writes it to ``run.out``.
-
-    Args:
-        trainer: the trainer of a method.
-        run: the training.
-        mark: its ``fingerprint``.
-        probe: token ids of one row, for the self-test.
-
-    Returns: the numbers for the manifest. They are also written beside the adapter, so that a job that is killed after
-    its training does not train again.
-
-    Raises:
-        Interrupted: a signal stopped it; its checkpoint is whole.
-    """
-    if (done := ranks.run_on_main(lambda: _finished(run, mark))) is not None:
-        _release_base(trainer, run)
-        return done
-    started, stopper = time.monotonic(), SignalStopper()
-    _add_callbacks(trainer, [_watcher(run), stopper.callback(), *run.callbacks])
-    layout = checkpoints.Layout(run.ranks.world_size, run.stage)
-    checkpoint = ranks.run_on_main(lambda: checkpoints.find_resumable(run.work, mark, run.say, layout))
-    with ranks.fail_together(expected=(TrainingFailed, Interrupted)), stopper.handle_signals():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if stopper.stopped:
-            raise Interrupted(trainer.state.global_step, trainer.state.max_steps, stopper.terminated)
-    with ranks.fail_together(expected=(TrainingFailed, UserError)):
-        numbers = _numbers(trainer, run, started, checkpoint)
-        numbers["max_logit_difference"] = _self_test(trainer, probe)
-        if run.bases is not None and run.stage < 3:
-            run.bases.check()
-    with ranks.fail_together():
-        _write(trainer, run, {"fingerprint": mark, "numbers": numbers})
-    _release_base(trainer, run)
-    return numbers
-
-
-def _add_callbacks(trainer: "AdapterTrainer", callbacks: Sequence["TrainerCallback"]) -> None:
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-    for callback in callbacks:
-        trainer.add_callback(callback)
-
-
-def _write(trainer: "AdapterTrainer", run: Run, record: Metrics) -> None:
-    """Writes the finished adapter, whole or not at all, and then removes the checkpoints."""
-    with contextlib.ExitStack() as stack:
-        scratch = stack.enter_context(new_folder(run.out)) if run.is_main else run.out
-        trainer.write_adapter(scratch)
-        if run.is_main:
-            write_json(scratch / TRAINING_RECORD, record)
-    if run.is_main:
-        shutil.rmtree(run.work)
-    trainer.accelerator.wait_for_everyone()
-
-
-def _release_base(trainer: "AdapterTrainer", run: Run) -> None:
-    """Returns a shared base model without the adapters."""
-    if run.bases is not None and run.stage < 3:
-        run.bases.release(trainer.accelerator.unwrap_model(trainer.model))
-
-
-def _finished(run: Run, mark: str) -> Metrics | None:
-    """The numbers of an adapter that this very training has already written to ``run.out``."""
-    try:
-        record: Metrics = read_json(run.out / TRAINING_RECORD)
-    except (OSError, UserError):
-        return None
-    if record["fingerprint"] != mark:
-        return None
-    # A kill may have come between writing the adapter and removing its checkpoints.
-    shutil.rmtree(run.work, ignore_errors=True)
-    numbers: Metrics = record["numbers"]
-    return numbers
-
-
-def _numbers(trainer: "AdapterTrainer", run: Run, started: float, checkpoint: Path | None) -> Metrics:
-    evaluation = trainer.evaluate() if trainer.eval_dataset is not None else {}
-    clock = ("_runtime", "_per_second", "_num_tokens")
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    tenth = max(1, len(losses) // 10)
-    return {
-        "steps": trainer.state.global_step,
-        "resumed_from": checkpoints.checkpoint_step(checkpoint) if checkpoint else None,
-        "seconds": round(time.monotonic() - started, 2),
-        "train_loss_first": sum(losses[:tenth]) / tenth,
-        "train_loss_last": sum(losses[-tenth:]) / tenth,
-        **{k: v for k, v in evaluation.items() if k.startswith("eval_") and not k.endswith(clock)},
-        "trainable_parameters": sum(getattr(p, "ds_numel", p.numel()) for p in trainer.trained().values()),
-        "ranks": run.ranks.world_size,
-        "zero_stage": run.stage,
-        "versions": {
-            name: importlib.metadata.version(name) for name in (*LIBRARIES, *["deepspeed"] * bool(run.stage))
-        },
-    }
-
-
-def _self_test(trainer: "AdapterTrainer", probe: Sequence[int]) -> float:
-    """The largest difference that the adapter makes to the logits of ``probe``."""
-    import torch
-
-    wrapped = trainer.accelerator.unwrap_model(trainer.model)
-    try:
-        return adapters.self_test(wrapped, trainer.adapter, torch.tensor([list(probe)]))
-    except adapters.NotFinite:
-        raise TrainingFailed(
-            "outputs of the trained adapter are not finite numbers; lower optimizer.learning_rate or look at the rows"
-        ) from None
-    except UserError:
-        raise UserError(
-            "training",
-            "the adapter changes nothing: its outputs equal the base's",
-            "raise optimizer.learning_rate or optimizer.epochs, or choose other lora.targets",
-        ) from None

@@ -1,22 +1,32 @@
-"""What both trainers add to TRL's: one adapter in a checkpoint, sums over rows and ranks, one order of the rows."""
+"""What all methods add to TRL's trainers: one adapter per checkpoint, sums over rows and ranks, one order of the rows."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from offscript.models import adapters
 from offscript.training import deepspeed
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+    from torch.nn import Parameter
+    from transformers import Trainer
+
+    from offscript.training.run import Run
+else:
+    Trainer = object
+
 
 class RowOrder:
-    """A sampler: the rows of each epoch in an order that depends on the seed and the epoch alone, not on the number
-    of ranks; then those that fill up the ranks' last batches (see ``loop.dataset``).
+    """A sampler: the rows of each epoch in an order that depends on the seed and the epoch alone, not on the number of
+    ranks; then the padding rows (see ``run.dataset``).
 
-    The epoch is the trainer's own, so that a training that goes on in its middle has the order it had before; the
-    sampler of the libraries starts again at epoch 0 where there are several ranks.
+    The epoch is the trainer's own, so that a training that resumes in the middle of an epoch has the order that it had
+    before; the libraries' sampler starts again at epoch 0 where there are several ranks.
     """
 
-    def __init__(self, trainer: Any, rows: int, total: int) -> None:
+    def __init__(self, trainer: Trainer, rows: int, total: int) -> None:
         self.trainer, self.rows, self.total = trainer, rows, total
 
     def __len__(self) -> int:
@@ -31,33 +41,30 @@ class RowOrder:
         yield from range(self.rows, self.total)
 
 
-if TYPE_CHECKING:
-    from transformers import Trainer
-
-    from offscript.training.run import Run
-else:
-    Trainer = object
-
-
 class AdapterTrainer(Trainer):
     """Mixed into a trainer, before TRL's class.
 
     A checkpoint holds the adapter being trained, the optimizer (with DeepSpeed its shards, and never base weights),
     the schedule and each rank's random state. The trainers' own would also write the tokenizer, a model card and, in
-    the second stage, the frozen adapter, and would on resume leave only one of two stacked adapters active.
+    a stacked stage, the frozen adapter, and would on resume leave only one of two stacked adapters active.
     """
 
     adapter = "default"
     run: "Run"
     rows = 0
-    """Rows to train on; the data set may hold more, which only fill up batches."""
+    """Number of rows to train on; the data set may hold padding rows after them."""
 
-    # ------------------------------------------------ rows and what is summed over them
+    @property
+    def peft_model(self) -> "PeftModel":
+        """The model with its adapters, out of the wrappers of DeepSpeed and data parallelism."""
+        return cast("PeftModel", self.accelerator.unwrap_model(self.model))
+
+    # ------------------------------------------------ order of rows, sums over rows
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return RowOrder(self, self.rows, len(train_dataset or self.train_dataset))  # type: ignore[attr-defined]
+        return RowOrder(self, self.rows, len(train_dataset or self.train_dataset))  # type: ignore[arg-type]
 
-    def tally(self, mode: str, count: Any, totals: dict[str, Any]) -> None:
+    def tally(self, mode: str, count: "Tensor", totals: "dict[str, Tensor]") -> None:
         """Adds totals over ``count`` rows (or tokens), to be logged as their mean over all microbatches and ranks."""
         sums = self.__dict__.setdefault("_sums", {}).setdefault(mode, {})
         for name, total in {"": count, **totals}.items():
@@ -66,39 +73,42 @@ class AdapterTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         import torch
 
-        mode = "train" if self.model.training else "eval"  # type: ignore[attr-defined]
+        assert self.model is not None
+        mode = "train" if self.model.training else "eval"
         own = {}
         if sums := self.__dict__.get("_sums", {}).pop(mode, None):
-            total = self.accelerator.reduce(torch.stack(list(sums.values())), "sum").tolist()  # type: ignore[attr-defined]
+            total = self.accelerator.reduce(torch.stack(list(sums.values())), "sum").tolist()
             prefix = "" if mode == "train" else "eval_"
             own = {prefix + k: v / max(total[0], 1) for k, v in zip(list(sums)[1:], total[1:], strict=True)}
-            for name in own:  # TRL's own values are means over this rank's microbatches
+            # TRL's values of the same names are means over this rank's microbatches.
+            for name in own:
                 self._metrics[mode].pop(name.removeprefix("eval_"), None)  # type: ignore[attr-defined]
         logs.update(own)
-        super().log(logs, start_time)  # type: ignore[misc]
+        super().log(logs, start_time)
 
     # ------------------------------------------------ checkpoints
 
-    def trained(self) -> dict[str, Any]:
+    def trained(self) -> "dict[str, Parameter]":
         """The parameters of the adapter being trained, by name."""
-        return {k: p for k, p in self.model.named_parameters() if f".{self.adapter}." in k}  # type: ignore[attr-defined]
+        assert self.model is not None
+        return {k: p for k, p in self.model.named_parameters() if f".{self.adapter}." in k}
 
     def write_adapter(self, folder: Path) -> None:
         """Writes the adapter's float32 weights, on rank 0; every rank has to call it."""
         with deepspeed.gathered_float32(list(self.trained().values()), self.run.stage):
             if self.run.is_main:
-                wrapped = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
-                adapters.save(wrapped, self.adapter, folder, self.run.model.path, self.run.model.revision)
+                model = self.run.model
+                adapters.save(self.peft_model, self.adapter, folder, model.path, model.revision)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         self.write_adapter(Path(str(output_dir)))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
-        self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        adapters.load_tensors(self.model, self.adapter, Path(resume_from_checkpoint))  # type: ignore[attr-defined]
+        adapters.load_tensors(cast("PeftModel", self.model), self.adapter, Path(resume_from_checkpoint))
 
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        pass
+    def create_model_card(self, *_: object, **__: object) -> None:
+        """No model card is written: the manifest has its facts."""

@@ -111,7 +111,7 @@ def test_a_name_that_two_of_its_layers_share_is_not_guessed(gemma, published, tm
     def only_vision(tensors):
         return {k: t for k, t in tensors.items() if "vision_tower" in k}
 
-    with pytest.raises(UserError, match="nothing in it is the language model's"):
+    with pytest.raises(UserError, match="nothing in it is for the language model"):
         import_adapter(gemma, rewrite(published, only_vision), tmp_path / "ours")
 
 
@@ -254,10 +254,10 @@ A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         ),
         (
             lambda t: {**t, **{A.replace("layers.0", "layers.7"): t[A].clone()}},
-            "model.layers.7.self_attn.q_proj is no linear module of the base",
+            "model.layers.7.self_attn.q_proj is not a linear module of the base",
         ),
-        (lambda t: {**t, A.replace("model.model.model", "model.model"): t[A].clone()}, "stands in it twice"),
-        (lambda t: {**t, "base_model.model.lm_head.weight": t[A].clone()}, "1 tensors are no LoRA matrices"),
+        (lambda t: {**t, A.replace("model.model.model", "model.model"): t[A].clone()}, "occurs in it twice"),
+        (lambda t: {**t, "base_model.model.lm_head.weight": t[A].clone()}, "1 tensors are not LoRA matrices"),
     ],
 )
 def test_tensors_that_do_not_fit(theirs, tmp_path, edit, line):

@@ -8,7 +8,7 @@ from offscript.experiment.artifacts import Artifact, Rollout
 from offscript.experiment.folder import Experiment, finish, now, tracked
 from offscript.rollouts.engines import open_engine
 from offscript.rollouts.engines.base import Engine
-from offscript.rollouts.scheduler import CellRun, Counts, RolloutFailed, roll_out
+from offscript.rollouts.scheduler import CellRun, EpisodeCounts, RolloutFailed, roll_out
 from offscript.storage import hub
 from offscript.storage.files import read_json, write_json
 from offscript.tasks.formats import check_episodes
@@ -37,7 +37,7 @@ def run(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None
             logger.add_row(row["text"] is not None, engine.stats.tokens_out)
             progress.advance(f"{engine.stats.tokens_out} tokens")
 
-        def on_start(counts: Mapping[str, Counts]) -> None:
+        def on_start(counts: Mapping[str, EpisodeCounts]) -> None:
             reused = sum(c.reused for c in counts.values())
             progress.begin(reused)
             logger.begin(reused, sum(c.emitted for c in counts.values()))

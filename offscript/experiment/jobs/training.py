@@ -12,7 +12,8 @@ from offscript.seeds import training_seed
 from offscript.storage import hub, references
 from offscript.training import ranks
 from offscript.training.data.base import Counts, SourceRow, TrainingRow, describe
-from offscript.training.run import Metrics, Run, TrainingFailed
+from offscript.training.fit import TrainingFailed
+from offscript.training.run import Metrics, Run
 
 
 def run(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None) -> None:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from offscript.models.adapters import lora_layers
+from offscript.models.adapters import base_weight, lora_layers
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora import Linear
     from peft.tuners.tuners_utils import BaseTuner
     from transformers import PreTrainedModel
     from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -43,9 +43,9 @@ class Weights:
 
         self.model, self.adapters, self.keep_bytes = model, tuple(adapters), keep_bytes
         self.base = model.get_base_model() if isinstance(model, PeftModel) else model
-        self.layers = list(lora_layers(model).values()) if self.adapters else []
+        self.layers: list[Linear] = list(lora_layers(model).values()) if self.adapters else []  # type: ignore[arg-type]
         self.can_merge = all(_is_mergeable(layer) for layer in self.layers)
-        self._base_weights: list[Tensor] = [layer.get_base_layer().weight.data for layer in self.layers]
+        self._base_weights: list[Tensor] = [base_weight(layer).data for layer in self.layers]
         self._merged: OrderedDict[str, list[Tensor]] = OrderedDict()
         self._active: str | None = None
         self._adapters_enabled = True
@@ -87,7 +87,7 @@ class Weights:
             return
         tensors = self._base_weights if name is None else self._merge(name)
         for layer, tensor in zip(self.layers, tensors, strict=True):
-            layer.get_base_layer().weight.data = tensor
+            base_weight(layer).data = tensor
         self._active = name
 
     def _merge(self, name: str) -> list[Tensor]:
@@ -107,8 +107,8 @@ class Weights:
             self._merged.popitem(last=False)
 
 
-def _is_mergeable(layer: "LoraLayer") -> bool:
+def _is_mergeable(layer: "Linear") -> bool:
     from peft.tuners.lora import Linear
 
     plain = type(layer) is Linear and not any(layer.use_dora.values()) and not any(layer.lora_bias.values())
-    return plain and layer.get_base_layer().weight.dtype == torch.float32
+    return plain and base_weight(layer).dtype == torch.float32

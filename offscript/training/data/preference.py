@@ -95,17 +95,17 @@ def pairs(
     Raises:
         UserError: no pair is left.
     """
-    spoken, student = _by_sample(teacher_rows), _by_sample(student_rows)
-    teacher = {
-        place: {**row, "text": renamed(row["text"] or "", names or {})} for place, row in spoken.items()
-    }
-    kept, counts = [], Counter(kept=0, **({"renamed": 0} if names else {}))
-    for place in [*teacher, *(p for p in student if p not in teacher)]:
-        reason = _why_not(teacher.get(place), student.get(place))
+    teacher, student = _by_sample(teacher_rows), _by_sample(student_rows)
+    kept: list[TrainingRow] = []
+    counts = Counter(kept=0, **({"renamed": 0} if names else {}))
+    for sample in [*teacher, *(s for s in student if s not in teacher)]:
+        chosen, rejected = teacher.get(sample), student.get(sample)
+        text = renamed((chosen and chosen["text"]) or "", names or {})
+        reason = _reason_against(chosen, text, rejected)
         counts[reason or "kept"] += 1
-        if reason is None:
-            kept.append(_pair(teacher[place], student[place]))
-            if teacher[place]["text"] != spoken[place]["text"]:
+        if reason is None and chosen is not None and rejected is not None:
+            kept.append(_pair(text, rejected))
+            if text != chosen["text"]:
                 counts["renamed"] += 1
     require_rows(kept, "preference pairs", dict(counts))
     return kept, dict(counts)
@@ -134,24 +134,25 @@ def _by_sample(rows: Sequence[SourceRow]) -> dict[tuple[str, int], SourceRow]:
     return {(row["scenario"], row["sample"]): row for row in rows}
 
 
-def _why_not(teacher: SourceRow | None, student: SourceRow | None) -> str | None:
-    if teacher is None or not teacher["text"]:
+def _reason_against(teacher: SourceRow | None, text: str, student: SourceRow | None) -> str | None:
+    """Why there is no pair of the teacher's row, with ``text``, and the student's; None if there is one."""
+    if teacher is None or not text:
         return "missing_teacher"
     if student is None or not student["text"]:
         return "missing_student"
-    if _users(teacher) != _users(student):
+    if _user_messages(teacher) != _user_messages(student):
         return "other_prompt"
-    for side, row in (("teacher", teacher), ("student", student)):
-        if row.get("ended") in CUT_SHORT or not is_finished(row["text"]):
+    for side, row, reply in (("teacher", teacher, text), ("student", student, student["text"])):
+        if row.get("ended") in CUT_SHORT or not is_finished(reply):
             return f"unfinished_{side}"
-    return "identical" if teacher["text"].strip() == student["text"].strip() else None
+    return "identical" if text.strip() == student["text"].strip() else None
 
 
-def _users(row: SourceRow) -> list[str]:
+def _user_messages(row: SourceRow) -> list[str]:
     return [m["content"] for m in row["messages"] if m["role"] == "user"]
 
 
-def _pair(teacher: SourceRow, student: SourceRow) -> TrainingRow:
+def _pair(chosen: str, student: SourceRow) -> TrainingRow:
     prompt = [dict(m) for m in student["messages"]]
     while prompt and prompt[-1]["role"] == "assistant":
         prompt.pop()
@@ -160,8 +161,8 @@ def _pair(teacher: SourceRow, student: SourceRow) -> TrainingRow:
         "sample": student["sample"],
         "family": student["family"],
         "prompt": prompt,
-        "chosen": [{"role": "assistant", "content": teacher["text"].strip()}],
-        "rejected": [{"role": "assistant", "content": student["text"].strip()}],
+        "chosen": [{"role": "assistant", "content": chosen.strip()}],
+        "rejected": [{"role": "assistant", "content": (student["text"] or "").strip()}],
     }
 
 

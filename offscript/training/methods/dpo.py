@@ -1,12 +1,13 @@
 """DPO with a likelihood term and the published squared log-ratio."""
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from offscript.models import adapters
 from offscript.settings import TrainerSettings, identity
 from offscript.tasks.messages import Message
+from offscript.training import fit as training_loop
 from offscript.training import run as training
 from offscript.training.data.base import Counts, TrainingRow, require_rows
 from offscript.training.methods.base import Method
@@ -15,9 +16,9 @@ from offscript.training.spans import Unstable, assistant_spans
 from offscript.training.trainers import AdapterTrainer
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
-    from trl import DPOTrainer
 
 
 class DPOSettings(TrainerSettings):
@@ -78,10 +79,9 @@ def train(run: Run, pairs: Sequence[TrainingRow]) -> Metrics:
             peft_config=training.lora_config(settings.lora),
         )
         trainer.run, trainer.rows = run, len(train_rows)
-        trainer.weights = {"loss/dpo": 1.0, "loss/nll": settings.nll_weight, "loss/kl": settings.kl_weight}
         probe = train_rows[0]["prompt_ids"] + train_rows[0]["chosen_ids"]
         fingerprint = training.fingerprint(run, train_rows)
-        return {"rows": counts, **training.fit(trainer, run, fingerprint, probe)}
+        return {"rows": counts, **training_loop.fit(trainer, run, fingerprint, probe)}
 
 
 def loss_terms(policy: "Tensor", reference: "Tensor", mask: "Tensor", beta: float) -> "dict[str, Tensor]":
@@ -153,14 +153,15 @@ def _token_row(run: Run, tokenizer: "PreTrainedTokenizerBase", pair: TrainingRow
     return row
 
 
-def _trainer_class() -> "type[DPOTrainer]":
+def _trainer_class() -> "Callable[..., AdapterTrainer]":
+    from torch.nn import Module
     from trl import DPOTrainer
 
     class PreferenceTrainer(AdapterTrainer, DPOTrainer):
-        """DPO on rows that are tokens already, with the published likelihood and squared-log-ratio terms."""
+        """DPO on tokenized rows, with the published likelihood and squared-log-ratio terms."""
 
-        weights: ClassVar[dict[str, float]] = {}
-        pairs_in_step: Any = None  # on all ranks
+        pairs_in_step: Tensor
+        """Pairs of the current optimizer step, on all ranks."""
 
         def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
             batches, items = super().get_batch_samples(*arguments, **options)
@@ -168,30 +169,42 @@ def _trainer_class() -> "type[DPOTrainer]":
             self.pairs_in_step = self.accelerator.reduce(real.to(self.args.device), "sum")
             return batches, items
 
-        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        def _prepare_dataset(self, dataset: "Dataset", *_: object, **__: object) -> "Dataset":
             return dataset
 
-        def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False) -> Any:
-            seen: list[
-                Any
-            ] = []  # log-probabilities of two forward passes: the policy's, then the reference's
+        def _compute_loss(
+            self, model: Module, inputs: dict[str, Tensor], return_outputs: bool = False
+        ) -> Tensor:
+            # Log-probabilities of two forward passes: the policy's, then the reference's.
+            seen: list[Tensor] = []
             plain = self.accelerator.unwrap_model(model)
             hook = plain.register_forward_hook(lambda module, args, out: seen.append(out.log_probs))
             try:
-                super()._compute_loss(model, inputs, return_outputs)  # its loss is a mean over the microbatch
+                # Its loss, a mean over the microbatch, is not used.
+                super()._compute_loss(model, inputs, return_outputs)
             finally:
                 hook.remove()
             mask = inputs["completion_mask"][..., 1:]
             policy, reference = (log_probs[:, -mask.size(1) :] for log_probs in seen)
-            real = mask.any(-1).chunk(2)[0]  # rows that only fill up a rank's batch have no reply
+            # Padding rows have no reply.
+            real = mask.any(-1).chunk(2)[0]
             terms = {k: v[real].sum() for k, v in loss_terms(policy, reference, mask, self.beta).items()}
-            loss = sum(weight * terms[name] for name, weight in self.weights.items())
+            settings = self.run.settings
+            assert isinstance(settings, DPOSettings)
+            loss = (
+                terms["loss/dpo"]
+                + settings.nll_weight * terms["loss/nll"]
+                + settings.kl_weight * terms["loss/kl"]
+            )
             terms["loss"] = loss
-            training = plain.training
-            self.tally("train" if training else "eval", real.sum(), {k: v.detach() for k, v in terms.items()})
-            if not training:
+            self.tally(
+                "train" if plain.training else "eval",
+                real.sum(),
+                {k: v.detach() for k, v in terms.items()},
+            )
+            if not plain.training:
                 return loss / real.sum().clamp(min=1)
-            # the trainer divides by the number of microbatches, and averages gradients over the ranks
+            # The trainer divides by the number of microbatches, and averages gradients over the ranks.
             return loss * self.current_gradient_accumulation_steps * self.args.world_size / self.pairs_in_step
 
     return PreferenceTrainer

@@ -2,12 +2,13 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from offscript.errors import MissingInput
 from offscript.models import adapters
 from offscript.settings import TrainerSettings
+from offscript.training import fit as training_loop
 from offscript.training import run as training
 from offscript.training.data.base import Counts, TrainingRow, require_rows
 from offscript.training.methods.base import Method
@@ -18,7 +19,6 @@ from offscript.training.trainers import AdapterTrainer
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
-    from trl import SFTTrainer
 
 PARENT, OWN = "parent", "own"
 """Names of the two adapters in the model that is trained."""
@@ -63,7 +63,7 @@ def train(run: Run, conversations: Sequence[TrainingRow]) -> Metrics:
         )
         trainer.run, trainer.rows = run, len(train_rows)
         fingerprint = training.fingerprint(run, train_rows, *_parent_digest(run))
-        return {"rows": counts, **training.fit(trainer, run, fingerprint, train_rows[0]["input_ids"])}
+        return {"rows": counts, **training_loop.fit(trainer, run, fingerprint, train_rows[0]["input_ids"])}
 
 
 def _parent_digest(run: Run) -> list[str]:
@@ -86,7 +86,7 @@ def _stacked(run: Run) -> "PeftModel":
     wrapped = adapters.attach(base, {PARENT: run.parent})
     set_seed(run.seed)
     wrapped.add_adapter(OWN, lora)
-    wrapped.base_model.set_adapter([PARENT, OWN])
+    wrapped.base_model.set_adapter([PARENT, OWN])  # type: ignore[operator]
     for name, parameter in wrapped.named_parameters():
         parameter.requires_grad_(f".{OWN}." in name)
     return wrapped
@@ -121,7 +121,7 @@ def _token_rows(
     return strip[0], strip[1], dict(counts)
 
 
-def _trainer_class() -> "type[SFTTrainer]":
+def _trainer_class() -> "Callable[..., AdapterTrainer]":
     from trl import SFTTrainer
 
     class ConversationTrainer(AdapterTrainer, SFTTrainer):
@@ -130,7 +130,8 @@ def _trainer_class() -> "type[SFTTrainer]":
         def compute_loss(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
             tokens = (inputs["labels"][:, 1:] != IGNORED).sum()
             loss = super().compute_loss(model, inputs, *arguments, **options)
-            if not model.training:  # there the mean over a microbatch, which is not that over all rows
+            # TRL's evaluation loss is a mean over microbatches, which is not the mean over all rows.
+            if not model.training:
                 self.tally("eval", tokens, {"loss": loss.detach() * tokens})
             return loss
 
