@@ -147,7 +147,7 @@ def hub_cache(experiment: Experiment) -> str:
     here = _writable(cache, "set HF_HOME to a folder of yours")
     free, wanted = shutil.disk_usage(here).free / 1e9, 0.0
     for model in _models(experiment):
-        ref = references.of_model(model)
+        ref = references.model_reference(model)
         if ref is not None and model.size is not None and hub.cached(ref) is None:
             wanted += model.size.parameters * 2 / 1e9  # the hub's weights are 16 bits wide
     if free < wanted:
@@ -414,7 +414,7 @@ def _at_hand(model: ModelSettings) -> bool:
     """Whether the weights of ``model`` are on this machine."""
     if model.endpoint is not None:
         return False
-    ref = references.of_model(model)
+    ref = references.model_reference(model)
     return ref is None or hub.cached(ref) is not None
 
 

@@ -58,7 +58,7 @@ class AdapterPlanner:
             raise UserError(
                 where, f"missing for {model}", f"name a source, or model.adapters.{stage}=trained"
             )
-        return references.filled(source, settings, persona, where)
+        return references.fill_fields(source, settings, persona, where)
 
     @cached
     def _imported(self, model: str, persona: str, stage: str, source: SourceSettings) -> Adapter:
@@ -85,7 +85,7 @@ class AdapterPlanner:
         parent = self._parent(model, persona, training, seed)
         settings, recipe = self.context.options.model[model], training.identity
         released = tuple(
-            references.filled(rows, settings, persona, f"{training.where}.rows")
+            references.fill_fields(rows, settings, persona, f"{training.where}.rows")
             for rows in released_rows(training.settings)
         )
         rows: tuple[tuple[str, Rollout], ...] = ()

@@ -104,7 +104,7 @@ class Planner:
 
     def _is_available(self, model: str, persona: str, stage: str) -> bool:
         source = self._adapters.source_of(model, persona, stage)
-        return source is None or references.at_hand(source)
+        return source is None or references.is_local(source)
 
     def _trained_weights(self) -> set[str]:
         return {self.options.stage[stage].weights for stage in self.settings.grid.stage} - {BASE}
@@ -117,7 +117,9 @@ class Planner:
         settings, labels = self.settings.classifier, {"model": model, "name": self.settings.classifier.name}
         personas: list[Json] = list(self.personas)
         if settings.fitted is not None:
-            source = references.filled(settings.fitted, self.options.model[model], None, "classifier.fitted")
+            source = references.fill_fields(
+                settings.fitted, self.options.model[model], None, "classifier.fitted"
+            )
             identity: dict[str, Json] = {
                 "labels": dict(labels),
                 "source": references.identity(source, "classifier.fitted"),
@@ -202,7 +204,7 @@ class Planner:
         """Hub repositories and files of one artifact: its base model, its scenarios, its source."""
         found = [references.reference(source) for source in artifact.references()]
         if isinstance(artifact, Rollout | Adapter):
-            found.append(references.of_model(self.options.model[str(artifact.model)]))
+            found.append(references.model_reference(self.options.model[str(artifact.model)]))
         if isinstance(artifact, Rollout) and not artifact.scenarios.is_local:
             found += self.context.collections.references_of(artifact.format.source)
         return [reference for reference in found if reference is not None]

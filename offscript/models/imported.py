@@ -339,7 +339,7 @@ def _check_architecture(folder: Path, model: ModelSettings) -> None:
     """
     from offscript.models.loading import load_config
 
-    ref = references.of_model(model)
+    ref = references.model_reference(model)
     if ref is not None and hub.cached(ref) is None:
         return
     found = load_config(model.model_copy(update={"path": str(folder.resolve()), "revision": None}))

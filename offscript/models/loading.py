@@ -174,7 +174,7 @@ def model_folder(model: ModelSettings) -> Path:
     Raises:
         UserError: neither a model folder nor the id of a hub repository, or the hub refuses it (``hub.explain``).
     """
-    if (ref := references.of_model(model)) is not None:
+    if (ref := references.model_reference(model)) is not None:
         try:
             folder = hub.fetch(ref)
         except UserError as error:

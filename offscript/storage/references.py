@@ -19,7 +19,7 @@ _FIELD = re.compile(r"\{(\w+)\}")
 S = TypeVar("S", SourceSettings, RowsSettings)
 
 
-def filled(source: S, model: ModelSettings, persona: str | None, where: str) -> S:
+def fill_fields(source: S, model: ModelSettings, persona: str | None, where: str) -> S:
     """``source`` with the fields ``{slug}`` and ``{persona}`` of its texts replaced.
 
     Raises:
@@ -52,14 +52,14 @@ def reference(source: SourceSettings | RowsSettings | HubFileSettings) -> hub.Re
     return hub.Reference(source.path, "model", source.revision, subfolder=source.subfolder)
 
 
-def of_model(model: ModelSettings) -> hub.Reference | None:
+def model_reference(model: ModelSettings) -> hub.Reference | None:
     """The hub repository of a base model; None if it is a local folder or served by an endpoint."""
     if model.endpoint is not None or locate(model.path).exists() or not hub.is_hub_id(model.path):
         return None
     return hub.Reference(model.path, "model", model.revision)
 
 
-def obtain(source: SourceSettings | RowsSettings | HubFileSettings, where: str) -> Path:
+def fetch(source: SourceSettings | RowsSettings | HubFileSettings, where: str) -> Path:
     """The local folder or file of ``source``, downloaded from the hub if needed.
 
     Raises:
@@ -74,7 +74,7 @@ def obtain(source: SourceSettings | RowsSettings | HubFileSettings, where: str) 
     return path
 
 
-def at_hand(source: SourceSettings | RowsSettings) -> bool:
+def is_local(source: SourceSettings | RowsSettings) -> bool:
     """Whether ``source`` can be read without a network."""
     ref = reference(source)
     return hub.cached(ref) is not None if ref else _local_path(source).exists()
@@ -88,7 +88,7 @@ def identity(source: SourceSettings | RowsSettings, where: str) -> dict[str, Jso
     """
     if (ref := reference(source)) is not None:
         return {"repo": ref.repo, "revision": ref.revision, "part": ref.subfolder or ref.file}
-    return {"content": fingerprint(obtain(source, where))}
+    return {"content": fingerprint(fetch(source, where))}
 
 
 def _local_path(source: SourceSettings | RowsSettings) -> Path:

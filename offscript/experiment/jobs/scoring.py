@@ -54,7 +54,7 @@ def import_classifier(classifier: Classifier, experiment: Experiment, started: s
 
     source = classifier.imported_from
     assert source is not None
-    folder = references.obtain(source, "classifier.fitted")
+    folder = references.fetch(source, "classifier.fitted")
     counts = convert(folder, experiment.path(classifier), classifier.personas)
     reference = references.reference(source)
     commits = {str(reference): hub.commit(reference)} if reference else {}

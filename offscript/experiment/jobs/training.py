@@ -79,7 +79,7 @@ def training_rows(adapter: TrainedAdapter, experiment: Experiment) -> tuple[list
     """The rows that ``adapter`` is trained on, made here or released by others, and counts of them."""
     training = adapter.training
     if adapter.released:
-        files = [references.obtain(rows, f"{training.where}.rows") for rows in adapter.released]
+        files = [references.fetch(rows, f"{training.where}.rows") for rows in adapter.released]
         return training.data.read_released(files, training.settings)
     by_role: dict[str, list[SourceRow]] = {}
     for role, rollout in adapter.rows:
@@ -105,7 +105,7 @@ def import_weights(adapter: ImportedAdapter, experiment: Experiment, started: st
     from offscript.models.imported import import_adapter, import_checkpoint
 
     source, model = adapter.imported_from, experiment.planner.options.model[adapter.base]
-    folder = references.obtain(source, f"model.adapters.{adapter.stage}")
+    folder = references.fetch(source, f"model.adapters.{adapter.stage}")
     convert = import_checkpoint if adapter.checkpoint else import_adapter
     counts = convert(model, folder, experiment.path(adapter))
     reference = references.reference(source)
