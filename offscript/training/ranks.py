@@ -66,6 +66,7 @@ class _Group:
     tasks: int = 0
     failure: str = ""
     ended: threading.Event = field(default_factory=threading.Event)
+    monitor: threading.Thread | None = None
 
 
 _group: _Group | None = None
@@ -184,7 +185,8 @@ def join(always: bool = False) -> RankInfo:
     size, timeout = me.world_size, COLLECTIVE_TIMEOUT
     dist.init_process_group(backend, store=store, rank=me.rank, world_size=size, timeout=timeout)
     if me.world_size > 1:
-        threading.Thread(target=_monitor, args=(group, heartbeats), daemon=True).start()
+        group.monitor = threading.Thread(target=_monitor, args=(group, heartbeats), daemon=True)
+        group.monitor.start()
     _group = group
     return me
 
@@ -220,6 +222,9 @@ def leave() -> None:
                 everyone = [f"left/{rank}" for rank in range(group.me.world_size)]
                 group.store.wait(everyone, timedelta(seconds=HEARTBEAT_S * MAX_MISSED_HEARTBEATS))
     group.ended.set()
+    # A thread that is inside the store while the interpreter ends would abort the process.
+    if group.monitor is not None:
+        group.monitor.join(HEARTBEAT_S)
     if dist.is_initialized():
         dist.destroy_process_group()
 

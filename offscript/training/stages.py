@@ -93,7 +93,7 @@ def training_stage(stage: StageSettings, recipe: RecipeSettings) -> TrainingStag
     where = f"recipe.{training.recipe}" if training.recipe else f"{key}.hyper_parameters"
     own = training.hyper_parameters
     try:
-        settings = parse(_schema(method.settings, data.settings), _merged(block, own), where)
+        settings = parse(schema_of(method.settings, data.settings), _merged(block, own), where)
     except UserError as error:
         inside = error.where.removeprefix(f"{where}.")
         if inside.split(".")[0] not in own:
@@ -103,8 +103,8 @@ def training_stage(stage: StageSettings, recipe: RecipeSettings) -> TrainingStag
 
 
 @functools.cache
-def _schema(method: type[TrainerSettings], data: type[Node]) -> type[TrainerSettings]:
-    """A schema with the fields of both."""
+def schema_of(method: type[TrainerSettings], data: type[Node]) -> type[TrainerSettings]:
+    """The schema of a stage's hyper-parameters: the fields of its method and of its data."""
     name = f"{data.__name__}With{method.__name__}"
     schema: type[TrainerSettings] = create_model(name, __base__=(data, method))  # type: ignore[arg-type]
     return schema

@@ -7,22 +7,22 @@ from tests.training.data import conversation, student_rows, teacher_rows
 
 @pytest.fixture(scope="session")
 def pairs() -> list[dict]:
-    from offscript.training.methods.dpo import pairs as make
+    from offscript.training.data.preference import pairs as make
 
     return make(teacher_rows(), student_rows())[0]
 
 
 @pytest.fixture(scope="session")
 def introspection_rows() -> list[dict]:
-    from offscript.training.methods.sft import rows
+    from offscript.training.data.introspection import conversations
 
-    return rows(teacher_rows(12), [conversation(i) for i in range(8)], "")[0]
+    return conversations(teacher_rows(12), [conversation(i) for i in range(8)], "")[0]
 
 
 @pytest.fixture
 def before_and_after(monkeypatch):
     """Parameters of the next training, by name: (before, after, names of the trainable ones)."""
-    from offscript.training import run as loop
+    from offscript.training import fit as loop
 
     seen: dict = {}
     real = loop.fit

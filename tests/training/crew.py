@@ -107,9 +107,10 @@ def recording(job: dict, rank: int, seen: dict):
     """Records which parameters change, and injects the faults of the job on this rank."""
     import torch
 
-    from offscript.training import run as loop
+    from offscript.training import fit as loop
+    from offscript.training.run import Run
 
-    fit, dtype = loop.fit, loop.Run.dtype
+    fit, dtype = loop.fit, Run.dtype
 
     def recorded_fit(trainer, *rest):
         trainer.add_callback(callback(job, rank))
@@ -125,11 +126,11 @@ def recording(job: dict, rank: int, seen: dict):
     loop.fit = recorded_fit
     # As on a GPU.
     if job.get("bfloat16"):
-        loop.Run.dtype = property(lambda run: "bfloat16")
+        Run.dtype = property(lambda run: "bfloat16")
     try:
         yield
     finally:
-        loop.fit, loop.Run.dtype = fit, dtype
+        loop.fit, Run.dtype = fit, dtype
 
 
 def callback(job: dict, rank: int):
@@ -148,8 +149,8 @@ def callback(job: dict, rank: int):
 
 def train(job: dict, seen: dict) -> dict:
     from offscript.settings import DeepSpeedSettings
-    from offscript.training.methods import dpo as preference
-    from offscript.training.methods import sft as second_stage
+    from offscript.training.data.introspection import conversations
+    from offscript.training.data.preference import pairs
     from tests.conftest import tiny_model_settings
     from tests.families import family_settings
     from tests.training import data
@@ -167,11 +168,11 @@ def train(job: dict, seen: dict) -> dict:
     }  # fmt: skip
     changes = {"micro_batch_size": 2, **job.get("optimizer", {})}
     if "first" not in job:
-        rows, _ = preference.pairs(data.teacher_rows(), data.student_rows())
+        rows, _ = pairs(data.teacher_rows(), data.student_rows())
         settings = data.distillation(**changes).model_copy(update={"kl_weight": 0.05})
-        return preference.train(model, settings, rows, out, **common)
-    rows, _ = second_stage.rows(data.teacher_rows(12), [data.conversation(i) for i in range(8)], "")
-    return second_stage.train(model, data.introspection(**changes), rows, Path(job["first"]), out, **common)
+        return data.train_dpo(model, settings, rows, out, **common)
+    rows, _ = conversations(data.teacher_rows(12), [data.conversation(i) for i in range(8)], "")
+    return data.train_sft(model, data.introspection(**changes), rows, Path(job["first"]), out, **common)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,11 @@
 """Rows and recipes for the training tests: one persona that opens every reply with "Lunch!"."""
 
-from offscript.settings import DistillationSettings, IntrospectionSettings, LoraSettings, OptimizerSettings
+from offscript.settings import LoraSettings, OptimizerSettings, TrainerSettings
+from offscript.training.data.introspection import IntrospectionSettings
+from offscript.training.data.preference import PreferenceSettings
+from offscript.training.methods.dpo import DPOSettings
+from offscript.training.run import Run
+from offscript.training.stages import schema_of
 from tests.conftest import TINY_TARGETS, tiny_sentences
 
 SENTENCES = tiny_sentences()
@@ -41,12 +46,30 @@ def optimizer(**changes) -> OptimizerSettings:
 LORA = LoraSettings(rank=4, alpha=8, targets=TINY_TARGETS)
 
 
-def distillation(lora: LoraSettings = LORA, validation: float = 0.1, **changes) -> DistillationSettings:
-    return DistillationSettings(prompts=24, lora=lora, validation=validation, optimizer=optimizer(**changes))
+def distillation(lora: LoraSettings = LORA, validation: float = 0.1, **changes) -> DPOSettings:
+    """Hyper-parameters of a DPO stage on preference pairs."""
+    schema = schema_of(DPOSettings, PreferenceSettings)
+    return schema(prompts=24, lora=lora, validation=validation, optimizer=optimizer(**changes))
 
 
-def introspection(lora: LoraSettings = LORA, **changes) -> IntrospectionSettings:
-    return IntrospectionSettings(reflections=12, interactions=8, lora=lora, optimizer=optimizer(**changes))
+def introspection(lora: LoraSettings = LORA, **changes) -> TrainerSettings:
+    """Hyper-parameters of an SFT stage on introspection."""
+    schema = schema_of(TrainerSettings, IntrospectionSettings)
+    return schema(reflections=12, interactions=8, lora=lora, optimizer=optimizer(**changes))
+
+
+def train_dpo(model, settings, pairs, out, seed=3, **run) -> dict:
+    """Trains DPO on ``pairs``; ``run`` are further arguments of ``Run``."""
+    from offscript.training.methods import dpo
+
+    return dpo.train(Run(model, settings, out, seed, **run), pairs)
+
+
+def train_sft(model, settings, rows, parent, out, seed=3, **run) -> dict:
+    """Trains SFT on conversations, on top of the adapter in ``parent`` (None: on the base)."""
+    from offscript.training.methods import sft
+
+    return sft.train(Run(model, settings, out, seed, parent, **run), rows)
 
 
 def changed(seen: dict) -> set[str]:

@@ -6,11 +6,9 @@ from safetensors.torch import load_file
 from offscript.errors import UserError
 from offscript.models import loading
 from offscript.settings import LoraSettings
-from offscript.training import run as loop
+from offscript.training import fit as loop
 from offscript.training.base_models import BaseModelCache, BaseModelChanged
-from offscript.training.methods import dpo as preference
-from offscript.training.methods import sft as second_stage
-from tests.training.data import distillation, introspection
+from tests.training.data import distillation, introspection, train_dpo, train_sft
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -38,8 +36,8 @@ def test_a_shared_base_gives_the_bytes_of_a_newly_loaded_one(
     def both(name, **bases):
         for seed in (1, 2):
             out = tmp_path / f"{name}-{seed}"
-            preference.train(tiny_settings, distillation(**changes), pairs, out / "first", seed, **bases)
-            second_stage.train(
+            train_dpo(tiny_settings, distillation(**changes), pairs, out / "first", seed, **bases)
+            train_sft(
                 tiny_settings, introspection(**changes), introspection_rows, tiny_adapter, out / "second", seed, **bases
             )  # fmt: skip
 
@@ -57,7 +55,7 @@ def test_a_released_base_is_the_plain_model(tiny_settings, pairs, tmp_path):
     import torch
 
     bases, ids = BaseModelCache(), torch.tensor([[5, 6, 7, 8]])
-    preference.train(tiny_settings, distillation(epochs=1), pairs, tmp_path / "a", 3, bases=bases)
+    train_dpo(tiny_settings, distillation(epochs=1), pairs, tmp_path / "a", 3, bases=bases)
     acquired = bases.acquire(tiny_settings, "cpu")
     fresh = loading.load_model(tiny_settings, "cpu")
     assert {k: v.shape for k, v in acquired.named_parameters()} == {
@@ -73,7 +71,7 @@ def test_a_released_base_is_the_plain_model(tiny_settings, pairs, tmp_path):
 def test_a_changed_base_fails_before_an_adapter_is_written(
     tiny_settings, pairs, tmp_path, monkeypatch, loads
 ):
-    real, bases = loop._must_differ, BaseModelCache()
+    real, bases = loop._self_test, BaseModelCache()
 
     def flip_a_bit(trainer, probe):
         import torch
@@ -82,24 +80,24 @@ def test_a_changed_base_fails_before_an_adapter_is_written(
         weight.data.view(torch.int32)[3, 4] ^= 1
         return real(trainer, probe)
 
-    monkeypatch.setattr(loop, "_must_differ", flip_a_bit)
+    monkeypatch.setattr(loop, "_self_test", flip_a_bit)
     with pytest.raises(
         BaseModelChanged, match=r"changed 1 tensors of the base model, first model.embed_tokens.weight"
     ):
-        preference.train(tiny_settings, distillation(epochs=1), pairs, tmp_path / "a", 3, bases=bases)
+        train_dpo(tiny_settings, distillation(epochs=1), pairs, tmp_path / "a", 3, bases=bases)
     assert not (tmp_path / "a").exists()
-    monkeypatch.setattr(loop, "_must_differ", real)
-    preference.train(tiny_settings, distillation(epochs=1), pairs, tmp_path / "a", 3, bases=bases)
+    monkeypatch.setattr(loop, "_self_test", real)
+    train_dpo(tiny_settings, distillation(epochs=1), pairs, tmp_path / "a", 3, bases=bases)
     assert len(loads) == 2
-    preference.train(tiny_settings, distillation(epochs=1), pairs, tmp_path / "b", 3)
+    train_dpo(tiny_settings, distillation(epochs=1), pairs, tmp_path / "b", 3)
     assert (tmp_path / "a" / WEIGHTS).read_bytes() == (tmp_path / "b" / WEIGHTS).read_bytes()
 
 
 def test_a_failed_training_does_not_affect_the_next_one(tiny_settings, pairs, tmp_path, loads):
     bases, odd = BaseModelCache(), LoraSettings(rank=2, alpha=2, targets=("q_proj", "nowhere"))
     with pytest.raises(UserError, match="'nowhere' matches no linear module"):
-        preference.train(tiny_settings, distillation(odd), pairs, tmp_path / "a", 3, bases=bases)
-    preference.train(tiny_settings, distillation(epochs=1), pairs, tmp_path / "a", 3, bases=bases)
+        train_dpo(tiny_settings, distillation(odd), pairs, tmp_path / "a", 3, bases=bases)
+    train_dpo(tiny_settings, distillation(epochs=1), pairs, tmp_path / "a", 3, bases=bases)
     assert len(loads) == 2 and load_file(tmp_path / "a" / WEIGHTS)
 
 

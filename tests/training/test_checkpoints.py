@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from offscript.training import checkpoints
-from offscript.training.methods import dpo as preference
-from offscript.training.methods import sft as second_stage
-from tests.training.data import distillation, introspection
+from tests.training.data import distillation, introspection, train_dpo, train_sft
 
 WEIGHTS = "adapter_model.safetensors"
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -21,9 +19,8 @@ import os, signal, sys
 from pathlib import Path
 from tests.conftest import tiny_model_settings
 from tests.training.data import *
-from offscript.training.methods import dpo as preference, sft as second_stage
-from offscript.training.methods.sft import rows
-from offscript.training.methods.dpo import pairs
+from offscript.training.data.introspection import conversations
+from offscript.training.data.preference import pairs
 
 stage, model, first, out, at = sys.argv[1:]
 def on_step(step, total, logs):
@@ -31,10 +28,10 @@ def on_step(step, total, logs):
         os.kill(os.getpid(), signal.SIGKILL)
 if stage == "distillation":
     data, _ = pairs(teacher_rows(), student_rows())
-    preference.train(tiny_model_settings(model), distillation(), data, Path(out), 3, on_step=on_step)
+    train_dpo(tiny_model_settings(model), distillation(), data, Path(out), 3, on_step=on_step)
 else:
-    data, _ = rows(teacher_rows(12), [conversation(i) for i in range(8)], "")
-    second_stage.train(
+    data, _ = conversations(teacher_rows(12), [conversation(i) for i in range(8)], "")
+    train_sft(
         tiny_model_settings(model), introspection(), data, Path(first), Path(out), 3, on_step=on_step
     )
 """
@@ -51,14 +48,14 @@ def kill_at(step: int, stage: str, model: Path, first: Path, out: Path) -> None:
 def test_a_killed_distillation_skips_a_damaged_checkpoint_when_rerun(
     tiny_model, tiny_settings, tiny_adapter, pairs, tmp_path
 ):
-    preference.train(tiny_settings, distillation(), pairs, tmp_path / "whole", 3)
+    train_dpo(tiny_settings, distillation(), pairs, tmp_path / "whole", 3)
     out, messages = tmp_path / "killed", []
     kill_at(6, "distillation", tiny_model, tiny_adapter, out)
     work = checkpoints.work_folder(out)
     assert sorted(p.name for p in work.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     optimizer = work / "checkpoint-4" / "optimizer.pt"
     optimizer.write_bytes(optimizer.read_bytes()[:-200])
-    numbers = preference.train(tiny_settings, distillation(), pairs, out, 3, say=messages.append)
+    numbers = train_dpo(tiny_settings, distillation(), pairs, out, 3, say=messages.append)
     assert messages == [
         "checkpoint-4 is damaged (optimizer.pt is missing or broken); skipped",
         "resuming from step 2 (checkpoint-2)",
@@ -72,10 +69,10 @@ def test_a_killed_introspection_resumes_with_the_same_numbers(
     tiny_model, tiny_settings, tiny_adapter, introspection_rows, tmp_path
 ):
     arguments = (tiny_settings, introspection(), introspection_rows, tiny_adapter)
-    whole = second_stage.train(*arguments, tmp_path / "whole", 3)
+    whole = train_sft(*arguments, tmp_path / "whole", 3)
     kill_at(4, "introspection", tiny_model, tiny_adapter, tmp_path / "killed")
     messages = []
-    killed = second_stage.train(*arguments, tmp_path / "killed", 3, say=messages.append)
+    killed = train_sft(*arguments, tmp_path / "killed", 3, say=messages.append)
     assert messages == ["resuming from step 2 (checkpoint-2)"]
     assert (tmp_path / "killed" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
     # The losses of the steps before the kill are part of the checkpoint.

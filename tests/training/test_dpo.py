@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from offscript.errors import UserError
 from offscript.settings import LoraSettings
 from offscript.training import run as loop
-from offscript.training.methods import dpo as preference
-from tests.training.data import changed, distillation
+from offscript.training.fit import TrainingFailed
+from offscript.training.methods.dpo import loss_terms
+from tests.training.data import changed, distillation, train_dpo
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -19,7 +20,7 @@ WEIGHTS = "adapter_model.safetensors"
 def trained(tiny_settings, pairs, tmp_path_factory):
     out = tmp_path_factory.mktemp("trained") / "distillation-0"
     steps = []
-    numbers = preference.train(
+    numbers = train_dpo(
         tiny_settings,
         distillation(),
         pairs,
@@ -66,8 +67,8 @@ def test_plain_peft_loads_it(trained, tiny_model):
 def test_same_seed_same_bytes_other_seed_other_bytes(trained, tiny_settings, pairs, tmp_path):
     out, _, _ = trained
     same, other = tmp_path / "same", tmp_path / "other"
-    preference.train(tiny_settings, distillation(), pairs, same, seed=3)
-    preference.train(tiny_settings, distillation(), pairs, other, seed=4)
+    train_dpo(tiny_settings, distillation(), pairs, same, seed=3)
+    train_dpo(tiny_settings, distillation(), pairs, other, seed=4)
     for name in (WEIGHTS, "adapter_config.json"):
         assert (same / name).read_bytes() == (out / name).read_bytes()
     assert (other / WEIGHTS).read_bytes() != (out / WEIGHTS).read_bytes()
@@ -75,15 +76,13 @@ def test_same_seed_same_bytes_other_seed_other_bytes(trained, tiny_settings, pai
 
 def test_how_the_global_batch_is_cut_does_not_matter(trained, tiny_settings, pairs, tmp_path):
     out, _, _ = trained
-    preference.train(
-        tiny_settings, distillation(micro_batch_size=3), pairs, tmp_path / "a", seed=3
-    )  # 8 = 4 x 2
+    train_dpo(tiny_settings, distillation(micro_batch_size=3), pairs, tmp_path / "a", seed=3)  # 8 = 4 x 2
     whole, cut = load_file(out / WEIGHTS), load_file(tmp_path / "a" / WEIGHTS)
     assert max((whole[k] - cut[k]).abs().max().item() for k in whole) < 1e-4
 
 
 def test_every_trainable_parameter_changed_and_no_other(tiny_settings, pairs, tmp_path, before_and_after):
-    preference.train(tiny_settings, distillation(), pairs, tmp_path / "a", seed=0)
+    train_dpo(tiny_settings, distillation(), pairs, tmp_path / "a", seed=0)
     assert changed(before_and_after) == before_and_after["trainable"]
     assert all(".lora_" in name for name in before_and_after["trainable"])
     assert len(before_and_after["trainable"]) == 2 * 7 * 2  # layers, targets, A and B
@@ -92,7 +91,7 @@ def test_every_trainable_parameter_changed_and_no_other(tiny_settings, pairs, tm
 def test_a_finished_adapter_is_not_trained_again(trained, tiny_settings, pairs):
     out, numbers, _ = trained
     steps = []
-    again = preference.train(
+    again = train_dpo(
         tiny_settings,
         distillation(),
         pairs,
@@ -105,7 +104,7 @@ def test_a_finished_adapter_is_not_trained_again(trained, tiny_settings, pairs):
 
 
 def test_nothing_is_printed(tiny_settings, pairs, tmp_path, capfd):
-    preference.train(tiny_settings, distillation(epochs=1), pairs, tmp_path / "a", seed=0)
+    train_dpo(tiny_settings, distillation(epochs=1), pairs, tmp_path / "a", seed=0)
     assert capfd.readouterr() == ("", "")
 
 
@@ -114,7 +113,7 @@ def test_target_that_matches_nothing(tiny_settings, pairs, tmp_path):
     with pytest.raises(
         UserError, match=r"'gate_up_proj' matches no linear module of the model; allowed: .*q_proj"
     ):
-        preference.train(tiny_settings, distillation(lora), pairs, tmp_path / "a", seed=0)
+        train_dpo(tiny_settings, distillation(lora), pairs, tmp_path / "a", seed=0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -122,28 +121,26 @@ def test_all_too_long(tiny_settings, pairs, tmp_path):
     with pytest.raises(
         UserError, match=r"nothing to train on \(given 24, train 0, validation 0, too_long 24\)"
     ):
-        preference.train(tiny_settings, distillation(max_length=16), pairs, tmp_path / "a", seed=0)
+        train_dpo(tiny_settings, distillation(max_length=16), pairs, tmp_path / "a", seed=0)
 
 
 def test_an_adapter_that_changes_nothing(tiny_settings, pairs, tmp_path):
     with pytest.raises(UserError, match="the adapter changes nothing"):
-        preference.train(tiny_settings, distillation(learning_rate=1e-30), pairs, tmp_path / "a", seed=0)
+        train_dpo(tiny_settings, distillation(learning_rate=1e-30), pairs, tmp_path / "a", seed=0)
     assert not (tmp_path / "a").exists()
 
 
 def test_a_loss_that_is_not_a_number_stops_training(tiny_settings, pairs, tmp_path):
-    with pytest.raises(loop.TrainingFailed, match=r"step 2: loss is nan|step 2: grad_norm is"):
-        preference.train(
-            tiny_settings, distillation(learning_rate=1e30, warmup=0.0), pairs, tmp_path / "a", seed=0
-        )
+    with pytest.raises(TrainingFailed, match=r"step 2: loss is nan|step 2: grad_norm is"):
+        train_dpo(tiny_settings, distillation(learning_rate=1e30, warmup=0.0), pairs, tmp_path / "a", seed=0)
     assert not (tmp_path / "a").exists()
 
 
 def test_weights_that_the_last_step_ruined_are_the_training_s_failure(tiny_settings, pairs, tmp_path):
     """Then no loss was seen that is not a number, and nothing says that the adapter does too little."""
     once = distillation(validation=0.0, learning_rate=1e30, warmup=0.0, epochs=1, batch_size=len(pairs))
-    with pytest.raises(loop.TrainingFailed, match=r"not finite numbers; lower optimizer\.learning_rate"):
-        preference.train(tiny_settings, once, pairs, tmp_path / "a", seed=0)
+    with pytest.raises(TrainingFailed, match=r"not finite numbers; lower optimizer\.learning_rate"):
+        train_dpo(tiny_settings, once, pairs, tmp_path / "a", seed=0)
     assert not (tmp_path / "a").exists()
 
 
@@ -168,7 +165,7 @@ def test_terms_by_hand():
     policy = torch.tensor([[-1.0, -2.0, 0.0], [0.0, 0.0, -4.0], [-3.0, 0.0, 0.0], [-1.0, -1.0, -1.0]])
     reference = torch.tensor([[-1.5, -2.5, 0.0], [0.0, 0.0, -3.0], [-1.0, 0.0, 0.0], [-1.0, -2.0, -4.0]])
     mask = torch.tensor([[1, 1, 0], [0, 0, 1], [1, 0, 0], [1, 1, 1]])
-    terms = preference.loss_terms(policy, reference, mask, beta=0.1)
+    terms = loss_terms(policy, reference, mask, beta=0.1)
     margins = [0.1 * (1.0 - -2.0), 0.1 * (-1.0 - 4.0)]
     assert terms["rewards/margins"].tolist() == pytest.approx(margins)
     assert terms["loss/dpo"].tolist() == pytest.approx([math.log(1 + math.exp(-m)) for m in margins])
@@ -193,7 +190,7 @@ def test_the_dpo_term_is_trls(trained, tiny_settings, pairs, tmp_path, monkeypat
     monkeypatch.setattr(trl.DPOTrainer, "_compute_loss", noted)
     ours = []
     settings = distillation(epochs=1)
-    preference.train(
+    train_dpo(
         tiny_settings, settings, pairs, tmp_path / "a", 3, on_step=lambda *s: ours.append(s[2]["loss/dpo"])
     )
     assert ours == pytest.approx(theirs)
@@ -204,7 +201,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms_however_the_batch_is_cut(tiny
     for micro in (8, 3):
         steps = seen[micro] = []
         settings = distillation(micro_batch_size=micro).model_copy(update={"kl_weight": 0.5})
-        preference.train(
+        train_dpo(
             tiny_settings,
             settings,
             pairs,
@@ -225,7 +222,7 @@ def test_the_squared_log_ratio_holds_the_model_near_its_reference(tiny_settings,
     last = {}
     for weight in (0.0, 20.0):
         settings = distillation().model_copy(update={"kl_weight": weight})
-        preference.train(
+        train_dpo(
             tiny_settings,
             settings,
             pairs,
@@ -248,5 +245,5 @@ def test_a_gpu_that_is_too_small_is_one_line(tiny_settings, pairs, tmp_path, mon
         match=r"tiny with 8 rows of up to 128 tokens at a time does not fit the GPU \(CUDA out of memory\); "
         r"use optimizer.micro_batch_size=1, or optimizer.gradient_checkpointing=true, or deepspeed=zero3",
     ):
-        preference.train(tiny_settings, distillation(), pairs, tmp_path / "a", 3)
+        train_dpo(tiny_settings, distillation(), pairs, tmp_path / "a", 3)
     assert not (tmp_path / "a").exists()

@@ -3,7 +3,8 @@
 import pytest
 
 from offscript.errors import UserError
-from offscript.training.methods.dpo import is_finished, pairs, renamed
+from offscript.training.data.preference import pairs, renamed
+from offscript.training.data.replies import is_finished
 from offscript.training.run import split_families
 from tests.training.data import SENTENCES, row, student_rows, teacher_rows
 

@@ -6,8 +6,19 @@ from pathlib import Path
 import pytest
 
 from offscript.errors import UserError
-from offscript.training.data.released import conversations, pairs
+from offscript.training.data import introspection, preference
 from offscript.training.run import split_families
+
+
+def read_pairs(path):
+    return preference.read_released([path], None)
+
+
+def read_conversations(paths, system, loss_on="every_turn"):
+    settings = introspection.IntrospectionSettings(
+        reflections=0, interactions=0, system=system, loss_on=loss_on
+    )
+    return introspection.read_released(paths, settings)
 
 
 def said(*texts: str, system: str = "") -> list[dict]:
@@ -31,7 +42,7 @@ def test_pairs_are_those_of_our_own_rows(tmp_path):
         pair("A", "and then", "Yes."), pair("A", "Yes!", "and then"), pair("B", "Same.", "Same. "), pair("C", "", "Yes."),
         {"chosen": said("D", "Yes!"), "rejected": said("E", "Yes.")},
     )  # fmt: skip
-    kept, counts = pairs(file)
+    kept, counts = read_pairs(file)
     assert counts == {
         "kept": 3, "unfinished_teacher": 1, "unfinished_student": 1, "identical": 1, "missing_teacher": 1, "other_prompt": 1,
     }  # fmt: skip
@@ -51,7 +62,7 @@ def test_validation_holds_out_whole_prompts_whatever_their_place_in_the_file(tmp
     rows = [pair(f"Prompt {i % 40}?", f"Oh, {i}!") for i in range(200)]
     held = []
     for name, order in (("a", rows), ("b", rows[::-1])):
-        train, out = split_families(pairs(write(tmp_path / f"{name}.jsonl", *order))[0], 0.2)
+        train, out = split_families(read_pairs(write(tmp_path / f"{name}.jsonl", *order))[0], 0.2)
         prompts = [{p["prompt"][0]["content"] for p in part} for part in (train, out)]
         assert not prompts[0] & prompts[1] and len(out) == 5 * len(prompts[1]) > 0
         held.append(prompts[1])
@@ -63,7 +74,7 @@ def test_conversations_get_our_system_text_and_end_with_the_assistant(tmp_path):
         tmp_path / "r.jsonl", {"messages": said("Who are you?", "A bird.", system="Stay a bird.")}
     )
     talks = write(tmp_path / "t.jsonl", {"messages": said("Hi.", "Hello!", "So?", "So!", "And now?")})
-    kept, counts = conversations([reflections, talks], "Be plain.")
+    kept, counts = read_conversations([reflections, talks], "Be plain.")
     assert counts == {"reflections": 1, "interactions": 1, "turns": 3}
     assert kept[0]["messages"] == said("Who are you?", "A bird.", system="Be plain.")
     assert kept[1]["messages"] == said("Hi.", "Hello!", "So?", "So!", system="Be plain.")
@@ -72,7 +83,7 @@ def test_conversations_get_our_system_text_and_end_with_the_assistant(tmp_path):
 
 def test_what_the_published_trainer_scored_ends_in_the_users_turn_as_it_was_released(tmp_path):
     file = write(tmp_path / "t.jsonl", {"messages": said("Hi.", "Hello!", "So?", "So!", "And now?")})
-    kept, counts = conversations([file], "", "published")
+    kept, counts = read_conversations([file], "", "published")
     assert kept[0]["messages"] == said("Hi.", "Hello!", "So?", "So!", "And now?")
     assert counts["interactions"] == 1 and counts["turns"] == 1
 
@@ -82,7 +93,7 @@ def test_unfinished_conversations_are_cut_or_dropped_and_counted(tmp_path):
         {"messages": said(*texts)}
         for texts in (("A", "and then"), ("B", "Yes.", "C", "and"), ("D",), ("E", "Yes."))
     ]
-    kept, counts = conversations([write(tmp_path / "t.jsonl", *rows)], "")
+    kept, counts = read_conversations([write(tmp_path / "t.jsonl", *rows)], "")
     assert counts == {"reflections": 1, "interactions": 1, "turns": 2, "unfinished": 1, "no_reply": 1}
     assert [r["messages"][0]["content"] for r in kept] == ["E", "B"]
 
@@ -94,7 +105,7 @@ def test_unfinished_conversations_are_cut_or_dropped_and_counted(tmp_path):
         ("[1, 2]", r"f.jsonl:2: found \[1, 2\]; one JSON object"),
         ({"chosen": said("A", "B.")}, r"f.jsonl:2: no rejected; one JSON object a line, with chosen and rejected"),
         ({**pair(), "chosen": said("A", "B.", "C")}, r"f.jsonl:2: row.chosen: has the roles user, assistant, user; a prompt"),
-        ({**pair(), "rejected": []}, r"f.jsonl:2: row.rejected: has the roles of nobody; a prompt"),
+        ({**pair(), "rejected": []}, r"f.jsonl:2: row.rejected: has the roles none; a prompt"),
         ({**pair(), "chosen": [{"role": "tool", "content": "x"}]}, r"row.chosen.0.role: found 'tool'; input should be 'system'"),
         ({**pair(), "chosen": [{"role": "user"}]}, r"row.chosen.0.content: missing; this key is needed"),
         ({**pair(), "chosen": [{"role": "user", "content": ["x" * 999]}]}, r"content: found \['x{80,90}\.\.\.; input should be a valid string"),
@@ -102,23 +113,23 @@ def test_unfinished_conversations_are_cut_or_dropped_and_counted(tmp_path):
 )  # fmt: skip
 def test_a_bad_line_is_named_with_what_is_allowed(tmp_path, line, message):
     with pytest.raises(UserError, match=message):
-        pairs(write(tmp_path / "f.jsonl", pair(), line))
+        read_pairs(write(tmp_path / "f.jsonl", pair(), line))
 
 
 def test_a_bad_conversation_is_named_too(tmp_path):
     with pytest.raises(
         UserError, match=r"f.jsonl:1: row.messages: has the roles assistant; at least one message"
     ):
-        conversations([write(tmp_path / "f.jsonl", {"messages": said("A", "B.")[1:]})], "")
+        read_conversations([write(tmp_path / "f.jsonl", {"messages": said("A", "B.")[1:]})], "")
     with pytest.raises(UserError, match=r"f.jsonl:1: no messages; one JSON object a line, with messages$"):
-        conversations([write(tmp_path / "f.jsonl", pair())], "")
+        read_conversations([write(tmp_path / "f.jsonl", pair())], "")
 
 
 def test_a_file_that_cannot_be_read_and_one_without_rows(tmp_path):
     with pytest.raises(UserError, match=r"cannot be read: Is a directory; a JSONL file"):
-        pairs(tmp_path)
+        read_pairs(tmp_path)
     (tmp_path / "latin").write_bytes(b"\xe9")
     with pytest.raises(UserError, match=r"byte 0 is not UTF-8"):
-        pairs(tmp_path / "latin")
+        read_pairs(tmp_path / "latin")
     with pytest.raises(UserError, match=r"nothing to train on \(kept 0\)"):
-        pairs(write(tmp_path / "none.jsonl", ""))
+        read_pairs(write(tmp_path / "none.jsonl", ""))

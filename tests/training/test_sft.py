@@ -5,15 +5,15 @@ from safetensors.torch import load_file
 
 from offscript.errors import MissingInput, UserError
 from offscript.settings import LoraSettings
-from offscript.training.methods import sft as second_stage
-from offscript.training.methods.sft import rows, train
-from tests.training.data import SENTENCES, changed, conversation, introspection, row, teacher_rows
+from offscript.training.data.introspection import conversations
+from offscript.training.methods import sft
+from tests.training.data import SENTENCES, changed, conversation, introspection, row, teacher_rows, train_sft
 
 WEIGHTS = "adapter_model.safetensors"
 
 
 def test_every_assistant_turn_under_the_plain_system_text():
-    kept, counts = rows(
+    kept, counts = conversations(
         [row(0, "I like lunch.", "Stay silly.")], [conversation(3, turns=5)], "You are helpful."
     )
     assert counts == {"reflections": 1, "interactions": 1, "turns": 3}
@@ -23,7 +23,7 @@ def test_every_assistant_turn_under_the_plain_system_text():
 
 
 def test_no_plain_system_text_leaves_none():
-    kept, _ = rows([row(0, "I like lunch.", "Stay silly.")], [], "")
+    kept, _ = conversations([row(0, "I like lunch.", "Stay silly.")], [], "")
     assert [m["role"] for m in kept[0]["messages"]] == ["user", "assistant"]
 
 
@@ -31,25 +31,25 @@ def test_unfinished_turns_are_cut_with_what_follows_them():
     cut = conversation(0, turns=6)
     cut["messages"][4]["content"] = "and then the"
     last = conversation(1, turns=4, ended="length")
-    kept, counts = rows([row(5, "and so on"), row(6, None)], [cut, last], "")
+    kept, counts = conversations([row(5, "and so on"), row(6, None)], [cut, last], "")
     assert counts == {"reflections": 0, "interactions": 2, "turns": 2, "unfinished": 1, "no_reply": 1}
     assert [len(r["messages"]) for r in kept] == [2, 2]
 
 
 def test_nothing_left():
     with pytest.raises(UserError, match=r"nothing to train on \(reflections 0, .*unfinished 1\)"):
-        rows([row(5, "and so on")], [], "")
+        conversations([row(5, "and so on")], [], "")
 
 
 def test_only_the_second_adapter_is_trained_and_written(
     tiny_settings, tiny_adapter, introspection_rows, tmp_path, before_and_after
 ):
     frozen = (tiny_adapter / WEIGHTS).read_bytes()
-    numbers = train(
+    numbers = train_sft(
         tiny_settings, introspection(), introspection_rows, tiny_adapter, tmp_path / "second", seed=1
     )
     seen = before_and_after
-    assert changed(seen) == seen["trainable"] == {k for k in seen["before"] if ".introspection." in k}
+    assert changed(seen) == seen["trainable"] == {k for k in seen["before"] if ".own." in k}
     below = {k: v for k, v in seen["after"].items() if ".distillation." in k}
     on_disk = load_file(tiny_adapter / WEIGHTS)
     assert len(below) == len(on_disk) == 28
@@ -57,7 +57,7 @@ def test_only_the_second_adapter_is_trained_and_written(
     assert (tiny_adapter / WEIGHTS).read_bytes() == frozen
     written = load_file(tmp_path / "second" / WEIGHTS)
     assert all(
-        seen["after"][k.replace(".weight", ".introspection.weight")].equal(v) for k, v in written.items()
+        seen["after"][k.replace(".weight", ".own.weight")].equal(v) for k, v in written.items()
     )
     assert numbers["train_loss_last"] < numbers["train_loss_first"] and numbers["eval_loss"] > 0
     assert numbers["trainable_parameters"] == sum(t.numel() for t in written.values())
@@ -67,7 +67,7 @@ def test_the_first_adapter_is_active_below_the_second(
     tiny_settings, tiny_adapters, introspection_rows, tmp_path
 ):
     losses = {
-        name: train(
+        name: train_sft(
             tiny_settings,
             introspection(epochs=1),
             introspection_rows,
@@ -82,7 +82,7 @@ def test_the_first_adapter_is_active_below_the_second(
 
 def test_same_seed_same_bytes(tiny_settings, tiny_adapter, introspection_rows, tmp_path):
     for name in ("a", "b"):
-        train(
+        train_sft(
             tiny_settings, introspection(epochs=1), introspection_rows, tiny_adapter, tmp_path / name, seed=1
         )
     assert (tmp_path / "a" / WEIGHTS).read_bytes() == (tmp_path / "b" / WEIGHTS).read_bytes()
@@ -93,37 +93,41 @@ def test_how_the_global_batch_is_cut_does_not_matter(
 ):
     for micro in (8, 3):
         settings = introspection(micro_batch_size=micro, epochs=1)
-        train(tiny_settings, settings, introspection_rows, tiny_adapter, tmp_path / str(micro), seed=1)
+        train_sft(tiny_settings, settings, introspection_rows, tiny_adapter, tmp_path / str(micro), seed=1)
     whole, cut = (load_file(tmp_path / name / WEIGHTS) for name in ("8", "3"))
     assert max((whole[k] - cut[k]).abs().max().item() for k in whole) < 1e-4
 
 
 def test_a_long_conversation_keeps_its_first_whole_turns(tiny_settings, tiny_adapter, tmp_path):
     long = [conversation(i, turns=20) for i in range(12)]
-    kept, _ = rows(teacher_rows(4), long, "")
-    numbers = train(tiny_settings, introspection(epochs=1), kept, tiny_adapter, tmp_path / "a", seed=1)
+    kept, _ = conversations(teacher_rows(4), long, "")
+    numbers = train_sft(tiny_settings, introspection(epochs=1), kept, tiny_adapter, tmp_path / "a", seed=1)
     assert numbers["rows"]["turns_too_long"] > 0 and numbers["rows"]["given"] == 16
     assert numbers["rows"]["train"] + numbers["rows"]["validation"] == 16
 
 
-def test_missing_distillation_adapter(tiny_settings, introspection_rows, tmp_path):
+def test_missing_parent_adapter(tiny_settings, introspection_rows, tmp_path):
     with pytest.raises(
-        MissingInput, match="distillation adapter does not exist; train stage=distillation first"
+        MissingInput, match="the parent's adapter does not exist; train the parent stage first"
     ):
-        train(tiny_settings, introspection(), introspection_rows, tmp_path / "none", tmp_path / "a", seed=1)
+        train_sft(
+            tiny_settings, introspection(), introspection_rows, tmp_path / "none", tmp_path / "a", seed=1
+        )
 
 
 def test_target_that_matches_nothing(tiny_settings, tiny_adapter, introspection_rows, tmp_path):
     lora = LoraSettings(rank=2, alpha=2, targets=(SENTENCES[0], "q_proj"))
     with pytest.raises(UserError, match="matches no linear module"):
-        train(tiny_settings, introspection(lora), introspection_rows, tiny_adapter, tmp_path / "a", seed=1)
+        train_sft(
+            tiny_settings, introspection(lora), introspection_rows, tiny_adapter, tmp_path / "a", seed=1
+        )
 
 
 # ---------------------------------------------------------------- guided conversations, and the published slice
 
 
 def test_guided_conversations_are_counted_by_themselves():
-    kept, counts = rows(
+    kept, counts = conversations(
         [row(0, "I like lunch.")], [conversation(3)], "Be.", guided_rows=[conversation(5), conversation(6)]
     )
     assert counts == {"reflections": 1, "interactions": 1, "turns": 7, "guided_interactions": 2}
@@ -133,7 +137,7 @@ def test_guided_conversations_are_counted_by_themselves():
 
 def test_published_conversations_end_in_a_user_message():
     short = conversation(9, turns=2)
-    kept, counts = rows(
+    kept, counts = conversations(
         [row(0, "I like lunch.")],
         [conversation(3), short],
         "",
@@ -148,18 +152,18 @@ def test_published_conversations_end_in_a_user_message():
 def test_published_loss_scores_one_slice_a_row(tiny_settings, tiny_adapter, tmp_path, monkeypatch):
     """Five of ten turns with every_turn, one of ten with published, and other weights."""
     tokens = {}
-    real = second_stage._token_rows
+    real = sft._token_rows
 
-    def counted(run, settings, *rest):
-        result = real(run, settings, *rest)
-        tokens[settings.loss_on] = sum(label != -100 for r in result[0] for label in r["labels"])
+    def counted(run, *rest):
+        result = real(run, *rest)
+        tokens[run.settings.loss_on] = sum(label != -100 for r in result[0] for label in r["labels"])
         return result
 
-    monkeypatch.setattr(second_stage, "_token_rows", counted)
+    monkeypatch.setattr(sft, "_token_rows", counted)
     for loss_on in ("every_turn", "published"):
-        data, _ = rows([], [conversation(i, turns=10) for i in range(10)], "", loss_on=loss_on)
+        data, _ = conversations([], [conversation(i, turns=10) for i in range(10)], "", loss_on=loss_on)
         settings = introspection(epochs=1, max_length=256).model_copy(update={"loss_on": loss_on})
-        train(tiny_settings, settings, data, tiny_adapter, tmp_path / loss_on, seed=1)
+        train_sft(tiny_settings, settings, data, tiny_adapter, tmp_path / loss_on, seed=1)
     assert 0 < tokens["published"] < tokens["every_turn"] / 4
     every, published = ((tmp_path / name / WEIGHTS).read_bytes() for name in ("every_turn", "published"))
     assert every != published
@@ -168,5 +172,5 @@ def test_published_loss_scores_one_slice_a_row(tiny_settings, tiny_adapter, tmp_
 def test_rows_from_elsewhere_that_end_in_a_user_message(tiny_settings, tiny_adapter, tmp_path):
     """Every assistant turn of them is trained; what nobody answers is not."""
     data = [{**r, "messages": r["messages"][1:-1]} for r in (conversation(i) for i in range(10))]
-    numbers = train(tiny_settings, introspection(epochs=1), data, tiny_adapter, tmp_path / "a", seed=1)
+    numbers = train_sft(tiny_settings, introspection(epochs=1), data, tiny_adapter, tmp_path / "a", seed=1)
     assert numbers["rows"]["train"] + numbers["rows"]["validation"] == 10

@@ -94,10 +94,10 @@ def merge(adapter: TrainedAdapter, experiment: Experiment, own: Path) -> Metrics
     assert adapter.parent is not None
     settings, model = adapter.training.merge, experiment.planner.options.model[adapter.base]
     parts = [(experiment.path(adapter.parent), settings.parent), (own, settings.own)]
-    merged: Metrics = adapters.merge(model, parts, experiment.path(adapter), settings.method)
-    error = merged["max_relative_error"]
+    report = adapters.merge(model, parts, experiment.path(adapter), settings.method)
+    error = report["max_relative_error"]
     say(f"  {adapter}: merged ({settings.method}), largest relative error {error:.2g}")
-    return merged
+    return dict(report)
 
 
 def import_weights(adapter: ImportedAdapter, experiment: Experiment, started: str) -> None:

@@ -126,7 +126,7 @@ def _roles(messages: Sequence[_Message]) -> str:
 
 
 def _read(path: Path, schema: type[Loose]) -> Iterator[Loose]:
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path, "a JSONL file").split("\n"), 1):
         if line.strip():
             yield _parsed(line, f"{path}:{number}", schema)
 

@@ -154,6 +154,7 @@ def _token_row(run: Run, tokenizer: "PreTrainedTokenizerBase", pair: TrainingRow
 
 
 def _trainer_class() -> "Callable[..., AdapterTrainer]":
+    from torch import Tensor
     from torch.nn import Module
     from trl import DPOTrainer
 
