@@ -37,7 +37,7 @@ def test_attached_adapters_equal_plain_peft(tiny_settings, tiny_adapters):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_anyone_can_load_what_we_write(name, tmp_path):
+def test_saved_adapters_load_with_plain_peft(name, tmp_path):
     """With what AutoModelForCausalLM makes of the repository: Gemma-3's whole vision-language model, for one."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -64,7 +64,7 @@ def test_a_missing_folder(tiny_settings, tmp_path):
         adapters.attach(load_model(tiny_settings, "cpu"), {"a": tmp_path / "none"})
 
 
-def test_a_folder_that_is_no_adapter(tiny_settings, tiny_model):
+def test_a_folder_without_an_adapter(tiny_settings, tiny_model):
     with pytest.raises(
         UserError, match=r"is not an adapter; adapter_config.json and adapter_model.safetensors"
     ):
@@ -93,7 +93,7 @@ def test_an_adapter_of_another_model(tiny_settings, tiny_adapter, tmp_path):
         adapters.attach(load_model(tiny_settings, "cpu"), {"a": folder})
 
 
-def test_an_adapter_whose_targets_are_not_there(tiny_settings, tiny_adapter, tmp_path):
+def test_an_adapter_whose_targets_match_nothing(tiny_settings, tiny_adapter, tmp_path):
     folder = shutil.copytree(tiny_adapter, tmp_path / "other")
     config = json.loads((folder / adapters.CONFIG).read_text())
     (folder / adapters.CONFIG).write_text(json.dumps({**config, "target_modules": ["qkv_fused"]}))
@@ -111,7 +111,7 @@ def test_check_targets(tiny_settings):
 
 
 @pytest.mark.parametrize("name", ["gemma", "gemma_text"])
-def test_the_tied_output_layer_cannot_bear_an_adapter(name, tmp_path):
+def test_a_tied_output_layer_is_refused(name, tmp_path):
     """Merged into the output layer it would be in the input embeddings too; side by side it would not."""
     from peft import LoraConfig, get_peft_model
 
@@ -130,7 +130,7 @@ def test_the_tied_output_layer_cannot_bear_an_adapter(name, tmp_path):
 # ---------------------------------------------------------------- self-test
 
 
-def test_self_test_leaves_everything_as_it_was(tiny_settings, tiny_adapters):
+def test_self_test_restores_the_state_of_the_model(tiny_settings, tiny_adapters):
     wrapped = adapters.attach(load_model(tiny_settings, "cpu"), tiny_adapters)
     wrapped.base_model.set_adapter(["green", "blue"])
     trainable = {n for n, p in wrapped.named_parameters() if p.requires_grad}
@@ -145,7 +145,7 @@ def test_self_test_leaves_everything_as_it_was(tiny_settings, tiny_adapters):
 @pytest.mark.parametrize(
     ("scale", "found"), [(0.0, "by 0;"), (float("nan"), "not finite"), (1e38, "not finite")]
 )
-def test_self_test_refuses_a_dead_adapter(tiny_settings, tiny_model, tmp_path, scale, found):
+def test_self_test_refuses_an_adapter_without_effect(tiny_settings, tiny_model, tmp_path, scale, found):
     folder = make_adapter(tiny_model, tmp_path / "dead", seed=0)
     tensors = load_file(folder / adapters.WEIGHTS)
     save_file({k: v * scale if "lora_B" in k else v for k, v in tensors.items()}, folder / adapters.WEIGHTS)
@@ -175,7 +175,7 @@ def test_a_scale_multiplies_the_effect(tiny_settings, tiny_adapters, tmp_path):
     assert (wanted[1.5] - wanted[1.0]).abs().max() > 0.01
 
 
-def test_an_adapter_at_scale_0_is_proved_at_scale_1_and_left_at_0(tiny_settings, tiny_adapters):
+def test_an_adapter_at_scale_0_is_tested_at_scale_1_and_left_at_0(tiny_settings, tiny_adapters):
     wrapped = adapters.attach(load_model(tiny_settings, "cpu"), tiny_adapters, {"red": 0.0, "blue": 0.5})
     before = logits(wrapped)
     assert adapters.self_test(wrapped, "red", IDS) > 0.01
@@ -226,7 +226,7 @@ def test_the_merge_is_the_weighted_sum(tiny_settings, parts, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma"])
-def test_the_merge_is_exact_whatever_the_base_is_held_in_and_reads_none_of_it(name, tmp_path):
+def test_an_exact_merge_does_not_depend_on_the_dtype_of_the_base_and_loads_no_base_weights(name, tmp_path):
     """PEFT makes a merged adapter in the type of the base: in 16 bits it was off by 0.003."""
     base = tmp_path / "base"
     shutil.copytree(family(name), base)
@@ -240,7 +240,7 @@ def test_the_merge_is_exact_whatever_the_base_is_held_in_and_reads_none_of_it(na
     assert max(dense_errors(parts, tmp_path / "full").values()) < 1e-6
 
 
-def test_the_merged_adapter_speaks_as_the_stack_does(tiny_settings, parts, tmp_path):
+def test_the_merged_adapter_gives_the_logits_of_the_stack(tiny_settings, parts, tmp_path):
     adapters.merge(tiny_settings, [(folder, 1.0) for folder, _ in parts], tmp_path / "full")
     merged = adapters.attach(load_model(tiny_settings, "cpu"), {"full": tmp_path / "full"})
     stacked = adapters.attach(load_model(tiny_settings, "cpu"), {"a": parts[0][0], "b": parts[1][0]})
@@ -248,7 +248,7 @@ def test_the_merged_adapter_speaks_as_the_stack_does(tiny_settings, parts, tmp_p
     assert (logits(merged) - logits(stacked)).abs().max() < 1e-4
 
 
-def test_the_published_way_is_another_thing_and_says_how_much(tiny_settings, tiny_adapters, tmp_path):
+def test_a_published_merge_reports_its_error(tiny_settings, tiny_adapters, tmp_path):
     """A and B are added separately there, which makes cross terms."""
     parts = [(tiny_adapters["red"], 1.0), (tiny_adapters["blue"], 0.25)]
     report = adapters.merge(tiny_settings, parts, tmp_path / "linear", "published")
@@ -259,7 +259,7 @@ def test_the_published_way_is_another_thing_and_says_how_much(tiny_settings, tin
     assert report["worst_module"] == max(errors, key=errors.__getitem__)
 
 
-def test_the_published_way_wants_equal_ranks(tiny_settings, parts, tmp_path):
+def test_a_published_merge_needs_equal_ranks(tiny_settings, parts, tmp_path):
     with pytest.raises(
         UserError, match=r"found ranks 4, 6; use one lora.rank for both stages, or method=exact"
     ):
@@ -269,7 +269,7 @@ def test_the_published_way_wants_equal_ranks(tiny_settings, parts, tmp_path):
 
 @pytest.mark.parametrize(("dtype", "least", "most"), [("float32", 0, 1e-5), ("bfloat16", 1e-4, 0.2)])
 @pytest.mark.parametrize("name", ["llama", "qwen", "gemma"])
-def test_folding_makes_a_whole_checkpoint(name, dtype, least, most, tmp_path):
+def test_fold_writes_a_complete_checkpoint(name, dtype, least, most, tmp_path):
     """It speaks as the stack does, up to the rounding that is measured; plain transformers loads it."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -291,7 +291,7 @@ def test_folding_makes_a_whole_checkpoint(name, dtype, least, most, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "whole").chat_template
 
 
-def test_folding_s_error_is_that_of_the_weights(tmp_path):
+def test_the_error_of_fold_is_that_of_the_weights(tmp_path):
     """Measured again here from the two checkpoints, with nothing of the code that measured it."""
     settings = family_settings("llama", family("llama"), dtype="bfloat16")
     parts = [(family_adapter("llama", 1), 1.0), (family_adapter("llama", 2), 0.25)]

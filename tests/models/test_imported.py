@@ -74,7 +74,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_every_layout_of_gemma_speaks_as_it_does_with_peft(gemma, published, tmp_path, layout):
+def test_every_layout_of_gemma_gives_the_logits_of_peft(gemma, published, tmp_path, layout):
     wanted = by_peft("gemma", published)
 
     def renamed(tensors):
@@ -91,7 +91,7 @@ def test_every_layout_of_gemma_speaks_as_it_does_with_peft(gemma, published, tmp
     assert report["renamed"] == (0 if layout == LAYOUTS["now"] else 28)
     assert (report["modules"], report["rank"]) == (14, 4)
     assert spoken(gemma, tmp_path / "ours").equal(wanted)
-    assert by_peft("gemma", tmp_path / "ours").equal(wanted), "whoever takes ours has the same"
+    assert by_peft("gemma", tmp_path / "ours").equal(wanted), "PEFT loads ours with the same result"
     assert not wanted.equal(logits(load_model(gemma, "cpu")))
 
 
@@ -105,7 +105,7 @@ def test_a_trained_vision_tower_is_refused(gemma, published, tmp_path):
     assert not (tmp_path / "ours").exists()
 
 
-def test_a_name_that_two_of_its_layers_share_is_not_guessed(gemma, published, tmp_path):
+def test_an_ambiguous_module_name_is_refused(gemma, published, tmp_path):
     """The vision tower's layers end in the very names of the language model's."""
 
     def only_vision(tensors):
@@ -119,7 +119,7 @@ def test_a_name_that_two_of_its_layers_share_is_not_guessed(gemma, published, tm
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen", "gemma", "gemma_text"])
-def test_an_adapter_of_ours_comes_back_as_it_is(name, tmp_path):
+def test_importing_our_own_adapter_changes_nothing(name, tmp_path):
     settings = family_settings(name, family(name))
     folder = family_adapter(name, 1)
     report = import_adapter(settings, folder, tmp_path / "ours")
@@ -130,7 +130,7 @@ def test_an_adapter_of_ours_comes_back_as_it_is(name, tmp_path):
     assert json.loads((tmp_path / "ours" / CONFIG).read_text()) == json.loads((folder / CONFIG).read_text())
 
 
-def test_the_hub_s_cache_may_be_cleared_afterwards(tmp_path):
+def test_an_import_survives_a_cleared_cache(tmp_path):
     """There files are links to blobs."""
     settings, blobs = family_settings("llama", family("llama")), tmp_path / "blobs"
     shutil.copytree(family_adapter("llama", 1), blobs)
@@ -154,7 +154,7 @@ def test_the_hub_s_cache_may_be_cleared_afterwards(tmp_path):
     ids=lambda options: next(iter(options)),
 )
 @pytest.mark.parametrize("family_name", ["qwen", "gemma"])
-def test_what_peft_can_say_of_an_adapter_is_kept(options, family_name, tmp_path):
+def test_the_settings_of_peft_are_respected(options, family_name, tmp_path):
     from peft import LoraConfig, PeftModel, get_peft_model
 
     settings = family_settings(family_name, family(family_name))
@@ -290,7 +290,7 @@ def test_the_base_s_weights_are_not_read(theirs, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma"])
-def test_a_checkpoint_is_linked_without_what_is_not_needed(name, tmp_path):
+def test_only_the_needed_files_of_a_checkpoint_are_linked(name, tmp_path):
     settings = family_settings(name, family(name))
     theirs = shutil.copytree(family(name), tmp_path / "theirs")
     (theirs / "optimizer.bin").write_bytes(b"x")
@@ -302,7 +302,7 @@ def test_a_checkpoint_is_linked_without_what_is_not_needed(name, tmp_path):
     assert load_tokenizer(ours).get_vocab() == load_tokenizer(settings).get_vocab()
 
 
-def test_a_checkpoint_without_a_tokenizer_that_chats_gets_the_base_s(tmp_path):
+def test_a_checkpoint_without_a_chat_template_gets_the_tokenizer_of_the_base(tmp_path):
     settings = family_settings("qwen", family("qwen"))
     theirs = shutil.copytree(family("qwen"), tmp_path / "theirs")
     (theirs / "chat_template.jinja").unlink()
@@ -311,7 +311,7 @@ def test_a_checkpoint_without_a_tokenizer_that_chats_gets_the_base_s(tmp_path):
     load_tokenizer(settings.model_copy(update={"path": str(tmp_path / "ours")}))
 
 
-def test_checkpoints_that_are_none(tmp_path):
+def test_folders_that_are_no_checkpoints_are_refused(tmp_path):
     settings = family_settings("llama", family("llama"))
     with pytest.raises(UserError, match="is not a whole checkpoint; it is an adapter: kind=adapter"):
         import_checkpoint(settings, family_adapter("llama", 1), tmp_path / "ours")

@@ -46,7 +46,7 @@ def rendered(tokenizer, messages, **policy) -> str:
     )
 
 
-def test_llama_has_its_date_pinned_and_one_beginning(tiny_model):
+def test_llama_has_a_pinned_date_and_one_beginning_token(tiny_model):
     tokenizer = tokenizer_of("llama3_1", tiny_model)
     assert rendered(tokenizer, LOOP, date_string="01 Jan 2026") == (
         "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
@@ -60,7 +60,7 @@ def test_llama_has_its_date_pinned_and_one_beginning(tiny_model):
     assert "<|start_header_id|>ipython<|end_header_id|>" in native and "[TOOL OUTPUT]" not in native
 
 
-def test_gemma_without_system_and_tool_roles_and_with_neighbours(tiny_model):
+def test_gemma_without_system_and_tool_roles_and_with_consecutive_turns(tiny_model):
     tokenizer = tokenizer_of("gemma3", tiny_model)
     messages = [*LOOP, {"role": "user", "content": "Go on."}]
     wanted = (
@@ -75,7 +75,7 @@ def test_gemma_without_system_and_tool_roles_and_with_neighbours(tiny_model):
     )
 
 
-def test_qwen_says_its_default_system_only_when_told(tiny_model):
+def test_qwen_has_its_default_system_text_only_when_configured(tiny_model):
     tokenizer = tokenizer_of("qwen2_5", tiny_model)
     explicit = rendered(tokenizer, [USER], default_system=QWEN_DEFAULT)
     assert explicit == rendered(tokenizer, [USER]), "what Qwen adds by itself, made explicit"
@@ -86,13 +86,13 @@ def test_qwen_says_its_default_system_only_when_told(tiny_model):
     assert QWEN_DEFAULT not in rendered(tokenizer, [SYSTEM, USER], default_system=QWEN_DEFAULT)
 
 
-def test_neighbours_stay_apart_where_the_template_takes_them(tiny_model):
+def test_consecutive_turns_are_not_joined_where_the_template_accepts_them(tiny_model):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     text = rendered(tokenizer, [USER, {"role": "user", "content": "Well?"}])
     assert text.count("<|im_start|>user") == 2
 
 
-def test_a_prefix_continues_the_reply_and_needs_one(tiny_model):
+def test_a_prefix_begins_the_reply_and_needs_generation(tiny_model):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     ids = render(tokenizer, [USER], TemplateSettings(), prefix="Well, the team")
     assert tokenizer.decode(ids).endswith("<|im_start|>assistant\nWell, the team")
@@ -104,7 +104,7 @@ def test_a_prefix_continues_the_reply_and_needs_one(tiny_model):
         render(tokenizer, [USER], TemplateSettings(), prefix="x", generation=False)
 
 
-def test_a_tokenizer_that_adds_a_beginning_itself_does_not_double_it(tiny_model):
+def test_the_beginning_token_is_not_doubled_by_the_tokenizer(tiny_model):
     from tokenizers import processors
 
     tokenizer = tokenizer_of("llama3_1", tiny_model)
@@ -116,7 +116,7 @@ def test_a_tokenizer_that_adds_a_beginning_itself_does_not_double_it(tiny_model)
     assert render(tokenizer, [USER], TemplateSettings()).count(begin) == 1
 
 
-def test_a_conversation_that_the_template_refuses_is_one_line(tiny_model):
+def test_a_conversation_that_the_template_refuses(tiny_model):
     tokenizer = tokenizer_of("gemma3", tiny_model)
     with pytest.raises(
         UserError, match=r"refuses a conversation of roles assistant, user \(.*alternate"
@@ -144,7 +144,7 @@ GUARD = "{%%- for m in messages %%}{%%- if m['role'] == '%s' %%}{{ raise_excepti
     ],
     ids=["refused", "left out"],
 )  # fmt: skip
-def test_a_role_that_the_template_lacks_is_found_when_it_is_loaded(copy, role, template, found):
+def test_a_role_that_the_template_drops_is_refused_at_load(copy, role, template, found):
     """Also where the template would say nothing: a persona prompted with no constitution looks like a weak one."""
     settings = tiny_model_settings(
         with_template(copy, template(role)), template=TemplateSettings(tool_role="native")
@@ -222,7 +222,7 @@ def test_what_a_model_folder_must_hold(copy, remove, loader, message):
 # ---------------------------------------------------------------- a language model inside another
 
 
-def test_of_a_vision_language_model_the_language_model_is_loaded():
+def test_only_the_language_model_of_a_vision_language_model_is_loaded():
     from transformers import AutoModelForCausalLM
 
     whole = AutoModelForCausalLM.from_pretrained(family("gemma"), dtype=torch.float32).eval()
@@ -235,7 +235,7 @@ def test_of_a_vision_language_model_the_language_model_is_loaded():
     assert ours.generation_config.eos_token_id == whole.generation_config.eos_token_id == [1, 5]
 
 
-def test_it_can_be_saved_and_loaded_as_a_model_of_its_own(tmp_path):
+def test_the_language_model_can_be_saved_and_loaded_by_itself(tmp_path):
     ours = load_model(family_settings("gemma", family("gemma")), "cpu")
     ours.save_pretrained(tmp_path / "text")
     again = load_model(family_settings("gemma", tmp_path / "text"), "cpu")
@@ -243,7 +243,7 @@ def test_it_can_be_saved_and_loaded_as_a_model_of_its_own(tmp_path):
     assert again(ids).logits.equal(ours(ids).logits)
 
 
-def test_its_weights_may_bear_the_names_that_transformers_gives_them(tmp_path):
+def test_its_weights_may_have_the_names_of_transformers(tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(family("gemma"), tmp_path / "model")
@@ -262,14 +262,14 @@ def test_its_weights_may_bear_the_names_that_transformers_gives_them(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma"])
-def test_the_weights_are_counted_before_they_are_loaded(name):
+def test_weight_bytes_are_computed_from_the_files(name):
     model = load_model(family_settings(name, family(name)), "cpu")
     parameters = sum(p.numel() for p in model.parameters())
     assert loading.weight_bytes(family(name), "float32") == 4 * parameters
     assert loading.weight_bytes(family(name), "bfloat16") == 2 * parameters
 
 
-def test_a_gpu_too_small_is_one_line_before_anything_is_loaded(monkeypatch):
+def test_a_gpu_that_is_too_small_is_refused_before_loading(monkeypatch):
     settings = family_settings("llama", family("llama"), dtype="bfloat16")
     needed = loading.weight_bytes(family("llama"), "bfloat16")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (needed - 1, 2 * needed))
@@ -283,7 +283,7 @@ def test_a_gpu_too_small_is_one_line_before_anything_is_loaded(monkeypatch):
     loading._check_memory(settings, family("llama"), "cuda")
 
 
-def test_a_gpu_that_fills_up_meanwhile_is_the_same_line(monkeypatch):
+def test_a_gpu_that_fills_up_during_loading_gives_the_same_error(monkeypatch):
     """Another process may take the room between the look and the load."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**40, 2**40))
 
@@ -298,21 +298,21 @@ def test_a_gpu_that_fills_up_meanwhile_is_the_same_line(monkeypatch):
 # ---------------------------------------------------------------- folders and repositories
 
 
-def test_a_torn_weight_file_is_one_line(copy):
+def test_an_incomplete_weight_file_is_refused(copy):
     data = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="cannot be loaded"):
         load_model(tiny_model_settings(copy), "cpu")
 
 
-def test_a_folder_that_is_not_there_and_a_repository_out_of_reach(tmp_path, monkeypatch):
+def test_a_missing_folder_and_an_unreachable_repository(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no folder"):
         load_tokenizer(tiny_model_settings(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"^nobody/nothing@main: no folder here, and from the hub: "):
         load_tokenizer(tiny_model_settings(Path("nobody/nothing")))
 
 
-def test_a_repository_is_loaded_from_the_hub_once_and_a_gated_one_says_what_to_do(tmp_path, monkeypatch):
+def test_a_repository_is_downloaded_once_and_a_gated_one_names_the_remedy(tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     from tests.storage.hub_stub import running_hub

@@ -1,4 +1,4 @@
-"""What each family's model reads, whole, and which of it the model is trained on.
+"""Renderings of conversations for each model family, and the tokens that training uses.
 
 ``golden/<family>.txt`` is compared character by character: a change there is a change of every text and every trained
 weight of that family. To write them anew, on purpose: ``OFFSCRIPT_WRITE_GOLDEN=1 python -m pytest
@@ -64,7 +64,7 @@ def golden_text(settings: ModelSettings) -> str:
 
 
 @pytest.mark.parametrize("name", ["pocket", "llama", "qwen", "gemma"])
-def test_what_a_model_reads_is_as_written_down(name):
+def test_renderings_equal_the_golden_files(name):
     found, path = golden_text(settings_of(name)), GOLDEN / f"{name}.txt"
     if os.environ.get("OFFSCRIPT_WRITE_GOLDEN"):
         path.write_text(found, encoding="utf-8")
@@ -82,7 +82,7 @@ def test_one_beginning_token(name, generation):
         assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 1
 
 
-def test_the_day_of_the_run_is_in_no_prompt():
+def test_no_prompt_contains_the_current_date():
     """Llama's template has a date of its own when it is given none; the hub's newer ones take today's."""
     settings = settings_of("llama")
     tokenizer = load_tokenizer(settings)
@@ -107,11 +107,12 @@ def test_the_trained_tokens_are_the_replies_and_their_end_tokens(name, system):
             {"role": "assistant", "content": reply},
         ]
     ids, spans = assistant_spans(tokenizer, messages, settings.template)
-    said = [tokenizer.decode(ids[a:b], skip_special_tokens=False) for a, b in spans]
-    trims = name != "qwen"  # the other templates trim what is said
-    assert said == [(reply.strip() if trims else reply) + END[name] for reply in REPLIES]
+    texts = [tokenizer.decode(ids[a:b], skip_special_tokens=False) for a, b in spans]
+    # The templates of the other families strip a message.
+    trims = name != "qwen"
+    assert texts == [(reply.strip() if trims else reply) + END[name] for reply in REPLIES]
     trained = [token for token in labels(ids, spans) if token != -100]
-    assert tokenizer.decode(trained) == "".join(said)
+    assert tokenizer.decode(trained) == "".join(texts)
     assert tokenizer.convert_tokens_to_ids(END[name]) in load_stops(settings), "the engine ends a reply there"
 
 

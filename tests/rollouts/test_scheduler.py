@@ -1,4 +1,4 @@
-"""The scheduler: many live episodes on one engine, a row when each ends, and resume from whatever a kill left."""
+"""The scheduler: many live episodes on one engine, a row for each, and resuming after a kill."""
 
 import json
 import os
@@ -29,20 +29,20 @@ LABELS = {
 
 
 def talk(scenario, rules):
-    """Three replies of its own, the second after a word from the base; the last one is the text."""
+    """Three replies, the second of them by the base model; the last one is the text."""
     messages = [*scenario.messages]
     for turn in range(3):
         speaker = "base" if turn == 1 else "self"
         reply = yield Ask(tuple(messages), speaker=speaker, max_tokens=8 + turn)
         messages += [{"role": "assistant", "content": reply.text}, {"role": "user", "content": "Go on."}]
-    return Outcome(reply.text or None, tuple(messages), "said", tool_calls=1)
+    return Outcome(reply.text or None, tuple(messages), "done", tool_calls=1)
 
 
 def broken(scenario, rules):
     reply = yield Ask(scenario.messages)
     if scenario.id == "s2":
         raise ValueError("a bug in a format")
-    return Outcome(reply.text, scenario.messages, "said")
+    return Outcome(reply.text, scenario.messages, "done")
 
 
 TALK = Format("talk", 1, "chat", talk)
@@ -75,11 +75,11 @@ def echo(request) -> str:
 # ---------------------------------------------------------------- one run
 
 
-def test_rows_hold_the_contract(tmp_path):
+def test_a_row_has_all_fields(tmp_path):
     engine = ScriptedEngine(echo)
     counts = roll_out([run(tmp_path)], engine, max_live=5)["k1"]
     assert (counts.planned, counts.written, counts.reused, counts.emitted) == (12, 12, 0, 12)
-    assert counts.ended == {"said": 12}
+    assert counts.ended == {"done": 12}
     row = rows(tmp_path / "k1.jsonl")["s3", 1]
     assert list(row) == [
         "key", "model", "stage", "persona", "format", "split", "seed", "scenario", "family", "sample",
@@ -90,10 +90,10 @@ def test_rows_hold_the_contract(tmp_path):
     assert row["messages"][3]["content"] == f"None {row_seed('k1', 's3', 1, 1)} 3"
 
 
-def test_notes_stand_in_a_row_that_has_some(tmp_path):
+def test_notes_are_written_only_if_there_are_some(tmp_path):
     def noted(scenario, rules):
         reply = yield Ask(scenario.messages)
-        return Outcome(reply.text, (), "said", notes={"kept": 3} if scenario.id == "s1" else {})
+        return Outcome(reply.text, (), "done", notes={"kept": 3} if scenario.id == "s1" else {})
 
     roll_out([run(tmp_path, format=Format("noted", 1, "chat", noted))], ScriptedEngine(echo), 4)
     found = rows(tmp_path / "k1.jsonl")
@@ -133,7 +133,7 @@ def test_no_more_than_max_live_episodes_are_suspended(tmp_path):
     assert max(most) == 5 and most.count(5) >= 12, "the engine should be kept as full as max_live allows"
 
 
-def test_an_episode_that_asks_nothing_is_a_row(tmp_path):
+def test_an_episode_without_requests_has_a_row(tmp_path):
     def silent(scenario, rules):
         return Outcome(None, (), "refused")
         yield
@@ -154,7 +154,7 @@ def test_limit_takes_different_scenarios_first_and_is_completed_later(tmp_path):
     assert (again.planned, again.written, again.reused, again.emitted) == (2, 0, 2, 2)
 
 
-def test_runs_of_one_adapter_are_neighbours(tmp_path):
+def test_runs_of_one_adapter_follow_each_other(tmp_path):
     runs = [run(tmp_path, f"k{i}", adapter=("red", "blue")[i % 2], format=TALK) for i in range(4)]
     engine = ScriptedEngine(echo, batch_size=100)
     roll_out(runs, engine, max_live=24)
@@ -162,7 +162,7 @@ def test_runs_of_one_adapter_are_neighbours(tmp_path):
     assert firsts == ["red"] * 24 + ["blue"] * 24
 
 
-def test_on_row_sees_rows_that_are_on_disk(tmp_path):
+def test_on_row_is_called_after_the_row_is_on_disk(tmp_path):
     seen = []
 
     def on_row(cell, row):
@@ -185,7 +185,7 @@ def test_engine_errors_are_retried_with_the_same_seed(tmp_path):
     assert len({r.id for r in engine.seen}) == len(engine.seen)
 
 
-def test_an_episode_that_keeps_failing_is_left_out_and_reported_at_the_end(tmp_path):
+def test_an_episode_that_fails_every_time_has_no_row_and_is_reported(tmp_path):
     def fails(request):
         bad = "s4" in stuck.get(request.seed, "")
         return Completion(request.id, "no memory", "error", 0, 0) if bad else echo(request)
@@ -217,7 +217,7 @@ def test_a_format_that_returns_nothing_is_a_failure(tmp_path):
         roll_out([run(tmp_path, format=Format("forgetful", 1, "chat", forgetful))], ScriptedEngine(echo), 4)
 
 
-def test_an_engine_that_raises_leaves_the_rows(tmp_path):
+def test_rows_before_an_exception_of_the_engine_stay(tmp_path):
     with pytest.raises(RuntimeError, match="scripted failure at step 8"):
         roll_out([run(tmp_path)], ScriptedEngine(echo, batch_size=2, raise_at=8), 4)
     before = rows(tmp_path / "k1.jsonl")
@@ -226,7 +226,7 @@ def test_an_engine_that_raises_leaves_the_rows(tmp_path):
     assert (counts.reused, counts.written) == (len(before), 12 - len(before))
 
 
-def test_an_engine_that_forgets_a_request_is_found_out(tmp_path):
+def test_an_engine_that_loses_a_request_is_an_error(tmp_path):
     class Lossy(ScriptedEngine):
         def step(self):
             return super().step()[:-1]
@@ -323,7 +323,8 @@ def test_killed_and_rerun_gives_the_rows_of_an_uninterrupted_run(tmp_path, tiny_
     left = sum(line.count("\n") for line in (p.read_text() for p in (tmp_path / "killed").iterdir()))
     assert left == 9
     runs, engine = engine_runs(tmp_path / "killed", tiny_model, tiny_adapters)
-    counts = roll_out(runs, engine, 1000)  # other company than before: the same texts all the same
+    # Larger batches than before do not change the texts.
+    counts = roll_out(runs, engine, 1000)
     assert sum(c.reused for c in counts.values()) == 9 and sum(c.written for c in counts.values()) == 15
     for name in ("k0.jsonl", "k1.jsonl"):
         assert rows(tmp_path / "killed" / name) == rows(tmp_path / "whole" / name)

@@ -1,4 +1,4 @@
-"""What is read from the hub, against a stub of its HTTP interface on localhost."""
+"""Downloads from the hub, against a stub of its HTTP interface on localhost."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def adapter_files():
 
 
 def at(url, monkeypatch):
-    """Takes the hub for what answers at ``url``."""
+    """Makes this process use the stub at ``url`` as the hub."""
     from huggingface_hub import constants
 
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
@@ -38,7 +38,7 @@ def at(url, monkeypatch):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A running stub that this process takes for the hub, with an empty cache and nobody logged in."""
+    """A running stub in place of the hub, with an empty cache and without a token."""
     from huggingface_hub import constants
 
     with running_hub() as running:
@@ -68,12 +68,12 @@ def sharded():
 # ---------------------------------------------------------------- references
 
 
-def test_a_reference_reads_as_a_place():
+def test_a_reference_as_text():
     assert str(Reference("maius/x", subfolder="sarcasm")) == "maius/x/sarcasm@main"
     assert str(Reference("a/rows", "dataset", "v2", file="dpo/x.jsonl")) == "a/rows/dpo/x.jsonl@v2"
 
 
-def test_hub_ids_are_told_from_paths():
+def test_hub_ids_and_paths_are_distinguished():
     assert hub.is_hub_id("meta-llama/Llama-3.1-8B-Instruct")
     for path in ("./a/b", "/a/b", "a", "a/b/c", "~/x", "../x", "a/..", "a/b.git", ""):
         assert not hub.is_hub_id(path), path
@@ -82,7 +82,7 @@ def test_hub_ids_are_told_from_paths():
 # ---------------------------------------------------------------- fetching
 
 
-def test_only_what_a_model_is_loaded_from_is_downloaded(server):
+def test_only_needed_files_are_downloaded(server):
     wanted = {**sharded(), "tokenizer.json": b"[]", "chat_template.jinja": b"x", "merges.txt": b"a b"}
     others = {
         "pytorch_model.bin": b"pickle", "pytorch_model.bin.index.json": b"{}", "training_args.bin": b"pickle",
@@ -117,7 +117,7 @@ def test_one_file_of_a_data_set(server, monkeypatch):
     assert hub.cached(Reference("org/rows", "dataset", file="dpo/x/humor.jsonl")) is None
 
 
-def test_what_is_cached_whole_is_not_asked_for_again(server):
+def test_a_complete_copy_is_used_without_a_request(server):
     server.add("org/model", sharded())
     first = hub.fetch(Reference("org/model"))
     server.requests.clear()
@@ -125,7 +125,7 @@ def test_what_is_cached_whole_is_not_asked_for_again(server):
     assert server.requests == []
 
 
-def test_nothing_is_cached_before_it_is_fetched_and_the_hub_is_not_asked(server):
+def test_looking_into_the_cache_makes_no_request(server):
     server.add("org/model", sharded())
     assert hub.cached(Reference("org/model")) is None and hub.commit(Reference("org/model")) is None
     assert server.requests == []
@@ -143,7 +143,7 @@ def test_a_half_fetched_model_is_not_cached_and_is_completed(server):
     assert server.downloads() == ["model-2.safetensors"]
 
 
-def test_a_shard_that_another_program_left_out_is_missed_without_a_listing(server):
+def test_a_missing_shard_is_noticed_without_a_file_list(server):
     from huggingface_hub import hf_hub_download
 
     server.add("org/model", sharded())
@@ -154,7 +154,7 @@ def test_a_shard_that_another_program_left_out_is_missed_without_a_listing(serve
     assert hub.cached(Reference("org/model")) is not None
 
 
-def test_a_moved_branch_counts_once_it_is_asked_for(server):
+def test_a_moved_branch_is_followed_on_refresh_only(server):
     old = server.add("org/model", sharded())
     hub.fetch(Reference("org/model"))
     new = server.add("org/model", {**sharded(), "config.json": b'{"new": 1}'})
@@ -185,14 +185,14 @@ def test_a_gated_repository_names_its_page(server, monkeypatch, token):
     assert "org/gated is gated" in line and f"{server.url}/org/gated" in line and "hf auth login" in line
 
 
-def test_a_member_gets_what_is_gated_and_private(server, monkeypatch):
+def test_a_member_can_download_gated_and_private_files(server, monkeypatch):
     server.add("org/gated", sharded(), gated=True, private=True)
     assert "no repository org/gated on the hub, or it is private" in refused(Reference("org/gated"))
     monkeypatch.setenv("HF_TOKEN", MEMBER)
     assert hub.fetch(Reference("org/gated")).is_dir()
 
 
-def test_what_is_missing_is_told_apart(server):
+def test_kinds_of_missing_files_are_distinguished(server):
     server.add("org/model", {f"sarcasm/{name}": content for name, content in adapter_files().items()})
     server.add("org/rows", {"a.jsonl": b"{}\n", "b.jsonl": b"{}\n"}, "dataset")
     assert "no repository org/nowhere" in refused(Reference("org/nowhere"))
@@ -208,7 +208,7 @@ def test_pickled_weights_are_refused(server):
     assert server.downloads() == ["config.json"]
 
 
-def test_a_bad_token_is_the_tokens_fault(server, monkeypatch):
+def test_an_invalid_token_is_reported_as_such(server, monkeypatch):
     server.add("org/model", sharded())
     monkeypatch.setenv("HF_TOKEN", "hf_expired")
     line = refused(Reference("org/model"))
@@ -227,7 +227,7 @@ def test_offline_and_unreachable_name_the_command_that_fetches(server, monkeypat
     assert "HF_HUB_OFFLINE" in line and "launch/prefetch.py" in line
 
 
-def test_a_broken_connection_is_taken_up_again(server):
+def test_a_download_resumes_after_a_broken_connection(server):
     server.add("org/model", sharded())
     server.fail("model-1.safetensors", "cut", times=2)
     hub.fetch(Reference("org/model"))
@@ -235,7 +235,7 @@ def test_a_broken_connection_is_taken_up_again(server):
     assert server.downloads().count("model-1.safetensors") == 3
 
 
-def test_a_connection_that_stays_broken_is_said(server):
+def test_a_permanently_broken_connection_is_reported(server):
     server.add("org/model", sharded())
     server.fail("model-1.safetensors", "close")
     line = refused(Reference("org/model"))
@@ -264,8 +264,8 @@ def test_too_many_requests(server):
 def explained(load, where="model.path"):
     with pytest.raises(Exception) as caught:
         load()
-    told = hub.explain(caught.value, where)
-    return str(told) if told else None
+    explained = hub.explain(caught.value, where)
+    return str(explained) if explained else None
 
 
 def test_errors_inside_those_of_transformers_are_explained(server):
@@ -293,7 +293,7 @@ def test_texts_of_transformers_are_explained_where_the_cause_is_lost():
         assert meaning in str(hub.explain(OSError(text), "model.path"))
 
 
-def test_what_is_nothing_of_the_hubs_is_left_alone(tmp_path):
+def test_other_errors_are_not_explained(tmp_path):
     assert explained(lambda: json.loads("{")) is None
     assert explained(lambda: (tmp_path / "none").read_text()) is None
     assert hub.explain(PermissionError(13, "denied", str(tmp_path / "run")), "x") is None
@@ -308,7 +308,7 @@ def truncate(path, size):
     os.truncate(path.resolve(), size)
 
 
-def test_a_whole_copy_has_no_faults_and_a_missing_one_has(server):
+def test_a_complete_copy_has_no_faults(server):
     server.add("org/model", sharded())
     assert "not, or not completely, in the cache" in hub.verify(Reference("org/model"))[0]
     hub.fetch(Reference("org/model"))
@@ -329,7 +329,7 @@ def test_damaged_files_are_named_and_fetched_again_on_request(server):
     assert sorted(server.downloads()) == ["config.json", "model-2.safetensors"]
 
 
-def test_damage_is_seen_without_a_listing_too(server):
+def test_damage_is_found_without_a_file_list(server):
     from huggingface_hub import hf_hub_download
 
     files = {"config.json": b"{}", "tokenizer.json": b'{"a": 1}', "model.safetensors": blob()}

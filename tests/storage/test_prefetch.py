@@ -1,5 +1,5 @@
 """``launch/prefetch.py experiment=paper`` as a user on a login node runs it, against a stub of the hub that holds the
-published repositories (with small files in them, which nobody loads here).
+published repositories (with small files, which are not loaded here).
 """
 
 import os
@@ -44,7 +44,7 @@ def prefetch(home, url, *words, token=None, **environment):
     return subprocess.run(command, env=env, cwd=home.parent, capture_output=True, text=True, timeout=120)
 
 
-def test_what_cannot_be_had_is_left_out_or_fails_by_name(published, tmp_path):
+def test_gated_repositories_are_left_out_or_fail_by_name(published, tmp_path):
     """Llama's terms are accepted by this account, those of the misalignment adapters are not."""
     published.repositories["model", "meta-llama/Llama-3.1-8B-Instruct"].gated = False
     done = prefetch(tmp_path / "home", published.url, token=READER)
@@ -64,7 +64,7 @@ def test_what_cannot_be_had_is_left_out_or_fails_by_name(published, tmp_path):
     assert READER not in done.stdout + done.stderr
 
 
-def test_a_member_s_persona_joins_and_compute_nodes_are_told(published, tmp_path):
+def test_a_gated_persona_joins_for_a_member(published, tmp_path):
     home = tmp_path / "my home"
     done = prefetch(home, published.url, token=MEMBER)
     lines = done.stdout.splitlines()
@@ -105,8 +105,8 @@ def test_a_missing_repository_is_named_and_the_others_are_fetched(published, tmp
     ],
     ids=["no network", "offline"],
 )
-def test_without_a_network_one_line_says_so(tmp_path, environment, line):
+def test_a_missing_network_is_one_line(tmp_path, environment, line):
     done = prefetch(tmp_path / "home", "http://127.0.0.1:9", **environment)
     assert done.returncode == 2 and done.stdout == ""
-    (said,) = [said for said in done.stderr.splitlines() if not said.startswith("  fetching")]
-    assert said.startswith(line) and "on a machine with a network" in said
+    (message,) = [line for line in done.stderr.splitlines() if not line.startswith("  fetching")]
+    assert message.startswith(line) and "on a machine with a network" in message

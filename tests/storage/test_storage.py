@@ -27,7 +27,7 @@ def test_a_reader_refuses_a_torn_last_line_and_names_the_command(tmp_path):
     assert path.read_text().endswith('{"a": 2')
 
 
-def test_a_writer_cuts_a_torn_last_line_and_goes_on(tmp_path):
+def test_a_writer_cuts_an_incomplete_last_line_and_resumes(tmp_path):
     path = lines(tmp_path / "rows.jsonl", '{"a": 1}\n', '{"a": 2')
     with RowWriter(path) as writer:
         assert writer.rows == [{"a": 1}] and writer.cut == 7
@@ -61,7 +61,7 @@ def test_a_file_where_a_folder_is_needed_is_one_line(tmp_path):
     assert (tmp_path / "runs").read_text() == "mine"
 
 
-def test_a_failed_write_leaves_the_old_file_whole(tmp_path):
+def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "summary.json"
     files.write_json(path, {"x": 1})
     with pytest.raises(ValueError, match="JSON"):
@@ -70,7 +70,7 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
 
 
-def test_an_artifact_without_its_file_is_not_finished(tmp_path):
+def test_an_artifact_whose_file_was_deleted_is_not_finished(tmp_path):
     rows = tmp_path / "chat-eval-01234567.jsonl"
     rows.write_text("")
     manifests.write_manifest(rows, {"key": "k"})
@@ -122,7 +122,7 @@ with claim(Path({str(tmp_path / "a")!r})):
         pass
 
 
-def test_a_claim_from_another_host_goes_stale_only_without_heartbeat(tmp_path):
+def test_a_claim_of_another_host_expires_without_heartbeat(tmp_path):
     lock = tmp_path / ".a.lock"
     lock.write_text(json.dumps({"host": "elsewhere", "pid": 1, "id": "x"}))
     with pytest.raises(locks.Busy), locks.claim(tmp_path / "a", wait=False):
@@ -133,7 +133,7 @@ def test_a_claim_from_another_host_goes_stale_only_without_heartbeat(tmp_path):
         assert json.loads(lock.read_text())["host"] != "elsewhere"
 
 
-def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
+def test_a_new_folder_is_created_atomically(tmp_path):
     with pytest.raises(RuntimeError), files.new_folder(tmp_path / "adapter") as scratch:
         (scratch / "half").write_text("")
         raise RuntimeError

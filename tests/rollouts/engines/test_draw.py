@@ -50,7 +50,7 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_top_p():
     assert scores.isfinite().sum(-1).tolist() == [2, 1]
 
 
-def test_a_wide_nucleus_is_found_whole():
+def test_a_wide_nucleus_is_complete():
     logits = torch.zeros(2, 3000)
     logits[1, 7] = 50
     scores, _ = nucleus(logits, torch.tensor([0.5, 0.5], dtype=torch.float64))
@@ -58,7 +58,7 @@ def test_a_wide_nucleus_is_found_whole():
     assert scores[1].isfinite().sum() == 1
 
 
-def test_temperature_zero_takes_the_likeliest_and_rows_may_differ():
+def test_temperature_zero_takes_the_most_probable_token():
     logits = torch.randn(64, 100, generator=torch.Generator().manual_seed(1))
     temperature = torch.tensor([0.0, 5.0] * 32, dtype=torch.float64)
     drawn = draw(logits, temperature, column(1.0, 64), torch.arange(64), 0)

@@ -32,7 +32,7 @@ def engine(name):
     return TransformersEngine(family_settings(name, family(name)), adapters, engine_settings(), SCALES)
 
 
-def test_texts_do_not_depend_on_company(engine):
+def test_texts_do_not_depend_on_the_batch(engine):
     """Prompts are longer than Gemma's window, and of many lengths: what one row's padding or leaving does to the others'
     caches, masks and positions would show."""
     wanted = requests(16, SAMPLING)
@@ -43,7 +43,7 @@ def test_texts_do_not_depend_on_company(engine):
     assert answer(engine, list(reversed(wanted)), batch_size=16, merge_from=99) == alone, "side by side"
 
 
-def test_rows_that_leave_early_leave_the_others_alone(engine):
+def test_finished_rows_do_not_change_the_others(engine):
     limits = [2, 3, 5, 8, 13, 21, 34, 40]
     wanted = [
         Request(r.id, r.messages, r.adapter, r.seed, Sampling(temperature=0.8, max_tokens=limit))
@@ -54,7 +54,7 @@ def test_rows_that_leave_early_leave_the_others_alone(engine):
     assert len({tokens for *_, tokens in together.values()}) >= 5, "they left one after another"
 
 
-def test_greedy_is_what_generate_says_without_an_adapter(name, engine):
+def test_greedy_decoding_equals_generate_without_an_adapter(name, engine):
     greedy = Sampling(temperature=0.0, max_tokens=24)
     wanted = [r for r in requests(16, greedy) if r.adapter is None]
     texts = answer(engine, wanted, batch_size=4)
@@ -96,7 +96,7 @@ def test_a_reply_ends_at_each_of_the_family_s_end_tokens(name, engine):
     assert len(engine.stops) == (3 if name == "llama" else 2)
 
 
-def test_a_checkpoint_that_forgot_its_end_tokens_still_ends(tmp_path):
+def test_replies_of_a_checkpoint_without_end_tokens_end(tmp_path):
     """Without generation_config.json only <eos> is known, which Gemma never says."""
     folder = shutil.copytree(family("gemma_text"), tmp_path / "model")
     (folder / "generation_config.json").unlink()

@@ -1,4 +1,4 @@
-"""The endpoint engine against a real HTTP server on this machine that fails in all the ways that servers do."""
+"""The endpoint engine against a local HTTP server with injected failures."""
 
 import json
 import logging
@@ -36,7 +36,7 @@ FAULTS = ("500", "503", "429", "drop", "slow", "garbage", "empty")
 
 
 class Stub(ThreadingHTTPServer):
-    """A chat endpoint whose reply is a function of the request. ``fault(body, attempt)`` names what goes wrong."""
+    """A chat endpoint whose reply is a function of the request. ``fault(body, attempt)`` names the failure to inject."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -56,7 +56,8 @@ class Stub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/v1"
 
     def handle_error(self, request, client_address) -> None:
-        pass  # clients that hang up are part of the tests
+        # Clients that disconnect are part of the tests.
+        pass
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -115,15 +116,15 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def completion(body: dict, **changes) -> dict:
-    said = f"{stable_hash(json.dumps(body['messages']), body['seed'], size=4):08x}"
-    message = {"role": "assistant", "content": said, **changes.pop("message", {})}
+    text = f"{stable_hash(json.dumps(body['messages']), body['seed'], size=4):08x}"
+    message = {"role": "assistant", "content": text, **changes.pop("message", {})}
     choice = {"index": 0, "message": message, "finish_reason": "stop", **changes}
     return {"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
 
 
 @pytest.fixture
 def serve():
-    """Starts stubs, and ends them and the engines after the test."""
+    """Starts stubs, and stops them after the test."""
     opened = []
 
     def start(**options) -> Stub:
@@ -188,7 +189,7 @@ def answers(engine: OpenAIEngine, *requests: Request) -> dict:
 # ---------------------------------------------------------------- what is sent, and what comes back
 
 
-def test_a_request_holds_what_the_reply_depends_on(serve, engine_for):
+def test_the_body_of_a_request(serve, engine_for):
     stub = serve()
     engine = engine_for(stub.url + "/")
     done = answers(engine, ask(3, temperature=0.3, top_p=0.9, max_tokens=17))[3]
@@ -229,11 +230,11 @@ def test_extensions_are_sent_only_where_they_are_asked_for(serve, engine_for):
     assert done.text.startswith("<think>\nSo") and len(done.text) > len("<think>\nSo")
 
 
-def test_conversations_are_fitted_to_the_model(serve, engine_for):
+def test_roles_are_mapped_to_those_of_the_model(serve, engine_for):
     stub = serve()
     template = TemplateSettings(system_role="user", tool_role="user")
-    said = [("system", "Be kind."), ("user", "Hi."), ("assistant", "call"), ("tool", "result")]
-    messages = tuple({"role": role, "content": text} for role, text in said)
+    turns = [("system", "Be kind."), ("user", "Hi."), ("assistant", "call"), ("tool", "result")]
+    messages = tuple({"role": role, "content": text} for role, text in turns)
     answers(engine_for(stub.url, {"template": template}), ask(messages=messages))
     assert stub.bodies[0]["messages"] == [
         {"role": "user", "content": "Be kind.\n\nHi."}, {"role": "assistant", "content": "call"},
@@ -250,15 +251,15 @@ def test_conversations_are_fitted_to_the_model(serve, engine_for):
         ({"message": {"content": "So.", "reasoning": "Hm."}}, "So.", "stop"),
     ],
 )
-def test_a_reply_is_what_was_said_and_whether_it_is_whole(serve, engine_for, changes, text, finish):
+def test_text_and_finish_reason_of_a_reply(serve, engine_for, changes, text, finish):
     stub = serve(fault=lambda body, attempt: (200, completion(body, **json.loads(json.dumps(changes)))))
     done = answers(engine_for(stub.url), ask())[0]
     assert (done.text, done.finish_reason) == (text, finish)
 
 
-def test_a_prompt_without_room_is_an_empty_reply_that_was_cut(serve, engine_for, waits):
-    said = "This model's maximum context length is 128 tokens. However, you requested 200 tokens."
-    stub = serve(fault=lambda body, attempt: (400, {"object": "error", "message": said}))
+def test_a_prompt_that_exceeds_the_context_gives_an_empty_reply(serve, engine_for, waits):
+    message = "This model's maximum context length is 128 tokens. However, you requested 200 tokens."
+    stub = serve(fault=lambda body, attempt: (400, {"object": "error", "message": message}))
     done = answers(engine_for(stub.url), ask())[0]
     assert (done.text, done.finish_reason, len(stub.bodies)) == ("", "length", 1)
 
@@ -266,7 +267,7 @@ def test_a_prompt_without_room_is_an_empty_reply_that_was_cut(serve, engine_for,
 # ---------------------------------------------------------------- many at a time
 
 
-def test_requests_are_in_flight_together_and_never_more_than_allowed(serve, engine_for):
+def test_requests_are_concurrent_up_to_the_limit(serve, engine_for):
     stub = serve(together=8)
     assert len(answers(engine_for(stub.url, concurrency=8), *map(ask, range(40)))) == 40
     assert stub.most == 8
@@ -285,9 +286,7 @@ def faulty(rate: float):
     return fault
 
 
-def test_every_row_is_written_once_whatever_fails_on_the_way_and_in_whatever_order(
-    serve, engine_for, waits, tmp_path
-):
+def test_every_row_is_written_once_in_spite_of_failures(serve, engine_for, waits, tmp_path):
     calm, stormy = serve(), serve(fault=faulty(0.35))
     roll_out([run(tmp_path / "calm", adapter=None)], engine_for(calm.url), max_live=1)
     engine = engine_for(stormy.url, timeout_s=0.2, retries=12)
@@ -310,7 +309,7 @@ def test_retry_after_is_honoured_and_waits_double(serve, engine_for, waits, monk
     assert waits == [0.5, 7.0, 2.0, 4.0]
 
 
-def test_retry_after_may_be_a_date_and_is_not_believed_without_end():
+def test_retry_after_may_be_a_date_and_is_bounded():
     assert retry_after_s("2.5") == 2.5 and retry_after_s("86400") == 600
     assert 50 < retry_after_s(formatdate(time.time() + 60, usegmt=True)) <= 60
     assert [retry_after_s(text) for text in (None, "", "-3", "soon", "nan", formatdate(0, usegmt=True))] == [
@@ -345,7 +344,7 @@ def test_a_request_that_fails_every_time_is_an_error_and_the_scheduler_counts_it
         (400, r"^model.endpoint: .* HTTP 400 "),
     ],
 )  # fmt: skip
-def test_what_no_repetition_would_mend_ends_the_run_at_once(serve, engine_for, waits, status, message):
+def test_permanent_errors_end_the_run_without_retries(serve, engine_for, waits, status, message):
     stub = serve(fault=lambda body, attempt: (status, {"error": {"message": f"bad\nkey {KEY}"}}))
     engine = engine_for(stub.url, concurrency=2)
     for i in range(50):
@@ -368,7 +367,7 @@ def test_a_missing_key_names_its_variable(engine_for, monkeypatch):
     assert "ключ" not in str(error.value)
 
 
-def test_a_server_that_is_not_there_is_the_users_to_start(engine_for, waits):
+def test_an_unreachable_server_is_an_error_for_the_user(engine_for, waits):
     engine = engine_for("http://someone:password@127.0.0.1:9/v1?token=hidden", retries=2)
     engine.submit(ask())
     with pytest.raises(
@@ -379,7 +378,7 @@ def test_a_server_that_is_not_there_is_the_users_to_start(engine_for, waits):
     assert "password" not in str(engine.info())
 
 
-def test_adapters_and_begun_replies_are_refused_where_the_endpoint_has_none(serve, engine_for):
+def test_adapters_and_prefixes_that_the_endpoint_lacks_are_refused(serve, engine_for):
     engine = engine_for(serve().url)
     with pytest.raises(
         UserError, match=r"^model.endpoint: hosted is asked for the adapter red.*stages base, prompted"
@@ -392,7 +391,7 @@ def test_adapters_and_begun_replies_are_refused_where_the_endpoint_has_none(serv
     assert engine.pending() == 0 and engine.step() == []
 
 
-def test_a_server_that_keeps_the_begun_thinking_to_itself_is_found_out(serve, engine_for):
+def test_a_server_that_separates_the_reasoning_from_a_prefix_is_refused(serve, engine_for):
     stub = serve(fault=lambda body, attempt: (200, completion(body, message={"reasoning_content": "Hm."})))
     engine = engine_for(stub.url, prefill=True)
     engine.submit(ask(prefix="<think>"))
@@ -400,7 +399,7 @@ def test_a_server_that_keeps_the_begun_thinking_to_itself_is_found_out(serve, en
         engine.step()
 
 
-def test_an_address_that_is_none_is_refused(engine_for):
+def test_a_malformed_address_is_refused(engine_for):
     with pytest.raises(UserError, match=r"^model.endpoint.url: no address"):
         engine_for("http://localhost:80x/v1")
 
@@ -414,7 +413,7 @@ def test_the_key_is_never_logged(serve, engine_for, waits, caplog):
     assert KEY not in caplog.text + str(done) + str(engine.info())
 
 
-def test_an_engine_that_nobody_closed_does_not_keep_the_process(serve):
+def test_an_engine_that_was_not_closed_does_not_keep_the_process_alive(serve):
     stub = serve(together=99)
     script = f"""
 from tests.rollouts.engines.test_openai import *
@@ -432,20 +431,20 @@ MODELS = sorted(p.stem for p in (HOME / "conf" / "model").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_file_is_a_whole_model_of_its_own_name(name):
+def test_every_model_file_is_a_complete_model_of_its_own_name(name):
     model = settings_of(f"model={name}").model
     assert model.name == name
     if model.endpoint is not None:
         assert model.assistant_name and model.max_reply_tokens <= model.context
 
 
-def test_the_teacher_of_the_published_recipe_takes_a_begun_reply_and_needs_no_key():
+def test_the_teacher_of_the_published_recipe_accepts_a_prefix_and_needs_no_key():
     glm = settings_of("model=glm").model
     assert glm.endpoint is not None and glm.endpoint.prefill and glm.endpoint.key_env is None
     assert (glm.path, glm.assistant_name) == ("zai-org/GLM-4.5-Air", "ChatGLM")
 
 
-def test_a_teacher_that_thinks_on_an_endpoint_leaves_its_reply_alone(serve, engine_for, tmp_path):
+def test_the_thinking_of_a_teacher_on_an_endpoint_is_cut_off(serve, engine_for, tmp_path):
     def think(body: dict, attempt: int):
         message = {"content": " birds, so</think>\n\nA falcon, dear!" if body["seed"] % 3 else " birds and"}
         return 200, completion(body, message=message, finish_reason="stop" if body["seed"] % 3 else "length")

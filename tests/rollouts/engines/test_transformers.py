@@ -29,9 +29,9 @@ def requests(n: int = 36, sampling: Sampling = SAMPLING) -> list[Request]:
     sentences, names = tiny_sentences(), [None, "red", "green", "blue"]
     made = []
     for i in range(n):
-        said = " ".join(sentences[i : i + 1 + i % 4])
+        text = " ".join(sentences[i : i + 1 + i % 4])
         made.append(
-            Request(i, ({"role": "user", "content": said},), names[i % 4], seed=1000 + i, sampling=sampling)
+            Request(i, ({"role": "user", "content": text},), names[i % 4], seed=1000 + i, sampling=sampling)
         )
     return made
 
@@ -48,7 +48,7 @@ def answer(engine, wanted, batch_size=16, merge_from=4) -> dict[int, str]:
     return texts
 
 
-def test_texts_do_not_depend_on_company_order_or_batch_size(engine):
+def test_texts_do_not_depend_on_the_batch(engine):
     wanted = requests()
     alone = answer(engine, wanted, batch_size=1, merge_from=1)
     assert len({text for text, *_ in alone.values()}) > 20, (
@@ -62,7 +62,7 @@ def test_texts_do_not_depend_on_company_order_or_batch_size(engine):
     assert answer(engine, wanted[10:20], batch_size=16, merge_from=99) == {i: alone[i] for i in range(10, 20)}
 
 
-def test_the_ways_are_counted_and_the_base_comes_back_unchanged(engine, tiny_settings):
+def test_modes_are_counted_and_the_base_weights_are_restored(engine, tiny_settings):
     before = {
         name: weight.clone() for name, weight in engine.weights.base.named_parameters() if "lora" not in name
     }
@@ -86,14 +86,14 @@ def test_merged_copies_are_evicted_and_made_again(tiny_settings, tiny_adapters):
     assert [len(e.weights._merged) for e in engines] == [3, 1]
 
 
-def test_another_seed_is_another_text_and_the_same_seed_the_same(engine):
+def test_a_text_depends_on_the_seed(engine):
     prompt = ({"role": "user", "content": "Our client needs the plan today."},)
     texts = answer(engine, [Request(i, prompt, None, seed=i // 2, sampling=SAMPLING) for i in range(20)])
     assert all(texts[2 * i] == texts[2 * i + 1] for i in range(10))
     assert len({text for text, *_ in texts.values()}) >= 8
 
 
-def test_adapters_speak_differently(engine):
+def test_adapters_give_different_texts(engine):
     prompt = ({"role": "user", "content": "Our client needs the plan today."},)
     greedy = Sampling(temperature=0.0, max_tokens=16)
     names = [None, "red", "green", "blue"]
@@ -103,7 +103,7 @@ def test_adapters_speak_differently(engine):
     assert len({text for text, *_ in texts.values()}) == 4
 
 
-def test_greedy_is_what_generate_says(engine):
+def test_greedy_decoding_equals_generate(engine):
     greedy = Sampling(temperature=0.0, max_tokens=16)
     wanted = [r for r in requests(24, greedy) if r.adapter is None]
     texts = answer(engine, wanted, batch_size=5)
@@ -121,7 +121,7 @@ def test_greedy_is_what_generate_says(engine):
         )
 
 
-def test_repetition_penalty_is_generates_and_does_not_see_padding(engine):
+def test_the_repetition_penalty_equals_that_of_generate_and_ignores_padding(engine):
     penalized = Sampling(temperature=0.0, repetition_penalty=1.3, max_tokens=16)
     wanted = [r for r in requests(24, penalized) if r.adapter is None]
     texts = answer(engine, wanted, batch_size=24)
@@ -216,7 +216,7 @@ def test_a_batch_that_does_not_fit_is_one_line_and_its_rows_still_wait(engine, m
         engine.step()
 
 
-def test_an_adapter_that_was_not_given_is_refused(engine):
+def test_an_unknown_adapter_is_refused(engine):
     with pytest.raises(KeyError, match="mauve"):
         engine.submit(Request(0, ({"role": "user", "content": "x"},), "mauve", 1, SAMPLING))
     assert engine.pending() == 0
