@@ -172,7 +172,7 @@ def main(options: argparse.Namespace) -> None:
         print(f"{options.model}, {len(adapters)} adapters, {torch.get_num_threads()} threads, {ours.device}")
         for fmt in options.formats:
             compare(plain, ours, fmt, adapters, options)
-        print(f"the scheduler's replies by way: {ours.stats.by_way}")
+        print(f"the scheduler's replies by mode: {dict(ours.stats.by_mode)}")
 
 
 def compare(
