@@ -171,7 +171,7 @@ def _trainer_callback(tracker: Tracker) -> "TrainerCallback":
                     log(logs, int(logs["step"]))
 
         def on_log(
-            self, args: object, state: "TrainerState", control: object, logs: Logs, **_: object
+            self, args: object, state: "TrainerState", control: object, logs: Logs | None = None, **_: object
         ) -> None:
             if state.is_world_process_zero and logs:
                 log(logs, state.global_step)
