@@ -31,12 +31,11 @@ lint: $(DEV)
 # torch alone first: asked for by another package, it would come as the newest build with its GPU libraries.
 $(RUN): requirements.txt pyproject.toml | .venv/bin/python
 	$(PY) -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.txt)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
 $(DEV): requirements-dev.txt requirements-dashboard.txt $(RUN)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -r requirements-dashboard.txt
 	@touch $@
 
 clean-venv:

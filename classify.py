@@ -1,7 +1,6 @@
 """Fits a model's persona classifier if needed, then scores every rollout of the grid."""
 
-from offscript.cli import main
-from offscript.commands import classify
+from offscript.command_line import run
 
 if __name__ == "__main__":
-    main("classify", classify)
+    run("classify")

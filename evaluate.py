@@ -1,7 +1,6 @@
 """Tables, figures and a report of what was retained."""
 
-from offscript.cli import main
-from offscript.commands import evaluate
+from offscript.command_line import run
 
 if __name__ == "__main__":
-    main("evaluate", evaluate)
+    run("evaluate")

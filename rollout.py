@@ -1,7 +1,6 @@
 """Runs the episodes of one cell."""
 
-from offscript.cli import main
-from offscript.commands import rollout
+from offscript.command_line import run
 
 if __name__ == "__main__":
-    main("rollout", rollout)
+    run("rollout")

@@ -1,7 +1,6 @@
 """Trains one persona into one model, and makes the training rows that this needs."""
 
-from offscript.cli import main
-from offscript.commands import train
+from offscript.command_line import run
 
 if __name__ == "__main__":
-    main("train", train)
+    run("train")

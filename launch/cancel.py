@@ -1,7 +1,6 @@
 """Cancels every job of an experiment that has not ended; what is finished stays."""
 
-from offscript.cli import main
-from offscript.commands import cancel
+from offscript.command_line import run
 
 if __name__ == "__main__":
-    main("cancel", cancel)
+    run("cancel")

@@ -1,7 +1,6 @@
 """Writes a saved view of the W&B project with wandb-workspaces."""
 
-from offscript.cli import main
-from offscript.commands import dashboard
+from offscript.command_line import run
 
 if __name__ == "__main__":
-    main("dashboard", dashboard)
+    run("dashboard")

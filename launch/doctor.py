@@ -1,7 +1,6 @@
 """Checks what an experiment needs of this machine, of the cluster and of the services."""
 
-from offscript.cli import main
-from offscript.doctor import doctor
+from offscript.command_line import run
 
 if __name__ == "__main__":
-    main("doctor", doctor)
+    run("doctor")

@@ -1,7 +1,6 @@
 """One table of an experiment: what is done, running, waiting, failed or stale."""
 
-from offscript.cli import main
-from offscript.commands import status
+from offscript.command_line import run
 
 if __name__ == "__main__":
-    main("status", status)
+    run("status")

@@ -1,7 +1,6 @@
 """Plans an experiment's whole grid, skips what is done, runs the rest."""
 
-from offscript.cli import main
-from offscript.commands import submit
+from offscript.command_line import run
 
 if __name__ == "__main__":
-    main("launch", submit)
+    run("submit")
