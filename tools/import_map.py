@@ -43,7 +43,7 @@ def part_edges(package: Path) -> dict[str, set[str]]:
         here = part_of(path, package)
         names = [n.split(".") for n in imports(path) if n.startswith(f"{package.name}.")]
         edges.setdefault(here, set()).update(n[1] for n in names if n[1] != here)
-    edges.pop("__init__", None)
+    edges = {part: used for part, used in edges.items() if not part.startswith("__")}
     return {part: {n for n in used if n in edges} for part, used in edges.items()}
 
 
