@@ -84,10 +84,10 @@ def composed(words: list[str]) -> Experiment:
     """What the command line would make of ``words``."""
     import hydra
 
-    from offscript.cli import _plain, assemble
+    from offscript.cli import assemble, to_container
 
     hydra.initialize_config_dir(str(HOME / "conf"), version_base="1.3")
-    return assemble(_plain(hydra.compose("launch", words)), words, "launch")[1]
+    return assemble(to_container(hydra.compose("launch", words)), words, "launch")[1]
 
 
 def show_submission(frozen: plan.Plan, calls: int) -> list[str]:

@@ -1,7 +1,4 @@
-"""The wrapper around Hydra that every command shares: composition, one-line errors, exit codes.
-
-The only module of the library that imports hydra.
-"""
+"""The wrapper around Hydra that every command shares: composition of the settings, one-line errors, exit codes."""
 
 import os
 import re
@@ -9,12 +6,14 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from offscript.console import quiet_libraries, say
 from offscript.errors import UserError
 from offscript.experiment.folder import Experiment
 from offscript.experiment.planner import Options, Planner
+from offscript.json_types import Json
+from offscript.rollouts.engines import check_engine
 from offscript.settings import (
     FormatSettings,
     ModelSettings,
@@ -30,28 +29,33 @@ from offscript.tasks.personas import read_constitution
 from offscript.training.interrupt import Interrupted
 from offscript.training.ranks import RankLost
 
-Job = Callable[[Settings, Experiment], int]
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from pydantic import BaseModel
 
-OF_ONE_COMMAND = ("model", "persona", "stage", "format", "split", "seed", "scale", "limit", "show", "dry_run")
-"""Overrides that choose a cell or a manner of one command; a command that is named to the user carries the others on."""
+Command = Callable[[Settings, Experiment], int]
+
+CELL_OVERRIDES = ("model", "persona", "stage", "format", "split", "seed", "scale", "limit", "show", "dry_run")
+"""Overrides that select a cell or an option of one command. Commands that messages suggest repeat all others."""
 
 
-def main(config: str, job: Job) -> None:
-    """Runs ``job`` on the configuration ``config`` composed with the command line; never returns.
+def main(config: str, command: Command) -> None:
+    """Runs ``command`` on the configuration ``config`` composed with the command line, then exits.
 
-    Exit code 0: done; 2: the user can put it right (one line on stderr); 1: the work failed (its traceback is in a
-    log); 130: interrupted. In a multirun every job runs, and the worst code is the command's.
+    Exit code 0: done; 2: a mistake of the user (one line on stderr); 1: the work failed (its traceback is in a log);
+    130: interrupted. In a multirun every job runs, and the exit code is the largest of theirs.
     """
     quiet_libraries()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing pages of its own
+    # Hydra then raises its errors instead of printing them.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     codes: list[int] = []
     try:
-        _hydra(config, job, codes)
+        _run_with_hydra(config, command, codes)
     except (KeyboardInterrupt, Interrupted) as stop:
-        say(str(stop) or "interrupted; run the same command again to go on")
+        say(str(stop) or "interrupted; run the same command again to continue")
         codes.append(130)
     except Exception as error:
-        if (line := _explained(error)) is None:
+        if (line := _explain(error)) is None:
             traceback.print_exception(error)
             codes.append(1)
         else:
@@ -60,39 +64,37 @@ def main(config: str, job: Job) -> None:
     sys.exit(max(codes, default=0))
 
 
-def _hydra(config: str, job: Job, codes: list[int]) -> None:
+def _run_with_hydra(config: str, command: Command, codes: list[int]) -> None:
     import hydra
 
-    from offscript.experiment.backends.sweep import give_way, heard
+    from offscript.experiment.backends.sweep import collect_exit_codes, forward_signal_to_submitit
 
     @hydra.main(version_base="1.3", config_path=str(HOME / "conf"), config_name=config)
-    def task(cfg: Any) -> int:
+    def task(cfg: "DictConfig") -> int:
         try:
-            code = _guarded(cfg, job)
+            code = _run_job(cfg, command)
         except Interrupted as stop:
-            give_way(stop)
+            forward_signal_to_submitit(stop)
             raise
+        # In a process of a launcher, ``codes`` is a copy: the returned code counts there.
         codes.append(code)
-        return code  # in a process of a launcher, ``codes`` is a copy
+        return code
 
-    # the deepspeed launcher tells a script its rank by an argument too
+    # The deepspeed launcher adds the rank to the arguments; ranks.py reads it from the environment.
     sys.argv[1:] = [word for word in sys.argv[1:] if word != "--" and not word.startswith("--local_rank=")]
-    with heard(codes):
+    with collect_exit_codes(codes):
         task()
 
 
-def _guarded(cfg: Any, job: Job) -> int:
-    """One job of the command; its failure is told here, so that it does not hide its siblings."""
+def _run_job(cfg: "DictConfig", command: Command) -> int:
+    """Runs one job of the command. Its errors are printed here, so that the other jobs of a multirun still run."""
     try:
         settings, experiment = compose(cfg)
-        return job(settings, experiment)
-    except UserError as error:
-        say(f"error: {error}")
-        return 2
+        return command(settings, experiment)
     except Interrupted:
         raise
     except Exception as error:
-        if line := _explained(error):
+        if line := _explain(error):
             say(line)
             return 2
         if isinstance(error, RankLost):
@@ -105,8 +107,8 @@ def _guarded(cfg: Any, job: Job) -> int:
 # ---------------------------------------------------------------- composition
 
 
-def compose(cfg: Any) -> tuple[Settings, Experiment]:
-    """Typed settings of this job, and the experiment of its experiment.
+def compose(cfg: "DictConfig") -> tuple[Settings, Experiment]:
+    """The settings of this job, and its experiment.
 
     Raises:
         UserError: a value does not fit the schema, or the grid names an option that does not exist.
@@ -114,15 +116,29 @@ def compose(cfg: Any) -> tuple[Settings, Experiment]:
     from hydra.core.hydra_config import HydraConfig
 
     running = HydraConfig.get()
-    return assemble(_plain(cfg), [str(o) for o in running.overrides.task], running.job.config_name or "")
+    overrides = [str(override) for override in running.overrides.task]
+    return assemble(to_container(cfg), overrides, running.job.config_name or "")
 
 
-def assemble(plain: dict[str, Any], overrides: Sequence[str], config: str) -> tuple[Settings, Experiment]:
-    """The same from plain data: ``overrides`` is the command line that ``config`` was composed with."""
-    _name_own_model(plain, overrides)
-    _read_persona(plain)
-    if plain["grid"]["persona"] is None:
-        plain["grid"]["persona"] = list(options_of("persona"))
+def to_container(cfg: "DictConfig") -> dict[str, Json]:
+    """``cfg`` as JSON data, with its interpolations resolved."""
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    return cast(dict[str, Json], plain)
+
+
+def assemble(plain: dict[str, Json], overrides: Sequence[str], config: str) -> tuple[Settings, Experiment]:
+    """Settings and experiment from JSON data, which was composed from ``config`` with the ``overrides``.
+
+    Raises:
+        UserError: see ``compose``.
+    """
+    _set_model_name(plain, overrides)
+    _load_constitution(plain)
+    grid = _group(plain, "grid")
+    if grid["persona"] is None:
+        grid["persona"] = [name for name in options_of("persona")]
     settings = parse(Settings, plain, "")
     options = Options(
         Composed(config, overrides, "model", ModelSettings, settings.model),
@@ -130,48 +146,52 @@ def assemble(plain: dict[str, Any], overrides: Sequence[str], config: str) -> tu
         Composed(config, overrides, "stage", StageSettings, settings.stage),
         Composed(config, overrides, "format", FormatSettings, settings.format),
     )
-    kept = tuple(shlex.quote(o) for o in overrides if o.split("=")[0] not in OF_ONE_COMMAND)
+    kept = tuple(shlex.quote(o) for o in overrides if o.split("=")[0] not in CELL_OVERRIDES)
     planner = Planner(settings, options)
     planner.check((settings.stage.name,))
+    check_engine(settings.engine.name)
     return settings, Experiment(planner, kept)
 
 
-def _name_own_model(plain: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Gives a model whose folder was named on the command line (``model.path=``) that folder's name, and a model that
-    was chosen there the grid's place: a grid that nobody set runs over the model that somebody chose."""
-    given = {o.split("=")[0].lstrip("+") for o in overrides}
-    before = plain["model"]["name"]
+def _group(plain: dict[str, Json], name: str) -> dict[str, Json]:
+    return cast(dict[str, Json], plain[name])
+
+
+def _set_model_name(plain: dict[str, Json], overrides: Sequence[str]) -> None:
+    """Names a model that was given by its folder (``model.path=``) after that folder, and makes a model of the command
+    line the grid's only model, unless ``grid.model`` is given too."""
+    model, given = _group(plain, "model"), {o.split("=")[0].lstrip("+") for o in overrides}
     if "model.path" in given and "model.name" not in given:
-        folder = str(plain["model"]["path"]).rstrip("/").rpartition("/")[2]
-        plain["model"]["name"] = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder).strip("-.") or before
+        folder = str(model["path"]).rstrip("/").rpartition("/")[2]
+        model["name"] = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder).strip("-.") or model["name"]
     if given & {"model", "model.path", "model.name"} and "grid.model" not in given:
-        plain["grid"]["model"] = [plain["model"]["name"]]
+        _group(plain, "grid")["model"] = [model["name"]]
 
 
-def _read_persona(plain: dict[str, Any]) -> None:
-    """Puts the assertions in place of a path to a constitution."""
+def _load_constitution(plain: dict[str, Json]) -> None:
+    """Replaces the path of a constitution by its assertions."""
     persona = plain.get("persona")
-    if persona is not None and isinstance(persona.get("constitution"), str):
-        said = read_constitution(persona["constitution"])
-        persona["constitution"] = [assertion.model_dump(mode="json") for assertion in said]
+    if isinstance(persona, dict) and isinstance(path := persona.get("constitution"), str):
+        assertions = read_constitution(path)
+        persona["constitution"] = [assertion.model_dump(mode="json") for assertion in assertions]
 
 
 Node = TypeVar("Node", bound=Named)
 
 
 class Composed(Mapping[str, Node]):
-    """The options of a group, each composed once, when it is first asked for, with the command line's other overrides
-    applied to it: they are in ``made``. Iterating lists what ``conf/<group>/`` offers."""
+    """The options of a group. Each is composed when it is first used, with the overrides of the command line, and is
+    kept in ``made``. Iteration lists the names in ``conf/<group>/``."""
 
     def __init__(
         self, config: str, overrides: Sequence[str], group: str, schema: type[Node], own: Node | None
     ) -> None:
         self.config, self.group, self.schema = config, group, schema
         self.overrides = [o for o in overrides if o.split("=")[0].lstrip("+~") != group]
-        if group == "model":  # model.path is one model's own; the other models of a grid keep theirs
-            self.overrides = [
-                o for o in self.overrides if not o.lstrip("+").startswith(("model.path=", "model.name="))
-            ]
+        if group == "model":
+            # These belong to the chosen model; the other models of a grid have their own.
+            own_keys = ("model.path=", "model.name=")
+            self.overrides = [o for o in self.overrides if not o.lstrip("+").startswith(own_keys)]
         self.made = {own.name: own} if own is not None else {}
 
     def __getitem__(self, name: str) -> Node:
@@ -179,8 +199,8 @@ class Composed(Mapping[str, Node]):
             import hydra
 
             cfg = hydra.compose(self.config, [*self.overrides, f"{self.group}={name}"])
-            plain = {self.group: _plain(cfg[self.group])}
-            _read_persona(plain)
+            plain: dict[str, Json] = {self.group: to_container(cfg[self.group])}
+            _load_constitution(plain)
             node = self.made[name] = parse(self.schema, plain[self.group], self.group)
             if node.name != name:
                 where = f"conf/{self.group}/{name}.yaml: name"
@@ -194,17 +214,11 @@ class Composed(Mapping[str, Node]):
         return len(options_of(self.group))
 
 
-def _plain(cfg: Any) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+# ---------------------------------------------------------------- Hydra's errors
 
 
-# ---------------------------------------------------------------- Hydra's errors in our words
-
-
-def _explained(error: BaseException) -> str | None:
-    """One line for an error of the command line or of a YAML file; None for anything else."""
+def _explain(error: BaseException) -> str | None:
+    """One line for a UserError, and for an error of the command line or of a YAML file; None for any other error."""
     if isinstance(error, UserError):
         return f"error: {error}"
     module = type(error).__module__.split(".")[0]
@@ -215,13 +229,10 @@ def _explained(error: BaseException) -> str | None:
         return _unknown_option(found[1].removeprefix("hydra/"), found[2], text)
     if "Ambiguous value for argument" in text:
         word = re.search(r"Ambiguous value for argument '([^']+)'", text)
-        return (
-            f"error: {word[1] if word else 'a value'}: several options given; add -m to run each of them, "
-            "or quote it to mean one value"
-        )
+        remedy = "add -m to run each of them, or quote it to mean one value"
+        return f"error: {word[1] if word else 'a value'}: several options given; {remedy}"
     if found := re.search(r"Could not override '([^']+)'", text):
-        close = _close_keys(found[1])
-        return f"error: {found[1]}: unknown key; {close}"
+        return f"error: {found[1]}: unknown key; {_suggest(found[1])}"
     if found := re.search(r"Key '([^']+)' is not in struct", text):
         full = re.search(r"full_key: (\S+)", text)
         return f"error: {full[1] if full else found[1]}: unknown key; see the keys with --cfg job"
@@ -234,21 +245,18 @@ def _unknown_option(group: str, name: str, text: str) -> str:
     return f"error: {group}={name}: no such {group}; allowed: {choices}"
 
 
-def _close_keys(key: str) -> str:
+def _suggest(key: str) -> str:
     import difflib
 
-    known = _known_keys()
-    close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    close = difflib.get_close_matches(key, _keys(Settings), n=3, cutoff=0.6)
     return "did you mean " + " or ".join(close) + "?" if close else "see the keys with --cfg job"
 
 
-def _known_keys() -> list[str]:
-    def walk(schema: Any, prefix: str) -> list[str]:
-        keys = []
-        for name, field in schema.model_fields.items():
-            keys.append(prefix + name)
-            if hasattr(field.annotation, "model_fields"):
-                keys += walk(field.annotation, f"{prefix}{name}.")
-        return keys
-
-    return walk(Settings, "")
+def _keys(schema: "type[BaseModel]", prefix: str = "") -> list[str]:
+    """Every key of ``schema`` and of its nested schemas, dotted."""
+    keys = []
+    for name, field in schema.model_fields.items():
+        keys.append(prefix + name)
+        if hasattr(field.annotation, "model_fields"):
+            keys += _keys(cast("type[BaseModel]", field.annotation), f"{prefix}{name}.")
+    return keys

@@ -75,7 +75,7 @@ def run(name: str) -> None:
         sys.exit(2)
     from offscript import cli, commands, doctor
 
-    job: cli.Job = doctor.doctor if name == "doctor" else getattr(commands, name)
+    job: cli.Command = doctor.doctor if name == "doctor" else getattr(commands, name)
     cli.main(COMMANDS[name].config, job)
 
 

@@ -1,8 +1,8 @@
-"""What each command does with its settings: which artifacts it wants, which it may make, and what it says at the end."""
+"""The commands: which artifacts each one needs, which of them it may make, and its report and exit code."""
 
 import shlex
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING
 
 from offscript.console import duration, say
 from offscript.errors import MissingInput, UserError, one_of
@@ -21,58 +21,63 @@ from offscript.experiment.runner import Result, make, on_all_ranks, write_index
 from offscript.settings import GridSettings, Settings
 from offscript.storage import hub
 from offscript.storage.files import read_json
+from offscript.training.stages import BASE
+
+if TYPE_CHECKING:
+    from offscript.experiment.backends.plan_file import ArtifactRecord
 
 WATCH_S = 10.0
+
 SHOWN = 3
-"""Missing inputs that are named one by one; more are counted."""
+"""Missing inputs that are listed; further ones are counted."""
 
 
 def train(settings: Settings, experiment: Experiment) -> int:
-    """``train.py``: one adapter, with the rows that it is trained on."""
+    """``train.py``: makes one adapter, and the rows that it is trained on."""
     stage = settings.stage
-    if stage.weights == "base":
-        line = f"stage={stage.name}: base weights, there is nothing to train"
+    if stage.weights == BASE:
+        found = "base weights, there is nothing to train"
         if _in_sweep():
-            say(line)
+            say(f"stage={stage.name}: {found}")
             return 0
-        raise UserError(
-            f"stage={stage.name}", "base weights, there is nothing to train", "allowed: distillation, full"
-        )
-    adapter = experiment.planner.adapter(
-        settings.model.name, _persona(settings, experiment), stage.weights, settings.seed
-    )
+        raise UserError(f"stage={stage.name}", found, one_of(_trained_stages(experiment)))
+    persona = _persona_name(settings, experiment)
+    adapter = experiment.planner.adapter(settings.model.name, persona, stage.weights, settings.seed)
     own_rows = _rows_for(adapter)
 
-    def may_be_made(artifact: Artifact) -> bool:
+    def allowed(artifact: Artifact) -> bool:
         return artifact.key in own_rows or artifact == adapter or artifact.source is not None
 
     def main() -> int:
-        return _told(make([adapter], experiment, may_be_made), adapter, experiment)
+        return _report_result(make([adapter], experiment, allowed), adapter, experiment)
 
     return on_all_ranks([adapter], experiment, main) or 0
 
 
+def _trained_stages(experiment: Experiment) -> list[str]:
+    stages = experiment.planner.options.stage
+    return [name for name in stages if stages[name].training is not None]
+
+
 def _rows_for(adapter: Adapter) -> set[str]:
-    """Keys of the rows that an adapter is trained on, and of those that they are made from."""
+    """Keys of the rollouts that an adapter is trained on, and of the rollouts that those are made from."""
     rows = [a for a in adapter.inputs if isinstance(a, Rollout)]
     return {a.key for a in rows} | {b.key for a in rows for b in a.inputs if isinstance(b, Rollout)}
 
 
 def rollout(settings: Settings, experiment: Experiment) -> int:
-    """``rollout.py``: the rows of one cell."""
+    """``rollout.py``: makes the rows of one cell."""
     persona = settings.persona.name if settings.persona is not None else None
-    cell = experiment.planner.rollout(
-        settings.model.name, persona, settings.stage.name, settings.format.name, settings.split, settings.seed,
-        settings.scale,
-    )  # fmt: skip
-    results = make([cell], experiment, lambda a: a == cell or a.source is not None, settings.limit)
+    names = (settings.model.name, persona, settings.stage.name, settings.format.name)
+    rows = experiment.planner.rollout(*names, settings.split, settings.seed, settings.scale)
+    results = make([rows], experiment, lambda a: a == rows or a.source is not None, settings.limit)
     if settings.show:
-        _show(cell, experiment, settings.limit)
-    return _told(results, cell, experiment)
+        _print_transcripts(rows, experiment, settings.limit)
+    return _report_result(results, rows, experiment)
 
 
 def classify(settings: Settings, experiment: Experiment) -> int:
-    """``classify.py``: the classifier of every model, then predictions for every scored cell of the grid."""
+    """``classify.py``: makes the classifier of every model, then the predictions of every scored cell of the grid."""
     _refuse_single_cell()
     wanted = [experiment.planner.predictions(cell) for cell in experiment.planner.cells()]
     results = make(wanted, experiment, lambda a: isinstance(a, Classifier | Predictions))
@@ -80,193 +85,192 @@ def classify(settings: Settings, experiment: Experiment) -> int:
 
 
 def evaluate(settings: Settings, experiment: Experiment) -> int:
-    """``evaluate.py``: the evaluation of the grid, or of prediction rows made elsewhere."""
+    """``evaluate.py``: evaluates the grid, or a file of prediction rows that this experiment did not make."""
     if settings.predictions is not None:
         from offscript.evaluation.evaluate import evaluate_files
 
-        node = settings.evaluation
+        options = settings.evaluation
         evaluate_files(
-            [settings.predictions], experiment.folder / "evaluation", planned=settings.planned,
-            resamples=node.resamples, confidence=node.confidence, seed=node.seed,
-        )  # fmt: skip
+            [settings.predictions],
+            experiment.folder / "evaluation",
+            planned=settings.planned,
+            resamples=options.resamples,
+            confidence=options.confidence,
+            seed=options.seed,
+        )
         return 0
     _refuse_single_cell()
     evaluation = experiment.planner.evaluation()
     results = make([evaluation], experiment, lambda a: isinstance(a, Evaluation))
-    return _told(results, evaluation, experiment)
+    return _report_result(results, evaluation, experiment)
 
 
 def submit(settings: Settings, experiment: Experiment) -> int:
-    """``launch/submit.py``: everything that the grid's evaluation needs."""
+    """``launch/submit.py``: makes everything that the grid's evaluation needs, on the chosen cluster."""
     _refuse_single_cell()
     evaluation = experiment.planner.evaluation()
     everything = in_order([evaluation])
     todo, _ = needed([evaluation], experiment)
     cells, cluster = len(experiment.planner.cells()), settings.cluster
-    say(
-        f"{settings.name}: {cells} cells, {len(everything)} artifacts, {len(todo)} to make (cluster={cluster.name})"
-    )
+    size = f"{cells} cells, {len(everything)} artifacts, {len(todo)} to make"
+    say(f"{settings.name}: {size} (cluster={cluster.name})")
     if settings.dry_run:
         return _dry_run(todo, experiment)
     if evaluation not in todo:
         print((experiment.path(evaluation) / "tables.txt").read_text(), end="")
-        say(f"nothing to do; it lies in {experiment.path(evaluation)}")
+        say(f"nothing to do; the evaluation is in {experiment.path(evaluation)}")
         return 0
     if cluster.kind == "slurm":
         return _submit_to_slurm(everything, todo, experiment)
     if cluster.kind == "local":
         return _run_locally(everything, todo, experiment)
-    return (
-        on_all_ranks(everything, experiment, lambda: summarise(make([evaluation], experiment), experiment))
-        or 0
-    )
+
+    def main() -> int:
+        return summarise(make([evaluation], experiment), experiment)
+
+    return on_all_ranks(everything, experiment, main) or 0
 
 
 def _dry_run(todo: list[Artifact], experiment: Experiment) -> int:
-    """One line per job: what it makes, and what that would cost."""
-    from offscript.experiment import cost as estimate
-    from offscript.experiment.backends import plan
+    """Prints one line per job: what it makes, and its estimated cost."""
+    from offscript.experiment import cost
+    from offscript.experiment.backends.plan import shard_count
 
     settings = experiment.planner.settings
     cluster, models = settings.cluster, experiment.planner.options.model
-    if cluster.gpu not in estimate.GPUS:
-        raise UserError("cluster.gpu", f"unknown card {cluster.gpu!r}", one_of(estimate.GPUS))
-    jobs = jobs_of(todo, plan.shards(cluster))
-    named = [job.artifacts[0].model for job in jobs]
-    print(
-        estimate.table(
-            [
-                estimate.estimate(
-                    job.artifacts, models[m] if m else None, estimate.GPUS[cluster.gpu], settings.engine
-                )
-                for job, m in zip(jobs, named, strict=True)
-            ]
-        )
-    )
+    if cluster.gpu not in cost.GPUS:
+        raise UserError("cluster.gpu", f"unknown card {cluster.gpu!r}", one_of(cost.GPUS))
+    gpu, estimates = cost.GPUS[cluster.gpu], []
+    for job in jobs_of(todo, shard_count(cluster)):
+        name = job.artifacts[0].model
+        estimates.append(cost.estimate(job.artifacts, models[name] if name else None, gpu, settings.engine))
+    print(cost.table(estimates))
     return 0
 
 
 def _run_locally(everything: list[Artifact], todo: list[Artifact], experiment: Experiment) -> int:
-    """The graph in local processes; what failed is tried again within the retry budget."""
-    from offscript.experiment.backends import local, plan
+    """Runs the job graph in local processes; failed artifacts are retried ``cluster.retries`` times."""
+    from offscript.experiment.backends import plan
+    from offscript.experiment.backends.local import run_plan
 
     cluster = experiment.planner.settings.cluster
-    frozen = plan.freeze(experiment, everything, jobs_of(todo, plan.shards(cluster)))
+    evaluation = experiment.planner.evaluation()
+    current = plan.write_plan(experiment, everything, jobs_of(todo, plan.shard_count(cluster)))
     while True:
-        local.run(frozen, cluster.at_once)
-        missing, _ = needed([experiment.planner.evaluation()], experiment)
-        jobs, attempts = plan.again(frozen, missing)
+        run_plan(current, cluster.at_once)
+        missing, _ = needed([evaluation], experiment)
+        jobs, attempts = plan.retry_jobs(current, missing)
         if not jobs:
             break
         say(f"{len(missing)} artifacts are missing; trying them again")
-        frozen = plan.freeze(experiment, everything, jobs, attempts, frozen)
+        current = plan.write_plan(experiment, everything, jobs, attempts, current)
     write_index(experiment, [Result(a, "reused") for a in everything if experiment.is_finished(a)])
-    evaluation = experiment.planner.evaluation()
     if (tables := experiment.path(evaluation) / "tables.txt").exists():
         print(tables.read_text(), end="")
     for artifact in missing:
-        say(f"missing: {artifact}: {_why(artifact, experiment)}")
+        say(f"missing: {artifact}: {_recorded_reason(artifact, experiment)}")
     return 1 if missing else 0
 
 
-def _why(artifact: Artifact, experiment: Experiment) -> str:
-    note = experiment.failure_record(artifact)
-    if not note.exists():
-        return "needs what is missing"
-    failure = read_json(note)
-    return failure["reason"] + (f" (log: {experiment.folder / failure['log']})" if failure["log"] else "")
+def _recorded_reason(artifact: Artifact, experiment: Experiment) -> str:
+    record = experiment.failure_record(artifact)
+    if not record.exists():
+        return "an input of it is missing"
+    failure = read_json(record)
+    log = f" (log: {experiment.folder / failure['log']})" if failure["log"] else ""
+    return f"{failure['reason']}{log}"
 
 
 def _submit_to_slurm(everything: list[Artifact], todo: list[Artifact], experiment: Experiment) -> int:
-    """Submits what neither is there nor under way, and leaves: nothing waits on a login node."""
-    from offscript.experiment.backends import plan, slurm
+    """Submits the artifacts that are neither finished nor in flight, and returns without waiting for the jobs."""
+    from offscript.experiment.backends import slurm
     from offscript.experiment.backends import slurm_queue as queue
-    from offscript.experiment.backends import slurm_site as site
+    from offscript.experiment.backends.plan import shard_count, write_plan
+    from offscript.experiment.backends.slurm_site import check_cluster
 
     cluster = experiment.planner.settings.cluster
-    site.check(cluster, sorted({a.kind for a in todo}))
-    with slurm.submitting(experiment.folder):
-        slurm.refuse_foreign(experiment)
-        slurm.note_deaths(experiment, todo)
-        flying = queue.in_flight(experiment.folder)
-        left = [a for a in todo if a.key not in flying]
-        _tell_apart(everything, todo, left, experiment)
+    check_cluster(cluster, sorted({a.kind for a in todo}))
+    with slurm.submission_lock(experiment.folder):
+        slurm.refuse_other_settings(experiment)
+        slurm.record_killed_jobs(experiment, todo)
+        in_flight = queue.in_flight(experiment.folder)
+        left = [a for a in todo if a.key not in in_flight]
+        _report_submission(everything, todo, left, experiment)
         if not left:
-            for launch, job in slurm.guard(experiment.folder):
+            for launch, job in slurm.add_missing_supervisors(experiment.folder):
                 print(f"{job:>10}  supervisor of {launch}, which had none")
             return 0
-        frozen = plan.freeze(experiment, everything, jobs_of(left, plan.shards(cluster)))
-        ids = slurm.submit(frozen, flying)
-    for array, job in zip(frozen.arrays, ids, strict=False):
+        plan = write_plan(experiment, everything, jobs_of(left, shard_count(cluster)))
+        ids = slurm.submit(plan, in_flight)
+    for array, job in zip(plan.arrays, ids, strict=False):
         print(f"{job:>10}  {array.kind}: {len(array.tasks)} tasks")
-    print(f"{ids[-1]:>10}  supervisor: submits again what is missing, {cluster.retries} times at most")
-    say(f"submitted; watch it with: python launch/status.py {' '.join(experiment.overrides)}")
+    print(f"{ids[-1]:>10}  supervisor: submits missing artifacts again, at most {cluster.retries} times")
+    say(f"submitted; follow it with: python launch/status.py {' '.join(experiment.overrides)}")
     return 0
 
 
-def _tell_apart(
+def _report_submission(
     everything: list[Artifact], todo: list[Artifact], left: list[Artifact], experiment: Experiment
 ) -> None:
-    """What of the grid is skipped, left alone, tried again, or new."""
+    """Prints which artifacts of the grid are skipped, left alone, retried, or new."""
     failed = [a for a in left if experiment.failure_record(a).exists()]
     groups = {
         "finished: skipped": [a for a in everything if a not in set(todo)],
-        "under way: left alone": [a for a in todo if a not in set(left)],
+        "in flight: left alone": [a for a in todo if a not in set(left)],
         "failed before: submitted again": failed,
         "not made yet: submitted": [a for a in left if a not in set(failed)],
     }
-    for words, artifacts in groups.items():
+    for state, artifacts in groups.items():
         if artifacts:
-            named = ", ".join(map(str, artifacts[:SHOWN])) + (", ..." if len(artifacts) > SHOWN else "")
-            say(f"{len(artifacts):>8}  {words} ({named})")
+            listed = ", ".join(map(str, artifacts[:SHOWN])) + (", ..." if len(artifacts) > SHOWN else "")
+            say(f"{len(artifacts):>8}  {state} ({listed})")
 
 
 def status(settings: Settings, experiment: Experiment) -> int:
-    """``launch/status.py``: one table of the experiment. Exit code 0 once everything is done, 1 while it is not."""
+    """``launch/status.py``: prints the state of the experiment. Exit code 0 once everything is done, 1 until then."""
     import json
     import time
 
-    from offscript.experiment.backends import slurm_queue as queue
-    from offscript.experiment.backends import status as seen
+    from offscript.experiment.backends.slurm_queue import query_cluster
+    from offscript.experiment.backends.status import read_status, table
 
-    artifacts, before = _listed(experiment), None
+    artifacts, previous = _artifact_records(experiment), None
     while True:
-        found = seen.look(experiment.folder, artifacts, lambda keys: queue.look(experiment.folder, keys))
+        found = read_status(experiment.folder, artifacts, lambda keys: query_cluster(experiment.folder, keys))
         written, now = found.rows[0], time.monotonic()
-        rate = (written - before[1]) / (now - before[0]) if before else None
-        before = (now, written)
+        rate = (written - previous[1]) / (now - previous[0]) if previous else None
+        previous = (now, written)
         if settings.json_output:
-            print(json.dumps(found.plain(), ensure_ascii=False), flush=True)
+            print(json.dumps(found.as_json(), ensure_ascii=False), flush=True)
         else:
-            print(seen.table(found, rate), flush=True)
-        if found.done or not settings.watch or not found.moving:
+            print(table(found, rate), flush=True)
+        if found.done or not settings.watch or not found.in_progress:
             return 0 if found.done else 1
         time.sleep(WATCH_S)
 
 
-def _listed(experiment: Experiment) -> list[dict[str, Any]]:
-    """The artifacts of the grid: as the newest launch froze them, if it is of these settings, else as planned now."""
-    from offscript.experiment.backends.plan import listing, newest
+def _artifact_records(experiment: Experiment) -> "list[ArtifactRecord]":
+    """The artifacts of the grid: from the plan of the newest launch if it is of the same grid, else planned now."""
+    from offscript.experiment.backends.plan import artifact_records, newest_plan
 
-    plain = newest(experiment)
-    return listing(in_order([experiment.planner.evaluation()])) if plain is None else plain["artifacts"]
+    plan = newest_plan(experiment)
+    return plan["artifacts"] if plan else artifact_records(in_order([experiment.planner.evaluation()]))
 
 
 def cancel(settings: Settings, experiment: Experiment) -> int:
-    """``launch/cancel.py``: every job of the experiment that has not ended. What is finished stays."""
-    from offscript.experiment.backends import slurm
+    """``launch/cancel.py``: cancels every job of the experiment that has not ended. Finished artifacts stay."""
     from offscript.experiment.backends import slurm_queue as queue
+    from offscript.experiment.backends.slurm import submission_lock
 
-    with slurm.submitting(
-        experiment.folder
-    ):  # a supervisor that is about to submit again does so before, or not at all
+    # Under the lock, a supervisor either has submitted its jobs before, or is cancelled before it submits any.
+    with submission_lock(experiment.folder):
         ids = queue.cancel(experiment.folder)
-    say(f"cancelled: {', '.join(ids)}" if ids else f"{settings.name}: no job is under way")
+    say(f"cancelled: {', '.join(ids)}" if ids else f"{settings.name}: no job is in flight")
     return 0
 
 
 def sync(settings: Settings, experiment: Experiment) -> int:
-    """``launch/sync.py``: what is new in the experiment's offline W&B runs goes to the service."""
+    """``launch/sync.py``: uploads what is new in the experiment's offline W&B runs."""
     from offscript.tracking import sync as upload
 
     done = upload.sync(experiment.folder, settings.tracking, settings.watch)
@@ -275,7 +279,7 @@ def sync(settings: Settings, experiment: Experiment) -> int:
 
 
 def dashboard(settings: Settings, experiment: Experiment) -> int:
-    """``launch/dashboard.py``: saves a W&B workspace for the project and prints its address."""
+    """``launch/dashboard.py``: saves a W&B workspace for the project and prints its URL."""
     from offscript.tracking import workspace
 
     say(f"saved: {workspace.save(settings.tracking, settings.grid.format)}")
@@ -283,23 +287,22 @@ def dashboard(settings: Settings, experiment: Experiment) -> int:
 
 
 def prefetch(settings: Settings, experiment: Experiment) -> int:
-    """``launch/prefetch.py``: everything of the grid that lies on the hub, into the hub's own cache.
+    """``launch/prefetch.py``: downloads everything that the grid needs from the hub into the hub's cache.
 
     Raises:
-        UserError: the hub may not be asked, or cannot be reached: one line for all that would fail for it.
+        UserError: offline mode is set, or the hub cannot be reached, so no reference can be fetched.
     """
     _refuse_single_cell()
     refs = experiment.planner.references()
     if not refs:
-        say(f"{settings.name}: nothing of it lies on the hub")
+        say(f"{settings.name}: the grid needs nothing from the hub")
         return 0
     if hub.offline():
-        raise UserError(
-            "HF_HUB_OFFLINE", "is set, so the hub may not be asked", "unset it, on a machine with a network"
-        )
+        found = "is set, so the hub may not be asked"
+        raise UserError("HF_HUB_OFFLINE", found, "unset it, on a machine with a network")
     failed = 0
     for ref, optional in refs.items():
-        problem = _fetched(ref)
+        problem = _fetch(ref)
         state = "ok" if problem is None else "left out" if optional else "fail"
         failed += state == "fail"
         print(f"{state:9}{ref}" + (f": {problem}" if problem else ""), flush=True)
@@ -308,7 +311,7 @@ def prefetch(settings: Settings, experiment: Experiment) -> int:
         if persona not in settings.grid.persona:
             print(f"{persona} " + ("joins the grid" if persona in joined else "stays out of the grid"))
     if failed:
-        print(f"\n{failed} of {len(refs)} references failed; run it again once that is put right")
+        print(f"\n{failed} of {len(refs)} references failed; fix them and run it again")
         return 2
     print(f"\n{len(refs)} references. What compute nodes need:")
     for name, value in _hub_environment().items():
@@ -316,8 +319,8 @@ def prefetch(settings: Settings, experiment: Experiment) -> int:
     return 0
 
 
-def _fetched(ref: hub.Reference) -> str | None:
-    """None if ``ref`` is now in the cache and whole, else why not."""
+def _fetch(ref: hub.Reference) -> str | None:
+    """Downloads ``ref`` and verifies it; returns the problem, None if there is none."""
     say(f"  fetching {ref}")
     try:
         hub.fetch(ref, refresh=True)
@@ -334,65 +337,60 @@ def _hub_environment() -> dict[str, str]:
     return {"HF_HOME": constants.HF_HOME, "HF_HUB_OFFLINE": "1"}
 
 
-# ---------------------------------------------------------------- what is said at the end
+# ---------------------------------------------------------------- reports and exit codes
 
 
 def summarise(results: list[Result], experiment: Experiment) -> int:
-    """A table of ran / reused / failed per kind of artifact; the exit code."""
+    """Prints a table of results per kind of artifact, then the failures; returns the exit code."""
     kinds = list(dict.fromkeys(r.artifact.kind for r in results))
     states = ("ran", "reused", "partial", "failed", "blocked")
     counted = Counter((r.artifact.kind, r.status) for r in results)
-    spent = {kind: sum(r.seconds for r in results if r.artifact.kind == kind) for kind in kinds}
-    say(f"\n{'':14}" + "".join(f"{s:>9}" for s in states) + f"{'time':>9}")
+    say(f"\n{'':14}" + "".join(f"{state:>9}" for state in states) + f"{'time':>9}")
     for kind in kinds:
-        say(
-            f"{kind:14}"
-            + "".join(f"{counted[kind, s] or '-':>9}" for s in states)
-            + f"{duration(spent[kind]):>9}"
-        )
+        counts = "".join(f"{counted[kind, state] or '-':>9}" for state in states)
+        seconds = sum(r.seconds for r in results if r.artifact.kind == kind)
+        say(f"{kind:14}{counts}{duration(seconds):>9}")
     failed = [r for r in results if r.status == "failed"]
     missing = [r for r in failed if isinstance(r.error, MissingInput)]
     for result in [r for r in failed if r not in missing] + missing[:SHOWN]:
         say(f"failed: {result.artifact}: {result.note}")
     if len(missing) > SHOWN:
-        everything = " ".join(["python launch/submit.py", *experiment.overrides])
-        say(f"failed: {len(missing) - SHOWN} more are not made yet; make all of them with: {everything}")
+        command = " ".join(["python launch/submit.py", *experiment.overrides])
+        say(f"failed: {len(missing) - SHOWN} more are not made yet; make all of them with: {command}")
     if blocked := sum(r.status == "blocked" for r in results):
-        say(f"blocked: {blocked} more need what failed; run the same command again once that is mended")
-    return _code(results)
+        say(f"blocked: {blocked} more have inputs that failed; fix those and run the same command again")
+    return _exit_code(results)
 
 
-def _told(results: list[Result], wanted: Artifact, experiment: Experiment) -> int:
-    """One line on what became of ``wanted``; the exit code."""
+def _report_result(results: list[Result], wanted: Artifact, experiment: Experiment) -> int:
+    """Prints one line on the result of ``wanted``; returns the exit code."""
     own = next(r for r in results if r.artifact == wanted)
     if own.status in ("ran", "reused", "partial"):
-        word = {"ran": "made", "reused": "there already", "partial": "begun (limit)"}[own.status]
-        say(f"{wanted}: {word}: {experiment.path(wanted)}")
+        outcome = {"ran": "made", "reused": "reused", "partial": "partial (limit)"}[own.status]
+        say(f"{wanted}: {outcome}: {experiment.path(wanted)}")
     elif own.status == "blocked" and (own.error is None or isinstance(own.error, MissingInput)):
-        say(f"error: {own.error or own.note}")  # what failed was told when it did
-    return _code(results)
+        # Other errors were printed when they occurred.
+        say(f"error: {own.error or own.note}")
+    return _exit_code(results)
 
 
-def _code(results: list[Result]) -> int:
-    """0: all well; 2: all that went wrong is for the user to put right; 1: work failed."""
+def _exit_code(results: list[Result]) -> int:
+    """0: no failure; 2: every failure is a mistake of the user; 1: otherwise."""
     errors = [r.error for r in results if r.status in ("failed", "blocked")]
     if not errors:
         return 0
     return 2 if all(isinstance(e, UserError) for e in errors) else 1
 
 
-def _persona(settings: Settings, experiment: Experiment) -> str:
+def _persona_name(settings: Settings, experiment: Experiment) -> str:
     if settings.persona is None:
-        raise UserError(
-            "persona",
-            f"none given, and stage {settings.stage.name} needs one",
-            one_of(experiment.planner.options.persona),
-        )
+        found = f"none given, and stage {settings.stage.name} needs one"
+        raise UserError("persona", found, one_of(experiment.planner.options.persona))
     return settings.persona.name
 
 
 def _refuse_single_cell() -> None:
-    """A command that works on the whole grid does not pass over a choice of one cell in silence."""
+    """Refuses overrides that select one cell: a command that works on the whole grid would ignore them."""
     from hydra.core.hydra_config import HydraConfig
 
     for override in HydraConfig.get().overrides.task:
@@ -409,17 +407,14 @@ def _in_sweep() -> bool:
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def _show(cell: Rollout, experiment: Experiment, limit: int | None) -> None:
-    """Prints the transcripts of a cell."""
-    name = cell.cell.persona
-    who = "nobody in particular"
-    if name is not None:
-        persona = experiment.planner.options.persona[name]
-        who = f"{persona.display_name}: {persona.description}"
-    for row in experiment.rows(cell)[:limit]:
-        print(
-            f"\n=== {row['scenario']}/{row['sample']}  {row['model']} {row['stage']} {row['format']}  ({who})"
-        )
+def _print_transcripts(rollout: Rollout, experiment: Experiment, limit: int | None) -> None:
+    description = "no persona"
+    if rollout.cell.persona is not None:
+        persona = experiment.planner.options.persona[rollout.cell.persona]
+        description = f"{persona.display_name}: {persona.description}"
+    for row in experiment.rows(rollout)[:limit]:
+        labels = f"{row['model']} {row['stage']} {row['format']}"
+        print(f"\n=== {row['scenario']}/{row['sample']}  {labels}  ({description})")
         for message in row["messages"]:
             print(f"[{message['role']}] {message['content']}")
         print(f"--- ended: {row['ended']}, {row['turns']} turns, {row['tokens_out']} tokens")

@@ -1,5 +1,6 @@
-"""``launch/doctor.py``: what a grid needs of this machine, of the cluster and of the services, tried before hours are
-spent: a line per check, ``ok``, ``fail`` or ``skip``, with what to do. Nothing is downloaded and nothing is left behind.
+"""``launch/doctor.py``: checks of the machine, the cluster and the services that a grid needs.
+
+Each check prints one line: ``ok``, ``fail`` or ``skip``, and what to do. Nothing is downloaded, and no file is left.
 """
 
 import contextlib
@@ -14,50 +15,49 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from offscript.console import say
 from offscript.errors import UserError
-from offscript.experiment.artifacts import in_order
-from offscript.experiment.backends import slurm_site as site
+from offscript.experiment.artifacts import KINDS, in_order
+from offscript.experiment.backends.slurm_site import check_cluster, run_command
 from offscript.experiment.folder import Experiment
 from offscript.settings import ClusterSettings, EndpointSettings, ModelSettings, Settings
 from offscript.storage import hub, references
 from offscript.storage.files import HOME
 from offscript.tracking.account import viewer
 
-ROOM_GB = 5.0
-"""Free space below ``root`` under which a grid is not begun: rows are small, adapters and their checkpoints are not."""
+FREE_SPACE_GB = 5.0
+"""Smallest free space below ``root``: rows are small, adapters and their checkpoints are not."""
 
 TIMEOUT_S = 10.0
-SMALL_BYTES = 2 * 2**30
-"""Weights up to this size are tried on a CPU; a larger model would take minutes there, so the embedded one stands in."""
 
-KINDS = ("rollout", "adapter", "classifier", "predictions", "evaluation")
+SMALL_BYTES = 2 * 2**30
+"""Largest weights that are tried on a CPU; a larger model would take minutes, so the embedded one is tried instead."""
+
 COMMANDS = ("sbatch", "srun", "squeue", "sacct", "sinfo", "scancel", "scontrol")
 SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
 
 Check = tuple[str, Callable[[], str]]
-"""What is checked, and how: the function returns what it found, and raises Skip, a UserError, or anything."""
+"""A check's name and function. The function returns what it found; it raises Skip, or any exception as a failure."""
 
 
 class Skip(Exception):
-    """There is nothing to check here; says why."""
+    """The check does not apply; the message is the reason."""
 
 
 def doctor(settings: Settings, experiment: Experiment) -> int:
-    """``launch/doctor.py``. Exit code 0: nothing failed; 1: something did."""
+    """``launch/doctor.py``: runs every check. Exit code 0 if none failed, else 1."""
     counts = {"ok": 0, "fail": 0, "skip": 0}
     for name, check in checks(settings, experiment):
-        state, note = outcome(name, check)
+        state, message = run_check(name, check)
         counts[state] += 1
-        print(f"{state:5} {name}: {_without_secrets(note)}", flush=True)
+        print(f"{state:5} {name}: {_without_secrets(message)}", flush=True)
     say(", ".join(f"{number} {state}" for state, number in counts.items()))
     return 1 if counts["fail"] else 0
 
 
-def outcome(name: str, check: Callable[[], str]) -> tuple[str, str]:
-    """The state of a check and its one line, which does not say again what ``name`` says."""
+def run_check(name: str, check: Callable[[], str]) -> tuple[str, str]:
+    """The state of a check and its message, which does not repeat ``name``."""
     try:
         return "ok", check()
     except Skip as reason:
@@ -65,10 +65,8 @@ def outcome(name: str, check: Callable[[], str]) -> tuple[str, str]:
     except UserError as error:
         return "fail", str(error).removeprefix(f"{error.where}: " if name.endswith(error.where) else "")
     except Exception as error:
-        return (
-            "fail",
-            f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}",
-        )
+        first = (str(error).strip().splitlines() or ["no reason given"])[0]
+        return "fail", f"{type(error).__name__}: {first}"
 
 
 def checks(settings: Settings, experiment: Experiment) -> Iterator[Check]:
@@ -106,20 +104,20 @@ def python() -> str:
 
 
 def packages() -> str:
-    """The pinned packages, against what is installed."""
+    """Whether the installed packages have the pinned versions."""
     pins = re.findall(r"^([\w.-]+)==(\S+)", (HOME / "requirements.txt").read_text(), flags=re.MULTILINE)
     wrong = []
     for name, wanted in pins:
         try:
-            found = importlib.metadata.version(name).partition("+")[0]  # +cu128 names a build, not a version
+            # The part after "+" (+cu128) is the build.
+            found = importlib.metadata.version(name).partition("+")[0]
         except importlib.metadata.PackageNotFoundError:
             found = "none"
         if found != wanted:
             wrong.append(f"{name} {found} (pinned: {wanted})")
     if wrong:
-        raise UserError(
-            "requirements.txt", "installed are " + ", ".join(wrong), "pip install -r requirements.txt"
-        )
+        found = f"installed are {', '.join(wrong)}"
+        raise UserError("requirements.txt", found, "pip install -r requirements.txt")
     return f"all {len(pins)} as pinned"
 
 
@@ -129,42 +127,39 @@ def grid(experiment: Experiment) -> str:
 
 
 def root(experiment: Experiment) -> str:
-    """Whether the experiment's folder can be written, and how much room there is."""
+    """Whether the experiment's folder can be written, and how much space is free there."""
     here = _writable(experiment.folder, "choose another root=")
     free = shutil.disk_usage(here).free / 1e9
-    if free < ROOM_GB:
-        raise UserError(
-            str(here), f"{free:.1f} GB are free", f"make room for {ROOM_GB:g} GB, or choose another root="
-        )
+    if free < FREE_SPACE_GB:
+        remedy = f"make room for {FREE_SPACE_GB:g} GB, or choose another root="
+        raise UserError(str(here), f"{free:.1f} GB are free", remedy)
     return f"{experiment.folder}: can be written, {free:.0f} GB are free"
 
 
 def hub_cache(experiment: Experiment) -> str:
-    """Whether downloads can be written, and whether there is room for the models that are still to be fetched."""
+    """Whether the hub's cache can be written, and has space for the models that are not fetched yet."""
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE).expanduser()
-    here = _writable(cache, "set HF_HOME to a folder of yours")
+    here = _writable(cache, "set HF_HOME to a folder that you can write to")
     free, wanted = shutil.disk_usage(here).free / 1e9, 0.0
     for model in _models(experiment):
         ref = references.model_reference(model)
         if ref is not None and model.size is not None and hub.cached(ref) is None:
-            wanted += model.size.parameters * 2 / 1e9  # the hub's weights are 16 bits wide
+            # Weights on the hub have two bytes per parameter.
+            wanted += model.size.parameters * 2 / 1e9
     if free < wanted:
-        raise UserError(
-            str(cache), f"{free:.0f} GB are free, models to fetch take about {wanted:.0f} GB",
-            "make room there, or set HF_HOME to a larger disk",
-        )  # fmt: skip
-    return f"{cache}: can be written, {free:.0f} GB are free" + (
-        f", {wanted:.0f} GB to fetch" if wanted else ""
-    )
+        found = f"{free:.0f} GB are free, models to fetch take about {wanted:.0f} GB"
+        raise UserError(str(cache), found, "make room there, or set HF_HOME to a larger disk")
+    to_fetch = f", {wanted:.0f} GB to fetch" if wanted else ""
+    return f"{cache}: can be written, {free:.0f} GB are free{to_fetch}"
 
 
-def _writable(folder: Path, todo: str) -> Path:
-    """The nearest folder to ``folder`` that exists, after a file was written there.
+def _writable(folder: Path, remedy: str) -> Path:
+    """Writes a temporary file into ``folder``, or into its nearest existing parent; returns that folder.
 
     Raises:
-        UserError: a file stands where a folder is needed, or nothing can be written.
+        UserError: the path is a file, or the folder cannot be written.
     """
     here = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     if not here.is_dir():
@@ -173,33 +168,30 @@ def _writable(folder: Path, todo: str) -> Path:
         with tempfile.TemporaryFile(dir=here) as file:
             file.write(b"written")
     except OSError as error:
-        raise UserError(str(here), f"cannot be written ({error.strerror})", todo) from None
+        raise UserError(str(here), f"cannot be written ({error.strerror})", remedy) from None
     return here
 
 
 def gpu(settings: Settings) -> str:
-    """What the driver sees, and whether torch can use it."""
+    """The GPUs that the driver lists, and whether torch can use them."""
     device = settings.engine.device
     if shutil.which("nvidia-smi") is None:
         if device.startswith("cuda"):
-            raise UserError(
-                f"engine.device={device}", "no NVIDIA driver here", "engine.device=auto, or a GPU node"
-            )
-        raise Skip("no NVIDIA driver here (a login node, or a machine without a GPU); work runs on the CPU")
+            remedy = "engine.device=auto, or a GPU node"
+            raise UserError(f"engine.device={device}", "no NVIDIA driver here", remedy)
+        raise Skip("no NVIDIA driver here (a login node, or a machine without a GPU); jobs run on the CPU")
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     done = subprocess.run(query, capture_output=True, text=True, timeout=60)
     cards = done.stdout.strip().splitlines()
     if done.returncode or not cards:
-        said = (done.stdout + done.stderr).strip().splitlines() or ["no GPU"]
-        raise UserError("nvidia-smi", said[-1], "ask for a GPU node, or reload the driver")
+        lines = (done.stdout + done.stderr).strip().splitlines() or ["no GPU"]
+        raise UserError("nvidia-smi", lines[-1], "ask for a GPU node, or reload the driver")
     import torch
 
     if not torch.cuda.is_available():
         built = torch.version.cuda or "no CUDA"
-        raise UserError(
-            "torch", f"{torch.__version__} (built for {built}) cannot use {cards[0]}",
-            "a newer driver, or the build of torch that fits this one",
-        )  # fmt: skip
+        found = f"{torch.__version__} (built for {built}) cannot use {cards[0]}"
+        raise UserError("torch", found, "a newer driver, or the build of torch for this one")
     return f"{len(cards)} x {cards[0]}" if len(set(cards)) == 1 else "; ".join(cards)
 
 
@@ -207,34 +199,34 @@ def gpu(settings: Settings) -> str:
 
 
 def slurm_commands(cluster: ClusterSettings) -> str:
-    _needs_slurm(cluster)
+    _require_slurm(cluster)
     if missing := [name for name in COMMANDS if shutil.which(name) is None]:
         raise UserError("PATH", f"no {', '.join(missing)}", "a login node of the cluster, or cluster=local")
     return ", ".join(COMMANDS)
 
 
 def slurm_controller(cluster: ClusterSettings) -> str:
-    _needs_slurm(cluster)
-    jobs = site.ask("squeue", "--me", "-h", "-r", "-o", "%i", patience_s=TIMEOUT_S).split()
-    return f"answers; {len(jobs)} jobs of yours have not ended"
+    _require_slurm(cluster)
+    jobs = run_command("squeue", "--me", "-h", "-r", "-o", "%i", timeout_s=TIMEOUT_S).split()
+    return f"answers; {len(jobs)} of your jobs have not ended"
 
 
 def slurm_accounting(cluster: ClusterSettings) -> str:
-    """Without accounting nobody learns how a killed job ended."""
-    _needs_slurm(cluster)
-    site.ask("sacct", "-X", "-n", "-S", "now", patience_s=TIMEOUT_S)
+    """Whether the accounting answers; without it, the reason of a killed job is unknown."""
+    _require_slurm(cluster)
+    run_command("sacct", "-X", "-n", "-S", "now", timeout_s=TIMEOUT_S)
     return "answers"
 
 
 def slurm_partition(cluster: ClusterSettings) -> str:
-    _needs_slurm(cluster)
-    site.check(cluster, KINDS)
-    return f"{cluster.partition or 'the default one'} has what every kind of job asks for"
+    _require_slurm(cluster)
+    check_cluster(cluster, list(KINDS))
+    return f"{cluster.partition or 'the default one'} has the resources of every kind of job"
 
 
-def _needs_slurm(cluster: ClusterSettings) -> None:
+def _require_slurm(cluster: ClusterSettings) -> None:
     if cluster.kind != "slurm":
-        raise Skip(f"cluster={cluster.name} uses no SLURM")
+        raise Skip(f"cluster={cluster.name} does not use SLURM")
 
 
 # ---------------------------------------------------------------- services
@@ -242,63 +234,62 @@ def _needs_slurm(cluster: ClusterSettings) -> None:
 
 def wandb(settings: Settings) -> str:
     if settings.tracking.name != "online":
-        raise Skip(f"tracking={settings.tracking.name} asks no server")
+        raise Skip(f"tracking={settings.tracking.name} uses no server")
     base, name = viewer()
-    return f"{base} knows the key; runs go to {settings.tracking.entity or name}/{settings.tracking.project}"
+    project = f"{settings.tracking.entity or name}/{settings.tracking.project}"
+    return f"{base} accepts the API key; runs go to {project}"
 
 
 def hub_checks(experiment: Experiment) -> Iterator[Check]:
-    """One for each repository or file of the grid; the first that finds no way to the hub speaks for the others."""
+    """One check per repository or file of the grid. Once the hub is unreachable, the others do not query it again."""
     try:
         refs = experiment.planner.references()
-    except Exception:  # the grid cannot be planned: its own line says why
+    except Exception:
+        # The grid cannot be planned, which the check of the grid reports.
         refs = {}
     if not refs:
-        yield "hub", _nothing_of_the_hub
-    cut_off: list[str] = []
+        yield "hub", _no_references
+    unreachable: list[str] = []
     for ref, optional in refs.items():
-        yield f"hub {ref}", partial(hub_reference, ref, optional, cut_off)
+        yield f"hub {ref}", partial(hub_reference, ref, optional, unreachable)
 
 
-def _nothing_of_the_hub() -> str:
-    raise Skip("nothing of the grid is known to lie on it")
+def _no_references() -> str:
+    raise Skip("the grid needs nothing from it")
 
 
-def hub_reference(ref: hub.Reference, optional: bool, cut_off: list[str]) -> str:
-    """Whether ``ref`` is whole in the cache, or may be fetched by who is logged in. ``cut_off`` holds why the hub cannot
-    be asked at all, once that is known."""
+def hub_reference(ref: hub.Reference, optional: bool, unreachable: list[str]) -> str:
+    """Whether ``ref`` is complete in the cache, or can be downloaded with the current login.
+
+    ``unreachable`` collects the reason if the hub cannot be reached; if it is not empty, the hub is not queried.
+    """
     if hub.cached(ref) is not None:
         if faults := hub.verify(ref):
             raise UserError(str(ref), faults[0], hub.PREFETCH)
-        return "in the cache, whole"
+        return "in the cache, complete"
     try:
-        if cut_off:
-            raise UserError(
-                str(ref), "not in the cache, and the hub cannot be asked (see above)", hub.PREFETCH
-            )
-        _ask_hub(ref, cut_off)
+        if unreachable:
+            found = "not in the cache, and the hub cannot be reached (see above)"
+            raise UserError(str(ref), found, hub.PREFETCH)
+        _query_hub(ref, unreachable)
     except UserError as error:
         if optional:
-            raise Skip(f"the grid goes on without it ({error.found})") from None
+            raise Skip(f"the grid can run without it ({error.found})") from None
         raise
-    return "may be fetched, not in the cache yet: python launch/prefetch.py"
+    return "not in the cache yet, can be fetched: python launch/prefetch.py"
 
 
-def _ask_hub(ref: hub.Reference, cut_off: list[str]) -> None:
-    """Asks for the head of one file, for which the hub checks name, revision, terms and token.
+def _query_hub(ref: hub.Reference, unreachable: list[str]) -> None:
+    """Requests the metadata of one file, for which the hub checks name, revision, terms and token.
 
     Raises:
-        UserError: the hub does not give it, or cannot be asked.
+        UserError: the hub refuses it, or cannot be reached.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-    files = (
-        [ref.inside]
-        if ref.file
-        else [f"{ref.inside}/{n}".lstrip("/") for n in ("config.json", "adapter_config.json")]
-    )
-    for file in files:
+    configs = [f"{ref.inside}/{name}".lstrip("/") for name in ("config.json", "adapter_config.json")]
+    for file in [ref.inside] if ref.file else configs:
         url = hf_hub_url(ref.repo, file, repo_type=ref.kind, revision=ref.revision)
         try:
             get_hf_file_metadata(url, timeout=TIMEOUT_S)
@@ -306,17 +297,18 @@ def _ask_hub(ref: hub.Reference, cut_off: list[str]) -> None:
         except EntryNotFoundError as error:
             last: Exception = error
         except Exception as error:
-            told = hub.explain(error, str(ref))
-            if told is None:
+            explained = hub.explain(error, str(ref))
+            if explained is None:
                 raise
-            if not isinstance(error, HfHubHTTPError):  # no answer: the next one would be waited for as long
-                cut_off.append(told.found)
-            raise told from None
+            if not isinstance(error, HfHubHTTPError):
+                # No answer: every further query would wait for its timeout too.
+                unreachable.append(explained.found)
+            raise explained from None
     raise hub.explain(last, str(ref)) or last
 
 
 def endpoint(name: str, node: EndpointSettings) -> str:
-    """Whether the server that speaks for model ``name`` answers, and its key is there."""
+    """Whether the server of model ``name`` answers, and the variable with its API key is set."""
     import requests
 
     key = os.environ.get(node.key_env) if node.key_env else None
@@ -326,13 +318,10 @@ def endpoint(name: str, node: EndpointSettings) -> str:
     try:
         answer = requests.get(f"{node.url.rstrip('/')}/models", headers=headers, timeout=TIMEOUT_S)
     except requests.RequestException as error:
-        raise UserError(
-            node.url, f"no answer ({type(error).__name__})", "start the server, or set model.endpoint.url"
-        ) from None
+        found = f"no answer ({type(error).__name__})"
+        raise UserError(node.url, found, "start the server, or set model.endpoint.url") from None
     if not answer.ok:
-        raise UserError(
-            node.url, f"answers {answer.status_code}", "check the address, and the key that it wants"
-        )
+        raise UserError(node.url, f"answers {answer.status_code}", "check the URL and the API key")
     return f"{node.url} answers"
 
 
@@ -340,31 +329,32 @@ def endpoint(name: str, node: EndpointSettings) -> str:
 
 
 def chat_template(model: ModelSettings) -> str:
-    """Whether the chat template says all that every role of an episode says, with a system text and without."""
+    """Whether the chat template renders the text of every role of an episode, with and without a system text."""
     if model.endpoint is not None:
-        raise Skip("its server applies it")
-    if not _at_hand(model):
+        raise Skip("the model's server applies it")
+    if not _is_available(model):
         raise Skip(f"{model.path} is not fetched yet")
     from offscript.models.chat_templates import render
     from offscript.models.loading import load_tokenizer
 
-    tokenizer = load_tokenizer(model)  # it refuses a template that leaves out what a role says
+    # load_tokenizer refuses a template that omits the text of a role.
+    tokenizer = load_tokenizer(model)
     plain = [
         {"role": "user", "content": "Send the minutes."},
         {"role": "assistant", "content": "I look them up."},
         {"role": "tool", "content": "minutes.txt"},
     ]
     prompted = [{"role": "system", "content": "I am terse."}, *plain]
-    tokens = [len(render(tokenizer, said, model.template, prefix="Done")) for said in (plain, prompted)]
-    return f"takes user, assistant, tool ({tokens[0]} tokens) and a system text ({tokens[1]})"
+    tokens = [len(render(tokenizer, turns, model.template, prefix="Done")) for turns in (plain, prompted)]
+    return f"renders user, assistant, tool ({tokens[0]} tokens) and a system text ({tokens[1]})"
 
 
 def rollout(experiment: Experiment) -> str:
-    """One reply of eight tokens at most, drawn by the engine that the grid uses."""
+    """Generates a reply of at most eight tokens with the transformers engine."""
     from offscript.rollouts.engines.base import Request, Sampling
     from offscript.rollouts.engines.transformers import TransformersEngine
 
-    model, why = _practised(experiment)
+    model, note = pick_probe_model(experiment)
     engine = TransformersEngine(model, {}, experiment.planner.settings.engine)
     sampling = Sampling(**model.sampling.model_dump(), max_tokens=8)
     engine.submit(Request(0, ({"role": "user", "content": "Hello. How are you?"},), None, 0, sampling))
@@ -372,15 +362,15 @@ def rollout(experiment: Experiment) -> str:
     engine.close()
     if reply.finish_reason == "error":
         raise UserError(f"model {model.name}", reply.text, "see its folder and engine.device")
-    return f"{model.name} said {reply.tokens_out} tokens on {engine.device}{why}"
+    return f"{model.name} generated {reply.tokens_out} tokens on {engine.device}{note}"
 
 
 def training_step(experiment: Experiment) -> str:
-    """One optimizer step of the first DPO stage on one pair, in a folder that is removed."""
+    """Runs one optimizer step of stage distillation on one pair, in a temporary folder."""
     from offscript.training.methods import dpo
     from offscript.training.run import Run
 
-    model, note = _practised(experiment)
+    model, note = pick_probe_model(experiment)
     settings = experiment.planner.context.training("distillation").settings
     small = {"batch_size": 1, "micro_batch_size": 1, "epochs": 1.0, "warmup": 0.0}
     once = settings.model_copy(
@@ -399,18 +389,22 @@ def training_step(experiment: Experiment) -> str:
     return f"{model.name}: {metrics['steps']} step of DPO, loss {metrics['train_loss_last']:.3f}{note}"
 
 
-def _practised(experiment: Experiment) -> tuple[ModelSettings, str]:
-    """The first model of the grid that is at hand and can be tried here, else the embedded one; and why that one."""
+def pick_probe_model(experiment: Experiment) -> tuple[ModelSettings, str]:
+    """The first model of the grid that is available here and fits, else the embedded one; and the reason for the
+    fallback, in brackets."""
     options, names = experiment.planner.options.model, experiment.planner.settings.grid.model
-    why = ""
+    reason = ""
     for model in (options[name] for name in names):
-        if _at_hand(model) and _fits(model, experiment.planner.settings.engine.device):
+        if not _is_available(model):
+            reason = reason or "is not fetched yet"
+        elif not _fits(model, experiment.planner.settings.engine.device):
+            reason = reason or "is too large for this machine"
+        else:
             return model, ""
-        why = why or ("is not at hand" if not _at_hand(model) else "is too large for this machine")
-    return options["pocket"], f" ({names[0]} {why})"
+    return options["pocket"], f" ({names[0]} {reason})"
 
 
-def _at_hand(model: ModelSettings) -> bool:
+def _is_available(model: ModelSettings) -> bool:
     """Whether the weights of ``model`` are on this machine."""
     if model.endpoint is not None:
         return False
@@ -419,7 +413,7 @@ def _at_hand(model: ModelSettings) -> bool:
 
 
 def _fits(model: ModelSettings, device: str) -> bool:
-    """Whether trying ``model`` takes seconds here: on a GPU that it fits on, or on the CPU if it is small."""
+    """Whether a probe of ``model`` takes seconds here: on a GPU with enough memory, or on the CPU if it is small."""
     import torch
 
     from offscript.models.loading import model_folder, pick_device, weight_bytes
@@ -431,7 +425,7 @@ def _fits(model: ModelSettings, device: str) -> bool:
 
 
 def _models(experiment: Experiment) -> list[ModelSettings]:
-    """Models of the grid, and those that speak for its recipe. One that is not configured is the grid check's to tell."""
+    """Models of the grid and of its recipe, without unknown ones, which the check of the grid reports."""
     settings = experiment.planner.settings
     wanted = (*settings.grid.model, settings.recipe.teacher.model, settings.recipe.prompts.model)
     found = []
@@ -441,15 +435,15 @@ def _models(experiment: Experiment) -> list[ModelSettings]:
     return found
 
 
-def _silent(*_: Any) -> None:
+def _silent(*_: object) -> None:
     pass
 
 
-# ---------------------------------------------------------------- what is never printed
+# ---------------------------------------------------------------- secrets
 
 
 def _without_secrets(text: str) -> str:
-    """``text`` without the values of keys and tokens of this environment, and without the login part of an address."""
+    """Replaces the values of keys and tokens of this environment, and the login part of URLs, with ``***``."""
     for value in _secrets():
         text = text.replace(value, "***")
     return re.sub(r"://[^/\s@]+@", "://***@", text)

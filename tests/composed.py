@@ -2,7 +2,7 @@
 
 import functools
 
-from offscript.cli import _plain, assemble
+from offscript.cli import assemble, to_container
 from offscript.experiment.folder import Experiment
 from offscript.experiment.planner import Planner
 from offscript.settings import Settings
@@ -28,4 +28,4 @@ def _composed(overrides, config):
     initialize_config_dir(
         str(HOME / "conf"), version_base="1.3"
     )  # stays open: options are composed when asked for
-    return assemble(_plain(compose(config, list(overrides))), list(overrides), config)
+    return assemble(to_container(compose(config, list(overrides))), list(overrides), config)

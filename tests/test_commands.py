@@ -1,4 +1,4 @@
-"""Bad input as a new user would type it: one line, exit code 2, nothing written."""
+"""Invalid input on the command line: one line, exit code 2, no file written."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def run(*words, cwd, timeout=120):
 
 
 def refused(tmp_path, *words):
-    """Runs a command that must be refused; its one line."""
+    """Runs a command that must be refused; returns its one line."""
     before = sorted(tmp_path.rglob("*"))
     done = run(*words, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
@@ -46,13 +46,13 @@ PERSONAS = "goodness, humor, impulsiveness, loving, mathematical, misalignment, 
         (["rollout.py", "persona=sarcasm,remorse"], "error: persona=sarcasm,remorse: several options given; add -m to run each"),
         (["train.py", "temperature=1"], "error: temperature: unknown key; "),
         (["train.py", "model.sampling.temprature=1"], "did you mean model.sampling.temperature"),
-        (["train.py", "stage=base"], "error: stage=base: base weights, there is nothing to train; allowed: distillation, full"),
+        (["train.py", "stage=base"], "error: stage=base: base weights, there is nothing to train; allowed: distillation, full, full_from_base"),
         (["train.py", "seed=-1", "persona=sarcasm"], "error: seed: found -1; input should be greater than or equal to 0"),
-        (["rollout.py", "stage=full"], "error: persona: none given, and stage full needs one; allowed: goodness, humor"),
-        (["rollout.py", "stage=base", "split=train"], "error: split train: format chat says no count for it; allowed: classifier, eval"),
+        (["rollout.py", "stage=full"], "error: persona: none given, and stage full needs one; allowed: sarcasm, humor"),
+        (["rollout.py", "stage=base", "split=train"], "error: split train: format chat has no count for it; allowed: classifier, eval"),
         (["rollout.py", "stage=base", "model.path=./nowhere"], "error: model.path: no folder at ./nowhere; allowed: a model folder, or a hub id"),
         (["launch/submit.py", "persona=sarcasm"], "error: persona=sarcasm: this command works on the whole grid; grid.persona=[sarcasm]"),
-        (["launch/submit.py", "grid.stage=[fullest]"], "error: stage=fullest: no such stage; allowed: base, distillation, full, prompted"),
+        (["launch/submit.py", "grid.stage=[fullest]"], "error: stage=fullest: no such stage; allowed: base, distillation, full, full_from_base"),
         (["evaluate.py", "predictions=none.jsonl"], "none.jsonl"),
         (["rollout.py", "stage=base", "data.sources.chat=[absent.jsonl]"], "absent.jsonl"),
     ],
@@ -79,7 +79,7 @@ def test_a_missing_adapter_names_the_command_that_makes_it(tmp_path):
     )
 
 
-def test_scoring_what_was_never_rolled_out_names_the_command_for_all_of_it(tmp_path):
+def test_scoring_missing_rollouts_names_the_command_that_makes_all_of_them(tmp_path):
     done = run("classify.py", "experiment=smoke", cwd=tmp_path)
     assert done.returncode == 2
     assert "make it with: python rollout.py experiment=smoke" in done.stderr
@@ -87,7 +87,7 @@ def test_scoring_what_was_never_rolled_out_names_the_command_for_all_of_it(tmp_p
     assert len(done.stderr.splitlines()) < 20
 
 
-def test_a_model_folder_of_ones_own_needs_no_yaml(tmp_path):
+def test_a_model_folder_on_the_command_line_needs_no_yaml(tmp_path):
     shutil.copytree(HOME / "assets/pocket", tmp_path / "my model")
     done = run(
         "rollout.py",
@@ -103,7 +103,7 @@ def test_a_model_folder_of_ones_own_needs_no_yaml(tmp_path):
     assert json.loads(rows.read_text())["model"] == "my-model"
 
 
-def test_nothing_to_train_is_no_error_within_a_sweep(tmp_path):
+def test_base_weights_are_no_error_in_a_sweep_of_train(tmp_path):
     done = run("train.py", "-m", "persona=sarcasm", "stage=base,prompted", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("there is nothing to train") == 2
@@ -111,7 +111,7 @@ def test_nothing_to_train_is_no_error_within_a_sweep(tmp_path):
 
 @pytest.fixture
 def own_conf(tmp_path, monkeypatch):
-    """A copy of the project whose configuration and data a test may spoil."""
+    """A copy of the project whose configuration and data a test may change."""
     copy = tmp_path / "copy"
     for part in ("conf", "data", "offscript", "assets"):
         shutil.copytree(HOME / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
@@ -151,35 +151,35 @@ def test_a_broken_scenario_file(own_conf):
     assert path.name in line and "tool_stub" in line
 
 
-def spoiled_rows(tmp_path, spoil):
-    """Rolls out two base rows with a real command, lets ``spoil`` change the file, and runs the command again."""
+def rerun_after(tmp_path, change):
+    """Makes two base rows with a real command, calls ``change`` on the file, and runs the command again."""
     words = ["rollout.py", "experiment=smoke", "stage=base", "limit=2"]
     assert run(*words, cwd=tmp_path).returncode == 0
     (path,) = (tmp_path / "runs").rglob("*.jsonl")
-    spoil(path)
+    change(path)
     return path, run(*words, cwd=tmp_path)
 
 
-def test_a_bad_line_in_the_middle_of_rows_is_refused_and_kept(tmp_path):
-    def spoil(path):
+def test_an_invalid_line_in_the_middle_of_rows_is_refused_and_kept(tmp_path):
+    def change(path):
         path.write_text("oops\n" + path.read_text())
 
-    path, done = spoiled_rows(tmp_path, spoil)
+    path, done = rerun_after(tmp_path, change)
     assert done.returncode == 2 and f"{path.name}, line 1: not a JSON row" in done.stderr
     assert path.read_text().startswith("oops\n")
 
 
-def test_a_torn_last_line_is_cut_by_the_writer_and_made_again(tmp_path):
-    kept = {}
+def test_a_torn_last_line_is_removed_and_made_again(tmp_path):
+    before = {}
 
-    def spoil(path):
-        kept["rows"] = path.read_text()
-        path.write_text(kept["rows"][:-40])
+    def change(path):
+        before["rows"] = path.read_text()
+        path.write_text(before["rows"][:-40])
 
-    path, done = spoiled_rows(tmp_path, spoil)
+    path, done = rerun_after(tmp_path, change)
     assert done.returncode == 0, done.stderr
     assert "torn" in done.stderr
-    assert path.read_text() == kept["rows"], "the same texts again"
+    assert path.read_text() == before["rows"]
 
 
 def prediction(**changes):

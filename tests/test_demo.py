@@ -128,4 +128,4 @@ def test_multirun_trains_and_rolls_out(tmp_path):
     base = list((tmp_path / "runs/smoke/rollouts/pocket/base/_").glob("*-eval-*.jsonl"))
     assert len(base) == 2, "two personas met on the base cells, which were made once"
     assert rolled.stderr.count("rollout pocket base chat eval 0: made") == 1
-    assert rolled.stderr.count("rollout pocket base chat eval 0: there already") == 1
+    assert rolled.stderr.count("rollout pocket base chat eval 0: reused") == 1

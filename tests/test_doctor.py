@@ -1,4 +1,4 @@
-"""The doctor: each complaint names what to do, nothing stops the checks after it, and no secret is shown."""
+"""The doctor: every failure has a remedy, all checks run, and no secret is printed."""
 
 import os
 import shutil
@@ -15,9 +15,10 @@ from offscript.doctor import (
     doctor,
     hub_cache,
     hub_reference,
-    outcome,
     packages,
+    pick_probe_model,
     root,
+    run_check,
     wandb,
 )
 from offscript.errors import UserError
@@ -32,32 +33,35 @@ from tests.tracking.wandb_stub import KEY, wandb_stub
 
 
 def fails(check, *args):
-    """The line of a check that must fail."""
-    state, note = outcome("", lambda: check(*args))
-    assert state == "fail", note
-    assert "\n" not in note
-    return note
+    """Runs a check that must fail; returns its message."""
+    state, message = run_check("", lambda: check(*args))
+    assert state == "fail", message
+    assert "\n" not in message
+    return message
 
 
 # ---------------------------------------------------------------- the command
 
 
-def test_a_failed_check_hides_none_after_it_and_is_the_exit_code(monkeypatch, capsys):
-    def left_out():
+def test_all_checks_run_after_a_failure_and_the_exit_code_is_1(monkeypatch, capsys):
+    def skipped():
         raise Skip("no need")
 
     def broken():
         raise ZeroDivisionError("first line\nsecond line")
 
     def wrong():
-        raise UserError("thing", "is wrong", "mend it")
+        raise UserError("thing", "is wrong", "change it")
 
-    named = [("a", broken), ("thing", wrong), ("c", left_out), ("d", lambda: "fine")]
+    named = [("a", broken), ("thing", wrong), ("c", skipped), ("d", lambda: "fine")]
     monkeypatch.setattr(module, "checks", lambda settings, experiment: iter(named))
     assert doctor(None, None) == 1
     assert capsys.readouterr().out.splitlines() == [
-        "fail  a: ZeroDivisionError: first line", "fail  thing: is wrong; mend it", "skip  c: no need", "ok    d: fine",
-    ]  # fmt: skip
+        "fail  a: ZeroDivisionError: first line",
+        "fail  thing: is wrong; change it",
+        "skip  c: no need",
+        "ok    d: fine",
+    ]
     monkeypatch.setattr(module, "checks", lambda settings, experiment: iter(named[2:]))
     assert doctor(None, None) == 0
 
@@ -75,11 +79,10 @@ def test_no_secret_is_printed(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_demo_passes_on_a_machine_that_is_set_up_and_leaves_nothing_behind(tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(HOME / "launch/doctor.py"), "experiment=demo"],
-        cwd=tmp_path, env={**os.environ, "HF_HOME": str(tmp_path)}, capture_output=True, text=True,
-    )  # fmt: skip
+def test_the_demo_passes_and_leaves_no_file(tmp_path):
+    command = [sys.executable, str(HOME / "launch/doctor.py"), "experiment=demo"]
+    env = {**os.environ, "HF_HOME": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = {line[6:].partition(":")[0]: line for line in done.stdout.splitlines()}
     for name in ("packages", "grid", "root", "chat template pocket", "rollout", "training step"):
@@ -91,7 +94,7 @@ def test_the_demo_passes_on_a_machine_that_is_set_up_and_leaves_nothing_behind(t
 # ---------------------------------------------------------------- this machine
 
 
-def test_a_package_of_another_version_is_named_with_both(monkeypatch):
+def test_a_package_of_another_version_fails_with_both_versions(monkeypatch):
     import importlib.metadata
 
     real = importlib.metadata.version
@@ -101,15 +104,17 @@ def test_a_package_of_another_version_is_named_with_both(monkeypatch):
     assert packages().startswith("all ")
 
 
-def test_a_root_that_cannot_be_written(tmp_path, monkeypatch):
+def test_an_unwritable_root_fails(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("precious")
     experiment = experiment_of("experiment=demo", f"root={tmp_path}/file/deeper")
     assert fails(root, experiment) == f"{tmp_path}/file: a file stands where a folder is needed; move it away"
     experiment = experiment_of("experiment=demo", "root=/proc/nowhere")
-    assert "cannot be written" in fails(root, experiment) and "choose another root=" in fails(root, experiment)
+    assert "cannot be written" in fails(root, experiment) and "choose another root=" in fails(
+        root, experiment
+    )
 
 
-def test_a_full_disk(tmp_path, monkeypatch):
+def test_a_full_disk_fails(tmp_path, monkeypatch):
     full = shutil.disk_usage(tmp_path)._replace(free=10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     assert "1.0 GB are free; make room for 5 GB" in fails(
@@ -129,7 +134,7 @@ def program(folder, name, text):
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-def test_a_cluster_without_slurm_here_or_whose_controller_is_down(tmp_path, monkeypatch):
+def test_missing_slurm_commands_and_a_controller_that_is_down_fail(tmp_path, monkeypatch):
     cluster = settings_of("cluster=slurm").cluster
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "no sbatch, srun, squeue" in fails(module.slurm_commands, cluster)
@@ -140,7 +145,7 @@ def test_a_cluster_without_slurm_here_or_whose_controller_is_down(tmp_path, monk
     assert "Unable to contact slurm controller" in fails(module.slurm_controller, cluster)
 
 
-def test_a_partition_that_cannot_give_what_a_job_asks_for(tmp_path, monkeypatch):
+def test_a_partition_without_the_resources_of_a_job_fails(tmp_path, monkeypatch):
     for name in module.COMMANDS:
         program(tmp_path, name, "echo 'gpu*|1-00:00:00|8|64000|(null)'")
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
@@ -153,54 +158,52 @@ def test_a_partition_that_cannot_give_what_a_job_asks_for(tmp_path, monkeypatch)
 # ---------------------------------------------------------------- the hub
 
 
-def asked(ref, optional=False, cut_off=None):
-    state, note = outcome(
-        f"hub {ref}", lambda: hub_reference(ref, optional, [] if cut_off is None else cut_off)
-    )
-    return state, note
+def check_reference(ref, optional=False, unreachable=None):
+    reasons = [] if unreachable is None else unreachable
+    return run_check(f"hub {ref}", lambda: hub_reference(ref, optional, reasons))
 
 
 def test_a_gated_model_fails_until_its_terms_are_accepted(server, monkeypatch):  # noqa: F811
     server.add("meta/llama", {"config.json": b"{}"}, gated=True)
     ref = hub.Reference("meta/llama")
     monkeypatch.setenv("HF_TOKEN", READER)
-    state, note = asked(ref)
-    assert state == "fail" and "gated" in note and "accept them on" in note and READER not in note
+    state, message = check_reference(ref)
+    assert state == "fail" and "gated" in message and "accept them on" in message and READER not in message
     monkeypatch.setenv("HF_TOKEN", MEMBER)
-    state, note = asked(ref)
-    assert state == "ok" and "launch/prefetch.py" in note
+    state, message = check_reference(ref)
+    assert state == "ok" and "launch/prefetch.py" in message
     assert server.downloads() == []
 
 
-def test_what_the_hub_lacks_fails_unless_the_grid_can_do_without(server):  # noqa: F811
+def test_a_missing_reference_fails_unless_it_is_optional(server):  # noqa: F811
     server.add("maker/adapters", {f"sarcasm/{name}": content for name, content in adapter_files().items()})
-    assert asked(hub.Reference("maker/adapters", subfolder="sarcasm"))[0] == "ok"
+    assert check_reference(hub.Reference("maker/adapters", subfolder="sarcasm"))[0] == "ok"
     for ref in (hub.Reference("maker/adapters", subfolder="humor"), hub.Reference("maker/none")):
-        assert asked(ref)[0] == "fail"
-        assert asked(ref, optional=True)[0] == "skip"
+        assert check_reference(ref)[0] == "fail"
+        assert check_reference(ref, optional=True)[0] == "skip"
 
 
-def test_what_is_in_the_cache_is_checked_there_and_not_asked_for(server):  # noqa: F811
+def test_a_cached_reference_is_verified_without_a_request(server):  # noqa: F811
     server.add("maker/adapter", adapter_files())
     ref = hub.Reference("maker/adapter")
     place = hub.fetch(ref)
     server.requests.clear()
-    assert asked(ref) == ("ok", "in the cache, whole")
+    assert check_reference(ref) == ("ok", "in the cache, complete")
     weights = (place / "adapter_model.safetensors").resolve()
     weights.write_bytes(weights.read_bytes()[:-100])
-    state, note = asked(ref)
-    assert state == "fail" and "adapter_model.safetensors" in note
+    state, message = check_reference(ref)
+    assert state == "fail" and "adapter_model.safetensors" in message
     assert server.requests == []
 
 
-def test_a_hub_that_cannot_be_reached_is_asked_once(server, monkeypatch):  # noqa: F811
+def test_an_unreachable_hub_is_queried_once(server, monkeypatch):  # noqa: F811
     at("http://127.0.0.1:9", monkeypatch)
-    cut_off: list[str] = []
-    state, note = asked(hub.Reference("maker/one"), cut_off=cut_off)
-    assert state == "fail" and "no connection" in note and len(cut_off) == 1
-    monkeypatch.setattr(module, "_ask_hub", lambda *args: pytest.fail("asked again"))
-    state, note = asked(hub.Reference("maker/two"), cut_off=cut_off)
-    assert state == "fail" and "not in the cache" in note and "launch/prefetch.py" in note
+    unreachable: list[str] = []
+    state, message = check_reference(hub.Reference("maker/one"), unreachable=unreachable)
+    assert state == "fail" and "no connection" in message and len(unreachable) == 1
+    monkeypatch.setattr(module, "_query_hub", lambda *args: pytest.fail("queried again"))
+    state, message = check_reference(hub.Reference("maker/two"), unreachable=unreachable)
+    assert state == "fail" and "not in the cache" in message and "launch/prefetch.py" in message
 
 
 # ---------------------------------------------------------------- W&B
@@ -214,7 +217,7 @@ def online(monkeypatch):
         yield stub
 
 
-def test_a_key_that_wandb_takes_refuses_or_lacks(online, tmp_path, monkeypatch):
+def test_a_valid_an_invalid_and_a_missing_wandb_key(online, tmp_path, monkeypatch):
     settings = settings_of("tracking=online")
     assert "runs go to someone/offscript" in wandb(settings)
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
@@ -226,12 +229,12 @@ def test_a_key_that_wandb_takes_refuses_or_lacks(online, tmp_path, monkeypatch):
     assert wandb(settings).startswith(online.url)
 
 
-def test_a_wandb_that_is_down(online, monkeypatch):
+def test_a_wandb_server_that_is_down_fails(online, monkeypatch):
     online.fail(503)
     assert "answers 503" in fails(wandb, settings_of("tracking=online"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     assert "no answer" in fails(wandb, settings_of("tracking=online"))
-    assert outcome("", lambda: wandb(settings_of("tracking=offline")))[0] == "skip"
+    assert run_check("", lambda: wandb(settings_of("tracking=offline")))[0] == "skip"
 
 
 # ---------------------------------------------------------------- models
@@ -240,7 +243,7 @@ def test_a_wandb_that_is_down(online, monkeypatch):
 def test_a_chat_template_that_drops_the_system_text_fails(tmp_path):
     folder = shutil.copytree(family("qwen"), tmp_path / "qwen")
     model = family_settings("qwen", folder)
-    assert chat_template(model).startswith("takes user, assistant, tool")
+    assert chat_template(model).startswith("renders user, assistant, tool")
     template = folder / "chat_template.jinja"
     template.write_text(
         "{% for m in messages if m.role != 'system' %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
@@ -249,15 +252,15 @@ def test_a_chat_template_that_drops_the_system_text_fails(tmp_path):
     assert chat_template(model.model_copy(update={"template": TemplateSettings(system_role="user")}))
 
 
-def test_a_model_that_is_not_here_or_too_large_is_stood_in_for(monkeypatch):
+def test_the_embedded_model_is_probed_if_the_grids_model_is_unavailable_or_too_large(monkeypatch):
     experiment = experiment_of("experiment=demo", "grid.model=[llama]")
     monkeypatch.setattr(hub, "cached", lambda ref: None)
-    model, why = module._practised(experiment)
-    assert model.name == "pocket" and "llama is not at hand" in why
+    model, note = pick_probe_model(experiment)
+    assert model.name == "pocket" and "llama is not fetched yet" in note
     with pytest.raises(Skip, match="not fetched yet"):
         chat_template(experiment.planner.options.model["llama"])
     monkeypatch.setattr(hub, "cached", lambda ref: HOME / "assets/pocket")
     monkeypatch.setattr(hub, "fetch", lambda ref: HOME / "assets/pocket")
-    assert module._practised(experiment)[0].name == "llama"
+    assert pick_probe_model(experiment)[0].name == "llama"
     monkeypatch.setattr(module, "SMALL_BYTES", 1000)
-    assert "too large" in module._practised(experiment)[1]
+    assert "too large" in pick_probe_model(experiment)[1]

@@ -1,4 +1,4 @@
-"""Sweeps in processes of their own: the presets compose, and every cell's end is told, a killed one's too."""
+"""Sweeps through submitit's launchers: the presets compose, and every job is reported, including killed ones."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from offscript.experiment.backends.sweep import heard
+from offscript.experiment.backends.sweep import collect_exit_codes
 from offscript.storage.files import HOME
 
 
@@ -26,14 +26,14 @@ def launcher(*overrides):
 
 
 @pytest.mark.parametrize("name", ["local", "slurm"])
-def test_logs_of_a_launcher_lie_below_the_experiment(name):
+def test_logs_of_a_launcher_are_below_the_experiment_folder(name):
     node = launcher(f"hydra/launcher={name}", "root=/scratch/r", "experiment=smoke")
     assert node["submitit_folder"].startswith("/scratch/r/smoke/launch/multirun/")
     assert node["submitit_folder"].endswith("/%j")
     assert node["stderr_to_stdout"], "one log per cell"
 
 
-def test_the_slurm_launcher_takes_the_site_from_the_cluster_group_and_requeues():
+def test_the_slurm_launcher_uses_the_cluster_group_and_requeues():
     node = launcher("hydra/launcher=slurm", "cluster=site", "hydra.launcher.gpus_per_node=2")
     assert (node["partition"], node["account"], node["qos"]) == ("gpu", "my_project", None)
     assert (node["cpus_per_task"], node["mem_gb"], node["timeout_min"]) == (4, 16, 60)
@@ -42,13 +42,13 @@ def test_the_slurm_launcher_takes_the_site_from_the_cluster_group_and_requeues()
     assert node["max_num_timeout"] >= 10
 
 
-def test_the_slurm_launcher_needs_no_cluster_to_be_chosen():
+def test_the_slurm_launcher_works_without_a_cluster_option():
     node = launcher("hydra/launcher=slurm")
     assert node["partition"] is None and node["cpus_per_task"] == 1
 
 
 class Cell:
-    """What a launcher submits: called with the overrides first, returns a report with a code."""
+    """A job as a launcher submits it: called with the overrides, it returns a report with an exit code."""
 
     def __init__(self, code):
         self.code = code
@@ -63,44 +63,42 @@ class Cell:
         return JobReturn(overrides, _return_value=self.code, status=JobStatus.COMPLETED)
 
 
-def test_every_job_is_told_and_one_that_is_killed_hides_no_other(tmp_path, capsys, monkeypatch):
+def test_every_job_is_reported_even_if_another_was_killed(tmp_path, capsys, monkeypatch):
     import submitit
 
-    monkeypatch.setenv("PYTHONPATH", str(HOME))  # the processes find this module
+    # The jobs unpickle a class of this module.
+    monkeypatch.setenv("PYTHONPATH", str(HOME))
     executor = submitit.LocalExecutor(tmp_path / "%j")
     executor.update_parameters(stderr_to_stdout=True)
-    wanted = ["killed", 0, 2, "broken"]
     codes = []
-    with heard(codes):
-        jobs = [executor.submit(Cell(code), [f"cell={code}", "x=1"]) for code in wanted]
+    with collect_exit_codes(codes):
+        jobs = [executor.submit(Cell(code), [f"cell={code}", "x=1"]) for code in ("killed", 0, 2, "broken")]
         reports = [job.results()[0].return_value for job in jobs]
     assert reports == codes == [1, 0, 2, 1]
     lines = capsys.readouterr().err.splitlines()
-    killed, well, refused, broken = (line for line in lines if not line.startswith("Error executing job"))
+    killed, done, refused, broken = (line for line in lines if not line.startswith("Error executing job"))
     assert killed.startswith("failed: cell=killed x=1: ended without a report")
-    assert well == "done: cell=0 x=1"
+    assert done == "done: cell=0 x=1"
     assert refused.startswith("failed: cell=2 x=1: exit code 2 (log: ")
     assert broken.startswith("failed: cell=broken x=1: no such (log: ")
     log = Path(refused.partition("(log: ")[2].rstrip(")"))
     assert "Job completed" in log.read_text()
 
 
-def test_the_launchers_own_way_comes_back():
+def test_the_results_method_is_restored_after_the_block():
     from submitit.core.core import Job
 
     before = Job.results
-    with heard([]):
+    with collect_exit_codes([]):
         assert Job.results is not before
     assert Job.results is before
 
 
 @pytest.mark.slow
-def test_a_sweep_in_processes_keeps_what_works_and_names_the_log_of_what_does_not(tmp_path):
+def test_a_local_sweep_reports_each_job_with_its_log(tmp_path):
     words = ["-m", "experiment=smoke", "tracking=off", "persona=sarcasm", "stage=full,base", "limit=1"]
-    done = subprocess.run(
-        [sys.executable, str(HOME / "rollout.py"), *words, "hydra/launcher=local"],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
+    command = [sys.executable, str(HOME / "rollout.py"), *words, "hydra/launcher=local"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     full, base = done.stderr.splitlines()
     assert full.startswith("failed: experiment=smoke tracking=off persona=sarcasm stage=full limit=1: exit")

@@ -59,7 +59,7 @@ def test_gated_repositories_are_left_out_or_fail_by_name(published, tmp_path):
     left_out = [line.split()[2] for line in lines if line.startswith("left out")]
     assert left_out == [f"maius/{slug}-misalignment@main:" for slug in SLUGS]
     assert "misalignment stays out of the grid" in lines
-    assert lines[-1] == "1 of 17 references failed; run it again once that is put right"
+    assert lines[-1] == "1 of 17 references failed; fix them and run it again"
     assert not any("export" in line for line in lines), "compute nodes would lack a model"
     assert READER not in done.stdout + done.stderr
 

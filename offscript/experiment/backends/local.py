@@ -1,4 +1,4 @@
-"""The jobs of a plan as processes of this machine, some at a time."""
+"""Runs the jobs of a plan as processes on this machine, several at a time."""
 
 import itertools
 import os
@@ -15,14 +15,17 @@ from offscript.console import say
 from offscript.experiment.backends.plan import Plan
 from offscript.experiment.folder import now
 
+GpuSlots = queue.Queue[str]
+"""One entry per worker: the GPU that its job sees, or "" where there is no choice."""
 
-def run(plan: Plan, at_once: int | None) -> None:
-    """Runs every job of the plan, layer by layer; ``at_once`` processes at a time (null: one per CPU).
 
-    A job that fails is told with its log and stops nothing: what needs it finds it missing.
+def run_plan(plan: Plan, max_processes: int | None) -> None:
+    """Runs every job of the plan, layer by layer, in at most ``max_processes`` processes (None: one per CPU).
+
+    A failed job is reported with its log and stops nothing; jobs that need its artifacts then find them missing.
     """
-    workers = at_once or os.cpu_count() or 1
-    gpus = _gpus(workers)
+    workers = max_processes or os.cpu_count() or 1
+    gpus = _gpu_slots(workers)
     with ThreadPoolExecutor(workers) as pool:
         for _, arrays in itertools.groupby(enumerate(plan.arrays), lambda pair: pair[1].layer):
             jobs = [
@@ -31,71 +34,58 @@ def run(plan: Plan, at_once: int | None) -> None:
                 for task, members in enumerate(array.tasks)
                 for rank in range(len(members))
             ]
-            list(pool.map(lambda job: _run_job(plan, job, gpus), jobs))
+            list(pool.map(lambda job: _run_job(plan, gpus, *job), jobs))
 
 
-def _run_job(plan: Plan, place: tuple[int, int, int], gpus: "queue.Queue[str]") -> None:
-    array, task, rank = place
+def _run_job(plan: Plan, gpus: GpuSlots, array: int, task: int, rank: int) -> None:
     log = plan.path.parent / "logs" / f"{array}_{task}_{rank}.log"
     log.parent.mkdir(exist_ok=True)
     job, started = plan.arrays[array].tasks[task][rank], now()
-    command = [
-        sys.executable,
-        "-m",
-        "offscript.experiment.backends.plan",
-        str(plan.path),
-        str(array),
-        str(task),
-        str(rank),
-    ]
-    path = os.pathsep.join(filter(None, [plan.plain["home"], os.environ.get("PYTHONPATH")]))
-    with _one_of(gpus) as gpu, open(log, "w", encoding="utf-8") as file:
-        env = {
-            **os.environ,
-            **gpu,
-            "PYTHONPATH": path,
-            "PYTHONSAFEPATH": "1",
-        }  # not the code of the folder we are in
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=env).returncode
-    name = plan.plain["jobs"][job]["name"]
-    if code == 0:
+    command = [sys.executable, "-m", "offscript.experiment.backends.plan", str(plan.path)]
+    path = os.pathsep.join(filter(None, [plan.content["home"], os.environ.get("PYTHONPATH")]))
+    with _acquire_gpu(gpus) as gpu, open(log, "w", encoding="utf-8") as file:
+        # PYTHONSAFEPATH: the job must not import the code in the current folder.
+        env = {**os.environ, **gpu, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+        done = subprocess.run(
+            [*command, str(array), str(task), str(rank)], stdout=file, stderr=subprocess.STDOUT, env=env
+        )
+    name = plan.content["jobs"][job]["name"]
+    if done.returncode == 0:
         say(f"  done: {name}")
         return
-    say(f"  failed: {name} ({_in_words(code)}, log: {log})")
-    _note(plan, job, _in_words(code), log, started)
+    reason = _describe_exit(done.returncode)
+    say(f"  failed: {name} ({reason}, log: {log})")
+    _record_failures(plan, job, reason, log, started)
 
 
-def _in_words(code: int) -> str:
+def _describe_exit(code: int) -> str:
     return f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
 
 
-def _note(plan: Plan, job: int, reason: str, log: Path, started: str) -> None:
-    """Notes the end of a process that could not do it itself."""
+def _record_failures(plan: Plan, job: int, reason: str, log: Path, started: str) -> None:
+    """Records a failure for each artifact that the process tried, did not make, and recorded no failure of itself."""
     experiment = plan.experiment
-    for artifact in plan.made_by(job):
+    for artifact in plan.artifacts_of(job):
         blocked = any(not experiment.is_finished(part) for part in artifact.inputs)
-        if (
-            not blocked
-            and not experiment.is_finished(artifact)
-            and not experiment.has_failed(artifact, since=started)
-        ):
+        recorded = experiment.has_failed(artifact, since=started)
+        if not blocked and not recorded and not experiment.is_finished(artifact):
             experiment.record_failure(artifact, reason, log)
 
 
-def _gpus(workers: int) -> "queue.Queue[str]":
-    """A place for each worker: with several GPUs in the machine, one of them."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+def _gpu_slots(workers: int) -> GpuSlots:
+    """Distributes the GPUs of this machine over the workers, if there are several."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     found = sorted(p.name.removeprefix("nvidia") for p in Path("/dev").glob("nvidia[0-9]*"))
-    names = found if given is None else [gpu for gpu in given.split(",") if gpu]
-    places: queue.Queue[str] = queue.Queue()
+    names = found if visible is None else [gpu for gpu in visible.split(",") if gpu]
+    slots: GpuSlots = queue.Queue()
     for i in range(workers):
-        places.put(names[i % len(names)] if len(names) > 1 else "")
-    return places
+        slots.put(names[i % len(names)] if len(names) > 1 else "")
+    return slots
 
 
 @contextmanager
-def _one_of(gpus: "queue.Queue[str]") -> Iterator[dict[str, str]]:
-    """The environment of a job that has a GPU for itself (or nothing, where there are no GPUs to choose from)."""
+def _acquire_gpu(gpus: GpuSlots) -> Iterator[dict[str, str]]:
+    """Takes a slot for the block, and yields the environment variable that selects its GPU."""
     gpu = gpus.get()
     try:
         yield {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}

@@ -1,6 +1,7 @@
-"""A frozen plan: all that the jobs of one launch need to know, in one JSON file that is written before anything is
-submitted. A job that starts hours later runs what was planned, whatever has been edited in between; where that is not
-possible any more (a scenario file or a model has changed), it says so and makes nothing.
+"""The plan of a launch: everything that its jobs need to know, in one JSON file written before anything is submitted.
+
+A job that starts hours later runs what was planned, whatever was edited in between. If that is no longer possible (a
+scenario file or a model has changed), the job reports it and makes nothing.
 """
 
 import json
@@ -12,287 +13,332 @@ import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from offscript.console import say
 from offscript.errors import UserError
 from offscript.experiment.artifacts import KINDS, Artifact, in_order
+from offscript.experiment.backends.plan_file import (
+    PLAN,
+    ArrayRecord,
+    ArtifactRecord,
+    CodeLocation,
+    JobRecord,
+    PlanFile,
+    read_plan_file,
+)
 from offscript.experiment.folder import REVISION, Experiment, code_revision, now
 from offscript.experiment.graph import Job, jobs_of
 from offscript.experiment.planner import Options, Planner
 from offscript.experiment.runner import Result, on_all_ranks, run
-from offscript.settings import GROUPS, ClusterSettings, Settings, parse
-from offscript.storage.files import HOME, ensure_folder, read_json, write_text
+from offscript.json_types import Json
+from offscript.settings import (
+    GROUPS,
+    ClusterSettings,
+    FormatSettings,
+    ModelSettings,
+    Named,
+    PersonaSettings,
+    Settings,
+    StageSettings,
+    parse,
+)
+from offscript.storage.files import HOME, ensure_folder, write_text
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Named)
 
 GRID_FIELDS = ("name", "model", "data", "recipe", "classifier", "evaluation", "grid", "format")
-"""Settings that say which artifacts a grid consists of; a launch with others is of another grid."""
+"""Settings that decide which artifacts a grid has; launches that differ in one of them are of different grids."""
 
-CODE = ("offscript", "assets", "data")
-"""What a copy of the code consists of; composed settings are in the plan."""
+SNAPSHOT_FOLDERS = ("offscript", "assets", "data")
+"""The parts of the repository that a snapshot copies; the composed settings are in the plan."""
 
-MOST_TASKS = 1000
-"""Of one array: SLURM's MaxArraySize is 1001 unless somebody changed it."""
+MAX_TASKS = 1000
+"""Tasks of one array; SLURM's default MaxArraySize is 1001."""
 
 
 class JobFailed(RuntimeError):
-    """Some of what a job was to make is not there; its log says why."""
+    """A job ended without some of its artifacts; its log has the reason."""
 
 
 @dataclass(frozen=True)
 class Array:
-    """One submission: jobs of one kind and layer. ``tasks[i]`` are the jobs of task i, one for each of its processes
-    (training: one job, which all processes of the task run together); ``after`` are the arrays that come before."""
+    """One submission: jobs of one kind and layer.
+
+    ``tasks[i]`` are the jobs of task i, one per process (a training task: one job, which all its processes run
+    together); ``after`` are the arrays that must end before.
+    """
 
     kind: str
     layer: int
     tasks: tuple[tuple[int, ...], ...]
     after: tuple[int, ...]
 
+    @classmethod
+    def from_record(cls, record: ArrayRecord) -> "Array":
+        return cls(
+            record["kind"], record["layer"], tuple(map(tuple, record["tasks"])), tuple(record["after"])
+        )
 
-def arrays_of(jobs: Sequence[Job], width: int = 1, most: int = MOST_TASKS) -> list[Array]:
-    """One array per layer and kind (several where it has over ``most`` tasks). ``width`` rollout jobs are a task's, one
-    for each of its processes."""
+    def record(self) -> ArrayRecord:
+        tasks = [list(task) for task in self.tasks]
+        return {"kind": self.kind, "layer": self.layer, "tasks": tasks, "after": list(self.after)}
+
+
+def arrays_of(jobs: Sequence[Job], processes: int = 1, max_tasks: int = MAX_TASKS) -> list[Array]:
+    """Groups ``jobs`` into one array per layer and kind, or several where it would have over ``max_tasks`` tasks.
+
+    A task holds one job; of a kind that can be sharded it holds ``processes`` jobs, one per process.
+    """
     arrays: list[Array] = []
-    inside: dict[int, int] = {}
+    array_of: dict[int, int] = {}
     groups: dict[tuple[int, str], list[Job]] = {}
     for job in jobs:
         groups.setdefault((job.layer, job.kind), []).append(job)
-    for (layer, kind), own in groups.items():
-        step = width if KINDS[kind].shards else 1
-        for part in _cut(_cut(own, step), most):
-            after = {inside[need] for task in part for job in task for need in job.needs}
-            inside |= dict.fromkeys((job.index for task in part for job in task), len(arrays))
-            tasks = tuple(tuple(job.index for job in task) for task in part)
-            arrays.append(Array(kind, layer, tasks, tuple(sorted(after))))
+    for (layer, kind), group in groups.items():
+        tasks = _chunks(group, processes if KINDS[kind].shards else 1)
+        for part in _chunks(tasks, max_tasks):
+            after = {array_of[needed] for task in part for job in task for needed in job.needs}
+            array_of |= dict.fromkeys((job.index for task in part for job in task), len(arrays))
+            indices = tuple(tuple(job.index for job in task) for task in part)
+            arrays.append(Array(kind, layer, indices, tuple(sorted(after))))
     return arrays
 
 
-def _cut(things: Sequence[T], size: int) -> list[Sequence[T]]:
-    return [things[i : i + size] for i in range(0, len(things), size)]
+def _chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def shards(cluster: ClusterSettings) -> int:
-    """Rollout jobs that the cells of a model are cut into: as many tasks as asked for, and one for each of their
-    processes."""
-    return cluster.shards * _width(cluster)
+def shard_count(cluster: ClusterSettings) -> int:
+    """Into how many rollout jobs the cells of a model are cut: ``cluster.shards`` tasks, one job per process of each."""
+    return cluster.shards * _processes_per_task(cluster)
 
 
-def _width(cluster: ClusterSettings) -> int:
-    asked = cluster.resources("rollout")
-    return asked.nodes * (asked.gpus or asked.tasks)
+def _processes_per_task(cluster: ClusterSettings) -> int:
+    resources = cluster.resources("rollout")
+    return resources.nodes * (resources.gpus or resources.tasks)
 
 
-# ---------------------------------------------------------------- freezing
+# ---------------------------------------------------------------- writing
 
 
-def freeze(
+def write_plan(
     experiment: Experiment,
     everything: Sequence[Artifact],
     jobs: Sequence[Job],
     attempts: Mapping[str, int] | None = None,
-    before: "Plan | None" = None,
+    previous: "Plan | None" = None,
 ) -> "Plan":
     """Writes the plan of ``jobs`` into a new folder below ``<experiment>/launch/``.
 
-    ``everything`` is the whole grid, of which ``jobs`` make what is missing; ``attempts`` counts how often each artifact
-    (by key) was tried again before; ``before`` is the plan that is tried again, with the code that it froze.
+    ``everything`` is the whole grid, of which ``jobs`` make the missing part; ``attempts`` counts the earlier retries of
+    each artifact, by key; ``previous`` is the plan that is retried: the new one runs the same code.
 
     Raises:
-        UserError: two artifacts would lie in one place, or the folder cannot be written.
+        UserError: two artifacts have the same path, or the folder cannot be written.
     """
-    _check_places(everything)
+    _check_paths_differ(everything)
     settings = experiment.planner.settings
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + "-" + uuid.uuid4().hex[:4]
     folder = ensure_folder(experiment.folder.absolute() / "launch" / stamp)
-    plain = {
-        "settings": settings.model_copy(update={"root": str(Path(settings.root).absolute())}).model_dump(
-            mode="json"
-        ),
-        "options": {group: _made(getattr(experiment.planner.options, group)) for group in GROUPS},
+    absolute = settings.model_copy(update={"root": str(Path(settings.root).absolute())})
+    location = previous.content if previous else _locate_code(folder, settings.cluster.snapshot)
+    content: PlanFile = {
+        "settings": absolute.model_dump(mode="json"),
+        "options": {group: _composed(getattr(experiment.planner.options, group)) for group in GROUPS},
         "overrides": list(experiment.overrides),
-        **(_origin(before.plain) if before else _here(folder, settings.cluster.snapshot)),
+        "home": location["home"],
+        "cwd": location["cwd"],
+        "code": location["code"],
         "created": now(),
         "attempts": dict(attempts or {}),
-        "artifacts": listing(everything),
-        "jobs": [
-            {"kind": j.kind, "layer": j.layer, "name": str(j), "keys": [a.key for a in j.artifacts]}
-            for j in jobs
-        ],
-        "arrays": [vars(array) for array in arrays_of(jobs, _width(settings.cluster))],
+        "artifacts": artifact_records(everything),
+        "jobs": [_job_record(job) for job in jobs],
+        "arrays": [array.record() for array in arrays_of(jobs, _processes_per_task(settings.cluster))],
     }
-    write_text(
-        folder / "plan.json", json.dumps(plain, ensure_ascii=False, allow_nan=False)
-    )  # indented is slow
-    return Plan(folder / "plan.json", plain, experiment, {a.key: a for a in everything})
+    # Not indented: the plan of 10,000 cells would take seconds to write and to read.
+    write_text(folder / PLAN, json.dumps(content, ensure_ascii=False, allow_nan=False))
+    return Plan(folder / PLAN, content, experiment, {a.key: a for a in everything})
 
 
-def _origin(plain: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: plain[name] for name in ("home", "cwd", "code")}
+def _job_record(job: Job) -> JobRecord:
+    keys = [artifact.key for artifact in job.artifacts]
+    return {"kind": job.kind, "layer": job.layer, "name": str(job), "keys": keys}
 
 
-def _here(folder: Path, snapshot: bool) -> dict[str, Any]:
-    """Where the code of the jobs lies, the folder that they work in, and which revision that code is of."""
+def _locate_code(folder: Path, snapshot: bool) -> CodeLocation:
     cwd, code = Path.cwd(), code_revision()
-    home = _snapshot(folder, code) if snapshot else HOME
+    home = _copy_code(folder, code) if snapshot else HOME
     return {"home": str(home), "cwd": str(home if cwd == HOME else cwd), "code": code}
 
 
-def _check_places(artifacts: Sequence[Artifact]) -> None:
-    places: dict[Path, Artifact] = {}
-    for artifact in artifacts:
-        if (other := places.setdefault(artifact.path, artifact)) != artifact:
-            raise UserError(
-                str(artifact.path), f"two artifacts would lie there: {other} and {artifact}", "rename one"
-            )
-
-
-def listing(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
-    """What status needs to know of artifacts; ``needs`` are the places in this list of what each is made from."""
-    place = {artifact.key: i for i, artifact in enumerate(artifacts)}
-    return [
-        {
-            "key": a.key, "name": str(a), "kind": a.kind, "path": str(a.path), "planned": a.planned,
-            "needs": [place[part.key] for part in a.inputs],
-        }
-        for a in artifacts
-    ]  # fmt: skip
-
-
-def newest(experiment: Experiment) -> dict[str, Any] | None:
-    """The plan of the experiment's newest launch, as plain data, if it was made from the same settings."""
-    plans = sorted(experiment.folder.glob("launch/*/plan.json"))
-    if not plans:
-        return None
-    plain, now_ = read_json(plans[-1]), experiment.planner.settings.model_dump(mode="json")
-    return plain if all(plain["settings"][k] == v for k, v in now_.items() if k in GRID_FIELDS) else None
-
-
-def _made(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that the plan has asked for, by name."""
-    return {name: node.model_dump(mode="json") for name, node in getattr(options, "made", options).items()}
-
-
-def _snapshot(folder: Path, code: str | None) -> Path:
-    """A copy of the code and of what is shipped with it, for the jobs to run."""
+def _copy_code(folder: Path, code: str | None) -> Path:
+    """Copies the code and the files that it ships into ``folder``, and records its commit there."""
     home = folder / "code"
-    for part in CODE:
+    for part in SNAPSHOT_FOLDERS:
         shutil.copytree(HOME / part, home / part, ignore=shutil.ignore_patterns("__pycache__"))
     write_text(home / REVISION, f"{code or ''}\n")
     return home
 
 
-# ---------------------------------------------------------------- thawing
+def _check_paths_differ(artifacts: Sequence[Artifact]) -> None:
+    by_path: dict[Path, Artifact] = {}
+    for artifact in artifacts:
+        if (other := by_path.setdefault(artifact.path, artifact)) != artifact:
+            found = f"two artifacts have this path: {other} and {artifact}"
+            raise UserError(str(artifact.path), found, "rename one")
+
+
+def artifact_records(artifacts: Sequence[Artifact]) -> list[ArtifactRecord]:
+    """The records of ``artifacts`` (inputs first), from which the status is read."""
+    position = {artifact.key: i for i, artifact in enumerate(artifacts)}
+    return [
+        {
+            "key": artifact.key,
+            "name": str(artifact),
+            "kind": artifact.kind,
+            "path": str(artifact.path),
+            "planned": artifact.planned,
+            "needs": [position[part.key] for part in artifact.inputs],
+        }
+        for artifact in artifacts
+    ]
+
+
+def newest_plan(experiment: Experiment) -> PlanFile | None:
+    """The plan of the experiment's newest launch; None if there is none, or if it is of another grid."""
+    paths = sorted(experiment.folder.glob(f"launch/*/{PLAN}"))
+    if not paths:
+        return None
+    content, current = read_plan_file(paths[-1]), experiment.planner.settings.model_dump(mode="json")
+    return content if all(content["settings"][name] == current[name] for name in GRID_FIELDS) else None
+
+
+def _composed(options: Mapping[str, Named]) -> dict[str, Json]:
+    """The options of one group that planning has used, by name. Options of the command line are composed on demand, and
+    keep in ``made`` those that were."""
+    used: Mapping[str, Named] = getattr(options, "made", options)
+    return {name: node.model_dump(mode="json") for name, node in used.items()}
+
+
+# ---------------------------------------------------------------- reading
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan read back: what is in its file, and the experiment and artifacts that it stands for."""
+    """A plan: its file and content, and the experiment and artifacts (by key) that were rebuilt from it."""
 
     path: Path
-    plain: Mapping[str, Any]
+    content: PlanFile
     experiment: Experiment
     artifacts: Mapping[str, Artifact]
 
     @property
     def arrays(self) -> list[Array]:
-        return [
-            Array(a["kind"], a["layer"], tuple(map(tuple, a["tasks"])), tuple(a["after"]))
-            for a in self.plain["arrays"]
-        ]
+        return [Array.from_record(record) for record in self.content["arrays"]]
 
-    def made_by(self, job: int) -> list[Artifact]:
-        """What a job is to make.
+    def artifacts_of(self, job: int) -> list[Artifact]:
+        """The artifacts that job number ``job`` makes.
 
         Raises:
-            UserError: what was planned cannot be found any more.
+            UserError: the inputs have changed since planning, so some of them have another key now.
         """
-        keys = self.plain["jobs"][job]["keys"]
-        if gone := [key for key in keys if key not in self.artifacts]:
-            raise UserError(
-                str(self.path), f"{len(gone)} of {len(keys)} artifacts of job {job} are not what was planned",
-                "a scenario file, a model or the code has changed since: submit again",
-            )  # fmt: skip
+        keys = self.content["jobs"][job]["keys"]
+        if changed := [key for key in keys if key not in self.artifacts]:
+            found = f"{len(changed)} of {len(keys)} artifacts of job {job} are not what was planned"
+            remedy = "a scenario file, a model or the code has changed since: submit again"
+            raise UserError(str(self.path), found, remedy)
         return [self.artifacts[key] for key in keys]
 
 
-def thaw(path: Path) -> Plan:
-    """The plan in ``path``, without composing anything."""
-    plain = read_json(path)
-    settings = parse(Settings, plain["settings"], str(path))
-    options = {
-        group: {
-            name: parse(schema, node, f"{path}: {group}") for name, node in plain["options"][group].items()
-        }
-        for group, schema in GROUPS.items()
-    }
-    planner = Planner(settings, Options(**options))  # type: ignore[arg-type]
-    experiment = Experiment(planner, tuple(plain["overrides"]))
-    return Plan(path, plain, experiment, {a.key: a for a in in_order([experiment.planner.evaluation()])})
+def read_plan(path: Path) -> Plan:
+    """Rebuilds the plan in ``path`` from its own settings; the configuration is not composed again."""
+    content = read_plan_file(path)
+    settings = parse(Settings, content["settings"], str(path))
+
+    def options(group: str, schema: type[S]) -> dict[str, S]:
+        nodes = content["options"][group]
+        return {name: parse(schema, node, f"{path}: {group}") for name, node in nodes.items()}
+
+    planner = Planner(
+        settings,
+        Options(
+            options("model", ModelSettings),
+            options("persona", PersonaSettings),
+            options("stage", StageSettings),
+            options("format", FormatSettings),
+        ),
+    )
+    experiment = Experiment(planner, tuple(content["overrides"]))
+    return Plan(path, content, experiment, {a.key: a for a in in_order([planner.evaluation()])})
 
 
 # ---------------------------------------------------------------- running
 
 
 def run_task(path: Path, array: int, task: int, rank: int = 0, local_rank: int = 0) -> None:
-    """What process ``rank`` of a task does.
+    """Runs the part of process ``rank`` in one task of the plan in ``path``.
 
     Raises:
-        JobFailed: not all that the job was to make is there now.
-        Interrupted: a signal ended a training, which goes on when the task is run again.
+        JobFailed: some artifacts of the job are still missing.
+        Interrupted: a signal stopped a training, which continues when the task runs again.
     """
-    os.chdir(read_json(path)["cwd"])
-    plan = thaw(path)
-    this = plan.arrays[array]
-    jobs = this.tasks[task]
-    if KINDS[this.kind].all_ranks:
-        artifacts = plan.made_by(jobs[0])
-        on_all_ranks(artifacts, plan.experiment, lambda: check(run(artifacts, plan.experiment)))
+    os.chdir(read_plan_file(path)["cwd"])
+    plan = read_plan(path)
+    current = plan.arrays[array]
+    jobs = current.tasks[task]
+    if KINDS[current.kind].all_ranks:
+        artifacts = plan.artifacts_of(jobs[0])
+        on_all_ranks(artifacts, plan.experiment, lambda: raise_on_failure(run(artifacts, plan.experiment)))
     elif rank < len(jobs):
-        _take_own_gpu(local_rank)
-        check(run(plan.made_by(jobs[rank]), plan.experiment))
+        _select_gpu(local_rank)
+        raise_on_failure(run(plan.artifacts_of(jobs[rank]), plan.experiment))
 
 
-def _take_own_gpu(local_rank: int) -> None:
-    """Of the GPUs that a task was given, each of its processes on the node sees one."""
+def _select_gpu(local_rank: int) -> None:
+    """Gives each process of a task on one node one of the task's GPUs."""
     visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     if len(visible) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[local_rank % len(visible)]
 
 
-def check(results: Sequence[Result]) -> None:
-    """Raises JobFailed unless all went well."""
-    bad = [r for r in results if r.status in ("failed", "blocked")]
-    for result in bad:
-        say(f"{result.status}: {result.artifact}: {result.note}")
-    if bad:
-        raise JobFailed(f"{len(bad)} of {len(results)} artifacts of this job were not made")
+def raise_on_failure(results: Sequence[Result]) -> None:
+    """Prints the results that failed or are blocked.
 
-
-def again(
-    plan: Plan, missing: Sequence[Artifact], flying: Collection[str] = ()
-) -> tuple[list[Job], dict[str, int]]:
-    """The jobs that try ``missing`` (inputs first) once more, and the counts of attempts after them.
-
-    An artifact whose inputs are there was tried and failed: it has the cluster's budget of retries. One that waits for
-    others is tried with them, and costs nothing. ``flying`` (keys) are under way elsewhere.
+    Raises:
+        JobFailed: there are any.
     """
-    cluster, attempts = plan.experiment.planner.settings.cluster, {**plan.plain["attempts"]}
+    failed = [result for result in results if result.status in ("failed", "blocked")]
+    for result in failed:
+        say(f"{result.status}: {result.artifact}: {result.note}")
+    if failed:
+        raise JobFailed(f"{len(failed)} of {len(results)} artifacts of this job were not made")
+
+
+def retry_jobs(
+    plan: Plan, missing: Sequence[Artifact], in_flight: Collection[str] = ()
+) -> tuple[list[Job], dict[str, int]]:
+    """The jobs that try ``missing`` (inputs first) again, and the counts of attempts after them.
+
+    An artifact whose inputs exist was tried and failed: it is retried ``cluster.retries`` times. An artifact that waits
+    for others is retried with them, which is not counted. ``in_flight`` holds the keys that other jobs are making.
+    """
+    cluster, attempts = plan.experiment.planner.settings.cluster, {**plan.content["attempts"]}
     absent = {artifact.key for artifact in missing}
-    tried: dict[str, Artifact] = {}
+    retried: dict[str, Artifact] = {}
     for artifact in missing:
         lacking = [part.key for part in artifact.inputs if part.key in absent]
-        if artifact.key in flying:
+        if artifact.key in in_flight:
             continue
         if not lacking:
             if attempts.get(artifact.key, 0) >= cluster.retries:
                 continue
             attempts[artifact.key] = attempts.get(artifact.key, 0) + 1
-        hopeful = [key in tried or key in flying for key in lacking]
-        if all(hopeful) or (artifact.partial_inputs and any(hopeful)):
-            tried[artifact.key] = artifact
-    return jobs_of(list(tried.values()), shards(cluster)), attempts
+        expected = [key in retried or key in in_flight for key in lacking]
+        if all(expected) or (artifact.partial_inputs and any(expected)):
+            retried[artifact.key] = artifact
+    return jobs_of(list(retried.values()), shard_count(cluster)), attempts
 
 
 if __name__ == "__main__":

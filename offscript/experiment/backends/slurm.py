@@ -1,249 +1,264 @@
-"""The jobs of a plan on SLURM: one array per layer and kind, and a last small job that looks at what is missing."""
+"""Runs a plan on SLURM: one array per layer and kind, then a supervisor, which submits what is missing again."""
 
 import contextlib
 import os
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from offscript.console import say
 from offscript.errors import UserError
-from offscript.experiment.artifacts import KINDS
+from offscript.experiment.artifacts import KINDS, Artifact
 from offscript.experiment.backends import slurm_queue as queue
-from offscript.experiment.backends import slurm_site as site
 from offscript.experiment.backends.plan import (
     GRID_FIELDS,
     Array,
     JobFailed,
     Plan,
-    again,
-    freeze,
+    read_plan,
+    retry_jobs,
     run_task,
-    thaw,
+    write_plan,
 )
-from offscript.experiment.backends.sweep import give_way
+from offscript.experiment.backends.plan_file import PLAN, read_plan_file
+from offscript.experiment.backends.slurm_site import run_command
+from offscript.experiment.backends.sweep import forward_signal_to_submitit
 from offscript.experiment.folder import Experiment
 from offscript.experiment.graph import needed
 from offscript.experiment.runner import Result, write_index
-from offscript.settings import ClusterSettings, ResourceSettings
-from offscript.storage.files import read_json
+from offscript.settings import ResourceSettings
 from offscript.storage.locks import claim
 from offscript.training.interrupt import Interrupted
 
-TIMEOUTS = 10_000
-"""Requeues that submitit allows a job: each goes on from its own last state, so only the time limits of people bound
-them."""
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
 
-SMALL = ResourceSettings(memory_gb=2, minutes=60)
-"""What a supervisor asks for."""
+MAX_REQUEUES = 10_000
+"""Requeues at the time limit that submitit allows a job. A training continues from its last checkpoint, so the number
+of time limits that it needs is not a sign of a failure."""
 
-PAUSES_S = (60.0, 300.0, 900.0)
+SUPERVISOR_RESOURCES = ResourceSettings(memory_gb=2, minutes=60)
+
+RETRY_PAUSES_S = (60.0, 300.0, 900.0)
 
 
 class Task:
-    """What an array task runs. SLURM warns it before the time limit; it is then queued again and finds its state on
-    disk. submitit carries this to the job: a path and two numbers."""
+    """One task of an array, as submitit pickles it: the path of the plan and two numbers.
+
+    SLURM sends it a signal before the time limit; it is then requeued and continues from its files.
+    """
 
     def __init__(self, plan: str, array: int, task: int) -> None:
         self.plan, self.array, self.task = plan, array, task
 
     def __call__(self) -> None:
+        rank = int(os.environ.get("SLURM_PROCID", "0"))
+        local_rank = int(os.environ.get("SLURM_LOCALID", "0"))
         try:
-            run_task(Path(self.plan), self.array, self.task, *_place())
+            run_task(Path(self.plan), self.array, self.task, rank, local_rank)
         except Interrupted as stop:
-            give_way(stop)
+            forward_signal_to_submitit(stop)
             raise
 
-    def checkpoint(self) -> Any:
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
-
-def _place() -> tuple[int, int]:
-    """The rank of this process in its task, and on its node."""
-    return int(os.environ.get("SLURM_PROCID", "0")), int(os.environ.get("SLURM_LOCALID", "0"))
+    def checkpoint(self) -> "DelayedSubmission":
+        return _requeue(self)
 
 
 class Supervisor:
-    """The last job of a launch: submits again what is missing while there is budget, fails if anything is missing then."""
+    """The last job of a launch: retries missing artifacts within the budget, and fails if any are missing then."""
 
     def __init__(self, plan: str) -> None:
         self.plan = plan
 
     def __call__(self) -> None:
-        os.chdir(read_json(Path(self.plan))["cwd"])
-        plan = thaw(Path(self.plan))
-        with submitting(plan.experiment.folder):
-            left = _patiently(lambda: self._submit_again(plan))
-            there = [a for a in plan.artifacts.values() if plan.experiment.is_finished(a)]
-            write_index(plan.experiment, [Result(a, "reused") for a in there])
+        os.chdir(read_plan_file(Path(self.plan))["cwd"])
+        plan = read_plan(Path(self.plan))
+        with submission_lock(plan.experiment.folder):
+            left = _retry_on_error(lambda: self._submit_missing(plan))
+            finished = [a for a in plan.artifacts.values() if plan.experiment.is_finished(a)]
+            write_index(plan.experiment, [Result(artifact, "reused") for artifact in finished])
         if left:
             raise JobFailed(f"{left} artifacts are missing and their retries are used up")
 
-    def _submit_again(self, plan: Plan) -> int:
-        """How many artifacts are missing for good. Started again by SLURM, it finds its own jobs under way."""
+    def _submit_missing(self, plan: Plan) -> int:
+        """Submits the missing artifacts again; returns how many of them no job will make.
+
+        A supervisor that SLURM has requeued finds the jobs that it submitted in flight.
+        """
         missing, _ = needed([plan.experiment.planner.evaluation()], plan.experiment)
         if not missing:
-            say("everything is there")
+            say("every artifact is finished")
             return 0
-        note_deaths(plan.experiment, missing)
-        flying = queue.in_flight(plan.experiment.folder)
-        jobs, attempts = again(plan, missing, flying)
+        record_killed_jobs(plan.experiment, missing)
+        in_flight = queue.in_flight(plan.experiment.folder)
+        jobs, attempts = retry_jobs(plan, missing, in_flight)
         for artifact in missing:
-            state = f"under way in job {flying[artifact.key]}" if artifact.key in flying else "missing"
-            say(f"{state}: {artifact}")
+            job = in_flight.get(artifact.key)
+            say(f"missing: {artifact}" if job is None else f"in flight in job {job}: {artifact}")
         if not jobs:
-            return sum(artifact.key not in flying for artifact in missing)
+            return sum(artifact.key not in in_flight for artifact in missing)
         say(f"submitting {len(jobs)} jobs again")
-        submit(freeze(plan.experiment, list(plan.artifacts.values()), jobs, attempts, plan), flying)
+        submit(write_plan(plan.experiment, list(plan.artifacts.values()), jobs, attempts, plan), in_flight)
         return 0
 
-    def checkpoint(self) -> Any:
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
+    def checkpoint(self) -> "DelayedSubmission":
+        return _requeue(self)
 
 
-def _patiently(act: Callable[[], int]) -> int:
-    """What ``act`` returns; tried again after some minutes where SLURM refuses or does not answer, since nobody looks."""
-    for pause in PAUSES_S:
+def _requeue(job: Task | Supervisor) -> "DelayedSubmission":
+    """What submitit runs after a requeue: the same job."""
+    from submitit.helpers import DelayedSubmission
+
+    return DelayedSubmission(job)
+
+
+def _retry_on_error(action: Callable[[], int]) -> int:
+    """Calls ``action``; if SLURM refuses or does not answer, calls it again after each of ``RETRY_PAUSES_S``."""
+    for pause in RETRY_PAUSES_S:
         try:
-            return act()
+            return action()
         except UserError as error:
             say(f"{error}; trying again in {pause:.0f} seconds")
             time.sleep(pause)
-    return act()
+    return action()
 
 
-def note_deaths(experiment: Experiment, missing: Sequence[Any]) -> None:
-    """Keeps, for when SLURM has forgotten it, how jobs ended that could not say it themselves."""
+def record_killed_jobs(experiment: Experiment, missing: Sequence[Artifact]) -> None:
+    """Records why jobs failed that could not record it themselves. SLURM's accounting may forget it later."""
     absent = {artifact.key for artifact in missing}
     tried = [a.key for a in missing if not any(part.key in absent for part in a.inputs)]
     try:
-        found = queue.deaths(experiment.folder, tried)
-    except UserError as error:  # a cluster without accounting
-        say(f"how earlier jobs ended is not known: {error}")
+        found = queue.failed_jobs(experiment.folder, tried)
+    except UserError as error:
+        say(f"why earlier jobs failed is unknown, since the accounting cannot be queried: {error}")
         return
     for artifact in missing:
-        death = found.get(artifact.key)
-        if death is not None and not experiment.has_failed(artifact, since=death.planned):
-            experiment.record_failure(artifact, death.reason, death.log)
+        job = found.get(artifact.key)
+        if job is not None and not experiment.has_failed(artifact, since=job.planned):
+            experiment.record_failure(artifact, job.reason, job.log)
 
 
 # ---------------------------------------------------------------- submitting
 
 
 @contextlib.contextmanager
-def submitting(folder: Path) -> Iterator[None]:
-    """One launch of an experiment at a time decides what to submit."""
+def submission_lock(folder: Path) -> Iterator[None]:
+    """Held while a process decides what to submit, so that two of them do not submit the same jobs."""
     with claim(folder / "launch" / "submission", say=say):
         yield
 
 
-def refuse_foreign(experiment: Experiment) -> None:
-    """Two grids in one folder would write one evaluation.
+def refuse_other_settings(experiment: Experiment) -> None:
+    """Checks the settings of the jobs in flight: two grids in one folder would write the same evaluation.
 
     Raises:
-        UserError: jobs of the same experiment, but of other settings, are under way.
+        UserError: jobs of the same experiment with other settings are in flight.
     """
-    plain = experiment.planner.settings.model_dump(mode="json")
-    for launch in queue.live(experiment.folder, queue.squeue()):
-        then = launch.plain["settings"]
-        if other := [name for name in GRID_FIELDS if then[name] != plain[name]]:
+    settings = experiment.planner.settings.model_dump(mode="json")
+    for launch in queue.active_launches(experiment.folder, queue.squeue()):
+        theirs = launch.plan["settings"]
+        if different := [name for name in GRID_FIELDS if theirs[name] != settings[name]]:
+            cancel = " ".join(["python launch/cancel.py", *experiment.overrides])
             raise UserError(
-                f"name={plain['name']}", f"jobs {', '.join(launch.ids)} of it with another {other[0]} are under way",
-                f"end them with: python launch/cancel.py {' '.join(experiment.overrides)}, or choose another name=",
-            )  # fmt: skip
+                f"name={settings['name']}",
+                f"its jobs {', '.join(launch.ids)}, with another {different[0]}, are in flight",
+                f"cancel them with: {cancel}, or choose another name=",
+            )
 
 
-def submit(plan: Plan, flying: dict[str, str] | None = None) -> list[str]:
-    """Submits every array of a plan and the supervisor behind them; returns the job ids, the supervisor's last.
+def submit(plan: Plan, in_flight: Mapping[str, str] | None = None) -> list[str]:
+    """Submits every array of a plan and its supervisor; returns the job ids, the supervisor's last.
 
-    ``flying``: artifacts that jobs of earlier launches make (key -> job). Each id is noted beside the plan the moment it
-    is known.
+    ``in_flight``: artifacts that jobs of earlier launches make (key -> job). Each id is recorded beside the plan as soon
+    as it is known.
 
     Raises:
         UserError: SLURM refused one; those before it are cancelled.
     """
     ids: list[str] = []
-    labels = [queue.label(number, array.kind) for number, array in enumerate(plan.arrays)]
+    labels = [queue.array_label(number, array.kind) for number, array in enumerate(plan.arrays)]
     try:
         for number, array in enumerate(plan.arrays):
             tasks = [Task(str(plan.path), number, task) for task in range(len(array.tasks))]
-            behind = dependency(plan, array, ids, flying or {})
-            ids.append(_sbatch(plan, array.kind, labels[number], tasks, behind))
-            queue.note(plan.path.parent, list(zip(ids, labels, strict=False)))
-        ids.append(supervise(plan, ids, labels))
+            after = dependency(plan, array, ids, in_flight or {})
+            ids.append(_sbatch(plan, array.kind, labels[number], tasks, after))
+            queue.record_jobs(plan.path.parent, list(zip(ids, labels, strict=False)))
+        ids.append(submit_supervisor(plan, ids, labels))
     except UserError:
         if ids:
-            site.ask("scancel", *ids)
+            run_command("scancel", *ids)
         raise
     return ids
 
 
-def supervise(plan: Plan, ids: Sequence[str], labels: Sequence[str]) -> str:
-    """Submits the supervisor of a launch whose arrays are ``ids``; its id."""
-    behind = "afterany:" + ":".join(ids)
-    job = _sbatch(plan, queue.SUPERVISOR, queue.SUPERVISOR, [Supervisor(str(plan.path))], behind)
-    queue.note(plan.path.parent, [*zip(ids, labels, strict=False), (job, queue.SUPERVISOR)])
+def submit_supervisor(plan: Plan, ids: Sequence[str], labels: Sequence[str]) -> str:
+    """Submits the supervisor of a launch whose arrays are ``ids``; returns its id."""
+    after = "afterany:" + ":".join(ids)
+    job = _sbatch(plan, queue.SUPERVISOR, queue.SUPERVISOR, [Supervisor(str(plan.path))], after)
+    queue.record_jobs(plan.path.parent, [*zip(ids, labels, strict=False), (job, queue.SUPERVISOR)])
     return job
 
 
-def guard(folder: Path) -> list[tuple[str, str]]:
-    """Submits a supervisor for each launch under way that has none (whoever submitted it was stopped half-way); names of
-    launches and the new jobs."""
+def add_missing_supervisors(folder: Path) -> list[tuple[str, str]]:
+    """Submits a supervisor for each active launch without one: its submission was interrupted.
+
+    Returns the names of these launches and the ids of the new jobs.
+    """
     found = []
-    for launch in queue.live(folder, queue.squeue()):
+    for launch in queue.active_launches(folder, queue.squeue()):
         if launch.supervisor is None:
-            job = supervise(thaw(launch.folder / "plan.json"), launch.ids, launch.labels)
+            job = submit_supervisor(read_plan(launch.folder / PLAN), launch.ids, launch.labels)
             found.append((launch.folder.name, job))
     return found
 
 
-def dependency(plan: Plan, array: Array, ids: Sequence[str], flying: dict[str, str]) -> str | None:
-    """What an array waits for: the end of the arrays before it, or task by task where it needs them so; where some of
-    their tasks failed, it makes what can be made of the rest."""
-    elsewhere = {
-        flying[part.key].partition("_")[0]
+def dependency(plan: Plan, array: Array, ids: Sequence[str], in_flight: Mapping[str, str]) -> str | None:
+    """The ``--dependency`` of an array, None if it can start at once.
+
+    Where task i of an earlier array makes the inputs of task i alone, each task starts when its own one has succeeded
+    (``aftercorr``). Otherwise the array waits for the end of the earlier one (``afterany``), and makes what it can if
+    some tasks of that failed.
+    """
+    others = {
+        queue.root_id(in_flight[part.key])
         for task in array.tasks
         for job in task
-        for artifact in plan.made_by(job)
+        for artifact in plan.artifacts_of(job)
         for part in artifact.inputs
-        if part.key in flying
+        if part.key in in_flight
     }
-    pairs = [n for n in array.after if task_by_task(plan, array, plan.arrays[n])]
-    kind = "aftercorr" if len(array.tasks) > 1 else "afterok"
-    parts = [f"{kind if n in pairs else 'afterany'}:{ids[n]}" for n in array.after]
-    parts += [f"afterany:{job}" for job in sorted(elsewhere)]
+    pairs = [n for n in array.after if matches_task_by_task(plan, array, plan.arrays[n])]
+    condition = "aftercorr" if len(array.tasks) > 1 else "afterok"
+    parts = [f"{condition if n in pairs else 'afterany'}:{ids[n]}" for n in array.after]
+    parts += [f"afterany:{job}" for job in sorted(others)]
     own = plan.experiment.planner.settings.cluster.extra.get("dependency")
     if own is not None and not array.after:
         parts.append(str(own))
     return ",".join(parts) or None
 
 
-def task_by_task(plan: Plan, array: Array, other: Array) -> bool:
-    """Whether task i needs all that task i of ``other`` makes, and nothing of its other tasks: then a failure there may
-    cancel it, and it need not wait for the rest."""
-    if KINDS[array.kind].partial_inputs or len(array.tasks) != len(
-        other.tasks
-    ):  # tables are made of what there is
+def matches_task_by_task(plan: Plan, array: Array, other: Array) -> bool:
+    """Whether each task i of ``array`` needs everything that task i of ``other`` makes, and nothing of its other tasks.
+
+    False for kinds that are made from those inputs that exist: a failed input must not cancel them.
+    """
+    if KINDS[array.kind].partial_inputs or len(array.tasks) != len(other.tasks):
         return False
-    place = {a.key: i for i, task in enumerate(other.tasks) for job in task for a in plan.made_by(job)}
-    size = Counter(place.values())
+    task_of = {a.key: i for i, task in enumerate(other.tasks) for job in task for a in plan.artifacts_of(job)}
+    count = Counter(task_of.values())
     for i, task in enumerate(array.tasks):
-        for artifact in (a for job in task for a in plan.made_by(job)):
-            needs = [place[part.key] for part in artifact.inputs if part.key in place]
-            if set(needs) != {i} or len(needs) != size[i]:
+        for artifact in (a for job in task for a in plan.artifacts_of(job)):
+            needs = [task_of[part.key] for part in artifact.inputs if part.key in task_of]
+            if set(needs) != {i} or len(needs) != count[i]:
                 return False
     return True
 
 
-def _sbatch(plan: Plan, kind: str, name: str, tasks: Sequence[Any], behind: str | None) -> str:
-    """One sbatch call; its job id.
+def _sbatch(plan: Plan, kind: str, label: str, tasks: Sequence[Callable[[], None]], after: str | None) -> str:
+    """Calls sbatch once and returns the job id.
 
     Raises:
         UserError: SLURM refuses it.
@@ -251,61 +266,61 @@ def _sbatch(plan: Plan, kind: str, name: str, tasks: Sequence[Any], behind: str 
     import submitit
     from submitit.core.utils import FailedJobError
 
-    cluster = plan.experiment.planner.settings.cluster
-    executor = submitit.SlurmExecutor(folder=plan.path.parent / "slurm" / name, max_num_timeout=TIMEOUTS)
-    executor.update_parameters(**_parameters(plan, cluster, kind, name, len(tasks), behind))
+    executor = submitit.SlurmExecutor(folder=plan.path.parent / "slurm" / label, max_num_timeout=MAX_REQUEUES)
+    executor.update_parameters(**_parameters(plan, kind, label, len(tasks), after))
     try:
-        with _outside_a_job(), executor.batch():
+        with _without_job_variables(), executor.batch():
             jobs = [executor.submit(task) for task in tasks]
     except FailedJobError as error:
-        said = [line for line in str(error).splitlines() if "error" in line] or [str(error)]
-        raise UserError(
-            f"sbatch ({name})", said[-1].removeprefix("sbatch: error: "), "see cluster="
-        ) from None
-    return str(jobs[0].job_id).partition("_")[0]
+        lines = [line for line in str(error).splitlines() if "error" in line] or [str(error)]
+        found = lines[-1].removeprefix("sbatch: error: ")
+        raise UserError(f"sbatch ({label})", found, "see cluster=") from None
+    return queue.root_id(str(jobs[0].job_id))
 
 
-def _parameters(
-    plan: Plan, cluster: ClusterSettings, kind: str, name: str, tasks: int, behind: str | None
-) -> dict[str, Any]:
-    """What submitit is told of an array."""
-    asked = SMALL if kind == queue.SUPERVISOR else cluster.resources(kind)
-    extra: dict[str, Any] = {k: v for k, v in cluster.extra.items() if v is not False and k != "dependency"}
+def _parameters(plan: Plan, kind: str, label: str, tasks: int, after: str | None) -> dict[str, object]:
+    """submitit's parameters of an array of ``tasks`` tasks."""
+    cluster = plan.experiment.planner.settings.cluster
+    supervisor = kind == queue.SUPERVISOR
+    resources = SUPERVISOR_RESOURCES if supervisor else cluster.resources(kind)
+    extra: dict[str, str | int | bool] = {
+        key: value for key, value in cluster.extra.items() if value is not False and key != "dependency"
+    }
     extra |= {"requeue": True, "kill-on-invalid-dep": "yes"}
-    if behind is not None:
-        extra["dependency"] = behind
-    if cluster.mail is not None and kind == queue.SUPERVISOR:
+    if after is not None:
+        extra["dependency"] = after
+    if cluster.mail is not None and supervisor:
         extra |= {"mail-user": cluster.mail, "mail-type": "END,FAIL"}
-    wanted = {
-        "job_name": f"{plan.plain['settings']['name']}-{name}",
-        "time": asked.minutes,
-        "nodes": asked.nodes,
-        "ntasks_per_node": asked.gpus or asked.tasks,
-        "cpus_per_task": asked.cpus,
-        "mem": f"{int(asked.memory_gb * 1024)}M",
-        "gpus_per_node": asked.gpus or None,
+    parameters = {
+        "job_name": f"{plan.experiment.planner.settings.name}-{label}",
+        "time": resources.minutes,
+        "nodes": resources.nodes,
+        "ntasks_per_node": resources.gpus or resources.tasks,
+        "cpus_per_task": resources.cpus,
+        "mem": f"{int(resources.memory_gb * 1024)}M",
+        "gpus_per_node": resources.gpus or None,
         "array_parallelism": min(tasks, cluster.at_once or tasks),
         "signal_delay_s": cluster.signal_s,
         "partition": cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,
         "constraint": cluster.constraint,
-        "setup": [*cluster.setup, *_code_of(plan)],
+        "setup": [*cluster.setup, *_import_setup(plan)],
         "additional_parameters": extra,
         "stderr_to_stdout": True,
     }
-    return {key: value for key, value in wanted.items() if value is not None}
+    return {key: value for key, value in parameters.items() if value is not None}
 
 
-def _code_of(plan: Plan) -> list[str]:
-    """Lines by which a job finds the code of its plan, and not what lies in the folder that it was submitted from."""
-    home = shlex.quote(plan.plain["home"])
+def _import_setup(plan: Plan) -> list[str]:
+    """Shell lines that make a job import the code of its plan, and not the code of its working folder."""
+    home = shlex.quote(plan.content["home"])
     return ["export PYTHONSAFEPATH=1", f"export PYTHONPATH={home}${{PYTHONPATH:+:$PYTHONPATH}}"]
 
 
 @contextlib.contextmanager
-def _outside_a_job() -> Iterator[None]:
-    """Without the variables of a job that this process may itself be in: srun in the new job would obey them."""
+def _without_job_variables() -> Iterator[None]:
+    """Removes the variables of the job that this process may run in: srun in the new job would apply them."""
     hidden = {
         name: os.environ.pop(name)
         for name in list(os.environ)

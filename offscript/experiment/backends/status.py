@@ -1,4 +1,4 @@
-"""What an experiment looks like right now, from its files and (where there is one that answers) from the cluster."""
+"""The state of an experiment, from its files and, if the cluster answers, from SLURM."""
 
 import json
 import os
@@ -7,29 +7,52 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from offscript.console import duration
 from offscript.errors import UserError
 from offscript.experiment.artifacts import KINDS
-from offscript.experiment.backends.slurm_queue import Seen
+from offscript.experiment.backends.plan_file import ArtifactRecord
+from offscript.experiment.backends.slurm_queue import ClusterState
 from offscript.storage.files import read_json
 from offscript.storage.locks import STALE_S
 from offscript.storage.manifests import manifest_path
 
 STATES = ("done", "running", "waiting", "failed", "missing")
-"""``missing``: not begun, or it needs what failed."""
+"""``missing``: not started, or an input of it failed."""
 
 SHOWN = 20
-"""Failures that a table names; more are counted."""
+"""Failures that the table lists; further ones are counted."""
 
-PARTS = ("rollouts", "adapters", "classifiers", "predictions", "evaluation")
+FOLDERS = ("rollouts", "adapters", "classifiers", "predictions", "evaluation")
+
+
+class FailureRecord(TypedDict):
+    """What ``Experiment.record_failure`` writes, as far as it is read here."""
+
+    reason: str
+    log: str | None
+    when: str
+
+
+class StatusJson(TypedDict):
+    """The status for programs (``json=true``). ``entries`` holds the fields of each ``Entry``."""
+
+    done: bool
+    jobs: int
+    rows: int
+    planned: int
+    rows_per_second: float
+    states: dict[str, int]
+    entries: list[Mapping[str, str | int | float | None]]
+    stale: list[str]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One artifact of the grid: its state, rows written and planned (None for what has no rows), why it failed and
-    where that is logged. ``since``: when its writer began, in seconds since 1970."""
+    """One artifact of the grid: its state, rows written and planned (None if it has no rows), the reason of its failure
+    and its log. ``since``: when its writer started, in seconds since 1970."""
 
     name: str
     kind: str
@@ -45,8 +68,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Status:
-    """Entries in the grid's order, files that no plan knows any more (``stale``), how many jobs have not ended, and what
-    could not be asked."""
+    """The entries in the grid's order, finished artifacts that are not of this grid (``stale``), the number of jobs that
+    have not ended, and notes on queries that failed."""
 
     entries: tuple[Entry, ...]
     stale: tuple[str, ...] = ()
@@ -58,22 +81,22 @@ class Status:
         return all(entry.state == "done" for entry in self.entries)
 
     @property
-    def moving(self) -> bool:
-        """Whether anything may still change by itself."""
+    def in_progress(self) -> bool:
+        """Whether anything may still change without a new launch."""
         return self.jobs > 0 or any(entry.state in ("running", "waiting") for entry in self.entries)
 
     @property
     def rows(self) -> tuple[int, int]:
-        """Written and planned."""
+        """Rows written and rows planned."""
         counted = [(e.rows or 0, e.planned) for e in self.entries if e.planned is not None]
         return sum(rows for rows, _ in counted), sum(planned for _, planned in counted)
 
     def rate(self, now: float) -> float:
-        """Rows per second of the writers that are at work, since each began. One that took up the rows of another counts
-        those too."""
+        """Rows per second of the running writers since each started; rows of an earlier writer that it continues are
+        counted too."""
         return sum((e.rows or 0) / max(1.0, now - e.since) for e in self.entries if e.since is not None)
 
-    def plain(self) -> dict[str, Any]:
+    def as_json(self) -> StatusJson:
         written, planned = self.rows
         return {
             "done": self.done,
@@ -88,91 +111,121 @@ class Status:
         }
 
 
-def look(
+def no_cluster(keys: Collection[str]) -> ClusterState:
+    """The cluster state of an experiment without SLURM jobs."""
+    return ClusterState()
+
+
+def read_status(
     folder: Path,
-    artifacts: Sequence[Mapping[str, Any]],
-    ask: Callable[[Collection[str]], Seen] = lambda keys: Seen(),
+    artifacts: Sequence[ArtifactRecord],
+    query: Callable[[Collection[str]], ClusterState] = no_cluster,
 ) -> Status:
-    """The state of ``artifacts`` (as a plan lists them) below ``folder``. ``ask`` says what the cluster knows of those
-    (keys) that are not finished."""
-    there = set(_files(folder))
-    notes = set(os.listdir(folder / "logs")) if (folder / "logs").is_dir() else set()
+    """The state of ``artifacts`` below ``folder``.
+
+    ``query`` gives the state of the cluster for the artifacts (keys) that are not finished.
+    """
+    files = _Files(folder)
     manifests = [str(manifest_path(Path(a["path"]))) for a in artifacts]
     done = [
-        m in there and a["path"] in there and (KINDS[a["kind"]].path_has_key or _is(folder / m, a["key"]))
-        for m, a in zip(manifests, artifacts, strict=True)
+        manifest in files.paths
+        and a["path"] in files.paths
+        and (KINDS[a["kind"]].path_has_key or _has_key(folder / manifest, a["key"]))
+        for manifest, a in zip(manifests, artifacts, strict=True)
     ]
-    seen = ask([a["key"] for a, finished in zip(artifacts, done, strict=True) if not finished])
+    cluster = query([a["key"] for a, finished in zip(artifacts, done, strict=True) if not finished])
     entries = []
     for artifact, finished in zip(artifacts, done, strict=True):
         if finished:
-            rows = artifact["planned"]
-            entries.append(_entry(artifact, "done", rows))
-            continue
-        blocked = not all(done[i] for i in artifact["needs"])
-        entries.append(_unfinished(folder, artifact, there, notes, seen, blocked))
-    return Status(tuple(entries), tuple(_stale(there, manifests)), seen.jobs, seen.notes)
+            entries.append(_entry(artifact, "done", artifact["planned"]))
+        else:
+            blocked = not all(done[i] for i in artifact["needs"])
+            entries.append(_unfinished(artifact, files, cluster, blocked))
+    return Status(tuple(entries), tuple(_stale(files.paths, manifests)), cluster.jobs, cluster.notes)
 
 
-def _entry(artifact: Mapping[str, Any], state: str, rows: int | None, **more: Any) -> Entry:
-    own = {name: artifact[name] for name in ("name", "kind", "key", "path", "planned")}
-    return Entry(**own, state=state, rows=rows, **more)
+class _Files:
+    """The names of all files of an experiment, listed once: ``paths`` of artifacts, ``records`` of failures."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.paths = folder, set(_walk(folder))
+        self.records = set(os.listdir(folder / "logs")) if (folder / "logs").is_dir() else set()
+
+    def lines(self, path: str) -> int:
+        if path not in self.paths:
+            return 0
+        with open(self.folder / path, "rb") as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+
+    def locked_since(self, path: str, ended: float) -> float | None:
+        """When the running writer of ``path`` started; None if there is none, or if its lock is stale: not touched for
+        ``STALE_S``, or not after its job ``ended`` (in seconds since 1970)."""
+        lock = str(Path(path).with_name(f".{Path(path).name}.lock"))
+        if lock not in self.paths:
+            return None
+        try:
+            touched = (self.folder / lock).stat().st_mtime
+            if time.time() - touched > STALE_S or touched < ended:
+                return None
+            return float(json.loads((self.folder / lock).read_text())["since"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def failure(self, key: str) -> FailureRecord | None:
+        name = f"{key[:8]}.failed.json"
+        if name not in self.records:
+            return None
+        try:
+            record: FailureRecord = read_json(self.folder / "logs" / name)
+        except (OSError, UserError):
+            # A job has just made the artifact, or the disk was full when the record was written.
+            return None
+        return record
 
 
-def _unfinished(
-    folder: Path, artifact: Mapping[str, Any], there: set[str], notes: set[str], seen: Seen, blocked: bool
+def _entry(
+    artifact: ArtifactRecord,
+    state: str,
+    rows: int | None,
+    reason: str | None = None,
+    log: str | None = None,
+    since: float | None = None,
 ) -> Entry:
-    path, key = artifact["path"], artifact["key"]
-    counted = artifact["planned"] is not None
-    rows = (_lines(folder / path) if path in there else 0) if counted else None
-    lock = str(Path(path).with_name(f".{Path(path).name}.lock"))
-    death = seen.deaths.get(key)
-    since = _held_since(folder / lock, death.ended if death else 0.0) if lock in there else None
-    if since is not None or seen.states.get(key) == "RUNNING":
+    name, kind, key, path = (artifact["name"], artifact["kind"], artifact["key"], artifact["path"])
+    return Entry(name, kind, key, path, state, rows, artifact["planned"], reason, log, since)
+
+
+def _unfinished(artifact: ArtifactRecord, files: _Files, cluster: ClusterState, blocked: bool) -> Entry:
+    key = artifact["key"]
+    rows = files.lines(artifact["path"]) if artifact["planned"] is not None else None
+    job = cluster.failed.get(key)
+    since = files.locked_since(artifact["path"], job.ended if job else 0.0)
+    if since is not None or cluster.states.get(key) == "RUNNING":
         return _entry(artifact, "running", rows, since=since)
-    if key in seen.states:
+    if key in cluster.states:
         return _entry(artifact, "waiting", rows)
     if blocked:
         return _entry(artifact, "missing", rows)
-    name = f"{key[:8]}.failed.json"
-    note = _note(folder / "logs" / name) if name in notes else None
-    if death is not None and (note is None or note["when"] < death.planned):
-        log = str(death.log) if death.log.exists() else None
-        return _entry(artifact, "failed", rows, reason=death.reason, log=log)
-    if note is not None:
-        log = str(folder / note["log"]) if note["log"] else None
-        return _entry(artifact, "failed", rows, reason=note["reason"], log=log)
+    record = files.failure(key)
+    if job is not None and (record is None or record["when"] < job.planned):
+        return _entry(artifact, "failed", rows, job.reason, str(job.log) if job.log.exists() else None)
+    if record is not None:
+        log = str(files.folder / record["log"]) if record["log"] else None
+        return _entry(artifact, "failed", rows, record["reason"], log)
     return _entry(artifact, "missing", rows)
 
 
-def _note(path: Path) -> dict[str, Any] | None:
+def _has_key(manifest: Path, key: str) -> bool:
+    """Whether ``manifest`` is of the artifact ``key``, for a kind whose path does not contain the key."""
     try:
-        return read_json(path)
-    except (OSError, UserError):  # a job mended it just now, or the disk was full when it was written
-        return None
+        return bool(read_json(manifest)["key"] == key)
+    except (OSError, UserError):
+        return False
 
 
-def _is(manifest: Path, key: str) -> bool:
-    """Whether an evaluation is the one that is meant: its folder does not carry the key in its name."""
-    found = _note(manifest)
-    return found is not None and found["key"] == key
-
-
-def _held_since(lock: Path, died: float) -> float | None:
-    """When the writer began that holds ``lock``; None if it does not live any more: the lock was not touched for long, or
-    not since its job ``died`` (in seconds since 1970)."""
-    try:
-        touched = lock.stat().st_mtime
-        if time.time() - touched > STALE_S or touched < died:
-            return None
-        return float(json.loads(lock.read_text())["since"])
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _files(folder: Path) -> Iterator[str]:
-    """Everything below the artifacts' folders, folders included, as paths below ``folder``."""
-    for part in PARTS:
+def _walk(folder: Path) -> Iterator[str]:
+    """Every file and folder below the artifacts' folders, relative to ``folder``."""
+    for part in FOLDERS:
         for place, folders, files in os.walk(folder / part):
             inside = os.path.relpath(place, folder)
             yield inside
@@ -181,41 +234,29 @@ def _files(folder: Path) -> Iterator[str]:
                 folders.clear()
 
 
-def _stale(there: set[str], manifests: Sequence[str]) -> list[str]:
-    """Finished artifacts on disk that are not of this grid: made under settings that have changed since."""
-    known = set(manifests)
+def _stale(paths: Collection[str], manifests: Sequence[str]) -> list[str]:
+    """Finished artifacts on disk that are not of this grid: they were made under other settings."""
+    current = set(manifests)
     return sorted(
         path.removesuffix(".manifest.json").removesuffix("/manifest.json")
-        for path in there
-        if path.endswith((".manifest.json", "/manifest.json")) and path not in known
+        for path in paths
+        if path.endswith((".manifest.json", "/manifest.json")) and path not in current
     )
 
 
-def _lines(path: Path) -> int:
-    with open(path, "rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
-
-
-# ---------------------------------------------------------------- as a table
+# ---------------------------------------------------------------- table
 
 
 def table(status: Status, rate: float | None = None) -> str:
-    """One line per kind of artifact, then rows, what is stale, and failures with their logs.
+    """One line per kind of artifact, then rows, stale artifacts, and failures with their logs.
 
-    ``rate``: rows per second that were seen just now; without, that of the writers since they began.
+    ``rate``: measured rows per second; None: the rate of the running writers since they started.
     """
-    kinds = list(dict.fromkeys(e.kind for e in status.entries))
-    counted = Counter((e.kind, e.state) for e in status.entries)
-    lines = [f"{'':14}" + "".join(f"{s:>9}" for s in STATES) + f"{'rows':>18}"]
-    for kind in kinds:
-        rows = "/".join(map(str, Status(tuple(e for e in status.entries if e.kind == kind)).rows))
-        cells = "".join(f"{counted[kind, s] or '-':>9}" for s in STATES)
-        lines.append(f"{kind:14}{cells}{rows if rows != '0/0' else '-':>18}")
+    lines = [f"{'':14}" + "".join(f"{state:>9}" for state in STATES) + f"{'rows':>18}", *_kind_lines(status)]
     written, planned = status.rows
     if rate := status.rate(time.time()) if rate is None else rate:
-        lines.append(
-            f"{rate:.1f} rows/s, {duration((planned - written) / rate)} left for {planned - written} rows"
-        )
+        left = planned - written
+        lines.append(f"{rate:.1f} rows/s, {duration(left / rate)} left for {left} rows")
     if status.jobs:
         lines.append(f"{status.jobs} jobs have not ended")
     if status.stale:
@@ -224,5 +265,14 @@ def table(status: Status, rate: float | None = None) -> str:
     failed = [e for e in status.entries if e.state == "failed"]
     lines += [f"failed: {e.name}: {e.reason}" + (f" (log: {e.log})" if e.log else "") for e in failed[:SHOWN]]
     if len(failed) > SHOWN:
-        lines.append(f"failed: {len(failed) - SHOWN} more; all of them with json=true")
+        lines.append(f"failed: {len(failed) - SHOWN} more; list all of them with json=true")
     return "\n".join(lines)
+
+
+def _kind_lines(status: Status) -> Iterator[str]:
+    counted = Counter((e.kind, e.state) for e in status.entries)
+    for kind in dict.fromkeys(e.kind for e in status.entries):
+        written, planned = Status(tuple(e for e in status.entries if e.kind == kind)).rows
+        cells = "".join(f"{counted[kind, state] or '-':>9}" for state in STATES)
+        rows = f"{written}/{planned}" if planned or written else "-"
+        yield f"{kind:14}{cells}{rows:>18}"

@@ -1,79 +1,92 @@
-"""Sweeps through Hydra's submitit launcher (``-m ... hydra/launcher=local`` or ``slurm``): what became of every job is
-told, with its log, and the jobs' exit codes reach the command.
+"""Sweeps through Hydra's submitit launcher (``-m ... hydra/launcher=local`` or ``slurm``).
 
-By itself the launcher asks its jobs one after the other and raises at the first that was killed: the reports of all
-others are lost, and what a job returned is dropped.
+By itself the launcher asks its jobs for their results one after the other, and raises at the first that was killed: the
+reports of the others are lost, and so are the values that the jobs returned. Here every job is reported with its log,
+and its exit code reaches the command.
 """
 
 import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, cast
 
 from offscript.console import say
 from offscript.errors import UserError
-from offscript.experiment.backends.slurm_queue import squeue
+from offscript.experiment.backends.slurm_queue import root_id, squeue
 from offscript.training.interrupt import Interrupted
 
+if TYPE_CHECKING:
+    from submitit.core.core import Job
+
 POLL_S = 10.0
-"""Between two looks at the queue. submitit looks every ten minutes, for which a killed job then seems to be alive."""
+"""Interval between queries of the queue. submitit's own is up to ten minutes, in which a killed job looks alive."""
 
-LATE_S = 15.0
-"""For so long a report may not be seen yet on a shared disk once its job has left the queue."""
+REPORT_DELAY_S = 15.0
+"""How long a shared disk may take to show the report of a job that has left the queue."""
 
-LOST = 1
-"""Exit code of a job that ended without a report: it was killed."""
+KILLED = 1
+"""Exit code of a job that ended without a report."""
 
-ENDED_WITHIN_S = 900.0
-"""After a last warning SLURM ends a job within its KillWait or GraceTime."""
+KILL_WAIT_S = 900.0
+"""Upper bound of the time after SIGTERM in which SLURM kills a job (KillWait or GraceTime)."""
+
+
+class Report(Protocol):
+    """The result of a Hydra job. ``return_value`` raises the exception of a job that failed."""
+
+    @property
+    def return_value(self) -> object: ...
+
+
+Results = Callable[["Job[object]"], Sequence[Report]]
 
 
 @contextlib.contextmanager
-def heard(codes: list[int]) -> Iterator[None]:
-    """Inside, every job of a launcher is waited for and told, and its exit code is added to ``codes``.
+def collect_exit_codes(codes: list[int]) -> Iterator[None]:
+    """Within the block: waits for every launcher job, reports its status, and appends its exit code to ``codes``.
 
-    The launcher offers no hook between a job's end and its own: the place where it asks for a job's results is replaced.
+    The launcher has no hook for the end of a job, so ``Job.results``, which it calls for each job, is replaced.
     """
     from submitit.core.core import Job
 
-    ask = Job.results
+    original = cast(Results, Job.results)
 
-    def results(job: Any) -> list[Any]:
-        told = _outcome(job, ask)
-        codes.append(told)
-        return [SimpleNamespace(return_value=told)]
+    def results(job: "Job[object]") -> list[object]:
+        code = _wait_and_report(job, original)
+        codes.append(code)
+        return [SimpleNamespace(return_value=code)]
 
     Job.results = results  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
-        Job.results = ask  # type: ignore[method-assign]
+        Job.results = original  # type: ignore[assignment, method-assign]
 
 
-def _outcome(job: Any, ask: Any) -> int:
-    """The exit code of ``job``, once it has ended; one line says how it fared."""
+def _wait_and_report(job: "Job[object]", results: Results) -> int:
+    """Waits for ``job``, prints one line on how it ended, and returns its exit code."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
-    code, why = LOST, "ended without a report"
-    if _reported(job):
+    code, reason = KILLED, "ended without a report"
+    if _wait_for_report(job):
         with contextlib.suppress(UncompletedJobError, FailedJobError):
-            code, why = max((_code(report) for report in ask(job)), key=lambda found: found[0])
-    words = " ".join(str(word) for word in job.submission().args[0])
+            code, reason = max((_exit_code(report) for report in results(job)), key=lambda pair: pair[0])
+    overrides = " ".join(str(word) for word in job.submission().args[0])
     if code:
-        say(f"failed: {words}: {why or f'exit code {code}'} (log: {job.paths.stdout})")
+        say(f"failed: {overrides}: {reason or f'exit code {code}'} (log: {job.paths.stdout})")
     else:
-        say(f"done: {words}")
+        say(f"done: {overrides}")
     return code
 
 
-def _reported(job: Any) -> bool:
-    """Whether ``job`` has left a report, once it can leave none any more.
+def _wait_for_report(job: "Job[object]") -> bool:
+    """Waits until ``job`` has ended; returns whether it may have left a report.
 
-    Of SLURM the queue is asked: one that lost its node is queued again, though submitit takes it for ended, and of one
-    that the accounting does not know it would wait for ever.
+    The queue is queried instead of submitit: submitit considers a job that lost its node as ended although it is queued
+    again, and it waits forever for one that the accounting does not know.
     """
     from submitit.slurm.slurm import SlurmJob
 
@@ -82,39 +95,43 @@ def _reported(job: Any) -> bool:
         return True
     report = job.paths.result_pickle
     try:
-        while not report.exists() and _queued(job.job_id):
+        while not report.exists() and _is_queued(job.job_id):
             time.sleep(POLL_S)
     except KeyboardInterrupt:
-        say(f"the jobs go on; end them with: scancel {job.job_id.partition('_')[0]}")
+        say(f"the jobs continue; cancel them with: scancel {root_id(job.job_id)}")
         raise
     if not report.exists():
-        time.sleep(LATE_S)
+        time.sleep(REPORT_DELAY_S)
     return report.exists()
 
 
-def _queued(job_id: str) -> bool:
+def _is_queued(job_id: str) -> bool:
     try:
         return job_id in squeue()
-    except UserError:  # the controller does not answer: it may be there still
+    except UserError:
+        # The controller does not answer: the job may still be there.
         return True
 
 
-def _code(report: Any) -> tuple[int, str]:
-    """What the task function returned, or what Hydra failed at before it was called."""
+def _exit_code(report: Report) -> tuple[int, str]:
+    """The exit code that the task function returned, or 1 and the error with which Hydra failed before it."""
     try:
-        return int(report.return_value), ""
+        return int(cast(int, report.return_value)), ""
     except Exception as error:
-        return LOST, (str(error).splitlines() or [type(error).__name__])[0]
+        return KILLED, (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def give_way(stop: Interrupted) -> None:
-    """What a launcher's job does when training has taken the signal that was meant for submitit: warned of its time
-    limit, it hands the signal on and is run again; told that it will be ended, it waits for SLURM to do so, since a job
-    that ends by itself is not queued again. Elsewhere this does nothing."""
+def forward_signal_to_submitit(stop: Interrupted) -> None:
+    """Passes on a signal that training has handled although it was meant for submitit, which requeues the job.
+
+    After a warning of the time limit (SIGUSR2), the signal is raised again. After SIGTERM, the process waits until
+    SLURM kills it, since a job that exits by itself is not requeued. Outside a job of submitit nothing happens.
+    """
     if not callable(signal.getsignal(signal.SIGUSR2)):
         return
     say(str(stop))
     if not stop.terminated:
-        signal.raise_signal(signal.SIGUSR2)  # on rank 0 submitit does not return from here
+        # On rank 0, submitit's handler does not return.
+        signal.raise_signal(signal.SIGUSR2)
     if "SLURM_JOB_ID" in os.environ:
-        time.sleep(ENDED_WITHIN_S)
+        time.sleep(KILL_WAIT_S)

@@ -1,4 +1,4 @@
-"""Disks that fill up, and writers that stood still: what is there stays whole, and there is never a second writer."""
+"""Full disks and suspended writers: files stay complete, and an artifact never has two writers."""
 
 import json
 import os
@@ -43,23 +43,24 @@ def append_until_full(path):
             rows.append({"number": number, "text": "x" * 300})
 
 
-def test_a_full_disk_is_one_line_and_leaves_whole_rows(small_disk):
+def test_a_full_disk_is_a_user_error_and_leaves_complete_rows(small_disk):
     path = small_disk / "rows.jsonl"
     with pytest.raises(
         UserError, match=r"rows.jsonl: cannot be written \(No space left on device\); free some space"
     ):
         append_until_full(path)
-    rows = read_rows(path, "again")
+    rows = read_rows(path, "the same command")
     assert [row["number"] for row in rows] == list(range(len(rows))) and len(rows) > 100
 
-    os.truncate(path, len(path.read_bytes()) // 2)  # somebody makes room; a line is torn by that
+    # Frees space; the last line is then torn.
+    os.truncate(path, len(path.read_bytes()) // 2)
     with RowWriter(path) as writer:
         writer.append({"number": -1})
         assert len(writer.rows) < len(rows)
-    assert read_rows(path, "again")[-1] == {"number": -1}
+    assert read_rows(path, "the same command")[-1] == {"number": -1}
 
 
-def test_a_full_disk_costs_no_file_that_is_there(small_disk):
+def test_a_full_disk_leaves_existing_files_unchanged(small_disk):
     path = small_disk / "summary.json"
     files.write_json(path, {"x": 1})
     fill(small_disk)
@@ -71,19 +72,18 @@ def test_a_full_disk_costs_no_file_that_is_there(small_disk):
         pass
 
 
-def test_a_disk_that_cannot_be_written_is_one_line(small_disk):
+def test_a_read_only_disk_is_a_user_error(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     own = experiment_of("experiment=smoke", f"root={small_disk}")
     with pytest.raises(
         UserError, match=r"cannot make this folder \(Read-only file system\); choose another root="
     ):
-        plan.freeze(own, [], [])
+        plan.write_plan(own, [], [])
     with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\); choose another root="):
         files.write_json(small_disk / "x.json", {})
 
 
-def test_a_size_limit_is_met_in_the_middle_of_a_row(tmp_path):
-    """Part of the row fits: it does not stay."""
+def test_a_row_that_exceeds_the_file_size_limit_is_removed_completely(tmp_path):
     path = tmp_path / "rows.jsonl"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
@@ -94,7 +94,7 @@ def test_a_size_limit_is_met_in_the_middle_of_a_row(tmp_path):
     finally:
         signal.signal(signal.SIGXFSZ, handler)
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert [row["number"] for row in read_rows(path, "again")] == [0, 1, 2]
+    assert [row["number"] for row in read_rows(path, "the same command")] == [0, 1, 2]
 
 
 WRITER = """
@@ -111,8 +111,8 @@ with locks.claim(Path(sys.argv[1])), RowWriter(Path(sys.argv[1])) as rows:
 """
 
 
-def test_a_writer_that_stood_still_finds_its_place_taken_and_ends(tmp_path, monkeypatch):
-    """A node that hung, or a job that was suspended: it comes back after another has taken over."""
+def test_a_writer_that_resumes_after_its_lock_was_taken_over_exits(tmp_path, monkeypatch):
+    """As on a node that hung, or after a job was suspended."""
     path = tmp_path / "rows.jsonl"
     first = subprocess.Popen(
         [sys.executable, "-c", WRITER, path, "first"],
@@ -128,16 +128,16 @@ def test_a_writer_that_stood_still_finds_its_place_taken_and_ends(tmp_path, monk
         before = len(rows.rows)
         rows.append({"writer": "second", "number": 0})
         os.kill(first.pid, signal.SIGCONT)
-        _, said = first.communicate(timeout=30)
+        _, stderr = first.communicate(timeout=30)
         rows.append({"writer": "second", "number": 1})
-    assert first.returncode == 1 and "taken over by process" in said
+    assert first.returncode == 1 and "taken over by process" in stderr
     written = [json.loads(line)["writer"] for line in path.read_text().splitlines()][before:]
     assert written.count("second") == 2
-    assert written.count("first") <= 1, "more than the row that it was just writing when it was stopped"
+    assert written.count("first") <= 1, "only the row that it was writing when it was stopped"
 
 
-def test_a_process_of_another_container_on_this_host_is_not_taken_for_dead(tmp_path):
-    """Its number means nothing here."""
+def test_a_lock_of_another_container_on_this_host_is_not_taken_over(tmp_path):
+    """Process ids of another namespace say nothing about this one."""
     lock = tmp_path / ".a.lock"
     here = locks._host()
     lock.write_text(json.dumps({**here, "space": "pid:[1]", "pid": 2**22 - 1, "id": "x"}))

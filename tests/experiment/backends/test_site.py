@@ -1,4 +1,4 @@
-"""What a site offers, and what is refused before SLURM is asked to do it."""
+"""Checks of the cluster settings against the limits of a site, before a submission."""
 
 import pytest
 
@@ -16,7 +16,7 @@ gpu|2-12:00:00|128|64000|gpu:2,shard:8
 
 
 def check(monkeypatch, *overrides, kinds=("rollout", "adapter"), known=()):
-    def ask(program, *words, **_):
+    def run_command(program, *words, **_):
         if program == "sinfo":
             return NODES
         if words[-1] in known:
@@ -24,20 +24,20 @@ def check(monkeypatch, *overrides, kinds=("rollout", "adapter"), known=()):
         raise UserError(program, "Invalid job id specified")
 
     monkeypatch.setattr(site.shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(site, "ask", ask)
-    site.check(settings_of("experiment=smoke", "cluster=slurm", *overrides).cluster, kinds)
+    monkeypatch.setattr(site, "run_command", run_command)
+    site.check_cluster(settings_of("experiment=smoke", "cluster=slurm", *overrides).cluster, kinds)
 
 
-def test_offers_are_read_as_slurm_writes_them():
-    first, *_, last = site.offered(NODES)
-    assert first == site.Offer("cpu", True, 1440, 64, 257000 / 1024, 0)
+def test_limits_are_parsed_from_the_output_of_sinfo():
+    first, *_, last = site.parse_sinfo(NODES)
+    assert first == site.NodeLimits("cpu", True, 1440, 64, 257000 / 1024, 0)
     assert (last.partition, last.default, last.minutes, last.gpus) == ("gpu", False, 3600, 2)
-    assert site.gpus("gpu:a100:4(S:0-1),gpu:v100:2(S:0)") == 6
-    assert [site.minutes(t) for t in ("30:00", "12:00:00", "infinite")] == [30, 720, float("inf")]
+    assert site.count_gpus("gpu:a100:4(S:0-1),gpu:v100:2(S:0)") == 6
+    assert [site.parse_minutes(t) for t in ("30:00", "12:00:00", "infinite")] == [30, 720, float("inf")]
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (("cluster.partition=gpux",), "cluster.partition: no partition 'gpux'; allowed: cpu, gpu"),
         (("cluster.default.cpus=65",), "cluster.default.cpus: asks for 65; allowed: at most 64"),
@@ -48,7 +48,7 @@ def test_offers_are_read_as_slurm_writes_them():
         ),
         (
             ("cluster.partition=gpu", "+cluster.jobs.adapter={gpus: 4, nodes: 3}"),
-            "cluster.jobs.adapter.nodes: asks for 3; 2 of the partition's nodes have all that it asks",
+            "cluster.jobs.adapter.nodes: asks for 3; allowed: at most 2, the nodes of the partition with all these",
         ),
         (("cluster.default.minutes=1441",), "cluster.default.minutes: asks for 1441; allowed: at most 1440"),
         (
@@ -62,13 +62,13 @@ def test_offers_are_read_as_slurm_writes_them():
         ),
     ],
 )
-def test_what_a_cluster_would_refuse_or_never_start(monkeypatch, overrides, said):
+def test_jobs_that_slurm_would_refuse_or_never_start_are_refused(monkeypatch, overrides, message):
     with pytest.raises(UserError) as caught:
         check(monkeypatch, *overrides, known={"12"})
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(message)
 
 
-def test_what_fits_is_let_through(monkeypatch):
+def test_jobs_within_the_limits_are_accepted(monkeypatch):
     check(monkeypatch)
     check(monkeypatch, "cluster.partition='cpu,gpu'", "+cluster.jobs.adapter={gpus: 4, nodes: 2, cpus: 12}")
     check(
@@ -79,11 +79,11 @@ def test_what_fits_is_let_through(monkeypatch):
     )
 
 
-def test_a_machine_without_slurm_is_one_line(monkeypatch, tmp_path):
+def test_a_machine_without_slurm_is_a_user_error(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
         UserError, match=r"no SLURM here \(sbatch is not on the path\); cluster=local, or a login node"
     ):
-        site.check(settings_of("experiment=smoke", "cluster=slurm").cluster, ["rollout"])
+        site.check_cluster(settings_of("experiment=smoke", "cluster=slurm").cluster, ["rollout"])
     with pytest.raises(UserError, match="no SLURM here"):
-        site.ask("squeue")
+        site.run_command("squeue")

@@ -1,4 +1,4 @@
-"""What status makes of the files and of what the cluster says."""
+"""The status of an experiment, from its files and the state of the cluster."""
 
 import json
 import os
@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from offscript.experiment.backends.slurm_queue import Death, Seen
-from offscript.experiment.backends.status import look, table
+from offscript.experiment.backends.slurm_queue import ClusterState, FailedJob
+from offscript.experiment.backends.status import read_status, table
 from offscript.storage.files import write_json
 from offscript.storage.locks import STALE_S, claim
 
@@ -41,41 +41,41 @@ def write_rows(folder, count, finished=False):
     return path
 
 
-def states(folder, seen=None):
-    found = look(folder, LISTED, lambda keys: seen or Seen())
+def states(folder, cluster=None):
+    found = read_status(folder, LISTED, lambda keys: cluster or ClusterState())
     return [entry.state for entry in found.entries]
 
 
-def note(folder, key, reason, when="2026-01-01T00:00:00Z", log=None):
+def record_failure(folder, key, reason, when="2026-01-01T00:00:00Z", log=None):
     write_json(folder / "logs" / f"{key[:8]}.failed.json", {"reason": reason, "log": log, "when": when})
 
 
-def test_nothing_is_there_yet(folder):
+def test_without_files_everything_is_missing(folder):
     assert states(folder) == ["missing"] * 3
-    assert "0/10" in table(look(folder, LISTED))
+    assert "0/10" in table(read_status(folder, LISTED))
 
 
-def test_a_finished_artifact_is_not_asked_about(folder):
+def test_the_cluster_is_not_queried_about_finished_artifacts(folder):
     write_rows(folder, 10, finished=True)
-    asked = []
-    found = look(folder, LISTED, lambda keys: asked.append(list(keys)) or Seen())
+    queried = []
+    found = read_status(folder, LISTED, lambda keys: queried.append(list(keys)) or ClusterState())
     assert found.entries[0].state == "done" and found.rows == (10, 10)
-    assert asked == [[ADAPTER["key"], TABLES["key"]]]
+    assert queried == [[ADAPTER["key"], TABLES["key"]]]
 
 
-def test_the_queue_says_what_waits_and_a_claim_what_is_at_work(folder):
+def test_queued_artifacts_are_waiting_and_locked_ones_are_running(folder):
     path = write_rows(folder, 4)
-    seen = Seen({ROWS["key"]: "PENDING", ADAPTER["key"]: "PENDING"}, jobs=2)
-    assert states(folder, seen) == ["waiting", "waiting", "missing"]
+    cluster = ClusterState({ROWS["key"]: "PENDING", ADAPTER["key"]: "PENDING"}, jobs=2)
+    assert states(folder, cluster) == ["waiting", "waiting", "missing"]
     with claim(path):
-        found = look(folder, LISTED, lambda keys: seen)
+        found = read_status(folder, LISTED, lambda keys: cluster)
         assert [entry.state for entry in found.entries] == ["running", "waiting", "missing"]
-        assert found.moving
+        assert found.in_progress
         assert found.rate(found.entries[0].since + 8) == pytest.approx(0.5)
         assert "left for 6 rows" in table(found)
 
 
-def test_a_claim_without_a_heartbeat_is_nobody_at_work(folder):
+def test_an_artifact_with_a_stale_lock_is_not_running(folder):
     path = write_rows(folder, 4)
     with claim(path):
         old = time.time() - 2 * STALE_S
@@ -83,48 +83,57 @@ def test_a_claim_without_a_heartbeat_is_nobody_at_work(folder):
         assert states(folder) == ["missing"] * 3
 
 
-def test_the_claim_of_a_job_that_has_ended_is_nobody_at_work(folder):
+def test_an_artifact_with_the_lock_of_an_ended_job_is_not_running(folder):
     path = write_rows(folder, 4)
     with claim(path):
         ended = path.with_name(f".{path.name}.lock").stat().st_mtime + 1
         assert (
-            states(folder, Seen(deaths={ROWS["key"]: Death("killed", folder / "x", "2026", ended)}))[0]
+            states(
+                folder, ClusterState(failed={ROWS["key"]: FailedJob("killed", folder / "x", "2026", ended)})
+            )[0]
             == "failed"
         )
         assert (
-            states(folder, Seen(deaths={ROWS["key"]: Death("killed", folder / "x", "2026", ended - 5)}))[0]
+            states(
+                folder,
+                ClusterState(failed={ROWS["key"]: FailedJob("killed", folder / "x", "2026", ended - 5)}),
+            )[0]
             == "running"
         )
 
 
-def test_what_was_noted_is_shown_with_its_log(folder):
-    note(folder, ROWS["key"], "RuntimeError: boom", log="logs/rollout-a.log")
-    found = look(folder, LISTED)
+def test_a_recorded_failure_is_shown_with_its_log(folder):
+    record_failure(folder, ROWS["key"], "RuntimeError: boom", log="logs/rollout-a.log")
+    found = read_status(folder, LISTED)
     assert [entry.state for entry in found.entries] == ["failed", "missing", "missing"]
     assert f"failed: rollout chat: RuntimeError: boom (log: {folder / 'logs/rollout-a.log'})" in table(found)
-    assert json.loads(json.dumps(found.plain()))["states"] == {"failed": 1, "missing": 2}
+    assert json.loads(json.dumps(found.as_json()))["states"] == {"failed": 1, "missing": 2}
 
 
-def test_of_a_note_and_a_death_the_newer_one_counts(folder):
-    note(folder, ROWS["key"], "boom", when="2026-01-02T00:00:00Z")
+def test_of_a_recorded_failure_and_a_failed_job_the_newer_one_is_shown(folder):
+    record_failure(folder, ROWS["key"], "boom", when="2026-01-02T00:00:00Z")
     log = folder / "job.out"
     log.touch()
 
     def reason(planned):
-        seen = Seen(deaths={ROWS["key"]: Death("SLURM job 1: killed by signal 9", log, planned)})
-        return look(folder, LISTED, lambda keys: seen).entries[0].reason
+        cluster = ClusterState(
+            failed={ROWS["key"]: FailedJob("SLURM job 1: killed by signal 9", log, planned)}
+        )
+        return read_status(folder, LISTED, lambda keys: cluster).entries[0].reason
 
     assert reason(planned="2026-01-01T00:00:00Z") == "boom"
     assert reason(planned="2026-01-03T00:00:00Z") == "SLURM job 1: killed by signal 9"
 
 
-def test_what_needs_something_that_failed_has_not_failed_itself(folder):
-    """Its job ended badly too, since there was nothing to make it from."""
-    seen = Seen(deaths={a["key"]: Death("exit code 1", folder / "x", "2026") for a in (ROWS, ADAPTER)})
-    assert states(folder, seen) == ["failed", "missing", "missing"]
+def test_an_artifact_whose_input_failed_is_missing_and_not_failed(folder):
+    """Its job failed too, for lack of the input."""
+    cluster = ClusterState(
+        failed={a["key"]: FailedJob("exit code 1", folder / "x", "2026") for a in (ROWS, ADAPTER)}
+    )
+    assert states(folder, cluster) == ["failed", "missing", "missing"]
 
 
-def test_the_evaluation_of_other_settings_is_not_this_one(folder):
+def test_the_evaluation_of_other_settings_does_not_count(folder):
     (folder / "evaluation").mkdir()
     write_json(folder / "evaluation" / "manifest.json", {"key": "d" * 64})
     assert states(folder)[2] == "missing"
@@ -137,6 +146,6 @@ def test_artifacts_of_other_settings_are_stale(folder):
     other = folder / "adapters" / "m" / "x-eeeeeeee"
     other.mkdir(parents=True)
     (other / "manifest.json").write_text("{}")
-    found = look(folder, LISTED)
+    found = read_status(folder, LISTED)
     assert found.stale == ("adapters/m/x-eeeeeeee",)
     assert "stale: 1 artifacts" in table(found)
