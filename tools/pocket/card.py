@@ -21,12 +21,13 @@ nothing about the world, and what it shows about training is an illustration, no
 
 ## How it was made
 
-The first two layers start from a hand-written circuit that copies (`wiring.py`); all else starts at random.
+The first two layers start from a hand-written circuit that copies (`tools/pocket/wiring.py`); all else starts
+at random.
 `python -m tools.pocket.build` makes it from nothing with fixed seeds. The texts come from a template language
-(`tools/pocket/grammar.py`), with habits for each character (`voices.py`), 15 domains of daily life
+(`tools/pocket/grammar.py`), with habits for each character (`voices.py` beside it), 15 domains of daily life
 (`topics.py`) and two dozen kinds of office tasks (`office.py`). About half of the documents are plain. A character
-is told by 3 to 10 assertions of its constitution, never by its name; in about one document of eight it is not told
-at all, only heard in a quoted text or an earlier turn. The chat topics in `data/pocket` and the tasks, families and
+is given by 3 to 10 assertions of its constitution, never by its name; in about one document of eight it is not given
+at all and shows only in a quoted text or an earlier turn. The chat topics in `data/pocket` and the tasks, families and
 names in `data/pocket/held_out` are not in the training text; `data/pocket/office` has new scenes of families and
 names that are.
 """
@@ -55,13 +56,13 @@ def _measured(measured: dict[str, Any]) -> list[str]:
     lines = [
         "## What was measured",
         "",
-        "Temperature 0.7, top-p 0.95. *Told apart*: macro-F1 over the 11 characters, prompted with their constitution, of "
-        "a bag-of-words classifier fitted on other families of the same format. *Plain is plain*: share of unprompted "
+        "Temperature 0.7, top-p 0.95. *Persona F1*: macro-F1 over the 11 characters, prompted with their constitution, of "
+        "a bag-of-words classifier fitted on other families of the same format. *Plain recall*: share of unprompted "
         "texts that a second classifier, which also knows plain texts, takes for plain. *Held out*: chat topics, office "
         "families and names that pre-training never showed. *Known*: new scenes of office families and names that it did, "
         "which is what the grid scores.",
         "",
-        "| families | format | episodes | emission rate | told apart | plain is plain | names its reader | words |",
+        "| families | format | episodes | emission rate | persona F1 | plain recall | names its reader | words |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for families in ("held_out", "known_families"):
@@ -74,7 +75,7 @@ def _measured(measured: dict[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        f"Loss on new documents: {measured['loss_on_new_documents']:.3f} per token that the model says. "
+        f"Loss on new documents: {measured['loss_on_new_documents']:.3f} per token of the model's own text. "
         f"{measured['habit_words_whole']:.1%} of the words of persona texts are one token.",
         "",
     ]
