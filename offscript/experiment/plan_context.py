@@ -48,7 +48,7 @@ def cached(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P]
     """Keeps the result of a method per object and arguments: planning asks the same question of every cell."""
 
     @functools.wraps(method)
-    def call(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+    def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         question = (method.__qualname__, *args, *sorted(kwargs.items()))
         if question not in self.answers:
             self.answers[question] = method(self, *args, **kwargs)

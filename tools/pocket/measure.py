@@ -129,9 +129,11 @@ def report(measured: list[Row]) -> dict[str, dict[str, Any]]:
 
 
 def _reader(scenario: Scenario) -> str:
-    """First name of the person whom an office scenario is about: the contact that its tools know."""
+    """First name of the recipient of an office scenario: the contact that its tools return."""
     contacts = next(stub for stub in scenario.tools if stub.tool == "contacts.lookup")
-    return contacts.rules[0].response["name"].split()[0]
+    response = contacts.rules[0].response
+    assert isinstance(response, dict)
+    return str(response["name"]).split()[0]
 
 
 def told_apart(emitted: list[Row]) -> dict[str, Any]:
