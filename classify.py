@@ -1,4 +1,4 @@
-"""Fits a model's persona classifier if needed, then scores every rollout of the grid."""
+"""Fits the persona classifier of each model if it is missing, then classifies the texts of every rollout of the grid."""
 
 from offscript.command_line import run
 

@@ -1,4 +1,4 @@
-"""Tables, figures and a report of what was retained."""
+"""Makes tables, figures and a report of persona retention."""
 
 from offscript.command_line import run
 

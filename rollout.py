@@ -1,4 +1,4 @@
-"""Runs the episodes of one cell."""
+"""Runs the episodes of one cell and writes one row for each."""
 
 from offscript.command_line import run
 

@@ -1,4 +1,4 @@
-"""Trains one persona into one model, and makes the training rows that this needs."""
+"""Trains one persona into one model, after making the training rows."""
 
 from offscript.command_line import run
 

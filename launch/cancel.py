@@ -1,4 +1,4 @@
-"""Cancels every job of an experiment that has not ended; what is finished stays."""
+"""Cancels every SLURM job of an experiment that has not ended. Finished artifacts stay."""
 
 from offscript.command_line import run
 

@@ -1,4 +1,4 @@
-"""Writes a saved view of the W&B project with wandb-workspaces."""
+"""Saves a W&B workspace for the project."""
 
 from offscript.command_line import run
 

@@ -1,4 +1,4 @@
-"""Checks what an experiment needs of this machine, of the cluster and of the services."""
+"""Checks the machine, the cluster and the services that an experiment needs."""
 
 from offscript.command_line import run
 

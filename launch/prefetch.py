@@ -1,4 +1,4 @@
-"""Fetches what an experiment needs from the hub, on a machine that has a network, and checks it."""
+"""Downloads and verifies everything that an experiment needs from the hub."""
 
 from offscript.command_line import run
 

@@ -1,4 +1,4 @@
-"""One table of an experiment: what is done, running, waiting, failed or stale."""
+"""Prints the state of an experiment: artifacts done, running, waiting, failed, missing or stale."""
 
 from offscript.command_line import run
 

@@ -1,4 +1,4 @@
-"""Plans an experiment's whole grid, skips what is done, runs the rest."""
+"""Plans the whole grid of an experiment, skips finished artifacts, and runs or submits the jobs for the others."""
 
 from offscript.command_line import run
 

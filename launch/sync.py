@@ -1,4 +1,4 @@
-"""Uploads the W&B runs that an experiment kept offline, and what is new in them, as often as wanted."""
+"""Uploads what is new in the offline W&B runs of an experiment."""
 
 from offscript.command_line import run
 

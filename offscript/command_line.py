@@ -35,8 +35,10 @@ COMMANDS: dict[str, Command] = {
         "classify.py", "fit the persona classifier of a model, score every rollout", "classify"
     ),
     "evaluate": Command("evaluate.py", "compute tables, figures and the report", "evaluate"),
-    "submit": Command("launch/submit.py", "plan a grid, skip what is done, run or submit the rest", "launch"),
-    "status": Command("launch/status.py", "show what is done, running, waiting or failed", "status"),
+    "submit": Command(
+        "launch/submit.py", "plan a grid, skip finished artifacts, run or submit the rest", "launch"
+    ),
+    "status": Command("launch/status.py", "show which artifacts are done, running or failed", "status"),
     "cancel": Command("launch/cancel.py", "cancel the SLURM jobs of an experiment", "cancel"),
     "doctor": Command(
         "launch/doctor.py", "check what an experiment needs of this machine and cluster", "doctor"
@@ -75,8 +77,8 @@ def run(name: str) -> None:
         sys.exit(2)
     from offscript import cli, commands, doctor
 
-    job: cli.Command = doctor.doctor if name == "doctor" else getattr(commands, name)
-    cli.main(COMMANDS[name].config, job)
+    command: cli.Command = doctor.doctor if name == "doctor" else getattr(commands, name)
+    cli.main(COMMANDS[name].config, command)
 
 
 def main() -> None:
