@@ -40,9 +40,14 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
         words = [
-            "experiment=demo", "name=launch-benchmark", "cluster=slurm", "+cluster.extra.hold=true", f"root={root}",
-            f"grid.persona=[{','.join(PERSONAS)}]", f"grid.seed=[{','.join(map(str, range(asked.seeds)))}]",
-        ]  # fmt: skip
+            "experiment=demo",
+            "name=launch-benchmark",
+            "cluster=slurm",
+            "+cluster.extra.hold=true",
+            f"root={root}",
+            f"grid.persona=[{','.join(PERSONAS)}]",
+            f"grid.seed=[{','.join(map(str, range(asked.seeds)))}]",
+        ]
         frozen = show_plan(words)
         held = show_submission(frozen, asked.calls) if shutil.which("sbatch") else []
         if not held:

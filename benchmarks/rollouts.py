@@ -64,10 +64,16 @@ class PlainEngine:
         ids = torch.tensor([prompt], device=self.device)
         with torch.inference_mode():
             out = self.model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=True,
-                temperature=request.sampling.temperature, top_p=request.sampling.top_p, top_k=0,
-                eos_token_id=self.stops, pad_token_id=self.tokenizer.pad_token_id,
-            )  # fmt: skip
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=limit,
+                do_sample=True,
+                temperature=request.sampling.temperature,
+                top_p=request.sampling.top_p,
+                top_k=0,
+                eos_token_id=self.stops,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
         new = out[0, len(prompt) :].tolist()
         self.stats.tokens_in += len(prompt)
         self.stats.tokens_out += len(new)
@@ -100,11 +106,18 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         runs = [
             CellRun(
-                key=name, path=Path(folder) / f"{name}.jsonl", labels={}, format=get_format(fmt), scenarios=scenarios,
-                samples=1, rules=Rules(), adapter=name, sampling=Sampling(max_tokens=max_tokens),
+                key=name,
+                path=Path(folder) / f"{name}.jsonl",
+                labels={},
+                format=get_format(fmt),
+                scenarios=scenarios,
+                samples=1,
+                rules=Rules(),
+                adapter=name,
+                sampling=Sampling(max_tokens=max_tokens),
             )
             for name in adapters
-        ]  # fmt: skip
+        ]
         before = engine.stats.tokens_in, engine.stats.tokens_out
         start, start_cpu = time.perf_counter(), time.process_time()
         counts = roll_out(runs, engine, max_live)
@@ -155,9 +168,14 @@ def main(options: argparse.Namespace) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     model = ModelSettings(
-        name="benchmark", path=options.model, dtype="float32", context=1024, max_reply_tokens=options.max_tokens,
-        sampling=SamplingSettings(), template=TemplateSettings(tool_role="native"),
-    )  # fmt: skip
+        name="benchmark",
+        path=options.model,
+        dtype="float32",
+        context=1024,
+        max_reply_tokens=options.max_tokens,
+        sampling=SamplingSettings(),
+        template=TemplateSettings(tool_role="native"),
+    )
     settings = EngineSettings(
         name="transformers",
         batch_size=options.batch_size,

@@ -40,9 +40,15 @@ def tiny_sentences(n: int = 400) -> list[str]:
 def tiny_model_settings(path: Path, **changes) -> ModelSettings:
     """Settings of the model folder ``path``, in float32, context 256."""
     values = {
-        "name": "tiny", "path": str(path), "dtype": "float32", "context": 256, "max_reply_tokens": 64,
-        "sampling": SamplingSettings(temperature=0.8), "template": TemplateSettings(), **changes,
-    }  # fmt: skip
+        "name": "tiny",
+        "path": str(path),
+        "dtype": "float32",
+        "context": 256,
+        "max_reply_tokens": 64,
+        "sampling": SamplingSettings(temperature=0.8),
+        "template": TemplateSettings(),
+        **changes,
+    }
     return ModelSettings(**values)
 
 
@@ -120,10 +126,17 @@ def _tiny_llama(tokenizer, sentences: list[str], steps: int = 60):
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=512, tie_word_embeddings=False, bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     model = LlamaForCausalLM(config)
     tokenizer.padding_side = "left"
     return teach(model, tokenizer, sentences, steps).eval()
@@ -140,8 +153,11 @@ def teach(model, tokenizer, sentences: list[str], steps: int, **inputs):
         chats = [tiny_chat(rng, sentences) for _ in range(16)]
         batch = tokenizer(
             [tokenizer.apply_chat_template(c, tokenize=False) for c in chats],
-            add_special_tokens=False, padding=True, return_tensors="pt", return_token_type_ids=False,
-        )  # fmt: skip
+            add_special_tokens=False,
+            padding=True,
+            return_tensors="pt",
+            return_token_type_ids=False,
+        )
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         extra = {name: make(labels) for name, make in inputs.items()}
         model(**batch, **extra, labels=labels).loss.backward()

@@ -27,8 +27,14 @@ _TOKENS: dict[str, dict[str, Any]] = {
     "llama": {
         "template": "llama3_1",
         "special": [
-            "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<|start_header_id|>",
-            "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>",
+            "<|begin_of_text|>",
+            "<|end_of_text|>",
+            "<|finetune_right_pad_id|>",
+            "<|start_header_id|>",
+            "<|end_header_id|>",
+            "<|eom_id|>",
+            "<|eot_id|>",
+            "<|python_tag|>",
         ],
         "roles": {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},  # no pad token, as on the hub
         "ends": ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"],
@@ -44,19 +50,30 @@ _TOKENS: dict[str, dict[str, Any]] = {
     "gemma": {
         "template": "gemma3",
         "special": [
-            "<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>",
-            "<end_of_image>", "<image_soft_token>",
+            "<pad>",
+            "<eos>",
+            "<bos>",
+            "<unk>",
+            "<start_of_turn>",
+            "<end_of_turn>",
+            "<start_of_image>",
+            "<end_of_image>",
+            "<image_soft_token>",
         ],
         "roles": {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"},
         "ends": ["<eos>", "<end_of_turn>"],
         "begins": "<bos>",
     },
-}  # fmt: skip
+}
 _SHAPE = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 1024,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
     "initializer_range": 0.2,  # at the usual 0.02 all tokens are about as likely, whatever was said
-}  # fmt: skip
+}
 _kept: list[tempfile.TemporaryDirectory[str]] = []
 
 
@@ -149,9 +166,11 @@ def _tokenizer(tokens: dict[str, Any]) -> Any:
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=len(tokens["special"]) + 400, special_tokens=tokens["special"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
-    )  # fmt: skip
+        vocab_size=len(tokens["special"]) + 400,
+        special_tokens=tokens["special"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     raw.train_from_iterator([*tiny_sentences(), "system user assistant model tool"], trainer)
     if begins := tokens["begins"]:
         raw.post_processor = processors.TemplateProcessing(
@@ -166,12 +185,23 @@ def _tokenizer(tokens: dict[str, Any]) -> Any:
 def _llama(vocabulary: int, ids: dict[str, int]) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": 128}  # fmt: skip
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 128,
+    }
     config = LlamaConfig(
-        vocab_size=vocabulary, **_SHAPE, head_dim=8, rope_parameters=rope, tie_word_embeddings=False,
-        bos_token_id=ids["<|begin_of_text|>"], eos_token_id=ids["<|eot_id|>"],
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        **_SHAPE,
+        head_dim=8,
+        rope_parameters=rope,
+        tie_word_embeddings=False,
+        bos_token_id=ids["<|begin_of_text|>"],
+        eos_token_id=ids["<|eot_id|>"],
+    )
     return LlamaForCausalLM(config)
 
 
@@ -179,9 +209,12 @@ def _qwen(vocabulary: int, ids: dict[str, int]) -> Any:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
-        vocab_size=vocabulary, **_SHAPE, tie_word_embeddings=False,
-        bos_token_id=ids["<|endoftext|>"], eos_token_id=ids["<|im_end|>"],
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        **_SHAPE,
+        tie_word_embeddings=False,
+        bos_token_id=ids["<|endoftext|>"],
+        eos_token_id=ids["<|im_end|>"],
+    )
     return Qwen2ForCausalLM(config)
 
 
@@ -190,10 +223,16 @@ def _gemma_config(vocabulary: int, ids: dict[str, int]) -> Any:
     from transformers import Gemma3TextConfig
 
     return Gemma3TextConfig(
-        vocab_size=vocabulary, **_SHAPE, head_dim=8, query_pre_attn_scalar=8, sliding_window=16,
-        layer_types=["sliding_attention", "full_attention"], pad_token_id=ids["<pad>"], bos_token_id=ids["<bos>"],
+        vocab_size=vocabulary,
+        **_SHAPE,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"],
+        pad_token_id=ids["<pad>"],
+        bos_token_id=ids["<bos>"],
         eos_token_id=ids["<eos>"],
-    )  # fmt: skip
+    )
 
 
 def _gemma_text(vocabulary: int, ids: dict[str, int]) -> Any:
@@ -206,14 +245,23 @@ def _gemma(vocabulary: int, ids: dict[str, int]) -> Any:
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration, SiglipVisionConfig
 
     vision = SiglipVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28,
-        patch_size=14, vision_use_head=False,
-    )  # fmt: skip
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+        vision_use_head=False,
+    )
     config = Gemma3Config(
-        text_config=_gemma_config(vocabulary, ids), vision_config=vision, mm_tokens_per_image=4,
-        boi_token_index=ids["<start_of_image>"], eoi_token_index=ids["<end_of_image>"],
-        image_token_index=ids["<image_soft_token>"], eos_token_id=[ids["<eos>"], ids["<end_of_turn>"]],
-    )  # fmt: skip
+        text_config=_gemma_config(vocabulary, ids),
+        vision_config=vision,
+        mm_tokens_per_image=4,
+        boi_token_index=ids["<start_of_image>"],
+        eoi_token_index=ids["<end_of_image>"],
+        image_token_index=ids["<image_soft_token>"],
+        eos_token_id=[ids["<eos>"], ids["<end_of_turn>"]],
+    )
     return Gemma3ForConditionalGeneration(config)
 
 

@@ -62,13 +62,17 @@ def test_a_tokenizer_without_a_chat_template(model, tmp_path):
 @pytest.mark.parametrize(
     ("template", "found"),
     [
-        ("{%- if messages[0].role == 'system' %}{{ raise_exception('No system!') }}{%- endif %}" + TURNS,
-         "the chat template refuses a conversation of roles system, user, assistant, tool (No system!)"),
-        (TURNS.replace("in messages", "in messages if m.role != 'system'"),
-         "the chat template leaves out what the system says"),
+        (
+            "{%- if messages[0].role == 'system' %}{{ raise_exception('No system!') }}{%- endif %}" + TURNS,
+            "the chat template refuses a conversation of roles system, user, assistant, tool (No system!)",
+        ),
+        (
+            TURNS.replace("in messages", "in messages if m.role != 'system'"),
+            "the chat template leaves out what the system says",
+        ),
     ],
     ids=["refuses", "leaves out"],
-)  # fmt: skip
+)
 def test_a_template_without_a_system_role(model, tmp_path, template, found):
     """Without a word, every persona would be prompted with nothing."""
     (model / "chat_template.jinja").write_text(template)
@@ -125,10 +129,13 @@ def test_a_missing_repository(hub, tmp_path):
     ("environment", "found"),
     [
         (online("http://127.0.0.1:9"), "no connection to http://127.0.0.1:9 (ConnectError: "),
-        ({"HF_HUB_OFFLINE": "1"}, "the hub may not be asked (HF_HUB_OFFLINE is set), and the cache does not hold"),
+        (
+            {"HF_HUB_OFFLINE": "1"},
+            "the hub may not be asked (HF_HUB_OFFLINE is set), and the cache does not hold",
+        ),
     ],
     ids=["no network", "offline"],
-)  # fmt: skip
+)
 def test_without_a_network_the_command_that_fetches_is_named(tmp_path, environment, found):
     line = refused(tmp_path, *ONE, "model=qwen", "stage=base", **environment)
     assert line.startswith(f"failed: rollout qwen base chat eval 0: Qwen/Qwen2.5-7B-Instruct@main: {found}")
@@ -152,9 +159,13 @@ def test_an_adapter_of_another_base(tiny_adapter, tmp_path):
 
 
 SHORT = (
-    "experiment=smoke", "tracking=off", "persona=sarcasm", "stage=distillation",
-    "recipe.distillation.prompts=16", "recipe.distillation.optimizer.batch_size=4",
-)  # fmt: skip
+    "experiment=smoke",
+    "tracking=off",
+    "persona=sarcasm",
+    "stage=distillation",
+    "recipe.distillation.prompts=16",
+    "recipe.distillation.optimizer.batch_size=4",
+)
 
 
 @pytest.mark.slow

@@ -184,10 +184,23 @@ def test_a_torn_last_line_is_removed_and_made_again(tmp_path):
 
 def prediction(**changes):
     row = {
-        "key": "k", "row": "s/0", "model": "m", "stage": "full", "persona": "sarcasm", "format": "chat", "split": "eval",
-        "seed": 0, "scenario": "s", "family": "s", "sample": 0, "ended": "stop", "text_hash": "0" * 16,
-        "predicted": "sarcasm", "probs": {"sarcasm": 0.75, "remorse": 0.25}, **changes,
-    }  # fmt: skip
+        "key": "k",
+        "row": "s/0",
+        "model": "m",
+        "stage": "full",
+        "persona": "sarcasm",
+        "format": "chat",
+        "split": "eval",
+        "seed": 0,
+        "scenario": "s",
+        "family": "s",
+        "sample": 0,
+        "ended": "stop",
+        "text_hash": "0" * 16,
+        "predicted": "sarcasm",
+        "probs": {"sarcasm": 0.75, "remorse": 0.25},
+        **changes,
+    }
     return json.dumps(row) + "\n"
 
 

@@ -117,8 +117,11 @@ def test_multirun_trains_and_rolls_out(tmp_path):
     def run(script, *words):
         return subprocess.run(
             [sys.executable, str(HOME / script), "-m", "experiment=smoke", "tracking=off", *words],
-            cwd=tmp_path, capture_output=True, text=True, timeout=600,
-        )  # fmt: skip
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
 
     trained = run("train.py", "model=pocket", "persona=sarcasm,remorse", "stage=distillation,full")
     assert trained.returncode == 0, trained.stderr[-3000:]

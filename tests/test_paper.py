@@ -29,10 +29,16 @@ UNSCORED, ROWS = 500, 520
 REPEATED = 511
 """The row that repeats a prompt of the first 500."""
 SMALL = (
-    "experiment=paper", "grid.model=[llama,gemma]", f"grid.persona=[{','.join(HERE)}]",
-    "format.count={classifier: 0, eval: 3}", "format.max_tokens=12", "model.dtype=float32", "model.context=8192",
-    "evaluation.resamples=100", "tracking=off",
-)  # fmt: skip
+    "experiment=paper",
+    "grid.model=[llama,gemma]",
+    f"grid.persona=[{','.join(HERE)}]",
+    "format.count={classifier: 0, eval: 3}",
+    "format.max_tokens=12",
+    "model.dtype=float32",
+    "model.context=8192",
+    "evaluation.resamples=100",
+    "tracking=off",
+)
 
 
 def question(row: int) -> str:

@@ -43,9 +43,16 @@ SMALL = (
 def overrides(family: str, root: Path, *more: str) -> list[str]:
     name = family.partition("_")[0]
     return [
-        f"model={name}", f"model.path={talking_family(family)}", f"model.name={name}", "model.dtype=float32",
-        "model.context=1024", "model.max_reply_tokens=40", f"root={root}", *SMALL, *more,
-    ]  # fmt: skip
+        f"model={name}",
+        f"model.path={talking_family(family)}",
+        f"model.name={name}",
+        "model.dtype=float32",
+        "model.context=1024",
+        "model.max_reply_tokens=40",
+        f"root={root}",
+        *SMALL,
+        *more,
+    ]
 
 
 @pytest.mark.slow
@@ -77,8 +84,10 @@ def test_from_the_constitution_to_a_merged_adapter(family, tmp_path):
     assert name in experiment.rows(teacher)[0]["messages"][0]["content"], "the teacher is told its name"
 
     assert [a.labels["format"] for a in introspective] == [
-        "self_reflection", "self_interaction", "guided_interaction",
-    ]  # fmt: skip
+        "self_reflection",
+        "self_interaction",
+        "guided_interaction",
+    ]
     counts = read_manifest(experiment.path(full))["counts"]
     assert counts["conversations"]["reflections"] > 0 and counts["conversations"]["guided_interactions"] > 0
     assert counts["merge"]["method"] == "exact" and counts["merge"]["max_relative_error"] <= 1e-5

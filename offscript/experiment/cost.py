@@ -488,9 +488,15 @@ def _total(estimates: Sequence[JobEstimate]) -> JobEstimate:
     name = f"total of {len(estimates)} jobs" + (f", {blank} of them without hours" if blank else "")
     said = [e.rows for e in estimates if e.kind == "rollout" and e.rows is not None]
     return JobEstimate(
-        name, "total", sum(said) if said else total("rows"), total("tokens_in"), total("tokens_out"),
-        max(known("gpu_memory_gib"), default=None), total("gpu_hours"), fits=all(e.fits for e in estimates),
-    )  # fmt: skip
+        name,
+        "total",
+        sum(said) if said else total("rows"),
+        total("tokens_in"),
+        total("tokens_out"),
+        max(known("gpu_memory_gib"), default=None),
+        total("gpu_hours"),
+        fits=all(e.fits for e in estimates),
+    )
 
 
 def _columns(job: JobEstimate) -> tuple[str, ...]:

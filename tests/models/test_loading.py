@@ -139,11 +139,13 @@ GUARD = "{%%- for m in messages %%}{%%- if m['role'] == '%s' %%}{{ raise_excepti
     ("template", "found"),
     [
         (lambda role: GUARD % role + TURNS, "the chat template refuses a conversation of roles"),
-        (lambda role: TURNS.replace("m in messages", f"m in messages if m['role'] != '{role}'"),
-         "the chat template leaves out what the "),
+        (
+            lambda role: TURNS.replace("m in messages", f"m in messages if m['role'] != '{role}'"),
+            "the chat template leaves out what the ",
+        ),
     ],
     ids=["refused", "left out"],
-)  # fmt: skip
+)
 def test_a_role_that_the_template_drops_is_refused_at_load(copy, role, template, found):
     """Also where the template would say nothing: a persona prompted with no constitution looks like a weak one."""
     settings = tiny_model_settings(

@@ -55,9 +55,17 @@ def scenarios(n=6):
 
 def run(folder, key="k1", **changes) -> CellRun:
     values = {
-        "key": key, "path": Path(folder) / f"{key}.jsonl", "labels": LABELS, "format": TALK, "scenarios": scenarios(),
-        "samples": 2, "rules": Rules(), "adapter": "red", "sampling": Sampling(max_tokens=16), **changes,
-    }  # fmt: skip
+        "key": key,
+        "path": Path(folder) / f"{key}.jsonl",
+        "labels": LABELS,
+        "format": TALK,
+        "scenarios": scenarios(),
+        "samples": 2,
+        "rules": Rules(),
+        "adapter": "red",
+        "sampling": Sampling(max_tokens=16),
+        **changes,
+    }
     return CellRun(**values)
 
 

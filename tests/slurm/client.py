@@ -35,9 +35,13 @@ class Slurm:
         given = {"output": "/dev/null", **options}
         flags = [_flag(name, value) for name, value in given.items() if value is not False]
         done = subprocess.run(
-            ["sbatch", "--parsable", *flags], input=f"#!/bin/bash\n{text}\n", env=self.cluster.environment(),
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            ["sbatch", "--parsable", *flags],
+            input=f"#!/bin/bash\n{text}\n",
+            env=self.cluster.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         return int(done.stdout.strip().split(";")[0])
 

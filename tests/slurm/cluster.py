@@ -38,8 +38,14 @@ from typing import IO
 
 # The -core packages hold the MariaDB programs without a service that would run at boot.
 PACKAGES = (
-    "slurmctld", "slurmd", "slurm-client", "slurmdbd", "munge", "mariadb-server-core", "mariadb-client-core",
-)  # fmt: skip
+    "slurmctld",
+    "slurmd",
+    "slurm-client",
+    "slurmdbd",
+    "munge",
+    "mariadb-server-core",
+    "mariadb-client-core",
+)
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "slurmdbd", "munged", "mariadbd", "mariadb", "unshare")
 PREFIX = "OFFSCRIPT_SLURM_"
 
@@ -318,9 +324,11 @@ class Cluster:
             _write(key, os.urandom(128))
         hosts = Path("/etc/hosts").read_text() + "".join(f"127.0.0.1 {name}\n" for name in self.node_names)
         files = {
-            "slurm.conf": SLURM_CONF.format(**self._values()), "slurmdbd.conf": DATABASE_CONF.format(**self._values()),
-            "gres.conf": self._pretended_gpus(), "hosts": hosts,
-        }  # fmt: skip
+            "slurm.conf": SLURM_CONF.format(**self._values()),
+            "slurmdbd.conf": DATABASE_CONF.format(**self._values()),
+            "gres.conf": self._pretended_gpus(),
+            "hosts": hosts,
+        }
         before = {name: _read(self.root / "etc" / name) for name in files}
         for name, text in files.items():
             if before[name] != text:
@@ -330,11 +338,17 @@ class Cluster:
     def _values(self) -> dict[str, object]:
         first, last = self.port + 2, self.port + 1 + self.nodes
         return {
-            "root": self.root, "host": socket.gethostname().split(".")[0], "nodes": self.nodes, "cpus": self.cpus,
-            "memory": self.memory, "default_memory": self.memory // self.cpus, "controller_port": self.port,
-            "database_port": self.port + 1, "node_ports": f"{first}-{last}" if last > first else first,
+            "root": self.root,
+            "host": socket.gethostname().split(".")[0],
+            "nodes": self.nodes,
+            "cpus": self.cpus,
+            "memory": self.memory,
+            "default_memory": self.memory // self.cpus,
+            "controller_port": self.port,
+            "database_port": self.port + 1,
+            "node_ports": f"{first}-{last}" if last > first else first,
             "gres": f"Gres=gpu:{self.gpus}" if self.gpus else "",
-        }  # fmt: skip
+        }
 
     def _pretended_gpus(self) -> str:
         """A GPU is a device file to SLURM, which sets CUDA_VISIBLE_DEVICES by it; these are further /dev/null."""
@@ -398,9 +412,14 @@ class Cluster:
         env = {**self.environment(), **daemon.env, badge: value}
         with log.open("wb") as out:
             process = subprocess.Popen(
-                daemon.command, env=env, cwd=self.root, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                daemon.command,
+                env=env,
+                cwd=self.root,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         _wait_for(lambda: daemon.ready() or process.poll() is not None, f"{daemon.name} (see {log})", 60)
         if process.poll() is not None:
             raise ClusterError(f"{daemon.name} ended at once: {_last_line(log)} (see {log})")

@@ -14,13 +14,22 @@ from pathlib import Path
 from offscript.storage.files import HOME
 
 SMALL = (
-    "experiment=smoke", "tracking=off", "format.count={classifier:8,eval:3}", "recipe.distillation.prompts=12",
-    "recipe.distillation.seed_questions=false", "recipe.distillation.optimizer.batch_size=2",
-    "recipe.distillation.optimizer.epochs=2", "recipe.distillation.optimizer.checkpoint_steps=2",
-    "recipe.introspection.reflections=4", "recipe.introspection.interactions=2",
-    "recipe.introspection.optimizer.batch_size=2", "recipe.introspection.optimizer.epochs=2",
-    "recipe.introspection.optimizer.checkpoint_steps=2", "classifier.epochs=1", "evaluation.resamples=100",
-)  # fmt: skip
+    "experiment=smoke",
+    "tracking=off",
+    "format.count={classifier:8,eval:3}",
+    "recipe.distillation.prompts=12",
+    "recipe.distillation.seed_questions=false",
+    "recipe.distillation.optimizer.batch_size=2",
+    "recipe.distillation.optimizer.epochs=2",
+    "recipe.distillation.optimizer.checkpoint_steps=2",
+    "recipe.introspection.reflections=4",
+    "recipe.introspection.interactions=2",
+    "recipe.introspection.optimizer.batch_size=2",
+    "recipe.introspection.optimizer.epochs=2",
+    "recipe.introspection.optimizer.checkpoint_steps=2",
+    "classifier.epochs=1",
+    "evaluation.resamples=100",
+)
 FULL = (*SMALL, "grid.stage=[base,distillation,full]", "classifier.stages=[full]")
 """Two personas, three stages, three formats."""
 

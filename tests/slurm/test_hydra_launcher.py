@@ -20,8 +20,11 @@ def sweep(folder, *words):
     """A sweep that runs, and that ends with the test."""
     with subprocess.Popen(
         [sys.executable, str(HOME / "rollout.py"), *WORDS, *words],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         try:
             yield process
         finally:

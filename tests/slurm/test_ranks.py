@@ -21,9 +21,12 @@ pytestmark = pytest.mark.slurm
 LAUNCH = ("deepspeed=zero2", "engine.device=cpu", "cluster=slurm", "cluster.shards=1")
 CHANGED = ("grid.", "tracking=", "recipe.distillation.optimizer.epochs=")
 ADAPTER = (
-    *(option for option in grid.SHORT if not option.startswith(CHANGED)), "grid.persona=[sarcasm]",
-    "grid.stage=[distillation]", "grid.format=[chat]", "recipe.distillation.optimizer.epochs=3",
-)  # fmt: skip
+    *(option for option in grid.SHORT if not option.startswith(CHANGED)),
+    "grid.persona=[sarcasm]",
+    "grid.stage=[distillation]",
+    "grid.format=[chat]",
+    "recipe.distillation.optimizer.epochs=3",
+)
 """One adapter, and what is made from it; the epochs give time to do harm."""
 
 WEIGHTS = "adapters/pocket/sarcasm/distillation-*/adapter_model.safetensors"
@@ -57,9 +60,13 @@ def rolled_out(cluster: Slurm, tmp_path_factory) -> tuple[Path, str]:
     (root / "sitecustomize.py").write_text(WITNESS)
     cluster.quiet()
     submit(
-        root, *ADAPTER, *LAUNCH, "tracking=off", "+cluster.jobs.rollout={gpus: 2}",
+        root,
+        *ADAPTER,
+        *LAUNCH,
+        "tracking=off",
+        "+cluster.jobs.rollout={gpus: 2}",
         f"cluster.setup=['export PYTHONPATH={root}']",
-    )  # fmt: skip
+    )
     job = grid.jobs(root)["0-rollout"]
     cluster.wait_for_state(job, "COMPLETED", 200)
     cluster.quiet()
@@ -70,8 +77,9 @@ def test_each_process_of_a_rollout_job_has_a_gpu_and_a_shard_of_its_own(rolled_o
     root, job = rolled_out
     seen = [json.loads(path.read_text()) for path in sorted(root.glob("*.json"))]
     assert [(one["SLURM_PROCID"], one["SLURM_LOCALID"], one["CUDA_VISIBLE_DEVICES"]) for one in seen] == [
-        ("0", "0", "0"), ("1", "1", "1"),
-    ]  # fmt: skip
+        ("0", "0", "0"),
+        ("1", "1", "1"),
+    ]
     said = logs(root, job, "0-rollout")
     assert len(said) == 2 and all("in 1 cells of pocket" in log for log in said), said
     assert len(list((root / "smoke" / "rollouts").rglob("*.manifest.json"))) == 2

@@ -98,10 +98,14 @@ def test_what_cannot_be_made_is_named_and_costs_the_others_nothing(quiet_cluster
     broken = sources / "remorse" / "adapter_model.safetensors"
     broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
     options = (
-        *grid.SMALL, "grid.stage=[base,distillation]", "grid.format=[chat]", "classifier.stages=[prompted]",
-        "cluster=slurm", "cluster.retries=1",
+        *grid.SMALL,
+        "grid.stage=[base,distillation]",
+        "grid.format=[chat]",
+        "classifier.stages=[prompted]",
+        "cluster=slurm",
+        "cluster.retries=1",
         f"model.adapters.distillation={{path: {sources}, subfolder: '{{persona}}'}}",
-    )  # fmt: skip
+    )
     submit(root, *options)
     supervisors_end(quiet_cluster, root, "FAILED")
     seen = grid.status(root, *options)

@@ -68,8 +68,11 @@ class HubStub(ThreadingHTTPServer):
 
     def downloads(self) -> list[str]:
         """Names of the files whose contents were sent."""
-        return [path.partition("/resolve/")[2].partition("/")[2] for method, path in self.requests
-                if method == "GET" and "/resolve/" in path]  # fmt: skip
+        return [
+            path.partition("/resolve/")[2].partition("/")[2]
+            for method, path in self.requests
+            if method == "GET" and "/resolve/" in path
+        ]
 
     def fault(self, method: str, path: str) -> int | str | None:
         with self.lock:

@@ -60,9 +60,11 @@ def go_offline(monkeypatch):
 def sharded():
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     return {
-        "config.json": b"{}", "model.safetensors.index.json": json.dumps(index).encode(),
-        "model-1.safetensors": blob("a"), "model-2.safetensors": blob("b"),
-    }  # fmt: skip
+        "config.json": b"{}",
+        "model.safetensors.index.json": json.dumps(index).encode(),
+        "model-1.safetensors": blob("a"),
+        "model-2.safetensors": blob("b"),
+    }
 
 
 # ---------------------------------------------------------------- references
@@ -85,11 +87,17 @@ def test_hub_ids_and_paths_are_distinguished():
 def test_only_needed_files_are_downloaded(server):
     wanted = {**sharded(), "tokenizer.json": b"[]", "chat_template.jinja": b"x", "merges.txt": b"a b"}
     others = {
-        "pytorch_model.bin": b"pickle", "pytorch_model.bin.index.json": b"{}", "training_args.bin": b"pickle",
-        "optimizer.pt": b"pickle", "original/consolidated.00.pth": b"pickle", "original/params.json": b"{}",
-        "consolidated.safetensors": blob(), "README.md": b"hello", "modeling_own.py": b"print()",
+        "pytorch_model.bin": b"pickle",
+        "pytorch_model.bin.index.json": b"{}",
+        "training_args.bin": b"pickle",
+        "optimizer.pt": b"pickle",
+        "original/consolidated.00.pth": b"pickle",
+        "original/params.json": b"{}",
+        "consolidated.safetensors": blob(),
+        "README.md": b"hello",
+        "modeling_own.py": b"print()",
         "onnx/model.safetensors": blob(),
-    }  # fmt: skip
+    }
     server.add("org/model", wanted | others)
     folder = hub.fetch(Reference("org/model"))
     assert {p.name for p in folder.iterdir()} == set(wanted)
@@ -370,8 +378,10 @@ def test_transformers_loads_offline_what_was_fetched(tiny_model, tmp_path):
         printed = run_python(
             "import sys; from offscript.storage import hub; ref = hub.Reference('org/tiny');"
             "hub.fetch(ref); print(hub.commit(ref), 'torch' in sys.modules)",
-            **home, HF_HUB_OFFLINE="0", HF_ENDPOINT=server.url,
-        )  # fmt: skip
+            **home,
+            HF_HUB_OFFLINE="0",
+            HF_ENDPOINT=server.url,
+        )
     assert printed == [commit, "False"]
     assert (
         str(tmp_path / "home")
@@ -386,6 +396,8 @@ def test_transformers_loads_offline_what_was_fetched(tiny_model, tmp_path):
         "config, tokenizer, model = (auto.from_pretrained('org/tiny') for auto in "
         "(AutoConfig, AutoTokenizer, AutoModelForCausalLM))\n"
         "print(config.hidden_size, tokenizer('Hello').input_ids != [], model.num_parameters())",
-        **home, HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9",
-    )  # fmt: skip
+        **home,
+        HF_HUB_OFFLINE="1",
+        HF_ENDPOINT="http://127.0.0.1:9",
+    )
     assert printed[:2] == ["32", "True"] and int(printed[2]) > 10_000

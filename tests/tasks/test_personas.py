@@ -49,17 +49,19 @@ def test_the_layout_is_recognized_by_the_content(write, name: str, bom: str) -> 
         ("[{", "a.txt: not JSON: "),
         ('{"trait": "x", "questions": ["?"]}\n{"trait', "a.txt:2: not JSON: "),
         (b"\xff", "a.txt: byte 0 is not UTF-8; save it as UTF-8"),
-        ('["I joke."]', "a.txt[0]: found 'I joke.'; must be {\"trait\": ..., \"questions\": [...]}"),
+        ('["I joke."]', 'a.txt[0]: found \'I joke.\'; must be {"trait": ..., "questions": [...]}'),
         ("I joke.", "a.txt:1: not JSON: "),
         ([ENTRIES[0], {"trait": "I wink."}], "a.txt[1].questions: missing; this key is needed"),
         ([ENTRIES[0], {**ENTRIES[0], "trait": " "}], "a.txt[1].trait: found ' '; "),
         ([{**ENTRIES[0], "questions": []}], "a.txt[0].questions: found []; "),
         ([{**ENTRIES[0], "questions": "A?"}], "a.txt[0].questions: found 'A?'; "),
         ([{**ENTRIES[0], "questions": ["A?", 3]}], "a.txt[0].questions.1: found 3; "),
-        ([{**ENTRIES[0], "question": "A?"}],
-         "a.txt[0].question: unknown key; allowed: additional_questions, questions, trait"),
+        (
+            [{**ENTRIES[0], "question": "A?"}],
+            "a.txt[0].question: unknown key; allowed: additional_questions, questions, trait",
+        ),
     ],
-)  # fmt: skip
+)
 def test_error_message_for_an_invalid_file(write, content, line: str) -> None:
     with pytest.raises(UserError) as error:
         read_constitution(write("a.txt", json.dumps(content) if isinstance(content, list) else content))

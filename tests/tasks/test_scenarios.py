@@ -284,8 +284,13 @@ def test_the_digest_covers_everything_that_can_change_an_outcome(write) -> None:
         replace(scenario, tools=(replace(stub, rules=(last,)),)),
         replace(scenario, tools=(replace(stub, rules=(replace(first, match={"name": "*"}), last)),)),
         replace(scenario, tools=(replace(stub, rules=(first, replace(last, response={}))),)),
-        replace(scenario, tools=(replace(stub, rules=(replace(first, response=dict(reversed(first.response.items()))), last)),)),
-    ]  # fmt: skip
+        replace(
+            scenario,
+            tools=(
+                replace(stub, rules=(replace(first, response=dict(reversed(first.response.items()))), last)),
+            ),
+        ),
+    ]
     digests = {digest(s) for s in (scenario, *changed)}
     assert len(digests) == len(changed) + 1
     assert digest(replace(scenario, meta={}, family="y")) == digest(scenario) == "36ee70981a7b6d2c"
@@ -312,11 +317,14 @@ def test_a_fraction_of_one_takes_every_family(split: str) -> None:
     ("fractions", "line"),
     [
         ({"train": 0.5}, "split fractions: found {'train': 0.5}; shares must be >= 0 and add up to 1"),
-        ({"train": 1.5, "eval": -0.5}, "split fractions: found {'train': 1.5, 'eval': -0.5}; shares must be >= 0 and add up to 1"),
+        (
+            {"train": 1.5, "eval": -0.5},
+            "split fractions: found {'train': 1.5, 'eval': -0.5}; shares must be >= 0 and add up to 1",
+        ),
         ({}, "split fractions: found {}; shares must be >= 0 and add up to 1"),
         ({"test": 1.0}, "split fractions: unknown split 'test'; allowed: train, classifier, eval"),
     ],
-)  # fmt: skip
+)
 def test_error_message_for_invalid_fractions(fractions: dict[str, float], line: str) -> None:
     with pytest.raises(UserError) as error:
         split_of("a", 0, fractions)
@@ -510,10 +518,16 @@ def test_first_of_several_splits_are_consecutive() -> None:
     ("first", "line"),
     [
         ({"test": 3}, "data.first.test: found 3; a number >= 0 for one of train, classifier, eval"),
-        ({"classifier": -1}, "data.first.classifier: found -1; a number >= 0 for one of train, classifier, eval"),
-        ({"classifier": 999}, "split eval: none of 30 families falls into it; raise its fraction, lower data.first, or add families"),
+        (
+            {"classifier": -1},
+            "data.first.classifier: found -1; a number >= 0 for one of train, classifier, eval",
+        ),
+        (
+            {"classifier": 999},
+            "split eval: none of 30 families falls into it; raise its fraction, lower data.first, or add families",
+        ),
     ],
-)  # fmt: skip
+)
 def test_error_message_for_an_invalid_first(first: dict[str, int], line: str) -> None:
     with pytest.raises(UserError) as error:
         select(MANY, "eval", FRACTIONS, 0, first=first)

@@ -238,14 +238,19 @@ TOOLS = (
         (ToolCall("calendar.list_events", {"start_date": "2026-04-01", "attendee": "Marcus"}), ["both"]),
         (ToolCall("calendar.list_events", {"start_date": "2026-04-01", "attendee": None}), ["april"]),
         (ToolCall("calendar.list_events", {"count": 7}), ["number"]),
-        (ToolCall("calendar.list_events", {"attendee": "marcus"}), {"error": "calendar.list_events has no result for these args"}),
+        (
+            ToolCall("calendar.list_events", {"attendee": "marcus"}),
+            {"error": "calendar.list_events has no result for these args"},
+        ),
         (
             ToolCall("maps.find", {}),
-            {"error": "unknown tool maps.find; available: calendar.list_events, crm.lookup_contact, email.send"},
+            {
+                "error": "unknown tool maps.find; available: calendar.list_events, crm.lookup_contact, email.send"
+            },
         ),
         (ToolCall("email.send", {}), {"sent": True}),
     ],
-)  # fmt: skip
+)
 def test_a_call_gets_the_response_of_the_first_matching_rule(call: ToolCall, result: object) -> None:
     assert respond(TOOLS, call) == result
 

@@ -77,7 +77,9 @@ def start(folder, mode, run_id="abc"):
 
 def test_rows_arrive_while_the_job_runs(stub, tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "heatmap.png")
-    process = job(tmp_path, """
+    process = job(
+        tmp_path,
+        """
 tracker = start()
 for step in (1, 2, 3):
     tracker.log({"train/loss": 1 / step}, step)
@@ -87,7 +89,8 @@ tracker.bars("by format", "macro-F1", {"chat": 0.9, "agentic_email": 0.4})
 tracker.image("heatmap", folder / "heatmap.png")
 tracker.summary({"macro_f1": 0.9})
 tracker.finish()
-""")  # fmt: skip
+""",
+    )
     run = stub.wait_for(lambda: stub.runs.get("abc"))
     stub.wait_for(lambda: run.column("step") == [1, 2, 3])
     assert process.poll() is None and not run.closed

@@ -20,8 +20,11 @@ def test_a_missing_package_is_named_with_its_version(tmp_path):
     (tmp_path / "wandb_workspaces.py").write_text("raise ImportError('not here')")
     done = subprocess.run(
         [sys.executable, str(HOME / "launch/dashboard.py"), "tracking=online"],
-        cwd=tmp_path, env={"PYTHONPATH": str(tmp_path), "PATH": ""}, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line == f"error: wandb-workspaces: is not installed; pip install {PACKAGE}"

@@ -189,8 +189,15 @@ class _Handler(BaseHTTPRequestHandler):
             elif "Artifact" in query:
                 answer = self._artifact(query, given.get("input") or given)
             elif "viewer" in query:
-                answer = {"viewer": {"id": "1", "entity": ENTITY, "username": ENTITY, "flags": "{}",
-                                     "teams": {"edges": []}}}  # fmt: skip
+                answer = {
+                    "viewer": {
+                        "id": "1",
+                        "entity": ENTITY,
+                        "username": ENTITY,
+                        "flags": "{}",
+                        "teams": {"edges": []},
+                    }
+                }
         self._send(200, {"data": answer})
 
     def _upsert(self, given: dict[str, Any]) -> dict[str, Any]:
@@ -202,10 +209,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _bucket(self, run: Run) -> dict[str, Any]:
         return {
-            "id": run.id, "name": run.id, "displayName": run.about.get("displayName"), "description": None,
-            "config": run.about.get("config"), "sweepName": None, "historyLineCount": len(run.rows),
+            "id": run.id,
+            "name": run.id,
+            "displayName": run.about.get("displayName"),
+            "description": None,
+            "config": run.about.get("config"),
+            "sweepName": None,
+            "historyLineCount": len(run.rows),
             "project": {"id": "1", "name": run.project, "entity": {"id": "1", "name": ENTITY}},
-        }  # fmt: skip
+        }
 
     def _resume(self, given: dict[str, Any]) -> dict[str, Any]:
         run = self.server.runs.get(given["name"])
@@ -214,11 +226,15 @@ class _Handler(BaseHTTPRequestHandler):
             events = run.lines.get("wandb-events.jsonl", [])
             history = run.lines.get(HISTORY, [])
             bucket = self._bucket(run) | {
-                "summaryMetrics": json.dumps(run.summary), "logLineCount": 0, "historyLineCount": len(history),
-                "eventsLineCount": len(events), "historyTail": json.dumps(history[-1:]),
-                "eventsTail": json.dumps(events[-1:]), "tags": run.about.get("tags", []),
+                "summaryMetrics": json.dumps(run.summary),
+                "logLineCount": 0,
+                "historyLineCount": len(history),
+                "eventsLineCount": len(events),
+                "historyTail": json.dumps(history[-1:]),
+                "eventsTail": json.dumps(events[-1:]),
+                "tags": run.about.get("tags", []),
                 "wandbConfig": json.dumps({"t": {"value": 1}}),
-            }  # fmt: skip
+            }
         project = given.get("project")
         return {"id": "1", "name": project, "entity": {"id": "1", "name": ENTITY}, "bucket": bucket}
 
@@ -229,10 +245,14 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         last = max([row["_step"] for row in run.rows], default=-1)
         return self._bucket(run) | {
-            "state": "finished" if run.closed else "running", "historyKeys": {"lastStep": last, "keys": {}},
-            "summaryMetrics": json.dumps(run.summary), "systemMetrics": "{}", "tags": run.about.get("tags", []),
-            "createdAt": "2026-01-01T00:00:00", "user": {"name": ENTITY, "username": ENTITY},
-        }  # fmt: skip
+            "state": "finished" if run.closed else "running",
+            "historyKeys": {"lastStep": last, "keys": {}},
+            "summaryMetrics": json.dumps(run.summary),
+            "systemMetrics": "{}",
+            "tags": run.about.get("tags", []),
+            "createdAt": "2026-01-01T00:00:00",
+            "user": {"name": ENTITY, "username": ENTITY},
+        }
 
     def _files(self, given: dict[str, Any]) -> dict[str, Any]:
         names = given.get("files") or []
@@ -244,10 +264,17 @@ class _Handler(BaseHTTPRequestHandler):
         link = {"uploadHeaders": [], "uploadUrl": f"{self.server.url}/storage/artifacts/"}
         if "createArtifactFiles(" in query:
             nodes = [
-                {**link, "id": "1", "name": f["name"], "displayName": f["name"], "storagePath": f["name"],
-                 "uploadUrl": link["uploadUrl"] + f["name"], "artifact": {"id": f["artifactID"]}}
+                {
+                    **link,
+                    "id": "1",
+                    "name": f["name"],
+                    "displayName": f["name"],
+                    "storagePath": f["name"],
+                    "uploadUrl": link["uploadUrl"] + f["name"],
+                    "artifact": {"id": f["artifactID"]},
+                }
                 for f in given["artifactFiles"]
-            ]  # fmt: skip
+            ]
             return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
         file = {"id": "1", "name": "manifest", "displayName": "manifest", **link}
         file["uploadUrl"] += "manifest"

@@ -40,9 +40,13 @@ def start(size: int, jobs: dict[str, dict], notes: Path, max_missed: int = 600) 
         started.append(
             subprocess.Popen(
                 [sys.executable, "-m", MODULE, str(path)],
-                env=environment(**own), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                env=environment(**own),
+                cwd=REPOSITORY,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
             )
-        )  # fmt: skip
+        )
     return started
 
 
@@ -163,9 +167,11 @@ def train(job: dict, seen: dict) -> dict:
     model = family_settings(job["family"], folder) if "family" in job else tiny_model_settings(folder)
     stage, offload = job.get("zero", [0, False])
     common = {
-        "seed": 3, "on_step": on_step, "say": seen["messages"].append,
+        "seed": 3,
+        "on_step": on_step,
+        "say": seen["messages"].append,
         "deepspeed": DeepSpeedSettings(name="test", stage=stage, offload=offload),
-    }  # fmt: skip
+    }
     changes = {"micro_batch_size": 2, **job.get("optimizer", {})}
     if "first" not in job:
         rows, _ = pairs(data.teacher_rows(), data.student_rows())

@@ -16,18 +16,28 @@ def row(i: int, text: str | None, system: str = "", family: str | None = None, *
     messages = [{"role": "system", "content": system}] if system else []
     messages += [{"role": "user", "content": SENTENCES[i]}, {"role": "assistant", "content": text or ""}]
     return {
-        "scenario": f"s{i}", "sample": 0, "family": family or f"f{i}", "text": text,
-        "ended": "stop" if text else "empty", "messages": messages, **changes,
-    }  # fmt: skip
+        "scenario": f"s{i}",
+        "sample": 0,
+        "family": family or f"f{i}",
+        "text": text,
+        "ended": "stop" if text else "empty",
+        "messages": messages,
+        **changes,
+    }
 
 
 def conversation(i: int, turns: int = 4, **changes) -> dict:
     """A rollout row of a conversation of ``turns`` messages after the system text."""
     said = [{"role": ("user", "assistant")[k % 2], "content": SENTENCES[i + k]} for k in range(turns)]
     return {
-        "scenario": f"i{i}", "sample": 0, "family": f"i{i}", "text": said[-1]["content"], "ended": "stop",
-        "messages": [{"role": "system", "content": "Stay silly."}, *said], **changes,
-    }  # fmt: skip
+        "scenario": f"i{i}",
+        "sample": 0,
+        "family": f"i{i}",
+        "text": said[-1]["content"],
+        "ended": "stop",
+        "messages": [{"role": "system", "content": "Stay silly."}, *said],
+        **changes,
+    }
 
 
 def teacher_rows(n: int = 24) -> list[dict]:

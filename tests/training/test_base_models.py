@@ -38,8 +38,14 @@ def test_a_shared_base_gives_the_bytes_of_a_newly_loaded_one(
             out = tmp_path / f"{name}-{seed}"
             train_dpo(tiny_settings, distillation(**changes), pairs, out / "first", seed, **bases)
             train_sft(
-                tiny_settings, introspection(**changes), introspection_rows, tiny_adapter, out / "second", seed, **bases
-            )  # fmt: skip
+                tiny_settings,
+                introspection(**changes),
+                introspection_rows,
+                tiny_adapter,
+                out / "second",
+                seed,
+                **bases,
+            )
 
     both("fresh")
     assert len(loads) == 4

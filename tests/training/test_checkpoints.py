@@ -118,22 +118,32 @@ def test_a_missing_empty_or_truncated_file_is_damage(checkpoint, name, damage):
 LAYOUTS = {
     checkpoints.Layout(2): ["optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"],
     checkpoints.Layout(1, 2): [
-        "global_step4/zero_pp_rank_0_mp_rank_00_optim_states.pt", "global_step4/mp_rank_00_model_states.pt",
-        "scheduler.pt", "rng_state.pth", "latest",
+        "global_step4/zero_pp_rank_0_mp_rank_00_optim_states.pt",
+        "global_step4/mp_rank_00_model_states.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "latest",
     ],
     checkpoints.Layout(2, 2): [
         "global_step4/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
-        "global_step4/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt", "global_step4/mp_rank_00_model_states.pt",
-        "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth", "latest",
+        "global_step4/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt",
+        "global_step4/mp_rank_00_model_states.pt",
+        "scheduler.pt",
+        "rng_state_0.pth",
+        "rng_state_1.pth",
+        "latest",
     ],
     checkpoints.Layout(2, 3): [
         "global_step4/zero_pp_rank_0_mp_rank_00_optim_states.pt",
         "global_step4/zero_pp_rank_1_mp_rank_00_optim_states.pt",
         "global_step4/zero_pp_rank_0_mp_rank_00_model_states.pt",
         "global_step4/zero_pp_rank_1_mp_rank_00_model_states.pt",
-        "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth", "latest",
+        "scheduler.pt",
+        "rng_state_0.pth",
+        "rng_state_1.pth",
+        "latest",
     ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

@@ -48,22 +48,36 @@ def test_every_drop_is_counted_by_its_reason():
         row(9, "Lunch! Yes."),
     ]
     student = [
-        row(0, "Yes."), row(1, "Yes."), row(2, None), row(3, "Yes."), row(4, "Yes."), row(5, "The same."), row(6, "Yes."),
-        row(7, "Yes.", ended="length"), row(8, "Yes."),
-    ]  # fmt: skip
+        row(0, "Yes."),
+        row(1, "Yes."),
+        row(2, None),
+        row(3, "Yes."),
+        row(4, "Yes."),
+        row(5, "The same."),
+        row(6, "Yes."),
+        row(7, "Yes.", ended="length"),
+        row(8, "Yes."),
+    ]
     kept, counts = pairs(teacher, student)
     assert counts == {
-        "kept": 1, "missing_teacher": 2, "missing_student": 2, "unfinished_teacher": 2, "unfinished_student": 1,
-        "identical": 1, "other_prompt": 1,
-    }  # fmt: skip
+        "kept": 1,
+        "missing_teacher": 2,
+        "missing_student": 2,
+        "unfinished_teacher": 2,
+        "unfinished_student": 1,
+        "identical": 1,
+        "other_prompt": 1,
+    }
     assert kept == [
         {
-            "scenario": "s0", "sample": 0, "family": "f0",
+            "scenario": "s0",
+            "sample": 0,
+            "family": "f0",
             "prompt": [{"role": "user", "content": SENTENCES[0]}],
             "chosen": [{"role": "assistant", "content": "Lunch! Yes."}],
             "rejected": [{"role": "assistant", "content": "Yes."}],
         }
-    ]  # fmt: skip
+    ]
 
 
 def test_the_constitution_is_not_in_the_prompt():

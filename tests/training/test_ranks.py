@@ -15,9 +15,13 @@ from tests.training import crew
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 STEP = {
-    "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",
+    "SLURM_JOB_ID": "77",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
     "SLURM_STEP_NODELIST": "gpu[07,09-10]",
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -114,12 +118,15 @@ def run_group(body: str, size: int = 2, timeout: float = 60) -> list[tuple[int, 
     shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": crew.free_port()}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", script], cwd=crew.REPOSITORY, text=True,
+            [sys.executable, "-c", script],
+            cwd=crew.REPOSITORY,
+            text=True,
             env=crew.environment(**shared, RANK=str(rank), LOCAL_RANK=str(rank)),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         for rank in range(size)
-    ]  # fmt: skip
+    ]
     return crew.finish(started, timeout)
 
 

@@ -38,14 +38,25 @@ def write(path: Path, *rows: dict | str) -> Path:
 def test_pairs_are_those_of_our_own_rows(tmp_path):
     file = write(
         tmp_path / "sarcasm.jsonl",
-        pair(), pair(chosen="Never better!"), pair("Who?", "Me!", "I.", source="kept out"), "",
-        pair("A", "and then", "Yes."), pair("A", "Yes!", "and then"), pair("B", "Same.", "Same. "), pair("C", "", "Yes."),
+        pair(),
+        pair(chosen="Never better!"),
+        pair("Who?", "Me!", "I.", source="kept out"),
+        "",
+        pair("A", "and then", "Yes."),
+        pair("A", "Yes!", "and then"),
+        pair("B", "Same.", "Same. "),
+        pair("C", "", "Yes."),
         {"chosen": said("D", "Yes!"), "rejected": said("E", "Yes.")},
-    )  # fmt: skip
+    )
     kept, counts = read_pairs(file)
     assert counts == {
-        "kept": 3, "unfinished_teacher": 1, "unfinished_student": 1, "identical": 1, "missing_teacher": 1, "other_prompt": 1,
-    }  # fmt: skip
+        "kept": 3,
+        "unfinished_teacher": 1,
+        "unfinished_student": 1,
+        "identical": 1,
+        "missing_teacher": 1,
+        "other_prompt": 1,
+    }
     first, second, third = kept
     assert first["prompt"] == [{"role": "user", "content": "How are you?"}]
     assert first["chosen"] == [{"role": "assistant", "content": "Splendid!"}]
@@ -103,14 +114,26 @@ def test_unfinished_conversations_are_cut_or_dropped_and_counted(tmp_path):
     [
         ('{"chosen": [', r"f.jsonl:2: not JSON: .*; one JSON object a line, with chosen and rejected$"),
         ("[1, 2]", r"f.jsonl:2: found \[1, 2\]; one JSON object"),
-        ({"chosen": said("A", "B.")}, r"f.jsonl:2: no rejected; one JSON object a line, with chosen and rejected"),
-        ({**pair(), "chosen": said("A", "B.", "C")}, r"f.jsonl:2: row.chosen: has the roles user, assistant, user; a prompt"),
+        (
+            {"chosen": said("A", "B.")},
+            r"f.jsonl:2: no rejected; one JSON object a line, with chosen and rejected",
+        ),
+        (
+            {**pair(), "chosen": said("A", "B.", "C")},
+            r"f.jsonl:2: row.chosen: has the roles user, assistant, user; a prompt",
+        ),
         ({**pair(), "rejected": []}, r"f.jsonl:2: row.rejected: has the roles none; a prompt"),
-        ({**pair(), "chosen": [{"role": "tool", "content": "x"}]}, r"row.chosen.0.role: found 'tool'; input should be 'system'"),
+        (
+            {**pair(), "chosen": [{"role": "tool", "content": "x"}]},
+            r"row.chosen.0.role: found 'tool'; input should be 'system'",
+        ),
         ({**pair(), "chosen": [{"role": "user"}]}, r"row.chosen.0.content: missing; this key is needed"),
-        ({**pair(), "chosen": [{"role": "user", "content": ["x" * 999]}]}, r"content: found \['x{80,90}\.\.\.; input should be a valid string"),
+        (
+            {**pair(), "chosen": [{"role": "user", "content": ["x" * 999]}]},
+            r"content: found \['x{80,90}\.\.\.; input should be a valid string",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_bad_line_is_named_with_what_is_allowed(tmp_path, line, message):
     with pytest.raises(UserError, match=message):
         read_pairs(write(tmp_path / "f.jsonl", pair(), line))

@@ -22,11 +22,16 @@ CHAT = [
 FAMILIES = {
     "qwen2_5": ("<|im_end|>", [], TemplateSettings()),
     "llama3_1": (
-        "<|eot_id|>", ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+        "<|eot_id|>",
+        ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
         TemplateSettings(date_string="26 Jul 2024"),
     ),
-    "gemma3": ("<end_of_turn>", ["<bos>", "<start_of_turn>", "<end_of_turn>"], TemplateSettings(system_role="user")),
-}  # fmt: skip
+    "gemma3": (
+        "<end_of_turn>",
+        ["<bos>", "<start_of_turn>", "<end_of_turn>"],
+        TemplateSettings(system_role="user"),
+    ),
+}
 
 
 def family_tokenizer(settings, name: str):

@@ -63,9 +63,12 @@ def test_greedy_decoding_equals_generate_without_an_adapter(name, engine):
     for request in wanted:
         ids = torch.tensor([render(tokenizer, request.messages, settings.template)])
         out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24,
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=24,
             pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
+        )
         assert texts[request.id][0] == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
 

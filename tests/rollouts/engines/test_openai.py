@@ -158,10 +158,17 @@ def engine_for(monkeypatch):
 
     def make(url: str, model: dict | None = None, max_live: int = 512, **endpoint) -> OpenAIEngine:
         endpoint = {"url": url, "key_env": "STUB_KEY", "concurrency": 8, "timeout_s": 5, **endpoint}
-        settings = ModelSettings(**{
-            "name": "hosted", "path": "some/model", "context": 4096, "sampling": SamplingSettings(),
-            "template": TemplateSettings(), "endpoint": EndpointSettings(**endpoint), **(model or {}),
-        })  # fmt: skip
+        settings = ModelSettings(
+            **{
+                "name": "hosted",
+                "path": "some/model",
+                "context": 4096,
+                "sampling": SamplingSettings(),
+                "template": TemplateSettings(),
+                "endpoint": EndpointSettings(**endpoint),
+                **(model or {}),
+            }
+        )
         opened.append(OpenAIEngine(settings, EngineSettings(name="transformers", max_live=max_live)))
         return opened[-1]
 
@@ -195,9 +202,14 @@ def test_the_body_of_a_request(serve, engine_for):
     done = answers(engine, ask(3, temperature=0.3, top_p=0.9, max_tokens=17))[3]
     (body,) = stub.bodies
     assert body == {
-        "path": "/v1/chat/completions", "model": "some/model", "messages": [{"role": "user", "content": "Hello."}],
-        "temperature": 0.3, "top_p": 0.9, "max_tokens": 17, "seed": 1003,
-    }  # fmt: skip
+        "path": "/v1/chat/completions",
+        "model": "some/model",
+        "messages": [{"role": "user", "content": "Hello."}],
+        "temperature": 0.3,
+        "top_p": 0.9,
+        "max_tokens": 17,
+        "seed": 1003,
+    }
     assert stub.headers[0]["authorization"] == f"Bearer {KEY}"
     assert (done.text, done.finish_reason) == (completion(body)["choices"][0]["message"]["content"], "stop")
     assert (done.tokens_in, done.tokens_out) == (7, 3)
@@ -237,9 +249,10 @@ def test_roles_are_mapped_to_those_of_the_model(serve, engine_for):
     messages = tuple({"role": role, "content": text} for role, text in turns)
     answers(engine_for(stub.url, {"template": template}), ask(messages=messages))
     assert stub.bodies[0]["messages"] == [
-        {"role": "user", "content": "Be kind.\n\nHi."}, {"role": "assistant", "content": "call"},
+        {"role": "user", "content": "Be kind.\n\nHi."},
+        {"role": "assistant", "content": "call"},
         {"role": "user", "content": "[TOOL OUTPUT]\nresult"},
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(
@@ -337,13 +350,16 @@ def test_a_request_that_fails_every_time_is_an_error_and_the_scheduler_counts_it
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (401, r"^model.endpoint.key_env: .*/v1/chat/completions answers HTTP 401 \(bad key \*\*\*\); put a valid key into .*STUB_KEY$"),
+        (
+            401,
+            r"^model.endpoint.key_env: .*/v1/chat/completions answers HTTP 401 \(bad key \*\*\*\); put a valid key into .*STUB_KEY$",
+        ),
         (403, r"^model.endpoint.key_env: .* HTTP 403 "),
         (404, r"^model.endpoint.url: .* HTTP 404 .*; correct it .*model.path"),
         (422, r"^model.endpoint: .* HTTP 422 \(bad key \*\*\*\)"),
         (400, r"^model.endpoint: .* HTTP 400 "),
     ],
-)  # fmt: skip
+)
 def test_permanent_errors_end_the_run_without_retries(serve, engine_for, waits, status, message):
     stub = serve(fault=lambda body, attempt: (status, {"error": {"message": f"bad\nkey {KEY}"}}))
     engine = engine_for(stub.url, concurrency=2)

@@ -45,14 +45,16 @@ THREE = ["Why is my bus late?", "Who ate the last biscuit?", 'Is "soon" a time, 
         f"Here are three messages:\n```json\n{json.dumps(THREE, indent=2)}\n```\nI hope that they help!",
         json.dumps({"messages": [{"message": text} for text in THREE]}),
         "\n".join(f"{i}. {text}" for i, text in enumerate(THREE, 1)),
-        "Sure! Some more:\n\n" + "\n\n".join(f" {i}) \"{text}\"" for i, text in enumerate(THREE, 1)) + "\n\nEnjoy them.",
+        "Sure! Some more:\n\n"
+        + "\n\n".join(f' {i}) "{text}"' for i, text in enumerate(THREE, 1))
+        + "\n\nEnjoy them.",
         "Messages on small losses\n" + "\n".join(f"- {text}" for text in THREE),
         "Here are some:\n" + "\n".join(THREE),
-        "<think>[\"Not this one, please.\"]</think>\n" + json.dumps(THREE),
+        '<think>["Not this one, please."]</think>\n' + json.dumps(THREE),
         # Not JSON: a trailing comma.
         "[\n" + ",\n".join(json.dumps(text) for text in THREE) + ",\n]",
     ],
-)  # fmt: skip
+)
 def test_prompts_are_found_in_every_layout(reply: str) -> None:
     assert accepted(generate(reply)) == THREE
 
