@@ -51,8 +51,8 @@ S = TypeVar("S", bound=Named)
 GRID_FIELDS = ("name", "model", "data", "recipe", "classifier", "evaluation", "grid", "format")
 """Settings that decide which artifacts a grid has; launches that differ in one of them are of different grids."""
 
-SNAPSHOT_FOLDERS = ("offscript", "assets", "data")
-"""The parts of the repository that a snapshot copies; the composed settings are in the plan."""
+SNAPSHOT_FOLDERS = ("offscript", "assets", "conf", "data")
+"""The parts of the repository that a snapshot copies. The settings are in the plan; of ``conf``, the names are read."""
 
 MAX_TASKS = 1000
 """Tasks of one array; SLURM's default MaxArraySize is 1001."""
