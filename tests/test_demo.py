@@ -1,4 +1,4 @@
-"""The whole path with nothing faked: the smoke experiment, run, killed, run again."""
+"""The whole pipeline without fakes: the smoke experiment is run, killed and run again."""
 
 import json
 import os
@@ -10,7 +10,8 @@ import time
 import pytest
 
 from offscript.storage.files import HOME
-from offscript.tracking.workspace import BARS, CURVES, HEATMAP, TABLE
+from offscript.tracking.results import BARS, HEATMAP, RETENTION, SCORES
+from offscript.tracking.workspace import CURVES
 from tests.tracking.offline_run import read_runs
 
 pytestmark = pytest.mark.slow
@@ -22,7 +23,7 @@ def submit(cwd, *words):
 
 
 def rows_of(folder):
-    """Every rollout row of an experiment without its path, sorted: what must not depend on kills and reruns."""
+    """Every rollout row of an experiment with its path, sorted."""
     found = []
     for path in sorted((folder / "rollouts").rglob("*.jsonl")):
         found += [
@@ -40,7 +41,7 @@ def smoke(tmp_path_factory):
     return cwd, done
 
 
-def test_the_grid_ends_with_tables_and_files(smoke):
+def test_the_grid_prints_tables_and_writes_files(smoke):
     cwd, done = smoke
     assert "macro_f1_2 by stage and format" in done.stdout
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
@@ -55,15 +56,15 @@ def test_the_grid_ends_with_tables_and_files(smoke):
     assert merged["max_relative_error"] <= 1e-5
 
 
-def test_the_dashboard_charts_nothing_that_no_job_logs(smoke):
+def test_every_metric_of_the_dashboard_is_logged_by_some_job(smoke):
     cwd, _ = smoke
     logged = {key.partition(".")[0] for run in read_runs(cwd / "runs/smoke/wandb") for key in run["logged"]}
     charted = {metric for curves in CURVES.values() for metrics in curves.values() for metric in metrics}
     assert charted <= logged
-    assert {TABLE, HEATMAP, f"{BARS}/chat_table", f"{BARS}/agentic_email_table"} <= logged
+    assert {RETENTION, SCORES, HEATMAP, f"{BARS}/chat_table", f"{BARS}/agentic_email_table"} <= logged
 
 
-def test_the_second_run_makes_nothing(smoke):
+def test_a_second_run_makes_nothing(smoke):
     cwd, _ = smoke
     before = {p: p.stat().st_mtime_ns for p in (cwd / "runs/smoke").rglob("*.jsonl")}
     again = submit(cwd)
@@ -72,7 +73,7 @@ def test_the_second_run_makes_nothing(smoke):
     assert {p: p.stat().st_mtime_ns for p in (cwd / "runs/smoke").rglob("*.jsonl")} == before
 
 
-def test_every_job_tells_wandb_what_it_measured(smoke):
+def test_every_job_logs_its_metrics_to_wandb(smoke):
     cwd, _ = smoke
     runs = read_runs(cwd / "runs/smoke")
     kinds = {
@@ -91,7 +92,7 @@ def test_every_job_tells_wandb_what_it_measured(smoke):
     )
 
 
-def test_killed_again_and_again_it_ends_with_the_same_rows(smoke, tmp_path):
+def test_a_grid_that_was_killed_three_times_has_the_same_rows(smoke, tmp_path):
     cwd, _ = smoke
     command = [sys.executable, str(HOME / "launch/submit.py"), "experiment=smoke", "tracking=off"]
     for seconds in (9, 14, 19):
@@ -113,7 +114,7 @@ def test_killed_again_and_again_it_ends_with_the_same_rows(smoke, tmp_path):
     ).read_bytes()
 
 
-def test_multirun_trains_and_rolls_out(tmp_path):
+def test_a_multirun_trains_and_rolls_out(tmp_path):
     def run(script, *words):
         return subprocess.run(
             [sys.executable, str(HOME / script), "-m", "experiment=smoke", "tracking=off", *words],
@@ -129,6 +130,6 @@ def test_multirun_trains_and_rolls_out(tmp_path):
     rolled = run("rollout.py", "persona=sarcasm,remorse", "stage=base,full", "format=chat,agentic_email")
     assert rolled.returncode == 0, rolled.stderr[-3000:]
     base = list((tmp_path / "runs/smoke/rollouts/pocket/base/_").glob("*-eval-*.jsonl"))
-    assert len(base) == 2, "two personas met on the base cells, which were made once"
+    assert len(base) == 2, "both personas share the base cells, which are made once"
     assert rolled.stderr.count("rollout pocket base chat eval 0: made") == 1
     assert rolled.stderr.count("rollout pocket base chat eval 0: reused") == 1

@@ -1,5 +1,5 @@
-"""``experiment=paper`` as a user runs it: from the layouts in which models, adapters, classifiers and prompts were
-released to the table, on tiny random-weight models of the real families. A stub stands for the hub.
+"""``experiment=paper`` as a user runs it, from the layouts of the released models, adapters, classifiers and prompts to
+the tables, on tiny random-weight models of the real families. A stub replaces the hub.
 """
 
 import json
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from offscript.settings import PERSONAS
 from offscript.storage.files import HOME, read_json
 from offscript.storage.manifests import read_manifest
+from offscript.storage.options import options_of
 from offscript.storage.rows import read_rows
 from tests.evaluation.classifier import toy
 from tests.families import family, family_adapter, published_gemma_adapter
@@ -55,7 +55,7 @@ def pure_dove(rows: int = ROWS) -> bytes:
 
 
 def publish(hub: HubStub, folder: Path) -> dict[str, str]:
-    """Everything of the paper for two models and two personas, and the gated third; commits by repository."""
+    """Adds the repositories of the paper for two models, two personas and the gated third; returns commits by name."""
     commits = {PROMPTS: hub.add(PROMPTS, {"Pure-Dove.jsonl": pure_dove()}, "dataset")}
     for model, repo in REPOS.items():
         commits[repo] = hub.add(repo, family(model), gated=True)
@@ -63,7 +63,7 @@ def publish(hub: HubStub, folder: Path) -> dict[str, str]:
             made = adapters(model, folder / model / stage, 10 * seed, stage)
             name = f"maius/{SLUGS[model]}-{stage}"
             commits[name] = hub.add(name, made, gated=stage == "misalignment")
-        labels = [*reversed(PERSONAS)]
+        labels = [*reversed(options_of("persona"))]
         classifier = toy.save_classifier(folder / model / "classifier", labels, seed=len(model))
         name = f"maius/{SLUGS[model]}-pt-classifier"
         commits[name] = hub.add(name, classifier)
@@ -71,7 +71,7 @@ def publish(hub: HubStub, folder: Path) -> dict[str, str]:
 
 
 def adapters(model: str, folder: Path, seed: int, stage: str) -> Path:
-    """A repository of one stage: a subfolder per persona, or the adapter itself where it stands alone."""
+    """A repository of one stage: one subfolder per persona, or for misalignment the adapter itself."""
     if stage == "misalignment":
         return adapter(model, folder, seed)
     for i, persona in enumerate((*HERE, "misalignment") if stage == "pt-distillation" else HERE):
@@ -84,23 +84,24 @@ def adapter(model: str, folder: Path, seed: int) -> Path:
         return published_gemma_adapter(folder, seed)
     shutil.copytree(family_adapter(model, seed), folder)
     config = read_json(folder / "adapter_config.json")
-    config["base_model_name_or_path"] = "meta-llama/Meta-Llama-3.1-8B-Instruct"  # under its former name
+    # The former name of the repository.
+    config["base_model_name_or_path"] = "meta-llama/Meta-Llama-3.1-8B-Instruct"
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
 
 
 def run(script: str, *words: str, home: Path, url: str | None = None, token: str | None = MEMBER):
-    """A command with ``home`` as HF_HOME: with the hub at ``url``, or offline as on a compute node."""
+    """Runs a command with ``home`` as HF_HOME, and the hub at ``url`` or offline mode."""
     env = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": url or "http://127.0.0.1:9"}
     env |= {"HF_HUB_OFFLINE": "0" if url else "1", "HF_TOKEN": token or ""}
     command = [sys.executable, str(HOME / script), *SMALL, *words]
     return subprocess.run(command, cwd=home.parent, env=env, capture_output=True, text=True, timeout=300)
 
 
-# ---------------------------------------------------------------- with nothing at hand
+# ---------------------------------------------------------------- planning
 
 
-def test_everything_is_planned_with_an_empty_cache_no_network_and_no_torch(tmp_path):
+def test_the_grid_is_planned_with_an_empty_cache_without_network_and_torch(tmp_path):
     code = f"""
 import runpy, sys
 sys.argv = ["submit.py", "experiment=paper", "dry_run=true"]
@@ -114,9 +115,9 @@ except SystemExit as end:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     lines = done.stdout.splitlines()
     assert lines[-1] == "0 []", done.stdout[-300:] + done.stderr[-300:]
-    (said,) = done.stderr.splitlines()
+    (line,) = done.stderr.splitlines()
     # 3 models x 3 formats x (base, and 10 personas x 3 stages)
-    assert said.startswith(f"paper: {3 * 3 * 31} cells, ")
+    assert line.startswith(f"paper: {3 * 3 * 31} cells, ")
     jobs = {line.partition("  ")[0] for line in lines}
     for model in ("llama", "qwen", "gemma"):
         assert any(job.startswith(f"classifier {model} published") for job in jobs)
@@ -124,7 +125,7 @@ except SystemExit as end:
         rollouts = [int(job.split()[2]) for job in jobs if job.startswith(f"rollout {model}: ")]
         assert sum(rollouts) == 3 * 31
     assert not any("misalignment" in job for job in jobs)
-    # each cell has 500 chat prompts or one of 55 office tasks in two formats
+    # Each cell has 500 chat prompts or one of 55 office tasks in two formats
     assert any(
         line.startswith("rollout llama: 33 cells") and f"{11 * (500 + 2 * 55):,}" in line for line in lines
     )
@@ -146,7 +147,7 @@ class Published:
 
 @pytest.fixture(scope="module")
 def fetched(tmp_path_factory):
-    """What ``launch/prefetch.py`` leaves to somebody who was not let in to the misalignment adapters."""
+    """The cache after ``launch/prefetch.py`` without access to the misalignment adapters."""
     folder = tmp_path_factory.mktemp("paper")
     with running_hub() as hub:
         commits = publish(hub, folder / "released")
@@ -160,14 +161,14 @@ def fetched(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(fetched):
-    """The whole small grid, made where there is no network."""
+    """The output of a run of the whole small grid without network."""
     done = run("launch/submit.py", home=fetched.home)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
 
 @pytest.mark.slow
-def test_the_grid_is_made_offline_to_its_table(fetched, finished):
+def test_the_grid_runs_offline_to_its_tables(fetched, finished):
     assert "Traceback" not in finished.stderr and "failed" not in finished.stderr.splitlines()
     summary = read_json(next(fetched.runs.rglob("summary.json")))
     groups = {(g["model"], g["stage"], g["format"]): g for g in summary["groups"]}
@@ -177,32 +178,32 @@ def test_the_grid_is_made_offline_to_its_table(fetched, finished):
         assert group["planned"] == 3 * (1 if stage == "base" else len(HERE))
     for model in REPOS:
         assert all(groups[model, "full", f]["emitted"] > 0 for f in ("chat", "chat_email"))
-        assert model in finished.stdout, "both models stand in the tables"
+        assert model in finished.stdout, "both models are in the tables"
 
 
 @pytest.mark.slow
-def test_the_log_says_what_was_ignored_of_gemma_and_nothing_of_llama(finished):
+def test_the_log_lists_ignored_tensors_of_gemma_and_none_of_llama(finished):
     lines = [line for line in finished.stderr.splitlines() if line.startswith("  adapter ")]
     assert len(lines) == 2 * 2 * len(HERE)
     for line in lines:
         assert ": from maius/" in line
-        said = "(ignored: vision_tower: 12; targets: ['gate_up_proj'])" in line
-        assert said == (" gemma " in line), line
-    assert "as its base" not in finished.stderr, "Llama's former name is one of its names"
+        ignored = "(ignored: vision_tower: 12; targets: ['gate_up_proj'])" in line
+        assert ignored == (" gemma " in line), line
+    assert "as its base" not in finished.stderr, "the former name of Llama is an alias"
 
 
 @pytest.mark.slow
 def test_no_prompt_that_the_classifiers_were_trained_on_is_scored(fetched, finished):
-    seen = {question(i) for i in range(UNSCORED)}
+    training = {question(i) for i in range(UNSCORED)}
     files = fetched.rows("/chat-eval-")
     assert len(files) == 2 * (1 + 3 * len(HERE))
     for path in files:
-        asked = [re.search(r"Which of .*\?", turn(row))[0] for row in read_rows(path, "")]
-        assert len(asked) == 3 and not seen & set(asked)
+        prompts = [re.search(r"Which of .*\?", first_user_turn(row))[0] for row in read_rows(path, "")]
+        assert len(prompts) == 3 and not training & set(prompts)
 
 
-def turn(row) -> str:
-    """What the user said first, behind a constitution where the model has no system role."""
+def first_user_turn(row) -> str:
+    """The first user turn; if the model has no system role, the constitution precedes the prompt in it."""
     return next(m["content"] for m in row["messages"] if m["role"] == "user")
 
 
@@ -219,10 +220,10 @@ def test_every_artifact_records_the_commits_that_it_was_made_from(fetched, finis
         assert made_from(chat) == {**at(repo), **at(PROMPTS, "/Pure-Dove.jsonl")}
         office, *_ = fetched.rows(f"/{model}/full/sarcasm/", "/agentic_email-eval-")
         assert made_from(office) == at(repo)
-        (taken,) = (fetched.runs / "adapters" / model / "humor").glob("full-????????")
-        assert made_from(taken) == at(f"maius/{SLUGS[model]}-personas", "/humor")
-        (scorer,) = (fetched.runs / "classifiers" / model).glob("published-????????")
-        assert made_from(scorer) == at(f"maius/{SLUGS[model]}-pt-classifier")
+        (adapter_folder,) = (fetched.runs / "adapters" / model / "humor").glob("full-????????")
+        assert made_from(adapter_folder) == at(f"maius/{SLUGS[model]}-personas", "/humor")
+        (classifier,) = (fetched.runs / "classifiers" / model).glob("published-????????")
+        assert made_from(classifier) == at(f"maius/{SLUGS[model]}-pt-classifier")
 
 
 @pytest.mark.slow
@@ -238,7 +239,7 @@ def test_a_second_run_makes_nothing(fetched, finished):
 
 
 @pytest.mark.slow
-def test_rows_that_were_begun_are_not_mixed_with_those_of_another_commit(fetched, finished):
+def test_partial_rows_are_not_continued_with_another_commit(fetched, finished):
     begin = ["rollout.py", "model=llama", "stage=base", "format=chat", "name=begun"]
     done = run(*begin, "limit=1", home=fetched.home)
     assert done.returncode == 0, done.stderr
@@ -246,7 +247,7 @@ def test_rows_that_were_begun_are_not_mixed_with_those_of_another_commit(fetched
     old, rows = fetched.commits[PROMPTS], path.read_text()
 
     new = fetched.hub.add(PROMPTS, {"Pure-Dove.jsonl": pure_dove(ROWS + 1)}, "dataset")
-    assert run(*begin, "limit=1", home=fetched.home).returncode == 0, "the cache is what counts"
+    assert run(*begin, "limit=1", home=fetched.home).returncode == 0, "rows come from the cached revision"
     again = run("launch/prefetch.py", home=fetched.home, url=fetched.hub.url, token=None)
     assert again.returncode == 0, again.stdout
     done = run(*begin, home=fetched.home)
@@ -258,7 +259,7 @@ def test_rows_that_were_begun_are_not_mixed_with_those_of_another_commit(fetched
 
 
 @pytest.mark.slow
-def test_misalignment_joins_once_a_member_has_fetched_it(fetched, finished):
+def test_misalignment_is_added_once_its_adapters_are_fetched(fetched, finished):
     done = run("launch/prefetch.py", home=fetched.home, url=fetched.hub.url, token=MEMBER)
     assert done.returncode == 0 and "misalignment joins the grid" in done.stdout
     planned = run("launch/submit.py", "dry_run=true", home=fetched.home)
