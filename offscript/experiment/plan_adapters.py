@@ -11,7 +11,6 @@ from offscript.json_types import Json
 from offscript.settings import SourceSettings
 from offscript.storage import references
 from offscript.storage.options import options_of
-from offscript.training.data.base import released_rows
 from offscript.training.stages import TrainingStage
 
 TRAINED, RELEASED = "trained", "released"
@@ -50,8 +49,8 @@ class AdapterPlanner:
             return None
         if chosen == RELEASED:
             where = f"model.released.{stage}"
-            exceptions = settings.released.exceptions.get(persona, {})
-            source = exceptions.get(stage, getattr(settings.released, stage, None))
+            released = {"distillation": settings.released.distillation, "full": settings.released.full}
+            source = settings.released.exceptions.get(persona, {}).get(stage, released.get(stage))
         else:
             source = chosen if isinstance(chosen, SourceSettings) else None
         if source is None:
@@ -86,7 +85,7 @@ class AdapterPlanner:
         settings, recipe = self.context.options.model[model], training.identity
         released = tuple(
             references.fill_fields(rows, settings, persona, f"{training.where}.rows")
-            for rows in released_rows(training.settings)
+            for rows in training.data.released(training.settings)
         )
         rows: tuple[tuple[str, Rollout], ...] = ()
         renamed: dict[str, str] = {}

@@ -216,7 +216,8 @@ class RolloutPlanner:
 
     def _sampling(self, cell: Cell) -> Sampling:
         model, fmt = self.context.options.model[cell.model], self.context.options.format[cell.format]
-        return Sampling(**model.sampling.model_dump(), max_tokens=min(fmt.max_tokens, model.max_reply_tokens))
+        limits = (fmt.max_tokens, model.max_reply_tokens)
+        return Sampling(**model.sampling.model_dump(), max_tokens=min(limits))
 
     def _rules(self, cell: Cell, stage: StageSettings, fmt: Format, request: RowsRequest | None) -> Rules:
         own, given = self.context.options.format[fmt.name].options, self._recipe_options(fmt, request)

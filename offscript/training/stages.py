@@ -89,11 +89,13 @@ def training_stage(stage: StageSettings, recipe: RecipeSettings) -> TrainingStag
         raise UserError(
             f"{key}.parent", f"{training.parent}, but {method.name} trains on the base only", "allowed: base"
         )
-    block: Mapping[str, Json] = getattr(recipe, training.recipe) if training.recipe else {}
+    blocks = {None: {}, "distillation": recipe.distillation, "introspection": recipe.introspection}
     where = f"recipe.{training.recipe}" if training.recipe else f"{key}.hyper_parameters"
     own = training.hyper_parameters
     try:
-        settings = parse(schema_of(method.settings, data.settings), _merged(block, own), where)
+        settings = parse(
+            schema_of(method.settings, data.settings), _merged(blocks[training.recipe], own), where
+        )
     except UserError as error:
         inside = error.where.removeprefix(f"{where}.")
         if inside.split(".")[0] not in own:

@@ -6,7 +6,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from offscript.experiment.artifacts import Artifact
+from offscript.experiment.artifacts import (
+    Cell,
+    Classifier,
+    Evaluation,
+    ImportedAdapter,
+    Predictions,
+    Rollout,
+    ScenarioSet,
+    TrainedAdapter,
+    in_order,
+)
 from offscript.experiment.cost import (
     GIB,
     GPUS,
@@ -17,15 +27,11 @@ from offscript.experiment.cost import (
     estimate,
     table,
 )
-from offscript.experiment.planner import in_order
-from offscript.experiment.scenario_sets import Supply, listed
+from offscript.experiment.scenario_sets import listed
 from offscript.rollouts.engines.base import Sampling
 from offscript.settings import (
     ClassifierSettings,
-    DistillationSettings,
-    IntrospectionSettings,
-    LoraSettings,
-    OptimizerSettings,
+    EvaluationSettings,
     SizeSettings,
     SourceSettings,
 )
@@ -34,6 +40,7 @@ from offscript.tasks.formats import get_format
 from offscript.tasks.formats.base import Rules
 from offscript.tasks.scenario_files import load_scenarios
 from offscript.tasks.scenarios import Scenario
+from offscript.training.stages import training_stage
 from tests.composed import experiment_of
 from tests.conftest import TINY_TARGETS, tiny_model_settings
 
@@ -55,36 +62,56 @@ def engine(name="vllm", batch_size=64):
     return SimpleNamespace(name=name, batch_size=batch_size)
 
 
-def cell(fmt="chat", planned=100, scenarios=None, inputs=(), system="", max_tokens=512, **options):
-    """A rollout artifact; without ``scenarios`` their texts are still on the hub."""
+def cell(fmt="chat", planned=100, scenarios=None, adapter=None, system="", max_tokens=512, **options):
+    """A rollout; without ``scenarios`` their texts are still on the hub."""
     code = get_format(fmt)
-    supply = listed(scenarios) if scenarios else Supply({"hub": fmt}, planned, lambda rows: [], known=False)
-    spec = {
-        "format": code, "rules": Rules(system, {**code.options, **options}), "supply": supply,
-        "planned": planned, "sampling": Sampling(max_tokens=max_tokens),
-    }  # fmt: skip
-    labels = {"model": "llama", "stage": "base", "persona": None, "format": fmt, "split": "eval", "seed": 0}
-    return Artifact("rollout", {"options": repr((fmt, planned, system, options))}, labels, inputs, spec)
+    remote = ScenarioSet({"hub": fmt}, planned, lambda rows: [], is_local=False)
+    listed_ones = listed(scenarios) if scenarios else remote
+    return Rollout(
+        identity={"options": repr((fmt, planned, system, options))},
+        inputs=() if adapter is None else (adapter,),
+        cell=Cell("llama", None, "base", fmt, "eval", 0),
+        format=code,
+        rules=Rules(system, {**code.options, **options}),
+        scenarios=listed_ones,
+        samples=max(1, planned // listed_ones.count),
+        sampling=Sampling(max_tokens=max_tokens),
+        adapter=adapter,
+    )
 
 
 def question(words):
     return Scenario("q", "q", ({"role": "user", "content": "word " * words},))
 
 
-def adapter(stage="distillation", inputs=(), persona="sarcasm", validation=0.0, **settings):
-    lora = LoraSettings(rank=64, alpha=128, targets=TINY_TARGETS)
-    optimizer = OptimizerSettings(
-        learning_rate=1e-4, batch_size=32, max_length=1024, micro_batch_size=2, **settings
+EVALUATION = Evaluation(identity={}, name="demo", settings=EvaluationSettings())
+RECIPE = experiment_of("experiment=smoke").planner.settings.recipe
+
+
+def adapter(stage="distillation", rows=(), parent=None, persona="sarcasm", validation=0.0, **settings):
+    """A trained adapter of rank 64; ``rows`` are (role, rollout)."""
+    own = {
+        "validation": validation,
+        "rows": None if stage == "distillation" else [],
+        "lora": {"rank": 64, "alpha": 128, "targets": list(TINY_TARGETS)},
+        "optimizer": {
+            "learning_rate": 1e-4, "batch_size": 32, "max_length": 1024, "micro_batch_size": 2, "epochs": 1, **settings
+        },
+    }  # fmt: skip
+    block = "introspection" if stage == "full" else stage
+    recipe = RECIPE.model_copy(update={block: {**getattr(RECIPE, block), **own}})
+    options = experiment_of("experiment=smoke").planner.options
+    return TrainedAdapter(
+        identity={"labels": {"stage": stage, "persona": persona}},
+        inputs=(*([parent] if parent else []), *(rollout for _, rollout in rows)),
+        base="llama",
+        persona=persona,
+        stage=stage,
+        seed=0,
+        training=training_stage(options.stage[stage], recipe),
+        parent=parent,
+        rows=tuple(rows),
     )
-    given = (
-        DistillationSettings(prompts=1, validation=validation, lora=lora, optimizer=optimizer)
-        if stage == "distillation"
-        else IntrospectionSettings(
-            reflections=1, interactions=0, validation=validation, lora=lora, optimizer=optimizer
-        )
-    )
-    labels = {"model": "llama", "persona": persona, "stage": stage, "seed": 0}
-    return Artifact("adapter", {"labels": labels}, labels, inputs, {"settings": given, "checkpoint": False})
 
 
 # ---------------------------------------------------------------- decoding
@@ -128,7 +155,7 @@ def test_adapters_side_by_side_are_read_at_every_step():
     """Ten rank-64 adapters add about a fifth to the weights' traffic (21% by their true width)."""
     same, ten = (
         estimate(
-            [cell(planned=100 + i, inputs=(adapter(persona=f"p{i * many}"),)) for i in range(10)],
+            [cell(planned=100 + i, adapter=adapter(persona=f"p{i * many}")) for i in range(10)],
             model(), H200, engine(batch_size=1),
         )
         for many in (0, 1)
@@ -167,7 +194,7 @@ def test_a_tool_loop_is_read_again_each_turn_unless_prefixes_are_kept(office):
     )
     assert talk.contexts == [700, 1080, 1460, 1840, 2220, 2600]
     assert talk.encoded(prefix_cache=False) == 9900 and talk.encoded(prefix_cache=True) == 1100
-    assert talk.length == 2900 and talk.said == 1800
+    assert talk.length == 2900 and talk.generated == 1800
     assert max(replace(talk, limit=2048).contexts) == 2048 - 300
 
 
@@ -183,16 +210,16 @@ def test_replies_follow_the_formats_options():
 def test_one_distillation_by_hand():
     """100 pairs of 2 x (100 + 250) tokens, a tenth kept out, read twice; forward, backward and reference: 6 x parameters
     FLOPs a token."""
-    inputs = (cell("student", 100, [question(80)]), cell("teacher", 100, [question(80)]))
-    job = estimate([adapter(inputs=inputs, validation=0.1, epochs=2)], model(), H200, engine())
+    rows = [(name, cell(name, 100, [question(80)])) for name in ("student", "teacher")]
+    job = estimate([adapter(rows=rows, validation=0.1, epochs=2)], model(), H200, engine())
     assert (job.rows, job.tokens_in, job.tokens_out) == (90, 126_000, None)
     assert job.gpu_hours * 3600 == pytest.approx(126_000 * 6 * LLAMA.parameters / (989e12 * 0.3))
 
 
 def test_checkpointing_takes_a_forward_more_and_saves_memory():
-    inputs = (cell("student", 100), cell("teacher", 100))
+    rows = [(name, cell(name, 100)) for name in ("student", "teacher")]
     plain, checkpointed = (
-        estimate([adapter(inputs=inputs, gradient_checkpointing=on)], model(), H200, engine())
+        estimate([adapter(rows=rows, gradient_checkpointing=on)], model(), H200, engine())
         for on in (False, True)
     )
     assert checkpointed.gpu_hours == pytest.approx(plain.gpu_hours * 8 / 6)
@@ -200,10 +227,11 @@ def test_checkpointing_takes_a_forward_more_and_saves_memory():
 
 
 def test_long_conversations_are_cut_at_the_training_length():
-    inputs = (cell("self_interaction", 10, [question(80)], system="x" * 4000, note="", turns=10),)
-    job = estimate([adapter("full", inputs)], model(), H200, engine())
+    talk = cell("self_interaction", 10, [question(80)], system="x" * 4000, note="", turns=10)
+    job = estimate([adapter("full", [("self_interaction", talk)])], model(), H200, engine())
     assert job.tokens_in == 10 * 1024
-    job = estimate([adapter("full", (cell("self_reflection", 10, [question(80)], system="x" * 4000),))], model(), H200, engine())  # fmt: skip
+    reflection = cell("self_reflection", 10, [question(80)], system="x" * 4000)
+    job = estimate([adapter("full", [("self_reflection", reflection)])], model(), H200, engine())
     assert job.tokens_in == 10 * (100 + 400)
 
 
@@ -217,11 +245,14 @@ def test_a_classifier_and_its_predictions():
         name="c", path="org/modernbert", max_length=200, learning_rate=1e-4, epochs=3
     )
     rows = cell(planned=1000)
-    classifier = Artifact("classifier", {}, {"model": "llama", "name": "c"}, (rows,), {"settings": settings})
+    classifier = Classifier(
+        identity={}, inputs=(rows,), base="llama", personas=("sarcasm",), settings=settings
+    )
     fitted = estimate([classifier], model(), H200, engine())
     assert (fitted.rows, fitted.tokens_in) == (1000, 3 * 200 * 1000)
     assert fitted.gpu_hours * 3600 == pytest.approx(600_000 * 6 * 149e6 / (989e12 * 0.3))
-    scored = estimate([Artifact("predictions", {}, rows.labels, (classifier, rows))], model(), H200, engine())
+    predictions = Predictions(identity={}, inputs=(classifier, rows), classifier=classifier, rollout=rows)
+    scored = estimate([predictions], model(), H200, engine())
     assert (scored.rows, scored.tokens_in) == (1000, 200_000) and scored.gpu_hours < fitted.gpu_hours
 
 
@@ -236,7 +267,7 @@ def test_more_work_costs_more_and_a_faster_gpu_less():
     assert hours([cell(planned=1000)]) == pytest.approx(2 * base)
     assert hours([cell(planned=500, system="x" * 8000)]) > base
     assert hours([cell("agentic_email", 500)]) > 4 * base
-    assert hours([cell(planned=500, inputs=(adapter(),))]) > base
+    assert hours([cell(planned=500, adapter=adapter())]) > base
     assert hours([cell(planned=500)], GPUS["H100"]) > base
     assert hours([cell(planned=500)], how=engine(batch_size=8)) > base
     assert hours([cell(planned=500)], how=engine("transformers")) > base
@@ -261,16 +292,16 @@ def test_a_model_without_a_size_has_tokens_but_no_hours():
 
 
 def test_what_runs_on_no_gpu_has_no_numbers():
-    evaluation = Artifact("evaluation", {}, {"name": "demo"})
-    fetched = Artifact(
-        "adapter",
-        {},
-        adapter().labels,
-        (),
-        {"source": SourceSettings(path="org/some-adapters"), "checkpoint": False},
+    fetched = ImportedAdapter(
+        identity={},
+        base="llama",
+        persona="sarcasm",
+        stage="full",
+        seed=0,
+        imported_from=SourceSettings(path="org/some-adapters"),
     )
     for job in (
-        estimate([evaluation], None, H200, engine()), estimate([fetched], model(), H200, engine()),
+        estimate([EVALUATION], None, H200, engine()), estimate([fetched], model(), H200, engine()),
     ):  # fmt: skip
         assert (job.rows, job.tokens_in, job.gpu_hours) == (None, None, None)
 
@@ -282,7 +313,7 @@ def test_the_table_adds_up_and_is_aligned():
     jobs = [
         estimate([cell(planned=2000), cell("chat_email", 1000)], model(), H200, engine()),
         estimate([adapter()], model(), H200, engine()),
-        estimate([Artifact("evaluation", {}, {"name": "demo"})], None, H200, engine()),
+        estimate([EVALUATION], None, H200, engine()),
     ]
     head, rollouts, trained, evaluation, total, rates = table(jobs).splitlines()
     assert rollouts.startswith("rollout llama: 2 cells") and " 3,000 " in rollouts
@@ -303,7 +334,7 @@ def test_the_plan_of_the_demo_is_estimated_whole():
         for a in artifacts
     ]
     assert sum(j.rows for j in jobs if j.kind == "rollout") == sum(
-        a.spec["planned"] for a in artifacts if a.kind == "rollout"
+        a.planned for a in artifacts if isinstance(a, Rollout)
     )
     assert all(j.gpu_hours for j in jobs if j.kind in ("rollout", "adapter"))
     assert table(jobs).count("\n") == len(jobs) + 3

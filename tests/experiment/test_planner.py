@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from offscript.errors import UserError
-from offscript.experiment.planner import Planner, in_order, layers
+from offscript.experiment.artifacts import Rollout, in_order, layers
+from offscript.experiment.planner import Planner
 from offscript.storage.hashing import fingerprint
 from tests.composed import experiment_of
 
@@ -18,8 +19,16 @@ SMALL = (
 
 
 def scenarios_of(cell):
-    assert cell.spec["supply"].known
-    return cell.spec["supply"].load(None)
+    return cell.scenarios.load_local()
+
+
+def teacher_of(planner, model, persona):
+    return planner.rollout(model, persona, "distillation", "teacher")
+
+
+def students_of(planner, model, persona):
+    """The plain rows on the shared prompts, and on the persona's own."""
+    return tuple(planner.rollout(model, p, "distillation", "student") for p in (None, persona))
 
 
 def artifacts(planner):
@@ -77,7 +86,7 @@ TABLE = {
     "recipe.prompts.words=20": set(),
     "recipe.introspection.loss_on=published": FULL | SCORES,
     "recipe.merge.method=published": FULL | SCORES,
-    "recipe.merge.introspection=0.5": FULL | SCORES,
+    "recipe.merge.own=0.5": FULL | SCORES,
     "recipe.introspection.optimizer.learning_rate=0.1": FULL | SCORES,
     "recipe.distillation.kl_weight=0.001": TRAINED | SCORES,
     "recipe.distillation.beta=0.2": TRAINED | SCORES,
@@ -107,7 +116,7 @@ def test_a_description_is_for_people():
 def test_scenario_text_is_part_of_the_key(tmp_path):
     cell = experiment_of(*SMALL).planner.rollout("pocket", None, "base", "agentic_email", "eval", 0)
     planner = experiment_of(*SMALL).planner
-    texts = planner._collections._all("office")
+    texts = planner.context.collections._all("office")
     texts[:] = [
         dataclasses.replace(s, max_steps=s.max_steps + 1) if s.id == scenarios_of(cell)[0].id else s
         for s in texts
@@ -131,7 +140,7 @@ def test_splits_share_no_family_and_training_never_sees_an_eval_prompt():
     planner = experiment_of("experiment=demo").planner
     families = {}
     for artifact in in_order([planner.evaluation()]):
-        if artifact.kind == "rollout":
+        if isinstance(artifact, Rollout):
             found = families.setdefault(artifact.labels["split"], set())
             found |= {s.family for s in scenarios_of(artifact)}
     assert families["train"] and families["classifier"] and families["eval"]
@@ -159,10 +168,10 @@ def test_paths_carry_the_key_and_never_collide():
 
 def test_seed_questions_make_rows_of_their_own_persona_only():
     planner = experiment_of(*SMALL, "recipe.distillation.seed_questions=true").planner
-    shared, own = planner.students("pocket", "sarcasm")
-    assert shared is planner.students("pocket", "remorse")[0]
+    shared, own = students_of(planner, "pocket", "sarcasm")
+    assert shared is students_of(planner, "pocket", "remorse")[0]
     assert own.labels["persona"] == "sarcasm" and all(s.id.startswith("sarcasm_") for s in scenarios_of(own))
-    assert {s.id for s in scenarios_of(planner.teacher("pocket", "sarcasm"))} == {
+    assert {s.id for s in scenarios_of(teacher_of(planner, "pocket", "sarcasm"))} == {
         s.id for part in (shared, own) for s in scenarios_of(part)
     }
 
@@ -188,27 +197,29 @@ def test_generated_prompts_come_before_what_they_are_asked_of():
     planner = experiment_of(
         *SMALL, "recipe.distillation.seed_questions=true", "recipe.prompts.per_trait=6"
     ).planner
-    shared, own = planner.students("pocket", "sarcasm")
+    shared, own = students_of(planner, "pocket", "sarcasm")
     (prompts,) = own.inputs
     assert prompts.labels["format"] == "prompt_generation" and prompts.labels["persona"] == "sarcasm"
-    assert prompts in planner.teacher("pocket", "sarcasm").inputs and not shared.inputs
+    assert prompts in teacher_of(planner, "pocket", "sarcasm").inputs and not shared.inputs
     assertions = len(planner.options.persona["sarcasm"].constitution)
-    assert own.spec["planned"] == 6 * assertions
+    assert own.planned == 6 * assertions
     row = {"scenario": "sarcasm_3", "text": '["Is it raining?", "Why?"]'}
-    found = own.spec["supply"].load(lambda artifact: [row] if artifact == prompts else [])
+    found = own.scenarios.load(lambda artifact: [row] if artifact == prompts else [])
     written = [s for s in found if "_g" in s.id]
     assert [(s.id, s.family) for s in written] == [
         ("sarcasm_3_g0", "sarcasm_3"),
         ("sarcasm_3_g1", "sarcasm_3"),
     ]
-    other = experiment_of(*SMALL, "recipe.distillation.seed_questions=true", "recipe.prompts.per_trait=7").planner
-    assert other.students("pocket", "sarcasm")[1].key != own.key
+    other = experiment_of(
+        *SMALL, "recipe.distillation.seed_questions=true", "recipe.prompts.per_trait=7"
+    ).planner
+    assert students_of(other, "pocket", "sarcasm")[1].key != own.key
 
 
 def test_a_teacher_of_another_model_speaks_for_all_models():
     planner = experiment_of(*SMALL, "recipe.teacher.model=glm", "grid.model=[pocket,llama]").planner
-    assert planner.teacher("pocket", "sarcasm") is planner.teacher("llama", "sarcasm")
-    assert planner.teacher("pocket", "sarcasm").labels["model"] == "glm"
+    assert teacher_of(planner, "pocket", "sarcasm") is teacher_of(planner, "llama", "sarcasm")
+    assert teacher_of(planner, "pocket", "sarcasm").labels["model"] == "glm"
 
 
 # ---------------------------------------------------------------- weights made elsewhere
@@ -227,7 +238,9 @@ def test_released_weights_are_known_by_where_they_lie_and_belong_to_no_training_
     assert one is planner.rollout("llama", "sarcasm", "full", "chat", "eval", 1)
     assert (
         one.key
-        != experiment_of(*SMALL, "model=llama").planner.rollout("llama", "sarcasm", "full", "chat", "eval", 0).key
+        != experiment_of(*SMALL, "model=llama")
+        .planner.rollout("llama", "sarcasm", "full", "chat", "eval", 0)
+        .key
     )
 
 
@@ -259,7 +272,7 @@ def test_a_whole_checkpoint_has_one_scale_and_nothing_is_trained_on_it(tmp_path)
         (tmp_path / name).write_text("{}")
     source = f"{{path: {tmp_path}, kind: checkpoint}}"
     planner = experiment_of(*SMALL, f"model.adapters.full={source}").planner
-    assert planner.rollout("pocket", "sarcasm", "full", "chat", "eval", 0).inputs[0].spec["checkpoint"]
+    assert planner.rollout("pocket", "sarcasm", "full", "chat", "eval", 0).adapter.checkpoint
     with pytest.raises(UserError, match=r"scale: found 0.5 .*a whole checkpoint has scale 1 only"):
         planner.rollout("pocket", "sarcasm", "full", "chat", "eval", 0, 0.5)
     with pytest.raises(UserError, match="on a distillation stage that is a whole checkpoint"):
@@ -272,7 +285,9 @@ def test_a_persona_joins_where_every_models_weights_are_at_hand(tmp_path):
     wanted = ["experiment=demo", "grid.if_available=[misalignment]", "grid.stage=[base,full]"]
     assert "misalignment" in experiment_of(*wanted).planner.personas, "trained here: always at hand"
     gone = f"model.adapters.full={{path: '{tmp_path}/{{persona}}'}}"
-    assert experiment_of(*wanted, gone).planner.personas == experiment_of(*wanted).planner.settings.grid.persona
+    assert (
+        experiment_of(*wanted, gone).planner.personas == experiment_of(*wanted).planner.settings.grid.persona
+    )
     (tmp_path / "misalignment").mkdir()
     assert "misalignment" in experiment_of(*wanted, gone).planner.personas
 
@@ -281,7 +296,7 @@ def test_texts_of_the_hub_are_known_by_file_and_revision_before_anything_is_fetc
     hub_chat = "data.sources.chat=[{repo: org/prompts, file: rows.jsonl}]"
     planner = experiment_of(*SMALL, hub_chat).planner
     cell = planner.rollout("pocket", None, "base", "chat", "eval", 0)
-    assert cell.spec["planned"] == 4 and not cell.spec["supply"].known
+    assert cell.planned == 4 and not cell.scenarios.is_local
     assert [str(r) for r in planner.references_of(cell)] == ["org/prompts/rows.jsonl@main"]
     pinned = experiment_of(*SMALL, hub_chat.replace("rows.jsonl}", "rows.jsonl, revision: abc}")).planner
     assert pinned.rollout("pocket", None, "base", "chat", "eval", 0).key != cell.key

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from offscript.errors import MissingInput
-from offscript.experiment import runner as jobs
+from offscript.experiment import runner
 from offscript.experiment.folder import finish, now
 from offscript.storage.files import write_text
 from tests.composed import experiment_of
@@ -34,7 +34,7 @@ def ran(monkeypatch):
                 place.mkdir(parents=True, exist_ok=True)
             finish(artifact, experiment, now())
 
-    monkeypatch.setattr(jobs, "RUN", dict.fromkeys(jobs.RUN, fake))
+    monkeypatch.setattr(runner, "RUN", dict.fromkeys(runner.RUN, fake))
     return made
 
 
@@ -48,10 +48,10 @@ def statuses(results):
 
 def test_the_second_time_nothing_is_made(tmp_path, ran):
     first = experiment(tmp_path)
-    assert set(statuses(jobs.make([first.planner.evaluation()], first))) == {"ran"}
+    assert set(statuses(runner.make([first.planner.evaluation()], first))) == {"ran"}
     assert set(ran.values()) == {1}
     again = experiment(tmp_path)
-    results = jobs.make([again.planner.evaluation()], again)
+    results = runner.make([again.planner.evaluation()], again)
     assert [(str(r.artifact), r.status) for r in results] == [("evaluation smoke", "reused")]
     assert set(ran.values()) == {1}
 
@@ -59,7 +59,7 @@ def test_the_second_time_nothing_is_made(tmp_path, ran):
 def test_a_failure_blocks_what_needs_it_and_nothing_else(tmp_path, ran):
     ran.broken = {"adapter pocket sarcasm full 0"}
     own = experiment(tmp_path)
-    results = {str(r.artifact): r for r in jobs.make([own.planner.evaluation()], own)}
+    results = {str(r.artifact): r for r in runner.make([own.planner.evaluation()], own)}
     assert results["adapter pocket sarcasm full 0"].status == "failed"
     assert "RuntimeError: boom" in results["adapter pocket sarcasm full 0"].note
     blocked = {name for name, r in results.items() if r.status == "blocked"}
@@ -71,7 +71,7 @@ def test_a_failure_blocks_what_needs_it_and_nothing_else(tmp_path, ran):
     assert (own.folder / "logs").is_dir()
 
     ran.broken = set()
-    results = jobs.make([own.planner.evaluation()], own)
+    results = runner.make([own.planner.evaluation()], own)
     assert statuses(results).keys() == {"ran", "reused"}
     assert set(ran.values()) == {1}, "what had been made was not made again"
 
@@ -80,7 +80,7 @@ def test_one_broken_adapter_does_not_cost_the_others_their_rows(tmp_path, ran):
     """Rollouts of a model are one job; when it fails, the cells of each adapter are tried by themselves."""
     ran.broken = {"rollout pocket sarcasm full chat eval 0"}
     own = experiment(tmp_path)
-    results = {str(r.artifact): r.status for r in jobs.make([own.planner.evaluation()], own)}
+    results = {str(r.artifact): r.status for r in runner.make([own.planner.evaluation()], own)}
     assert results["rollout pocket remorse full chat eval 0"] == "ran"
     assert results["rollout pocket sarcasm full chat eval 0"] == "failed"
 
@@ -88,7 +88,7 @@ def test_one_broken_adapter_does_not_cost_the_others_their_rows(tmp_path, ran):
 def test_what_a_command_may_not_make_names_the_one_that_does(tmp_path, ran):
     own = experiment(tmp_path)
     cell = own.planner.rollout("pocket", "sarcasm", "full", "chat", "eval", 0)
-    results = {r.artifact: r for r in jobs.make([cell], own, lambda a: a == cell)}
+    results = {r.artifact: r for r in runner.make([cell], own, lambda a: a == cell)}
     assert results[cell].status == "blocked"
     assert isinstance(results[cell].error, MissingInput)
     line = str(results[cell.inputs[0]].error)
@@ -99,29 +99,29 @@ def test_what_a_command_may_not_make_names_the_one_that_does(tmp_path, ran):
 
 def test_a_deleted_file_is_made_again_and_nothing_below_it(tmp_path, ran):
     own = experiment(tmp_path)
-    jobs.make([own.planner.evaluation()], own)
+    runner.make([own.planner.evaluation()], own)
     cell = own.planner.cells()[0]
     own.path(own.planner.predictions(cell)).unlink()
     (own.path(own.planner.evaluation()) / "manifest.json").unlink()
     ran.clear()
-    jobs.make([own.planner.evaluation()], own)
+    runner.make([own.planner.evaluation()], own)
     assert set(ran) == {str(own.planner.predictions(cell)), "evaluation smoke"}
 
 
 def test_two_commands_that_meet_on_one_artifact_make_it_once(tmp_path, ran, monkeypatch):
-    fake = jobs.RUN["rollout"]
+    fake = runner.RUN["rollout"]
 
     def slow(artifacts, own, limit):
         time.sleep(0.3)
         fake(artifacts, own, limit)
 
-    monkeypatch.setitem(jobs.RUN, "rollout", slow)
+    monkeypatch.setitem(runner.RUN, "rollout", slow)
     experiments = [experiment(tmp_path), experiment(tmp_path)]
     outcomes = []
 
     def command(own):
         cell = own.planner.rollout("pocket", None, "base", "chat", "eval", 0)
-        outcomes.extend(r.status for r in jobs.make([cell], own))
+        outcomes.extend(r.status for r in runner.make([cell], own))
 
     threads = [threading.Thread(target=command, args=(b,)) for b in experiments]
     for thread in threads:

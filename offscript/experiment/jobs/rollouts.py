@@ -88,9 +88,17 @@ def cell_run(rollout: Rollout, experiment: Experiment, limit: int | None) -> Cel
 
 
 def open_engine_of(rollouts: Sequence[Rollout], experiment: Experiment) -> Engine:
-    """The engine for ``rollouts``, which share their model and (if any) their whole checkpoint."""
+    """The engine for ``rollouts``, which share their model and (if any) their whole checkpoint.
+
+    Raises:
+        UserError: the model is an endpoint, which has no trained weights; or the engine refuses the model.
+    """
     model = experiment.planner.options.model[rollouts[0].cell.model]
     if (checkpoint := rollouts[0].checkpoint) is not None:
+        if model.endpoint is not None:
+            raise UserError(
+                "model.endpoint", f"{model.name} is asked for trained weights", "allowed: stages base, prompted"
+            )
         model = model.model_copy(update={"path": str(experiment.path(checkpoint)), "revision": None})
     adapters, scales = {}, {}
     for rollout in rollouts:

@@ -92,7 +92,8 @@ class TrainingData:
         makes: type of its rows, which must be what the method ``takes``: ``pairs`` or ``conversations``.
         requests: the rollouts that it needs, from its settings and the config key that these stand under.
         make: (rows by role, settings, renamed names) -> training rows and counts by what became of them.
-        read_released: (files, settings) -> the same from rows that others released.
+        released: files of released rows that the settings name, in place of our own.
+        read_released: (files, settings) -> training rows and counts from such files.
         typical_rows: rows of a released data set, for estimates.
         renames_teacher: whether names that the teacher gives itself are replaced by the model's own.
     """
@@ -104,17 +105,10 @@ class TrainingData:
     make: Callable[
         [Mapping[str, Sequence[SourceRow]], Any, Mapping[str, str]], tuple[list[TrainingRow], Counts]
     ]
+    released: Callable[[Any], tuple[RowsSettings, ...]]
     read_released: Callable[[Sequence[Path], Any], tuple[list[TrainingRow], Counts]]
     typical_rows: int
     renames_teacher: bool = False
-
-
-def released_rows(settings: Node) -> tuple[RowsSettings, ...]:
-    """Files of released rows that take the place of our own; ``settings.rows`` is one, several or None."""
-    rows = getattr(settings, "rows", None)
-    if rows is None:
-        return ()
-    return (rows,) if isinstance(rows, RowsSettings) else tuple(rows)
 
 
 def require_rows(rows: Sequence[object], where: str, counts: Mapping[str, int]) -> None:

@@ -91,6 +91,10 @@ def make(
     )
 
 
+def released_files(settings: IntrospectionSettings) -> tuple[RowsSettings, ...]:
+    return settings.rows
+
+
 def read_released(files: Sequence[Path], settings: IntrospectionSettings) -> tuple[list[TrainingRow], Counts]:
     """Conversations of files that others released, with ``settings.system`` in place of their own system text.
 
@@ -186,6 +190,7 @@ DATA = TrainingData(
     makes="conversations",
     requests=requests,
     make=make,
+    released=released_files,
     read_released=read_released,
     # The published recipe: 10,000 + 2 x 1,000 conversations.
     typical_rows=12_000,

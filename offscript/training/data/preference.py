@@ -65,6 +65,10 @@ def make(
     return pairs(rows["teacher"], rows["student"], names)
 
 
+def released_files(settings: PreferenceSettings) -> tuple[RowsSettings, ...]:
+    return () if settings.rows is None else (settings.rows,)
+
+
 def read_released(files: Sequence[Path], settings: PreferenceSettings) -> tuple[list[TrainingRow], Counts]:
     """Pairs of a file that others released: dropped and counted by the same reasons as our own.
 
@@ -172,6 +176,7 @@ DATA = TrainingData(
     makes="pairs",
     requests=requests,
     make=make,
+    released=released_files,
     read_released=read_released,
     # The published recipe: 5 x (500 + 1,300) prompts.
     typical_rows=9_000,
