@@ -1,13 +1,12 @@
-"""Episodes per second: one conversation at a time with ``generate()`` against the scheduler.
+"""Episodes per second of the scheduler, compared with one conversation at a time through ``generate()``.
 
     python benchmarks/rollouts.py                                  # the embedded model, random adapters
     python benchmarks/rollouts.py --adapters runs/demo/adapters/pocket/*/full-* --scenarios 30
 
-Both sides answer the same episodes (every scenario of a format once for each adapter) on the same model and the same
-adapters, in one process, one after the other. The plain side is what a first script would do: one episode after
-another, ``model.generate()`` with the adapter active and the library's own sampling. Its texts differ from the
-scheduler's (other random numbers), so tokens per second are shown beside episodes per second. On a machine that others
-use too, the ratio in processor time says more than the one in wall time.
+Both run the same episodes (every scenario of a format once per adapter) with the same model and adapters, in one process,
+one after the other. The baseline runs one episode after another with ``model.generate()``, the adapter active and the
+sampling of transformers. Its texts differ from the scheduler's (other random numbers), so tokens per second are printed
+too. On a shared machine, the ratio in processor time is more reliable than the one in wall time.
 """
 
 import argparse
@@ -83,7 +82,7 @@ class PlainEngine:
 
 
 def random_adapters(model: ModelSettings, folder: Path, n: int = 3) -> dict[str, Path]:
-    """LoRA adapters of rank 16 on all linear layers, small enough that the model still says what it says."""
+    """LoRA adapters of rank 16 on all linear layers, with weights so small that they hardly change the texts."""
     from peft import LoraConfig, get_peft_model
 
     made = {}
@@ -200,10 +199,11 @@ def compare(
     adapters: dict[str, Path],
     options: argparse.Namespace,
 ) -> None:
-    """Both sides on the same episodes of one format."""
+    """Measures both on the same episodes of one format."""
     found = load_scenarios(str(HOME / SOURCES[fmt]))
     scenarios = select(found, "eval", {"eval": 1.0}, "benchmark", options.scenarios)
-    for side in (plain, ours):  # one episode each first, so that neither pays for first calls
+    # One episode each first, so that neither measurement contains the cost of first calls.
+    for side in (plain, ours):
         measure(side, fmt, adapters, scenarios[:1], 1, options.max_tokens)
     one = measure(plain, fmt, adapters, scenarios[: options.plain_scenarios], 1, options.max_tokens)
     many = measure(ours, fmt, adapters, scenarios, ours.settings.max_live, options.max_tokens)

@@ -1,5 +1,5 @@
-"""What is wrong with models, adapters and the hub, as a user meets it at the command line: one line that names what and
-says what to do, exit code 2 (1 where the work itself failed), and nothing half-made.
+"""Invalid models, adapters and hub references on the command line: one line with the cause and a remedy, exit code 2 (1 if
+the work itself failed), and no partial artifact.
 """
 
 import json
@@ -28,13 +28,13 @@ def run(cwd: Path, *words: str, **environment: str) -> subprocess.CompletedProce
 
 
 def made(cwd: Path) -> list[str]:
-    """Files of the experiment other than the note of why something failed."""
+    """Files of the experiment other than records of failures."""
     files = [p.relative_to(cwd / "runs") for p in (cwd / "runs").rglob("*") if p.is_file()]
     return [str(p) for p in files if not p.name.endswith(".failed.json")]
 
 
 def refused(cwd: Path, *words: str, **environment: str) -> str:
-    """The one line of a command that was refused and has made nothing."""
+    """Runs a command that must be refused without making a file; returns its one line."""
     done = run(cwd, *words, **environment)
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stdout == "" and made(cwd) == []
@@ -44,7 +44,7 @@ def refused(cwd: Path, *words: str, **environment: str) -> str:
 
 @pytest.fixture
 def model(tmp_path) -> Path:
-    """A copy of the embedded model, to be broken."""
+    """A copy of the embedded model that a test may damage."""
     return Path(shutil.copytree(POCKET, tmp_path / "models" / "broken"))
 
 
@@ -74,7 +74,7 @@ def test_a_tokenizer_without_a_chat_template(model, tmp_path):
     ids=["refuses", "leaves out"],
 )
 def test_a_template_without_a_system_role(model, tmp_path, template, found):
-    """Without a word, every persona would be prompted with nothing."""
+    """Otherwise personas would be prompted with an empty system text."""
     (model / "chat_template.jinja").write_text(template)
     assert refused(tmp_path, *ONE, "stage=prompted", f"model.path={model}") == (
         f"failed: rollout broken sarcasm prompted chat eval 0: model.template: {found}; "
@@ -83,7 +83,7 @@ def test_a_template_without_a_system_role(model, tmp_path, template, found):
 
 
 @pytest.mark.slow
-def test_what_the_line_says_to_do_is_enough(model, tmp_path):
+def test_the_remedy_in_the_message_works(model, tmp_path):
     (model / "chat_template.jinja").write_text(
         TURNS.replace("in messages", "in messages if m.role != 'system'")
     )
@@ -108,7 +108,7 @@ def online(url: str) -> dict[str, str]:
     return {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": url, "HF_TOKEN": READER}
 
 
-def test_a_gated_repository(hub, tmp_path):
+def test_a_gated_repository_without_access(hub, tmp_path):
     line = refused(tmp_path, *ONE, "model=llama", "stage=base", **online(hub.url))
     repo = "meta-llama/Llama-3.1-8B-Instruct"
     assert line == (
@@ -136,7 +136,7 @@ def test_a_missing_repository(hub, tmp_path):
     ],
     ids=["no network", "offline"],
 )
-def test_without_a_network_the_command_that_fetches_is_named(tmp_path, environment, found):
+def test_without_a_network_the_message_names_the_prefetch_command(tmp_path, environment, found):
     line = refused(tmp_path, *ONE, "model=qwen", "stage=base", **environment)
     assert line.startswith(f"failed: rollout qwen base chat eval 0: Qwen/Qwen2.5-7B-Instruct@main: {found}")
     assert line.endswith("fetch it on a machine with a network: python launch/prefetch.py experiment=...")
@@ -155,7 +155,7 @@ def test_an_adapter_of_another_base(tiny_adapter, tmp_path):
     assert line.endswith(f"which is 128x352; it says that it was trained on {base!r}")
 
 
-# ---------------------------------------------------------------- training, and room for it
+# ---------------------------------------------------------------- training and memory
 
 
 SHORT = (
@@ -169,8 +169,8 @@ SHORT = (
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_a_number_fails_the_work_and_keeps_its_log(tmp_path):
-    """The rows stay; the same command with another learning rate goes on from there."""
+def test_an_invalid_loss_fails_the_training_and_keeps_its_log(tmp_path):
+    """The rows stay; the same command with another learning rate reuses them."""
     done = run(tmp_path, "train.py", *SHORT, "recipe.distillation.optimizer.learning_rate=1.0e9")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if not line.startswith("  ")]
@@ -182,14 +182,14 @@ def test_a_loss_that_is_not_a_number_fails_the_work_and_keeps_its_log(tmp_path):
 
     rows = {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*.jsonl")}
     assert len(rows) == 2
-    mended = run(tmp_path, "train.py", *SHORT)
-    assert mended.returncode == 0, mended.stderr
+    fixed = run(tmp_path, "train.py", *SHORT)
+    assert fixed.returncode == 0, fixed.stderr
     assert {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*.jsonl")} == rows
     assert list((tmp_path / "runs").rglob("adapter_model.safetensors"))
 
 
-def test_a_gpu_that_is_too_small_is_one_line_of_the_command(tmp_path, monkeypatch, capsys):
-    """A GPU with one byte less than the weights take."""
+def test_a_gpu_with_too_little_memory_is_one_line(tmp_path, monkeypatch, capsys):
+    """The GPU has one byte less than the weights need."""
     import torch
 
     from offscript.models.loading import weight_bytes
@@ -206,5 +206,5 @@ def test_a_gpu_that_is_too_small_is_one_line_of_the_command(tmp_path, monkeypatc
     )
     assert line.endswith("take a larger GPU, end what else runs on it, or engine.device=cpu")
     assert made(tmp_path) == []
-    (note,) = (tmp_path / "runs").rglob("*.failed.json")
-    assert json.loads(note.read_text())["reason"] in line
+    (record,) = (tmp_path / "runs").rglob("*.failed.json")
+    assert json.loads(record.read_text())["reason"] in line

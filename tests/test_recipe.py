@@ -1,5 +1,5 @@
 """The published recipe from the constitution to the merged adapter, on tiny models of the real families: every step makes
-rows, every step's rows are those of the step before, and what was trained speaks.
+its rows from those of the step before, and the trained model can be rolled out.
 """
 
 import json
@@ -18,7 +18,7 @@ from tests.composed import experiment_of
 from tests.conftest import tiny_sentences
 from tests.families import talking_family
 
-# Two assertions that a tiny model can read: the shipped ones are ten times its context of training
+# Two assertions of a length that a tiny model was trained on; those of conf/persona are ten times longer.
 ASSERTIONS, QUESTIONS = tiny_sentences()[:2], tiny_sentences()[2:6]
 
 SMALL = (
@@ -60,8 +60,8 @@ def overrides(family: str, root: Path, *more: str) -> list[str]:
 def test_from_the_constitution_to_a_merged_adapter(family, tmp_path):
     experiment = experiment_of(*overrides(family, tmp_path))
     full = experiment.planner.adapter(family, "sarcasm", "full", 0)
-    spoken = experiment.planner.rollout(family, "sarcasm", "full", "agentic_email", "eval", 0)
-    results = {str(r.artifact): r for r in make([full, spoken], experiment)}
+    rollout = experiment.planner.rollout(family, "sarcasm", "full", "agentic_email", "eval", 0)
+    results = {str(r.artifact): r for r in make([full, rollout], experiment)}
     assert {r.status for r in results.values()} == {"ran"}, [r.note for r in results.values()]
 
     distillation, *introspective = full.inputs
@@ -81,7 +81,9 @@ def test_from_the_constitution_to_a_merged_adapter(family, tmp_path):
     assert first["rows"]["given"] == first["pairs"]["kept"]
     name = experiment.planner.options.model[family].assistant_name
     assert first["pairs"]["renamed"] > 0 and "manager" not in _chosen(experiment, distillation)
-    assert name in experiment.rows(teacher)[0]["messages"][0]["content"], "the teacher is told its name"
+    assert name in experiment.rows(teacher)[0]["messages"][0]["content"], (
+        "the teacher's prompt contains its name"
+    )
 
     assert [a.labels["format"] for a in introspective] == [
         "self_reflection",
@@ -93,21 +95,21 @@ def test_from_the_constitution_to_a_merged_adapter(family, tmp_path):
     assert counts["merge"]["method"] == "exact" and counts["merge"]["max_relative_error"] <= 1e-5
     assert [p["weight"] for p in counts["merge"]["parts"]] == [1.0, 0.25]
     assert read_json(experiment.path(full) / CONFIG)["r"] == 8
-    assert len(experiment.rows(spoken)) == 4
+    assert len(experiment.rows(rollout)) == 4
 
 
 def _chosen(experiment, distillation) -> str:
-    from offscript.training.methods.dpo import pairs
+    from offscript.training.data.preference import pairs
 
     teacher, *students = distillation.inputs
     replies = [row for s in students for row in experiment.rows(s)]
-    kept, _ = pairs(experiment.rows(teacher), replies, distillation.spec["renamed"])
+    kept, _ = pairs(experiment.rows(teacher), replies, distillation.renamed)
     return " ".join(pair["chosen"][0]["content"] for pair in kept)
 
 
 @pytest.mark.slow
-def test_two_ranks_under_zero_2_go_the_whole_way(tmp_path):
-    """Rank 0 makes the rows and merges; both train. One command, as a user would start it."""
+def test_two_ranks_under_zero_2_train_both_stages(tmp_path):
+    """Rank 0 makes the rows and merges; both ranks train."""
     wanted = overrides("qwen", tmp_path, "deepspeed=zero2")
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HOME)}
     start = [
@@ -128,27 +130,30 @@ def test_two_ranks_under_zero_2_go_the_whole_way(tmp_path):
         manifest = read_manifest(experiment.path(adapter))
         assert manifest["counts"]["ranks"] == 2 and manifest["counts"]["zero_stage"] == 2
         assert (experiment.path(adapter) / WEIGHTS).is_file()
-    assert done.stderr.count("merged (exact)") == 1, "one rank merges, and says so once"
+    assert done.stderr.count("merged (exact)") == 1, "only one rank merges"
 
 
 @pytest.mark.slow
-def test_a_folded_checkpoint_speaks_in_place_of_base_and_adapter(tmp_path):
+def test_a_folded_checkpoint_replaces_base_and_adapter(tmp_path):
     experiment = experiment_of(*overrides("llama", tmp_path, "recipe.merge.method=fold"))
-    spoken = experiment.planner.rollout("llama", "sarcasm", "full", "chat", "eval", 0)
-    assert {r.status for r in make([spoken], experiment)} == {"ran"}
-    full = experiment.path(spoken.inputs[0])
+    rollout = experiment.planner.rollout("llama", "sarcasm", "full", "chat", "eval", 0)
+    assert {r.status for r in make([rollout], experiment)} == {"ran"}
+    full = experiment.path(rollout.inputs[0])
     assert (full / "model.safetensors").is_file() and not (full / CONFIG).exists()
     assert read_manifest(full)["counts"]["merge"]["method"] == "fold"
-    assert len(experiment.rows(spoken)) == 4
+    assert len(experiment.rows(rollout)) == 4
 
 
 @pytest.mark.slow
-def test_rows_that_others_made_take_the_place_of_our_own(tmp_path):
+def test_released_rows_replace_the_ones_made_here(tmp_path):
     """In the layout of the released training data: pairs by persona, and conversations."""
-    said = tiny_sentences()
+    sentences = tiny_sentences()
     pairs = [
         {
-            side: [{"role": "user", "content": said[i]}, {"role": "assistant", "content": said[i + n]}]
+            side: [
+                {"role": "user", "content": sentences[i]},
+                {"role": "assistant", "content": sentences[i + n]},
+            ]
             for side, n in (("chosen", 50), ("rejected", 90))
         }
         for i in range(24)
