@@ -2,12 +2,12 @@
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol, TypeVar
 
-from offscript.errors import UserError
+from offscript.errors import UserError, one_of
 
 
 class Plugin(Protocol):
@@ -54,6 +54,17 @@ def discover(package: str, attribute: str, kind: type[P], folders: Sequence[str 
             )
         found[value.name] = path, value
     return {name: value for name, (_, value) in sorted(found.items())}
+
+
+def choose(options: Mapping[str, P], name: str, where: str, what: str) -> P:
+    """The option called ``name``, which the config key ``where`` asks for; ``what`` is what options are called.
+
+    Raises:
+        UserError: there is none; the message lists all names.
+    """
+    if name not in options:
+        raise UserError(where, f"unknown {what} {name!r}", one_of(options))
+    return options[name]
 
 
 def _load(path: Path, package: str) -> ModuleType:

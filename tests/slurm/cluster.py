@@ -1,21 +1,21 @@
-"""A SLURM of our own on one machine, for tests: several virtual nodes, accounting, preemption.
+"""A SLURM cluster on one machine for tests, with several virtual nodes, accounting and preemption.
 
     python tests/slurm/cluster.py install     # Debian packages, as root; starts nothing
-    python tests/slurm/cluster.py start       # again and again is fine: what runs is left alone
-    python tests/slurm/cluster.py status      # exit code 1 where it does not run
+    python tests/slurm/cluster.py start       # running daemons are left alone
+    python tests/slurm/cluster.py status      # exit code 1 if it does not run
     eval "$(python tests/slurm/cluster.py env)"; sinfo; sbatch ...
-    python tests/slurm/cluster.py stop        # cancels its jobs, ends its daemons
-    python tests/slurm/cluster.py clean       # stop, and forget all jobs and accounting
+    python tests/slurm/cluster.py stop        # cancels its jobs and stops its daemons
+    python tests/slurm/cluster.py clean       # stops it, and removes all jobs and accounting
 
-All that it writes lies in one folder ($OFFSCRIPT_SLURM_ROOT, else offscript-slurm in the user's cache folder). It needs
-root, and no systemd, cgroups or network. Only the standard library is used, so any Python 3.11 can run it.
+All its files are in one folder ($OFFSCRIPT_SLURM_ROOT, or offscript-slurm in the user's cache folder). It needs root, but
+no systemd, cgroups or network. Only the standard library is used, so any Python 3.11 can run it.
 
-A virtual node is a slurmd in namespaces of its own (host name, processes, /etc/hosts). A job sees the node's name as
-its host name and resolves the names of the others, as on a real cluster; ending a node ends all that ran on it, as a
-power cut does; and the machine's own host name and /etc/hosts stay as they are.
+A virtual node is a slurmd in its own namespaces (host name, processes, /etc/hosts). A job sees the name of its node as the
+host name and resolves the names of the others, as on a real cluster. Stopping a node kills every process on it, as a power
+cut does. The host name and /etc/hosts of the machine do not change.
 
-The knobs, all from the environment: OFFSCRIPT_SLURM_NODES (4), _CPUS (2, per node), _GPUS (2, per node; pretended: a
-job that asks for one finds CUDA_VISIBLE_DEVICES set and nothing behind it), _MEMORY (16384 MiB per node; pretended too)
+Environment variables and their defaults: OFFSCRIPT_SLURM_NODES (4), _CPUS (2, per node), _GPUS (2, per node; fake: a job
+that requests one gets CUDA_VISIBLE_DEVICES, but no device), _MEMORY (16384 MiB per node; not checked against the machine)
 and _PORT (17800, the first of the TCP ports).
 """
 
@@ -36,7 +36,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-# The -core packages hold the MariaDB programs without a service that would run at boot.
+# The -core packages contain the MariaDB programs without a service that starts at boot.
 PACKAGES = (
     "slurmctld",
     "slurmd",
@@ -66,7 +66,7 @@ SlurmdPidFile={root}/run/slurmd.%n.pid
 SlurmctldLogFile={root}/log/slurmctld.log
 SlurmdLogFile={root}/log/slurmd.%n.log
 
-# Neither cgroups nor systemd. A job over its memory is found by looking at its processes every other second.
+# Neither cgroups nor systemd. Memory use is sampled every other second.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
@@ -75,8 +75,8 @@ JobAcctGatherParams=OverMemoryKill
 MpiDefault=none
 SwitchType=switch/none
 
-# Nodes announce what is written here, whatever the machine has. One that did not answer is taken back when it does
-# again; one that somebody set DOWN stays so until somebody resumes it.
+# Nodes have the resources below, whatever the machine has. A node that did not answer returns when it does again; one that
+# was set DOWN stays DOWN until it is resumed.
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 DefMemPerCPU={default_memory}
@@ -84,7 +84,7 @@ SlurmdParameters=config_overrides
 ReturnToService=1
 GresTypes=gpu
 
-# Tests wait for the scheduler, so it never does. Two busy cores are slow to answer, so a node is given time to.
+# The scheduler runs without delays, since tests wait for it. Timeouts are long, since two busy cores answer slowly.
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1,default_queue_depth=1000
 SlurmdTimeout=20
@@ -96,8 +96,8 @@ CompleteWait=0
 EpilogMsgTime=0
 MinJobAge=300
 
-# What the tests are about: a child whose parent failed is cancelled, a lost or preempted job is queued again, and a job
-# that asked for a signal gets it before it is preempted as well.
+# A job whose dependency failed is cancelled, a lost or preempted job is requeued, and a job that requested a signal gets
+# it before it is preempted too.
 DependencyParameters=kill_invalid_depend
 JobRequeue=1
 MaxArraySize=10001
@@ -116,8 +116,8 @@ AccountingStorageTRES=gres/gpu
 
 NodeName=node[1-{nodes}] NodeAddr=127.0.0.1 Port={node_ports} CPUs={cpus} RealMemory={memory} {gres} State=UNKNOWN
 
-# A job in main is preempted at once. One in graceful is warned and has 10 s (up to 40: the controller looks twice a
-# minute); if it ends by itself in that time, SLURM does not queue it again. Sites have either.
+# A job in main is preempted at once. One in graceful gets a signal and has 10 s (up to 40, since the controller checks twice
+# a minute); if it exits by itself in that time, SLURM does not requeue it. Sites use either mode.
 PartitionName=main Nodes=ALL Default=YES MaxTime=1-0 DefaultTime=60 PriorityTier=1 PreemptMode=REQUEUE
 PartitionName=graceful Nodes=ALL MaxTime=1-0 DefaultTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
 PartitionName=urgent Nodes=ALL MaxTime=1-0 DefaultTime=60 PriorityTier=10 PreemptMode=OFF
@@ -138,17 +138,17 @@ StorageUser=root
 StorageLoc=slurm
 """
 
-# The shell is the first process of the node's namespace: it collects the orphans that slurmd leaves, which slurmd would not.
+# The shell is process 1 of the node's namespace, since slurmd would not reap orphaned processes.
 NODE_BOOT = 'hostname "$1" && mount --bind "$2" /etc/hosts && { slurmd -D -f "$3" -N "$1" & wait; }'
 
 
 class ClusterError(Exception):
-    """What stands in the way of the cluster, in one line."""
+    """The cluster cannot be used; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Daemon:
-    """A program of the cluster. ``ready`` answers whether it serves; ``port`` is the one that it listens on."""
+    """A daemon of the cluster. ``ready`` returns whether it serves requests; ``port`` is the port that it listens on."""
 
     name: str
     command: list[str]
@@ -159,7 +159,7 @@ class Daemon:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where the cluster lives and how large it is. Sizes are per node; memory is in MiB."""
+    """Folder and size of the cluster. Sizes are per node; memory is in MiB."""
 
     root: Path
     nodes: int = 4
@@ -170,7 +170,7 @@ class Cluster:
 
     @classmethod
     def from_environment(cls) -> "Cluster":
-        """The cluster that OFFSCRIPT_SLURM_* describe. Raises `ClusterError` for a size that is no whole number."""
+        """The cluster that OFFSCRIPT_SLURM_* describe. Raises `ClusterError` if a size is not a whole number."""
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         root = Path(os.environ.get(PREFIX + "ROOT") or cache / "offscript-slurm").absolute()
         sizes = {key: _size(key) for key in ("nodes", "cpus", "gpus", "memory", "port")}
@@ -185,19 +185,19 @@ class Cluster:
         return [f"node{i}" for i in range(1, self.nodes + 1)]
 
     def environment(self) -> dict[str, str]:
-        """The environment in which SLURM's commands speak to this cluster, without what another job may have set."""
+        """The environment for SLURM's commands to use this cluster, without variables of an enclosing job."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
         return {**kept, "SLURM_CONF": str(self.conf), "PATH": _path()}
 
-    # --- what a person asks for
+    # --- start and stop
 
     def start(self, keep: bool = True) -> None:
-        """Start what does not run; back when every node can take a job.
+        """Start the daemons that do not run; return when every node accepts jobs.
 
-        ``keep``: it goes on running when the last borrower leaves (`borrowed`).
+        ``keep``: the cluster keeps running after its last user has left (`in_use`).
 
         Raises:
-            ClusterError: not root, not installed, a port is taken, or a daemon did not come up.
+            ClusterError: not root, not installed, a port is in use, or a daemon did not start.
         """
         _need_root()
         _need_programs()
@@ -209,53 +209,53 @@ class Cluster:
             try:
                 self._start_daemons()
             except BaseException:
-                if new:  # half a cluster is of no use to anybody
+                if new:
                     self._stop_daemons()
                 raise
             if keep:
-                self._to_be_stopped().unlink(missing_ok=True)
+                self._stop_marker().unlink(missing_ok=True)
             elif new:
-                self._to_be_stopped().touch()
+                self._stop_marker().touch()
 
     def stop(self) -> None:
-        """Cancel all jobs and end all daemons of this cluster; nothing where there is none."""
+        """Cancel all jobs and stop all daemons of this cluster, if there are any."""
         if not self._lock.exists():
             return
         _need_root()
         with self._locked():
             self._stop_daemons()
-            self._to_be_stopped().unlink(missing_ok=True)
+            self._stop_marker().unlink(missing_ok=True)
 
     def clean(self) -> None:
         """Stop, and remove the folder with all jobs and accounting. Job ids start at 1 again afterwards."""
         if self.root.exists() and not self._lock.exists():
-            raise ClusterError(f"{self.root} is not the folder of a cluster: not removed")
+            raise ClusterError(f"{self.root} is not the folder of a cluster, and was not removed")
         self.stop()
         shutil.rmtree(self.root, ignore_errors=True)
 
     @contextmanager
-    def borrowed(self) -> Iterator[None]:
-        """The cluster runs inside. The last of several borrowers stops it, unless it ran before or somebody kept it."""
+    def in_use(self) -> Iterator[None]:
+        """Within the block, the cluster runs. The last user stops it, unless it ran before or was started with ``keep``."""
         _need_root()
-        with (self.folder() / "borrowers").open("a") as borrowers:
-            fcntl.flock(borrowers, fcntl.LOCK_SH)
+        with (self.folder() / "users").open("a") as users:
+            fcntl.flock(users, fcntl.LOCK_SH)
             self.start(keep=False)
             try:
                 yield
             finally:
-                if _try_alone(borrowers) and self._to_be_stopped().exists():
+                if _try_exclusive_lock(users) and self._stop_marker().exists():
                     self.stop()
 
-    def is_borrowed(self) -> bool:
-        """Whether somebody is inside `borrowed` now."""
-        borrowers = self.root / "borrowers"
-        if not borrowers.exists():
+    def is_in_use(self) -> bool:
+        """Whether any process is inside `in_use`."""
+        users = self.root / "users"
+        if not users.exists():
             return False
-        with borrowers.open("a") as lock:
-            return not _try_alone(lock)
+        with users.open("a") as lock:
+            return not _try_exclusive_lock(lock)
 
     def folder(self) -> Path:
-        """The folder of the cluster, made where it is missing. Raises `ClusterError` for one that cannot be it."""
+        """The folder of the cluster, created if it is missing. Raises `ClusterError` if the path cannot be used."""
         if reason := self._refuse_folder():
             raise ClusterError(f"{self.root}: {reason}; set {PREFIX}ROOT to an empty or new folder")
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -263,23 +263,23 @@ class Cluster:
         return self.root
 
     def running(self) -> list[str]:
-        """The names of the daemons that run."""
+        """The names of the running daemons."""
         return sorted(self.processes())
 
     def is_up(self) -> bool:
         return set(self.running()) == {daemon.name for daemon in self._daemons()}
 
     def status(self) -> str:
-        """What runs, the nodes and the queue, for a person."""
+        """The daemons, the nodes and the queue, as text."""
         expected = [daemon.name for daemon in self._daemons()]
         down = [name for name in expected if name not in self.running()]
-        lines = [f"folder {self.root}", f"down: {', '.join(down)}" if down else "all daemons run"]
+        lines = [f"folder {self.root}", f"down: {', '.join(down)}" if down else "all daemons are running"]
         if "slurmctld" not in down:
-            lines += [self.ask("sinfo", "-N", "-l"), self.ask("squeue")]
+            lines += [self.run_command("sinfo", "-N", "-l"), self.run_command("squeue")]
         return "\n".join(line.rstrip() for line in lines)
 
-    def ask(self, *command: str) -> str:
-        """The answer of one of SLURM's commands. Raises `ClusterError` with what it complained of."""
+    def run_command(self, *command: str) -> str:
+        """The output of a SLURM command. Raises `ClusterError` with its error message."""
         done = subprocess.run(command, env=self.environment(), capture_output=True, text=True)
         if done.returncode:
             raise ClusterError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()}")
@@ -288,12 +288,12 @@ class Cluster:
     # --- single nodes
 
     def power_off(self, node: str) -> None:
-        """End a node and every process on it at once. The controller finds out by itself after SlurmdTimeout."""
+        """Kill a node and every process on it. The controller notices after SlurmdTimeout."""
         if node in (running := self.processes()):
             _end(running[node], signal.SIGKILL)
 
     def power_on(self, node: str) -> None:
-        """Start a node that is off; back when it can take a job."""
+        """Start a node that is off; return when it accepts jobs."""
         if node not in self.processes():
             self._start_daemon(self._node(self.node_names.index(node)))
         self._recover_nodes()
@@ -302,21 +302,21 @@ class Cluster:
 
     @property
     def _lock(self) -> Path:
-        """Also what a folder of ours is known by."""
+        """Its presence also marks a folder as a cluster's."""
         return self.root / "offscript-slurm.lock"
 
     def _refuse_folder(self) -> str | None:
-        """What speaks against the folder, if anything."""
+        """Why the folder cannot be used; None if it can."""
         if any(c.isspace() for c in str(self.root)):
-            return "SLURM takes no blank in a path"
+            return "SLURM allows no blank in a path"
         if len(str(self.root)) > 80:
             return "the path of a socket in it would be too long"
         if self.root.exists() and any(self.root.iterdir()) and not self._lock.exists():
-            return "it holds something else"
+            return "it has other content"
         return None
 
     def _configure(self) -> bool:
-        """Write keys and configuration; whether the configuration is another than before."""
+        """Write keys and configuration; returns whether the configuration has changed."""
         for name in ("etc", "run", "log", "state", "spool", "database"):
             (self.root / name).mkdir(exist_ok=True)
         key = self.root / "etc" / "munge.key"
@@ -326,7 +326,7 @@ class Cluster:
         files = {
             "slurm.conf": SLURM_CONF.format(**self._values()),
             "slurmdbd.conf": DATABASE_CONF.format(**self._values()),
-            "gres.conf": self._pretended_gpus(),
+            "gres.conf": self._fake_gpus(),
             "hosts": hosts,
         }
         before = {name: _read(self.root / "etc" / name) for name in files}
@@ -350,8 +350,8 @@ class Cluster:
             "gres": f"Gres=gpu:{self.gpus}" if self.gpus else "",
         }
 
-    def _pretended_gpus(self) -> str:
-        """A GPU is a device file to SLURM, which sets CUDA_VISIBLE_DEVICES by it; these are further /dev/null."""
+    def _fake_gpus(self) -> str:
+        """Device files for the fake GPUs, which behave as /dev/null. SLURM derives CUDA_VISIBLE_DEVICES from them."""
         for i in range(self.gpus):
             device = self.root / "etc" / f"gpu{i}"
             if not device.exists():
@@ -362,23 +362,23 @@ class Cluster:
     # --- daemons
 
     def _daemons(self) -> list[Daemon]:
-        """In the order in which they need each other. All stay in the foreground, so their ids are known at once."""
+        """All daemons in the order of their start. They run in the foreground, so their process ids are known."""
         run, etc, data = self.root / "run", self.root / "etc", self.root / "database"
         munge, database = f"{run}/munge.socket", f"{run}/mariadb.socket"
         mariadb = ["mariadbd", "--no-defaults", "--user=root", f"--datadir={data}", f"--socket={database}"]
         mariadb += ["--skip-networking", f"--pid-file={run}/mariadbd.pid", "--innodb-buffer-pool-size=64M"]
         mariadb += ["--innodb-lock-wait-timeout=900", "--innodb-flush-log-at-trx-commit=0"]
         return [
-            # --force: munged wants its socket's folder open to everybody; this one is for root alone.
+            # --force: munged expects a world-readable folder for its socket; this one is readable by root only.
             Daemon("munged", ["munged", "-F", "--force", f"--key-file={etc}/munge.key", f"--socket={munge}",
                               f"--pid-file={run}/munged.pid", f"--log-file={self.root}/log/munged.log",
                               f"--seed-file={run}/munge.seed"],
-                   lambda: self._answers("munge", "-n", "-S", munge)),
-            Daemon("mariadbd", mariadb, lambda: self._answers("mariadb", *_client(database), "-e", "SELECT 1")),
-            Daemon("slurmdbd", ["slurmdbd", "-D"], lambda: self._answers("sacctmgr", "-n", "list", "cluster"),
+                   lambda: self._succeeds("munge", "-n", "-S", munge)),
+            Daemon("mariadbd", mariadb, lambda: self._succeeds("mariadb", *_client(database), "-e", "SELECT 1")),
+            Daemon("slurmdbd", ["slurmdbd", "-D"], lambda: self._succeeds("sacctmgr", "-n", "list", "cluster"),
                    self.port + 1, {"MYSQL_UNIX_PORT": database}),
             Daemon("slurmctld", ["slurmctld", "-D", "-f", str(self.conf)],
-                   lambda: "is UP" in self._answer("scontrol", "ping"), self.port),
+                   lambda: "is UP" in self._output("scontrol", "ping"), self.port),
             *(self._node(i) for i in range(self.nodes)),
         ]  # fmt: skip
 
@@ -393,14 +393,16 @@ class Cluster:
         missing = [daemon for daemon in self._daemons() if daemon.name not in self.processes()]
         for port in [daemon.port for daemon in missing if daemon.port]:
             if not _is_free(port):
-                raise ClusterError(f"port {port} is taken; set {PREFIX}PORT to the first of a free range")
+                raise ClusterError(
+                    f"port {port} is in use; set {PREFIX}PORT to the first port of a free range"
+                )
         for daemon in missing:
             self._start_daemon(daemon)
         self._recover_nodes()
 
-    def _to_be_stopped(self) -> Path:
-        """Here when the cluster was started for a borrower, and nobody said since that it should stay."""
-        return self.root / "run" / "borrowed"
+    def _stop_marker(self) -> Path:
+        """Exists if the cluster was started by `in_use`, and not with ``keep`` since."""
+        return self.root / "run" / "stop-when-unused"
 
     def _start_daemon(self, daemon: Daemon) -> None:
         if daemon.name == "mariadbd":
@@ -408,8 +410,8 @@ class Cluster:
         if daemon.name == "slurmctld":
             self._register()
         log = self.root / "log" / f"{daemon.name}.out"
-        badge, _, value = self._badge(daemon.name).partition("=")
-        env = {**self.environment(), **daemon.env, badge: value}
+        variable, _, value = self._tag(daemon.name).partition("=")
+        env = {**self.environment(), **daemon.env, variable: value}
         with log.open("wb") as out:
             process = subprocess.Popen(
                 daemon.command,
@@ -422,7 +424,7 @@ class Cluster:
             )
         _wait_for(lambda: daemon.ready() or process.poll() is not None, f"{daemon.name} (see {log})", 60)
         if process.poll() is not None:
-            raise ClusterError(f"{daemon.name} ended at once: {_last_line(log)} (see {log})")
+            raise ClusterError(f"{daemon.name} exited at its start: {_last_line(log)} (see {log})")
 
     def _create_database(self) -> None:
         data = self.root / "database"
@@ -435,23 +437,26 @@ class Cluster:
             f"--datadir={data}",
             "--skip-test-db",
         ]
-        self.ask(*command, "--auth-root-authentication-method=socket", "--auth-root-socket-user=root")
+        self.run_command(*command, "--auth-root-authentication-method=socket", "--auth-root-socket-user=root")
 
     def _register(self) -> None:
-        """The accounting has to know the cluster by name before the controller comes."""
-        if "offscript" not in self.ask("sacctmgr", "-n", "-P", "list", "cluster", "format=cluster").split():
-            self.ask("sacctmgr", "-i", "add", "cluster", "offscript")
+        """Add the cluster to the accounting, which the controller needs at its start."""
+        if (
+            "offscript"
+            not in self.run_command("sacctmgr", "-n", "-P", "list", "cluster", "format=cluster").split()
+        ):
+            self.run_command("sacctmgr", "-i", "add", "cluster", "offscript")
 
     def _recover_nodes(self) -> None:
-        """Wait for all nodes; one that a test had set DOWN or DRAIN comes back too."""
+        """Wait for all nodes; those that a test has set DOWN or DRAIN are resumed."""
 
         def all_ready() -> bool:
             states = dict(
-                line.split() for line in self._answer("sinfo", "-h", "-N", "-o", "%N %T").splitlines()
+                line.split() for line in self._output("sinfo", "-h", "-N", "-o", "%N %T").splitlines()
             )
             for node, state in states.items():
                 if state.startswith(("down", "drain")):
-                    self._answers("scontrol", "update", f"nodename={node}", "state=resume")
+                    self._succeeds("scontrol", "update", f"nodename={node}", "state=resume")
             usable = [
                 state for state in states.values() if state in ("idle", "mixed", "allocated", "completing")
             ]
@@ -462,35 +467,35 @@ class Cluster:
     def _stop_daemons(self) -> None:
         running = self.processes()
         if "slurmctld" in running:
-            self._answers("scancel", "--quiet", "--user", getpass.getuser())
-            _wait_for(lambda: not self._answer("squeue", "-h").strip(), "the queue", 20, fail=False)
+            self._succeeds("scancel", "--quiet", "--user", getpass.getuser())
+            _wait_for(lambda: not self._output("squeue", "-h").strip(), "the queue", 20, fail=False)
         for name in sorted(running, key=_stop_order):
-            # Nodes end with all that runs on them; the others write their state down first.
+            # A killed node takes its processes with it; the other daemons save their state at SIGTERM.
             _end(running[name], signal.SIGKILL if name.startswith("node") else signal.SIGTERM)
 
     # --- processes
 
     def processes(self) -> dict[str, int]:
-        """The process id of each daemon that runs, by name.
+        """The process id of each running daemon, by name.
 
-        They are known by a variable in their environment, which what they start has too, so the one whose parent has
-        not is the daemon. No file with a number in it can be out of date, or speak of a process that is not ours.
+        Daemons are identified by a variable in their environment. Their children inherit it, so the daemon is the process
+        whose parent does not have it. Unlike a file with the process id, this is never out of date.
         """
-        carriers = {pid: name for pid in _all_pids() if (name := self._badge_of(pid))}
-        return {name: pid for pid, name in carriers.items() if carriers.get(_parent(pid)) != name}
+        tagged = {pid: name for pid in _all_pids() if (name := self._tag_of(pid))}
+        return {name: pid for pid, name in tagged.items() if tagged.get(_parent(pid)) != name}
 
-    def _badge(self, name: str) -> str:
+    def _tag(self, name: str) -> str:
         return f"{PREFIX}DAEMON={self.root}/{name}"
 
-    def _badge_of(self, pid: int) -> str | None:
-        start = self._badge("").encode()
+    def _tag_of(self, pid: int) -> str | None:
+        start = self._tag("").encode()
         found = [v for v in _proc(pid, "environ").split(b"\0") if v.startswith(start)]
         return found[0].removeprefix(start).decode() if found else None
 
-    def _answers(self, *command: str) -> bool:
+    def _succeeds(self, *command: str) -> bool:
         return subprocess.run(command, env=self.environment(), capture_output=True).returncode == 0
 
-    def _answer(self, *command: str) -> str:
+    def _output(self, *command: str) -> str:
         return subprocess.run(command, env=self.environment(), capture_output=True, text=True).stdout
 
     @contextmanager
@@ -506,11 +511,11 @@ def is_installed() -> bool:
 
 
 def install() -> None:
-    """Install the Debian packages. Raises `ClusterError` where that is not possible."""
+    """Install the Debian packages. Raises `ClusterError` if that is not possible."""
     _need_root()
     if not shutil.which("apt-get"):
         raise ClusterError(
-            "there is no apt-get here; install SLURM and MariaDB by hand: " + " ".join(PACKAGES)
+            "apt-get is not available; install SLURM and MariaDB by hand: " + " ".join(PACKAGES)
         )
     apt = ["apt-get", "-qq", "-o", "Dpkg::Use-Pty=0"]
     options = ["install", "-y", "--no-install-recommends", *PACKAGES]
@@ -524,7 +529,7 @@ def install() -> None:
 
 @contextmanager
 def _no_service_starts() -> Iterator[None]:
-    """Debian's switch against daemons that start as soon as they are installed, for as long as this lasts."""
+    """Within the block, Debian does not start daemons when their packages are installed (policy-rc.d)."""
     switch = Path("/usr/sbin/policy-rc.d")
     if switch.exists():
         yield
@@ -539,7 +544,7 @@ def _no_service_starts() -> Iterator[None]:
 
 def _need_root() -> None:
     if os.geteuid():
-        raise ClusterError("the nodes need namespaces of their own: run this as root")
+        raise ClusterError("nodes run in their own namespaces: run this as root")
 
 
 def _need_programs() -> None:
@@ -552,7 +557,7 @@ def _missing_programs() -> list[str]:
 
 
 def _path() -> str:
-    """Daemons lie in sbin, which is not on everybody's path."""
+    """PATH with sbin, where the daemons are."""
     return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 
@@ -575,8 +580,8 @@ def _stop_order(name: str) -> int:
     return {"slurmctld": 1, "slurmdbd": 2, "mariadbd": 3, "munged": 4}.get(name, 0)
 
 
-def _try_alone(lock: IO[str]) -> bool:
-    """Whether nobody else holds the lock by now."""
+def _try_exclusive_lock(lock: IO[str]) -> bool:
+    """Whether no other process holds the lock."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -594,8 +599,8 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _lives(pid: int) -> bool:
-    """A zombie, which nobody has collected yet, does not live."""
+def _is_running(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
     stat = _proc(pid, "stat")
     return bool(stat) and stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X")
 
@@ -622,7 +627,7 @@ def _end(pid: int, how: signal.Signals, patience: float = 15) -> None:
             os.kill(pid, sent)
         except ProcessLookupError:
             return
-        if _wait_for(lambda: not _lives(pid), f"process {pid}", patience, fail=False):
+        if _wait_for(lambda: not _is_running(pid), f"process {pid}", patience, fail=False):
             return
 
 
@@ -638,7 +643,7 @@ def _wait_for(true: Callable[[], bool], what: str, seconds: float, fail: bool = 
 
 
 def _write(path: Path, content: bytes) -> None:
-    """SLURM and munge refuse keys and passwords that others may read."""
+    """Write a file that only its owner can read, as SLURM and munge require of keys and passwords."""
     path.touch(mode=0o600)
     path.write_bytes(content)
 
@@ -649,7 +654,7 @@ def _read(path: Path) -> str | None:
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "no output"
 
 
 def main(arguments: list[str]) -> int:
@@ -670,8 +675,8 @@ def main(arguments: list[str]) -> int:
             print(cluster.status())
             return 0 if cluster.is_up() else 1
         else:
-            if verb != "start" and cluster.is_borrowed():
-                raise ClusterError(f"tests are running on {cluster.root}: let them end first")
+            if verb != "start" and cluster.is_in_use():
+                raise ClusterError(f"tests are running on {cluster.root}: wait until they have ended")
             getattr(cluster, verb)()
     except ClusterError as error:
         print(f"cluster: {error}", file=sys.stderr)

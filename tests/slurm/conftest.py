@@ -1,4 +1,4 @@
-"""The cluster of these tests: started for them where SLURM is installed, and left as it was found."""
+"""The cluster of these tests: started if SLURM is installed, and stopped afterwards unless it ran before."""
 
 import fcntl
 import os
@@ -12,14 +12,14 @@ from tests.slurm.cluster import Cluster, is_installed
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Slurm]:
-    """A running cluster, which SLURM's commands and submitit find by SLURM_CONF. It stops at the end if it did not run before."""
+    """A running cluster. SLURM's commands and submitit find it by SLURM_CONF."""
     if not is_installed():
         pytest.skip("SLURM is not installed: run `make slurm` or `python tests/slurm/cluster.py install`")
     if os.geteuid():
         pytest.skip("the nodes of the test cluster need root")
     ours = Cluster.from_environment()
-    with ours.borrowed(), pytest.MonkeyPatch.context() as patch:
-        # Tests may themselves run inside a job: nothing of it may reach the jobs that they submit.
+    with ours.in_use(), pytest.MonkeyPatch.context() as patch:
+        # Variables of a job that the tests run in must not reach the jobs that they submit.
         for name in [name for name in os.environ if name.startswith("SLURM_")]:
             patch.delenv(name)
         patch.setenv("SLURM_CONF", str(ours.conf))
@@ -28,7 +28,7 @@ def cluster() -> Iterator[Slurm]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_module_at_a_time() -> Iterator[None]:
-    """Modules in several pytest processes take turns: they lose nodes and fill the queue, and all share one cluster."""
+    """Runs one module at a time, since all pytest processes share one cluster, its nodes and its queue."""
     if not is_installed() or os.geteuid():
         yield
         return
@@ -38,8 +38,8 @@ def _one_module_at_a_time() -> Iterator[None]:
 
 
 @pytest.fixture
-def quiet_cluster(cluster: Slurm) -> Iterator[Slurm]:
-    """The cluster without jobs and with all nodes idle, before and after the test."""
-    cluster.quiet()
+def idle_cluster(cluster: Slurm) -> Iterator[Slurm]:
+    """The cluster with no jobs and all nodes idle, before and after the test."""
+    cluster.reset()
     yield cluster
-    cluster.quiet()
+    cluster.reset()

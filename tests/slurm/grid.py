@@ -1,4 +1,4 @@
-"""A small grid of the embedded model for tests, the commands that launch it, and what it must come to."""
+"""Small grids of the embedded model for tests, the commands that launch them, and their expected results."""
 
 import atexit
 import functools
@@ -38,7 +38,7 @@ SHORT = (*SMALL, "grid.stage=[base,distillation]", "grid.format=[chat]", "classi
 
 
 def command(script: str, *overrides: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    """One of the launch commands, as a user runs it."""
+    """Runs one of the launch commands."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     words = [sys.executable, f"launch/{script}.py", *overrides]
     return subprocess.run(words, cwd=HOME, env=env, capture_output=True, text=True, timeout=timeout)
@@ -46,7 +46,7 @@ def command(script: str, *overrides: str, timeout: float = 600) -> subprocess.Co
 
 @functools.cache
 def inline_root(grid: tuple[str, ...]) -> Path:
-    """Where a grid lies that was run in one process; once per session."""
+    """Root of a grid that was run in one process; it runs once per session."""
     root = tempfile.mkdtemp(prefix="offscript-inline-")
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     done = command("submit", *grid, f"root={root}")
@@ -60,7 +60,7 @@ def inline(grid: tuple[str, ...]) -> str:
 
 
 def copy_adapter(adapter: Path, to: Path) -> None:
-    """The weights of a finished adapter, as somebody else would publish them."""
+    """Copies the files of a finished adapter that a publication would have."""
     to.mkdir(parents=True)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(adapter / name, to)
@@ -71,14 +71,14 @@ def cells(root: Path) -> str:
 
 
 def status(root: Path, *grid: str) -> dict:
-    """What ``launch/status.py`` says for programs, with its exit code as ``code``."""
+    """The JSON output of ``launch/status.py``, with its exit code as ``code``."""
     done = command("status", *grid, f"root={root}", "json=true")
     assert done.stdout, done.stderr
     return {**json.loads(done.stdout), "code": done.returncode}
 
 
-def rows_twice(root: Path) -> list[str]:
-    """Rows of rollouts that stand in their file more than once."""
+def duplicate_rows(root: Path) -> list[str]:
+    """Rows of rollouts that are in their file more than once."""
     found = []
     for path in sorted((root / "smoke" / "rollouts").rglob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -88,6 +88,6 @@ def rows_twice(root: Path) -> list[str]:
 
 
 def jobs(root: Path) -> dict[str, str]:
-    """Of the newest launch: label -> job id."""
+    """Label -> job id of the newest launch."""
     newest = sorted((root / "smoke" / "launch").glob("*/submitted.json"))[-1]
     return {job["label"]: job["id"] for job in json.loads(newest.read_text())["jobs"]}

@@ -1,4 +1,4 @@
-"""The cluster itself does what the other tests here rely on, and what a real one does."""
+"""The test cluster behaves as a real one, in everything that the other tests rely on."""
 
 import sys
 import textwrap
@@ -12,56 +12,57 @@ from tests.slurm.cluster import PREFIX, Cluster, ClusterError
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
-def test_a_job_runs_on_a_named_node_and_is_accounted_for(quiet_cluster: Slurm, tmp_path):
-    job = quiet_cluster.submit_script("hostname; exit 3", output=tmp_path / "out", nodelist="node3")
-    quiet_cluster.wait_for_state(job, "FAILED")
+def test_a_job_runs_on_its_node_and_is_in_the_accounting(idle_cluster: Slurm, tmp_path):
+    job = idle_cluster.submit_script("hostname; exit 3", output=tmp_path / "out", nodelist="node3")
+    idle_cluster.wait_for_state(job, "FAILED")
     assert (tmp_path / "out").read_text() == "node3\n"
     wanted = {"State": "FAILED", "ExitCode": "3:0", "NodeList": "node3", "Partition": "main"}
 
-    def found() -> dict[str, str]:  # the accounting learns of a short job piece by piece
-        return {key: value for row in quiet_cluster.sacct(job) for key, value in row.items() if key in wanted}
+    # The accounting receives the fields of a short job one after another.
+    def found() -> dict[str, str]:
+        return {key: value for row in idle_cluster.sacct(job) for key, value in row.items() if key in wanted}
 
-    quiet_cluster.wait_until(lambda: found() == wanted, "the accounting", 30, found)
+    idle_cluster.wait_until(lambda: found() == wanted, "the accounting", 30, found)
 
 
-def test_a_failed_task_cancels_its_own_child_and_no_other(quiet_cluster: Slurm, tmp_path):
-    parent = quiet_cluster.submit_script("exit $((SLURM_ARRAY_TASK_ID == 1))", array="0-2")
-    child = quiet_cluster.submit_script(
+def test_a_failed_task_cancels_only_the_task_that_depends_on_it(idle_cluster: Slurm, tmp_path):
+    parent = idle_cluster.submit_script("exit $((SLURM_ARRAY_TASK_ID == 1))", array="0-2")
+    child = idle_cluster.submit_script(
         f"touch {tmp_path}/child-$SLURM_ARRAY_TASK_ID", array="0-2", dependency=f"aftercorr:{parent}"
     )
-    needs_all = quiet_cluster.submit_script(f"touch {tmp_path}/all", dependency=f"afterok:{parent}")
-    afterwards = quiet_cluster.submit_script(f"touch {tmp_path}/after", dependency=f"afterany:{child}")
-    quiet_cluster.wait_for_state(afterwards, "COMPLETED")
-    quiet_cluster.wait_for_state(needs_all, "CANCELLED")
-    assert quiet_cluster.states(parent) == _tasks(parent, "COMPLETED", "FAILED", "COMPLETED")
-    assert quiet_cluster.states(child) == _tasks(child, "COMPLETED", "CANCELLED", "COMPLETED")
+    needs_all = idle_cluster.submit_script(f"touch {tmp_path}/all", dependency=f"afterok:{parent}")
+    afterwards = idle_cluster.submit_script(f"touch {tmp_path}/after", dependency=f"afterany:{child}")
+    idle_cluster.wait_for_state(afterwards, "COMPLETED")
+    idle_cluster.wait_for_state(needs_all, "CANCELLED")
+    assert idle_cluster.states(parent) == _tasks(parent, "COMPLETED", "FAILED", "COMPLETED")
+    assert idle_cluster.states(child) == _tasks(child, "COMPLETED", "CANCELLED", "COMPLETED")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["after", "child-0", "child-2"]
 
 
-def test_requeue_runs_the_job_again_and_counts_it(quiet_cluster: Slurm, tmp_path):
+def test_requeue_runs_the_job_again_and_counts_it(idle_cluster: Slurm, tmp_path):
     log = tmp_path / "log"
-    job = quiet_cluster.submit_script(_twice(log))
-    _wait_for_lines(quiet_cluster, log, 1)
-    quiet_cluster.requeue(job)
-    quiet_cluster.wait_for_state(job, "COMPLETED")
+    job = idle_cluster.submit_script(_twice(log))
+    _wait_for_lines(idle_cluster, log, 1)
+    idle_cluster.requeue(job)
+    idle_cluster.wait_for_state(job, "COMPLETED")
     assert [line.split()[1] for line in log.read_text().splitlines()] == ["0", "1"]
-    assert [row["State"] for row in quiet_cluster.sacct(job, every_run=True)] == ["REQUEUED", "COMPLETED"]
+    assert [row["State"] for row in idle_cluster.sacct(job, every_run=True)] == ["REQUEUED", "COMPLETED"]
 
 
-@pytest.mark.parametrize("harm", ["down", "lose"])
-def test_a_job_moves_on_when_its_node_goes(quiet_cluster: Slurm, tmp_path, harm):
+@pytest.mark.parametrize("failure", ["down", "lose"])
+def test_a_job_is_requeued_on_another_node_when_its_node_fails(idle_cluster: Slurm, tmp_path, failure):
     log = tmp_path / "log"
-    job = quiet_cluster.submit_script(_twice(log))
-    _wait_for_lines(quiet_cluster, log, 1)
-    node, old = quiet_cluster.node_of(job), quiet_cluster.processes(job, "sleep")
+    job = idle_cluster.submit_script(_twice(log))
+    _wait_for_lines(idle_cluster, log, 1)
+    node, old = idle_cluster.node_of(job), idle_cluster.processes(job, "sleep")
     assert old
-    getattr(quiet_cluster, harm)(node)
-    quiet_cluster.wait_for_state(job, "COMPLETED")
+    getattr(idle_cluster, failure)(node)
+    idle_cluster.wait_for_state(job, "COMPLETED")
     (first, _), (second, restarts) = [line.split() for line in log.read_text().splitlines()]
     assert (first, restarts) == (node, "1") and second != node
-    assert not quiet_cluster.processes(job, "sleep"), "what ran on the lost node still runs"
-    quiet_cluster.resume(node)
-    assert quiet_cluster.node_state(node) == "idle"
+    assert not idle_cluster.processes(job, "sleep"), "processes of the failed node are still running"
+    idle_cluster.resume(node)
+    assert idle_cluster.node_state(node) == "idle"
 
 
 @pytest.mark.parametrize(
@@ -73,112 +74,111 @@ def test_a_job_moves_on_when_its_node_goes(quiet_cluster: Slurm, tmp_path, harm)
             "trap 'touch {warned}; scontrol requeue $SLURM_JOB_ID' USR2; while :; do sleep 1; done",
             "REQUEUED",
         ),
-        ("graceful", "sleep 300", "FAILED"),  # whoever ends on the warning is not queued again
+        # A step that exits at the signal is not requeued.
+        ("graceful", "sleep 300", "FAILED"),
     ],
 )
-def test_an_urgent_job_takes_the_place_of_another(quiet_cluster: Slurm, tmp_path, partition, step, ended):
+def test_an_urgent_job_preempts_another(idle_cluster: Slurm, tmp_path, partition, step, ended):
     warned = tmp_path / "warned"
     (tmp_path / "step.sh").write_text(step.format(warned=warned))
     text = f'[ "$SLURM_RESTART_COUNT" ] || srun bash {tmp_path}/step.sh'
-    job = quiet_cluster.submit_script(text, partition=partition, nodes=4, exclusive=True, signal="USR2@10")
-    quiet_cluster.wait_until(lambda: len(quiet_cluster.processes(job, "^sleep")) == 4, "the steps")
-    urgent = quiet_cluster.submit_script("true", partition="urgent")
-    quiet_cluster.wait_for_state(urgent, "COMPLETED")
-    quiet_cluster.wait_for_state(job, "FAILED" if ended == "FAILED" else "COMPLETED")
-    assert quiet_cluster.sacct(job, every_run=True)[0]["State"] == ended
+    job = idle_cluster.submit_script(text, partition=partition, nodes=4, exclusive=True, signal="USR2@10")
+    idle_cluster.wait_until(lambda: len(idle_cluster.processes(job, "^sleep")) == 4, "the steps")
+    urgent = idle_cluster.submit_script("true", partition="urgent")
+    idle_cluster.wait_for_state(urgent, "COMPLETED")
+    idle_cluster.wait_for_state(job, "FAILED" if ended == "FAILED" else "COMPLETED")
+    assert idle_cluster.sacct(job, every_run=True)[0]["State"] == ended
     assert warned.exists() == (ended == "REQUEUED")
 
 
-def test_a_step_is_warned_before_its_time_is_up(quiet_cluster: Slurm, tmp_path):
+def test_a_step_gets_a_signal_before_its_time_limit(idle_cluster: Slurm, tmp_path):
     step = f"trap 'touch {tmp_path}/warned; exit 0' USR2; sleep 300 & wait"
-    job = quiet_cluster.submit_script(f'srun bash -c "{step}"', time=1, signal="USR2@59")
-    quiet_cluster.wait_for_state(job, "COMPLETED", 90)
+    job = idle_cluster.submit_script(f'srun bash -c "{step}"', time=1, signal="USR2@59")
+    idle_cluster.wait_for_state(job, "COMPLETED", 90)
     assert (tmp_path / "warned").exists()
 
 
-def test_ranks_on_two_nodes_find_each_other_by_name(quiet_cluster: Slurm, tmp_path):
+def test_ranks_on_two_nodes_connect_by_host_name(idle_cluster: Slurm, tmp_path):
     program = tmp_path / "sum.py"
     program.write_text(SUM_OVER_RANKS)
     text = f"export MASTER_ADDR=$(scontrol show hostnames | head -1)\nsrun {sys.executable} {program}"
-    job = quiet_cluster.submit_script(text, nodes=2, ntasks_per_node=1, output=tmp_path / "out")
-    quiet_cluster.wait_for_state(job, {"COMPLETED", "FAILED"}, 90)
+    job = idle_cluster.submit_script(text, nodes=2, ntasks_per_node=1, output=tmp_path / "out")
+    idle_cluster.wait_for_state(job, {"COMPLETED", "FAILED"}, 90)
     printed = (tmp_path / "out").read_text()
     assert sorted(printed.split()) == ["0/2:node1:3.0", "1/2:node2:3.0"], printed
 
 
-def test_a_process_of_one_task_can_be_killed(quiet_cluster: Slurm):
-    job = quiet_cluster.submit_script("sleep 300", array="0-1")
-    quiet_cluster.wait_for_state(job, "RUNNING")
-    assert len(quiet_cluster.kill(f"{job}_1", "^sleep")) == 1
-    quiet_cluster.wait_for_state(f"{job}_1", "FAILED")
-    assert quiet_cluster.states(f"{job}_0") == {f"{job}_0": "RUNNING"}
+def test_a_process_of_one_task_can_be_killed(idle_cluster: Slurm):
+    job = idle_cluster.submit_script("sleep 300", array="0-1")
+    idle_cluster.wait_for_state(job, "RUNNING")
+    assert len(idle_cluster.kill(f"{job}_1", "^sleep")) == 1
+    idle_cluster.wait_for_state(f"{job}_1", "FAILED")
+    assert idle_cluster.states(f"{job}_0") == {f"{job}_0": "RUNNING"}
 
 
-def test_a_gpu_is_given_to_one_job_at_a_time(quiet_cluster: Slurm, tmp_path):
+def test_a_gpu_is_allocated_to_one_job_at_a_time(idle_cluster: Slurm, tmp_path):
     text = "echo $CUDA_VISIBLE_DEVICES; sleep 2"
     ids = [
-        quiet_cluster.submit_script(
-            text, gpus_per_node=1, nodelist="node1", mem=100, output=tmp_path / str(i)
-        )
+        idle_cluster.submit_script(text, gpus_per_node=1, nodelist="node1", mem=100, output=tmp_path / str(i))
         for i in range(2)
     ]
     for job in ids:
-        quiet_cluster.wait_for_state(job, "COMPLETED")
+        idle_cluster.wait_for_state(job, "COMPLETED")
     assert {(tmp_path / str(i)).read_text() for i in range(2)} == {"0\n", "1\n"}
 
 
-def test_a_job_that_takes_more_memory_than_it_asked_for_ends(quiet_cluster: Slurm, tmp_path):
-    (tmp_path / "hungry.py").write_text("import time; taken = bytearray(300 << 20); time.sleep(300)")
-    job = quiet_cluster.submit_script(
-        f"srun {sys.executable} {tmp_path}/hungry.py", mem=100, output=tmp_path / "out"
+def test_a_job_that_exceeds_its_memory_is_killed(idle_cluster: Slurm, tmp_path):
+    (tmp_path / "memory.py").write_text("import time; block = bytearray(300 << 20); time.sleep(300)")
+    job = idle_cluster.submit_script(
+        f"srun {sys.executable} {tmp_path}/memory.py", mem=100, output=tmp_path / "out"
     )
-    quiet_cluster.wait_for_state(job, "FAILED")
+    idle_cluster.wait_for_state(job, "FAILED")
     assert "exceeded memory limit" in (tmp_path / "out").read_text()
 
 
-def test_starting_twice_changes_nothing(quiet_cluster: Slurm):
-    job = quiet_cluster.submit_script("sleep 300")
-    quiet_cluster.wait_for_state(job, "RUNNING")
-    daemons = quiet_cluster.cluster.processes()
-    quiet_cluster.cluster.start(keep=False)
-    assert quiet_cluster.cluster.processes() == daemons
-    assert quiet_cluster.states(job) == {str(job): "RUNNING"}
+def test_a_second_start_changes_nothing(idle_cluster: Slurm):
+    job = idle_cluster.submit_script("sleep 300")
+    idle_cluster.wait_for_state(job, "RUNNING")
+    daemons = idle_cluster.cluster.processes()
+    idle_cluster.cluster.start(keep=False)
+    assert idle_cluster.cluster.processes() == daemons
+    assert idle_cluster.states(job) == {str(job): "RUNNING"}
 
 
 @pytest.mark.parametrize(("kept", "stopped"), [(False, 1), (True, 0)])
-def test_the_last_borrower_stops_what_nobody_keeps(tmp_path, monkeypatch, kept, stopped):
+def test_the_last_user_stops_a_cluster_that_is_not_kept(tmp_path, monkeypatch, kept, stopped):
     up: set[str] = set()
     stops: list[str] = []
     monkeypatch.setattr("tests.slurm.cluster._need_root", lambda: None)
     monkeypatch.setattr("tests.slurm.cluster._need_programs", lambda: None)
-    monkeypatch.setattr(Cluster, "_pretended_gpus", lambda self: "")
+    monkeypatch.setattr(Cluster, "_fake_gpus", lambda self: "")
     monkeypatch.setattr(Cluster, "running", lambda self: sorted(up))
     monkeypatch.setattr(Cluster, "_start_daemons", lambda self: up.add("slurmctld"))
     monkeypatch.setattr(Cluster, "_stop_daemons", lambda self: stops.append(up.pop()))
-    first, second = Cluster(tmp_path).borrowed(), Cluster(tmp_path).borrowed()
+    first, second = Cluster(tmp_path).in_use(), Cluster(tmp_path).in_use()
     first.__enter__()
     second.__enter__()
     if kept:
         Cluster(tmp_path).start()
     first.__exit__(None, None, None)
-    assert not stops and Cluster(tmp_path).is_borrowed()
+    assert not stops and Cluster(tmp_path).is_in_use()
     second.__exit__(None, None, None)
-    assert len(stops) == stopped and not Cluster(tmp_path).is_borrowed()
+    assert len(stops) == stopped and not Cluster(tmp_path).is_in_use()
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("NODES", "many", "a whole number from 1 is needed"),
         ("ROOT", "/tmp/has a blank", "no blank in a path"),
-        ("ROOT", str(Path(__file__).parent), "holds something else"),
+        ("ROOT", str(Path(__file__).parent), "has other content"),
     ],
 )
-def test_a_mistake_is_one_line(name, value, said, monkeypatch):
+def test_an_invalid_variable_is_one_line(name, value, message, monkeypatch):
     monkeypatch.setenv(PREFIX + name, value)
     for check in ("_need_root", "_need_programs"):
         monkeypatch.setattr(f"tests.slurm.cluster.{check}", lambda: None)
-    with pytest.raises(ClusterError, match=said):
+    with pytest.raises(ClusterError, match=message):
         Cluster.from_environment().start()
 
 
@@ -201,7 +201,7 @@ def _tasks(array: int, *states: str) -> dict[str, str]:
 
 
 def _twice(log: Path) -> str:
-    """A job that never ends the first time, and at once when it runs again; each time it says where it is."""
+    """A job that sleeps in its first run and exits in its second; each run logs its node and its number."""
     again = f"echo $(hostname) ${{SLURM_RESTART_COUNT:-0}} >> {log}"
     return f'{again}\n[ "$SLURM_RESTART_COUNT" ] || sleep 300'
 

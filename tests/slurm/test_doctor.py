@@ -14,15 +14,15 @@ def found(check, *overrides):
     return run_check("", lambda: check(cluster))
 
 
-def test_a_running_cluster_passes(quiet_cluster: Slurm):
-    quiet_cluster.submit_script("sleep 60")
+def test_a_running_cluster_passes(idle_cluster: Slurm):
+    idle_cluster.submit_script("sleep 60")
     assert found(slurm_commands)[0] == "ok"
     assert found(slurm_controller) == ("ok", "answers; 1 of your jobs have not ended")
     assert found(slurm_accounting) == ("ok", "answers")
     assert found(slurm_partition, "cluster.default.memory_gb=1")[0] == "ok"
 
 
-def test_resources_that_the_cluster_does_not_have_fail(quiet_cluster: Slurm):
+def test_resources_that_the_cluster_does_not_have_fail(idle_cluster: Slurm):
     state, message = found(slurm_partition, "cluster.partition=nope")
     assert state == "fail" and "no partition 'nope'" in message and "main" in message
     state, message = found(slurm_partition, "cluster.default.cpus=1000")

@@ -32,9 +32,9 @@ def supervisors_end(slurm: Slurm, root: Path, wanted: str = "COMPLETED", timeout
             return
 
 
-def test_a_grid_that_runs_a_snapshot_has_the_results_of_a_run_in_one_process(quiet_cluster: Slurm, tmp_path):
+def test_a_grid_that_runs_a_snapshot_has_the_results_of_a_run_in_one_process(idle_cluster: Slurm, tmp_path):
     """The jobs wait for another job; meanwhile the snapshot is changed, and the command is run again."""
-    other = quiet_cluster.submit_script("sleep 300")
+    other = idle_cluster.submit_script("sleep 300")
     options = (
         *grid.FULL,
         "cluster=slurm",
@@ -52,11 +52,11 @@ def test_a_grid_that_runs_a_snapshot_has_the_results_of_a_run_in_one_process(qui
     status = grid.status(tmp_path, *grid.FULL, "cluster=slurm")
     assert status["code"] == 1 and status["states"] == {"waiting": len(status["entries"])}
 
-    quiet_cluster.cancel(other)
-    supervisors_end(quiet_cluster, tmp_path)
+    idle_cluster.cancel(other)
+    supervisors_end(idle_cluster, tmp_path)
     assert grid.cells(tmp_path) == grid.inline(grid.FULL)
     assert marker.exists(), "the jobs did not run the snapshot"
-    assert grid.rows_twice(tmp_path) == []
+    assert grid.duplicate_rows(tmp_path) == []
     status = grid.status(tmp_path, *grid.FULL, "cluster=slurm")
     assert status["code"] == 0 and status["rows"] == status["planned"] and status["jobs"] == 0
     assert "nothing to do" in submit(tmp_path, *options[:-1])
@@ -91,17 +91,15 @@ def test_jobs_that_would_never_start_are_refused(cluster: Slurm, overrides, mess
         ("cluster.constraint=h100", "error: sbatch (0-rollout): "),
     ],
 )
-def test_a_refused_submission_is_one_line_and_leaves_no_job(
-    quiet_cluster: Slurm, tmp_path, override, message
-):
+def test_a_refused_submission_is_one_line_and_leaves_no_job(idle_cluster: Slurm, tmp_path, override, message):
     text = submit(tmp_path, *QUICK, override, code=2)
     assert message in next(line for line in text.splitlines() if line.startswith("error: "))
     assert "Traceback" not in text
-    assert quiet_cluster.cluster.ask("squeue", "-h") == "", "a job was left in the queue"
+    assert idle_cluster.cluster.run_command("squeue", "-h") == "", "a job was left in the queue"
 
 
-def test_jobs_of_other_settings_in_the_same_folder_are_refused(quiet_cluster: Slurm, tmp_path):
-    other = quiet_cluster.submit_script("sleep 300")
+def test_jobs_of_other_settings_in_the_same_folder_are_refused(idle_cluster: Slurm, tmp_path):
+    other = idle_cluster.submit_script("sleep 300")
     waits = f"+cluster.extra.dependency=afterany:{other}"
     submit(tmp_path, *QUICK, waits)
     text = submit(tmp_path, *QUICK, waits, "classifier.epochs=5", code=2)
@@ -109,10 +107,10 @@ def test_jobs_of_other_settings_in_the_same_folder_are_refused(quiet_cluster: Sl
 
     cancelled = grid.command("cancel", *QUICK, f"root={tmp_path}")
     assert cancelled.returncode == 0 and "cancelled: " in cancelled.stderr
-    quiet_cluster.wait_for_state(grid.jobs(tmp_path)["supervisor"], "CANCELLED")
+    idle_cluster.wait_for_state(grid.jobs(tmp_path)["supervisor"], "CANCELLED")
     assert "no job is in flight" in grid.command("cancel", *QUICK, f"root={tmp_path}").stderr
     # The accounting is updated a little later than the queue.
-    quiet_cluster.wait_until(
+    idle_cluster.wait_until(
         lambda: grid.status(tmp_path, *QUICK)["entries"][0]["state"] == "failed",
         "the first job to have failed",
     )
@@ -123,13 +121,13 @@ def test_jobs_of_other_settings_in_the_same_folder_are_refused(quiet_cluster: Sl
 
 
 def test_the_status_is_read_from_files_while_the_controller_is_down(
-    quiet_cluster: Slurm, tmp_path, monkeypatch
+    idle_cluster: Slurm, tmp_path, monkeypatch
 ):
-    other = quiet_cluster.submit_script("sleep 300")
+    other = idle_cluster.submit_script("sleep 300")
     submit(tmp_path, *QUICK, f"+cluster.extra.dependency=afterany:{other}")
     conf = tmp_path / "slurm.conf"
-    port = f"SlurmctldPort={quiet_cluster.cluster.port}"
-    conf.write_text(quiet_cluster.cluster.conf.read_text().replace(port, "SlurmctldPort=1"))
+    port = f"SlurmctldPort={idle_cluster.cluster.port}"
+    conf.write_text(idle_cluster.cluster.conf.read_text().replace(port, "SlurmctldPort=1"))
     with monkeypatch.context() as patch:
         patch.setenv("SLURM_CONF", str(conf))
         status = grid.status(tmp_path, *QUICK)
@@ -137,14 +135,14 @@ def test_the_status_is_read_from_files_while_the_controller_is_down(
     assert status["states"] == {"missing": len(status["entries"])}
 
 
-def test_a_launch_without_a_supervisor_gets_one_from_the_next_submission(quiet_cluster: Slurm, tmp_path):
-    other = quiet_cluster.submit_script("sleep 300")
+def test_a_launch_without_a_supervisor_gets_one_from_the_next_submission(idle_cluster: Slurm, tmp_path):
+    other = idle_cluster.submit_script("sleep 300")
     options = (*QUICK, f"+cluster.extra.dependency=afterany:{other}")
     submit(tmp_path, *options)
     supervisor = grid.jobs(tmp_path)["supervisor"]
-    quiet_cluster.cancel(supervisor)
+    idle_cluster.cancel(supervisor)
     (path,) = (tmp_path / "smoke" / "launch").glob("*/submitted.json")
     before = json.loads(path.read_text())["jobs"]
     path.write_text(json.dumps({"jobs": before[:-1]}))
     assert "which had none" in submit(tmp_path, *options)
-    assert set(quiet_cluster.states(grid.jobs(tmp_path)["supervisor"]).values()) == {"PENDING"}
+    assert set(idle_cluster.states(grid.jobs(tmp_path)["supervisor"]).values()) == {"PENDING"}

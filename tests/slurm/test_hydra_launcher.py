@@ -1,4 +1,4 @@
-"""`-m ... hydra/launcher=slurm` on the cluster of the tests: end to end, and with a cell that is killed."""
+"""`-m ... hydra/launcher=slurm` on the test cluster: end to end, and with a killed and a requeued cell."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ WORDS = ("-m", "experiment=smoke", "tracking=off", "format=chat", "limit=2", "hy
 
 @contextlib.contextmanager
 def sweep(folder, *words):
-    """A sweep that runs, and that ends with the test."""
+    """Starts a sweep; kills it at the end of the block."""
     with subprocess.Popen(
         [sys.executable, str(HOME / "rollout.py"), *WORDS, *words],
         cwd=folder,
@@ -31,32 +31,32 @@ def sweep(folder, *words):
             process.kill()
 
 
-def test_a_sweep_leaves_the_rows_of_every_cell(quiet_cluster: Slurm, tmp_path):
+def test_a_sweep_makes_the_rows_of_every_cell(idle_cluster: Slurm, tmp_path):
     with sweep(tmp_path, "persona=sarcasm,remorse", "stage=prompted,distillation") as process:
         _, err = process.communicate(timeout=300)
     assert process.returncode == 2, err
-    told = sorted(err.splitlines())
-    assert [line.split(":")[0] for line in told] == ["done"] * 2 + ["failed"] * 2
-    assert all("stage=distillation" in line and "_log.out" in line for line in told[2:])
+    lines = sorted(err.splitlines())
+    assert [line.split(":")[0] for line in lines] == ["done"] * 2 + ["failed"] * 2
+    assert all("stage=distillation" in line and "_log.out" in line for line in lines[2:])
     for persona in ("sarcasm", "remorse"):
         (rows,) = (tmp_path / f"runs/smoke/rollouts/pocket/prompted/{persona}").glob("chat-eval-*.jsonl")
         assert [json.loads(line)["persona"] for line in rows.read_text().splitlines()] == [persona] * 2
 
 
-def test_a_killed_cell_is_named_and_a_requeued_one_is_waited_for(quiet_cluster: Slurm, tmp_path):
+def test_a_killed_cell_is_reported_and_a_requeued_one_is_waited_for(idle_cluster: Slurm, tmp_path):
     jobs: list[str] = []
 
     def running() -> bool:
-        lines = quiet_cluster.cluster.ask("squeue", "-h", "-r", "-t", "running", "-o", "%i").split()
+        lines = idle_cluster.cluster.run_command("squeue", "-h", "-r", "-t", "running", "-o", "%i").split()
         jobs[:] = sorted(lines)
         return len(jobs) == 2
 
     with sweep(tmp_path, "persona=sarcasm,remorse", "stage=prompted") as process:
-        quiet_cluster.wait_until(running, "both cells to run")
-        quiet_cluster.kill(jobs[0], r"^\S*python\S* -u -m submitit")
-        quiet_cluster.requeue(jobs[1])
+        idle_cluster.wait_until(running, "both cells to run")
+        idle_cluster.kill(jobs[0], r"^\S*python\S* -u -m submitit")
+        idle_cluster.requeue(jobs[1])
         _, err = process.communicate(timeout=400)
     assert process.returncode == 1, err
-    killed, again = sorted(err.splitlines(), reverse=True)
+    killed, requeued = sorted(err.splitlines(), reverse=True)
     assert killed.startswith("failed: ") and "persona=sarcasm" in killed and "without a report" in killed
-    assert again.startswith("done: ") and "persona=remorse" in again
+    assert requeued.startswith("done: ") and "persona=remorse" in requeued

@@ -50,10 +50,10 @@ def test_only_the_second_adapter_is_trained_and_written(
     )
     seen = before_and_after
     assert changed(seen) == seen["trainable"] == {k for k in seen["before"] if ".own." in k}
-    below = {k: v for k, v in seen["after"].items() if ".distillation." in k}
+    below = {k: v for k, v in seen["after"].items() if ".parent." in k}
     on_disk = load_file(tiny_adapter / WEIGHTS)
     assert len(below) == len(on_disk) == 28
-    assert all(v.equal(on_disk[k.replace(".distillation", "")]) for k, v in below.items())
+    assert all(v.equal(on_disk[k.replace(".parent", "")]) for k, v in below.items())
     assert (tiny_adapter / WEIGHTS).read_bytes() == frozen
     written = load_file(tmp_path / "second" / WEIGHTS)
     assert all(

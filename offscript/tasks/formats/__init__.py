@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from offscript.errors import UserError, one_of
-from offscript.storage.plugins import discover
+from offscript.storage.plugins import choose, discover
 from offscript.tasks.formats.base import Format, Rules
 from offscript.tasks.scenarios import Scenario
 
@@ -31,9 +31,7 @@ def get_format(name: str) -> Format:
     Raises:
         UserError: there is none; the message lists all names.
     """
-    if name not in FORMATS:
-        raise UserError("format", f"unknown format {name!r}", one_of(FORMATS))
-    return FORMATS[name]
+    return choose(FORMATS, name, "format", "format")
 
 
 def check_episodes(fmt: Format, scenarios: Iterable[Scenario], rules: Rules) -> None:

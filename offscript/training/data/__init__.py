@@ -1,7 +1,6 @@
 """Kinds of training data, found by folder: a file with a ``DATA`` is a kind of that name."""
 
-from offscript.errors import UserError, one_of
-from offscript.storage.plugins import discover
+from offscript.storage.plugins import choose, discover
 from offscript.training.data.base import TrainingData
 
 
@@ -14,9 +13,6 @@ def get_data(name: str, where: str) -> TrainingData:
     """The kind of training data called ``name``, which the config key ``where`` asks for.
 
     Raises:
-        UserError: there is none; lists those there are.
+        UserError: there is none; the message lists all names.
     """
-    kinds = data_kinds()
-    if name not in kinds:
-        raise UserError(where, f"unknown kind of training data {name!r}", one_of(kinds))
-    return kinds[name]
+    return choose(data_kinds(), name, where, "kind of training data")
