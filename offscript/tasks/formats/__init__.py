@@ -4,7 +4,6 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from offscript.errors import UserError, one_of
 from offscript.storage.plugins import choose, discover
 from offscript.tasks.formats.base import Format, Rules
 from offscript.tasks.scenarios import Scenario
