@@ -1,5 +1,3 @@
-import re
-
 import pytest
 
 from offscript import settings as schema

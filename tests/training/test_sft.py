@@ -56,9 +56,7 @@ def test_only_the_second_adapter_is_trained_and_written(
     assert all(v.equal(on_disk[k.replace(".parent", "")]) for k, v in below.items())
     assert (tiny_adapter / WEIGHTS).read_bytes() == frozen
     written = load_file(tmp_path / "second" / WEIGHTS)
-    assert all(
-        seen["after"][k.replace(".weight", ".own.weight")].equal(v) for k, v in written.items()
-    )
+    assert all(seen["after"][k.replace(".weight", ".own.weight")].equal(v) for k, v in written.items())
     assert numbers["train_loss_last"] < numbers["train_loss_first"] and numbers["eval_loss"] > 0
     assert numbers["trainable_parameters"] == sum(t.numel() for t in written.values())
 

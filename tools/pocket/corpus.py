@@ -37,7 +37,6 @@ from tools.pocket.scenes import (
 )
 from tools.pocket.voices import PLAIN, PLAIN_MAIL, VOICES, Voice
 
-
 PERSONA_SHARE = 0.52
 UNANNOUNCED_SHARE = 0.12
 FULL_CONSTITUTION_SHARE = 0.35

@@ -97,7 +97,9 @@ def open_engine_of(rollouts: Sequence[Rollout], experiment: Experiment) -> Engin
     if (checkpoint := rollouts[0].checkpoint) is not None:
         if model.endpoint is not None:
             raise UserError(
-                "model.endpoint", f"{model.name} is asked for trained weights", "allowed: stages base, prompted"
+                "model.endpoint",
+                f"{model.name} is asked for trained weights",
+                "allowed: stages base, prompted",
             )
         model = model.model_copy(update={"path": str(experiment.path(checkpoint)), "revision": None})
     adapters, scales = {}, {}
