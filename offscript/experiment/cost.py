@@ -23,10 +23,10 @@ layers where nothing is computed again; and 8 bytes per logit.
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import TypeVar
 
 from offscript.experiment.artifacts import (
     Adapter,
@@ -42,6 +42,8 @@ from offscript.storage.references import reference
 from offscript.tasks.formats import get_format
 from offscript.tasks.formats.base import Cost
 from offscript.tasks.scenarios import Scenario
+
+N = TypeVar("N", int, float)
 
 GIB = 2**30
 NAME_WIDTH = 100
@@ -478,25 +480,26 @@ def table(estimates: Sequence[JobEstimate]) -> str:
 
 
 def _total(estimates: Sequence[JobEstimate]) -> JobEstimate:
-    def known(name: str) -> list[Any]:
-        return [value for e in estimates if (value := getattr(e, name)) is not None]
-
-    def total(name: str) -> Any:
-        return sum(known(name)) if known(name) else None
-
-    blank = sum(e.rows is not None and e.gpu_hours is None for e in estimates)
-    name = f"total of {len(estimates)} jobs" + (f", {blank} of them without hours" if blank else "")
-    said = [e.rows for e in estimates if e.kind == "rollout" and e.rows is not None]
+    without_hours = sum(e.rows is not None and e.gpu_hours is None for e in estimates)
+    name = f"total of {len(estimates)} jobs"
+    rolled_out = [e.rows for e in estimates if e.kind == Rollout.kind and e.rows is not None]
+    memory = [e.gpu_memory_gib for e in estimates if e.gpu_memory_gib is not None]
     return JobEstimate(
-        name,
+        name + (f", {without_hours} of them without hours" if without_hours else ""),
         "total",
-        sum(said) if said else total("rows"),
-        total("tokens_in"),
-        total("tokens_out"),
-        max(known("gpu_memory_gib"), default=None),
-        total("gpu_hours"),
+        _sum(rolled_out or [e.rows for e in estimates]),
+        _sum(e.tokens_in for e in estimates),
+        _sum(e.tokens_out for e in estimates),
+        max(memory, default=None),
+        _sum(e.gpu_hours for e in estimates),
         fits=all(e.fits for e in estimates),
     )
+
+
+def _sum(values: Iterable[N | None]) -> N | None:
+    """The sum of the known values; None if none is known."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def _columns(job: JobEstimate) -> tuple[str, ...]:
