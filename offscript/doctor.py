@@ -396,7 +396,7 @@ def pick_probe_model(experiment: Experiment) -> tuple[ModelSettings, str]:
     reason = ""
     for model in (options[name] for name in names):
         if not _is_available(model):
-            reason = reason or "is not fetched yet"
+            reason = reason or "is not on this machine"
         elif not _fits(model, experiment.planner.settings.engine.device):
             reason = reason or "is too large for this machine"
         else:

@@ -256,7 +256,7 @@ def test_the_embedded_model_is_probed_if_the_grids_model_is_unavailable_or_too_l
     experiment = experiment_of("experiment=demo", "grid.model=[llama]")
     monkeypatch.setattr(hub, "cached", lambda ref: None)
     model, note = pick_probe_model(experiment)
-    assert model.name == "pocket" and "llama is not fetched yet" in note
+    assert model.name == "pocket" and "llama is not on this machine" in note
     with pytest.raises(Skip, match="not fetched yet"):
         chat_template(experiment.planner.options.model["llama"])
     monkeypatch.setattr(hub, "cached", lambda ref: HOME / "assets/pocket")

@@ -86,7 +86,7 @@ class Slurm:
             time.sleep(0.1)
 
     def sacct(self, job: int | str, every_run: bool = False) -> list[dict[str, str]]:
-        """The accounting's rows (`ACCOUNTED`) of a job or array, one per task; ``every_run`` adds the runs before a requeue."""
+        """The accounting's rows (`ACCOUNTED`) of a job, one per task; ``every_run`` adds the runs before a requeue."""
         duplicates = ["--duplicates"] if every_run else []
         output = self.cluster.run_command(
             "sacct", "-X", "-P", "-n", *duplicates, "-j", str(job), "-o", ",".join(ACCOUNTED)

@@ -7,16 +7,16 @@
     python tests/slurm/cluster.py stop        # cancels its jobs and stops its daemons
     python tests/slurm/cluster.py clean       # stops it, and removes all jobs and accounting
 
-All its files are in one folder ($OFFSCRIPT_SLURM_ROOT, or offscript-slurm in the user's cache folder). It needs root, but
-no systemd, cgroups or network. Only the standard library is used, so any Python 3.11 can run it.
+All its files are in one folder ($OFFSCRIPT_SLURM_ROOT, or offscript-slurm in the user's cache folder). It needs root,
+but no systemd, cgroups or network. Only the standard library is used, so any Python 3.11 can run it.
 
-A virtual node is a slurmd in its own namespaces (host name, processes, /etc/hosts). A job sees the name of its node as the
-host name and resolves the names of the others, as on a real cluster. Stopping a node kills every process on it, as a power
-cut does. The host name and /etc/hosts of the machine do not change.
+A virtual node is a slurmd in its own namespaces (host name, processes, /etc/hosts). A job sees the name of its node as
+the host name and resolves the names of the others, as on a real cluster. Stopping a node kills every process on it, as a
+power cut does. The host name and /etc/hosts of the machine do not change.
 
-Environment variables and their defaults: OFFSCRIPT_SLURM_NODES (4), _CPUS (2, per node), _GPUS (2, per node; fake: a job
-that requests one gets CUDA_VISIBLE_DEVICES, but no device), _MEMORY (16384 MiB per node; not checked against the machine)
-and _PORT (17800, the first of the TCP ports).
+Environment variables and their defaults: OFFSCRIPT_SLURM_NODES (4), _CPUS (2, per node), _GPUS (2, per node; fake: a
+job that requests one gets CUDA_VISIBLE_DEVICES, but no device), _MEMORY (16384 MiB per node; not checked against the
+machine) and _PORT (17800, the first of the TCP ports).
 """
 
 import argparse
@@ -75,8 +75,8 @@ JobAcctGatherParams=OverMemoryKill
 MpiDefault=none
 SwitchType=switch/none
 
-# Nodes have the resources below, whatever the machine has. A node that did not answer returns when it does again; one that
-# was set DOWN stays DOWN until it is resumed.
+# Nodes have the resources below, whatever the machine has. A node that did not answer returns when it does again; one
+# that was set DOWN stays DOWN until it is resumed.
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 DefMemPerCPU={default_memory}
@@ -116,8 +116,8 @@ AccountingStorageTRES=gres/gpu
 
 NodeName=node[1-{nodes}] NodeAddr=127.0.0.1 Port={node_ports} CPUs={cpus} RealMemory={memory} {gres} State=UNKNOWN
 
-# A job in main is preempted at once. One in graceful gets a signal and has 10 s (up to 40, since the controller checks twice
-# a minute); if it exits by itself in that time, SLURM does not requeue it. Sites use either mode.
+# A job in main is preempted at once. One in graceful gets a signal and has 10 s (up to 40, since the controller checks
+# twice a minute); if it exits by itself in that time, SLURM does not requeue it. Sites use either mode.
 PartitionName=main Nodes=ALL Default=YES MaxTime=1-0 DefaultTime=60 PriorityTier=1 PreemptMode=REQUEUE
 PartitionName=graceful Nodes=ALL MaxTime=1-0 DefaultTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
 PartitionName=urgent Nodes=ALL MaxTime=1-0 DefaultTime=60 PriorityTier=10 PreemptMode=OFF
@@ -235,7 +235,7 @@ class Cluster:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Within the block, the cluster runs. The last user stops it, unless it ran before or was started with ``keep``."""
+        """Runs the cluster within the block. The last user stops it, unless it ran before or was started to be kept."""
         _need_root()
         with (self.folder() / "users").open("a") as users:
             fcntl.flock(users, fcntl.LOCK_SH)
@@ -478,8 +478,8 @@ class Cluster:
     def processes(self) -> dict[str, int]:
         """The process id of each running daemon, by name.
 
-        Daemons are identified by a variable in their environment. Their children inherit it, so the daemon is the process
-        whose parent does not have it. Unlike a file with the process id, this is never out of date.
+        Daemons are identified by a variable in their environment. Their children inherit it, so the daemon is the
+        process whose parent does not have it. Unlike a file with the process id, this is never out of date.
         """
         tagged = {pid: name for pid in _all_pids() if (name := self._tag_of(pid))}
         return {name: pid for pid, name in tagged.items() if tagged.get(_parent(pid)) != name}

@@ -224,7 +224,7 @@ def failed_jobs(folder: Path, keys: Collection[str]) -> dict[str, FailedJob]:
 
 
 def _slurm_error(log: Path) -> str:
-    """The last error that SLURM itself wrote into the log of a job, in brackets: an exceeded memory limit, for example."""
+    """The last error that SLURM wrote into the log of a job, in brackets: an exceeded memory limit, for example."""
     try:
         with open(log, "rb") as file:
             file.seek(max(0, log.stat().st_size - LOG_TAIL))
