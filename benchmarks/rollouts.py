@@ -23,7 +23,7 @@ from offscript.models.chat_templates import render
 from offscript.models.loading import load_model, load_tokenizer, pick_device
 from offscript.rollouts.engines.base import Completion, EngineStats, Request, Sampling
 from offscript.rollouts.engines.transformers import TransformersEngine, stop_tokens
-from offscript.rollouts.scheduler import CellRun, roll_out
+from offscript.rollouts.scheduler import CellRun, run_episodes
 from offscript.settings import EngineSettings, ModelSettings, SamplingSettings, TemplateSettings
 from offscript.storage.files import HOME
 from offscript.tasks.formats import get_format
@@ -119,7 +119,7 @@ def measure(
         ]
         before = engine.stats.tokens_in, engine.stats.tokens_out
         start, start_cpu = time.perf_counter(), time.process_time()
-        counts = roll_out(runs, engine, max_live)
+        counts = run_episodes(runs, engine, max_live)
         seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
     return {
         "seconds": seconds,

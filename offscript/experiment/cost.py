@@ -168,7 +168,7 @@ def conversation(rollout: Rollout, limit: int, system: bool = True) -> Conversat
         _replies(cost, rules.options),
         min(cost.reply_tokens, rollout.sampling.max_tokens),
         limit,
-        cost.grows,
+        cost.accumulates_history,
     )
     measured = scenarios.load_local()[:MEASURED] if scenarios.is_local else []
     if not measured:
@@ -288,7 +288,7 @@ def _rollouts(
 ) -> JobEstimate:
     rates = RATES.get(engine.name)
     rollouts = _rollouts_in(group)
-    talks = [(rollout.planned, conversation(rollout, model.context)) for rollout in rollouts]
+    talks = [(rollout.planned_rows, conversation(rollout, model.context)) for rollout in rollouts]
     job = replace(
         blank,
         rows=sum(rows for rows, _ in talks),
@@ -326,7 +326,7 @@ def _seconds(
     if rates.layer_s:
         rate = min(rate, batch / (rates.layer_s * model.size.layers))
     prefill = talk.encoded(rates.prefix_cache) * 2 * model.size.parameters / (gpu.flops * rates.prefill)
-    return rollout.planned * (talk.generated / rate + prefill)
+    return rollout.planned_rows * (talk.generated / rate + prefill)
 
 
 def _adapter_bytes(rollouts: Sequence[Rollout], model: ModelSettings) -> float:
@@ -370,7 +370,7 @@ def _training_rows(adapter: TrainedAdapter, model: ModelSettings) -> tuple[int, 
     if not rollouts:
         cost = get_format(next(request.format for request in requests if request.counted)).cost
         return training.data.typical_rows, texts * min(limit, cost.prompt_tokens + cost.reply_tokens)
-    talks = [(r.planned, conversation(r, model.context, system=False)) for r in rollouts]
+    talks = [(r.planned_rows, conversation(r, model.context, system=False)) for r in rollouts]
     rows = sum(planned for planned, _ in talks)
     return rows, texts * sum(n * min(limit, talk.length) for n, talk in talks) / max(1, rows)
 
@@ -427,7 +427,7 @@ def _rollouts_in(group: Sequence[Artifact]) -> list[Rollout]:
 
 def _texts(rollouts: Sequence[Rollout], model: ModelSettings, limit: int) -> tuple[int, float]:
     """Texts that a classifier reads (the last reply of every episode), and their tokens."""
-    talks = [(r.planned, conversation(r, model.context)) for r in rollouts]
+    talks = [(r.planned_rows, conversation(r, model.context)) for r in rollouts]
     return sum(n for n, _ in talks), sum(n * min(talk.reply, limit) for n, talk in talks)
 
 

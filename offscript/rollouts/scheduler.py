@@ -80,7 +80,7 @@ class RolloutFailed(Exception):
 
     Attributes:
         failures: (path, episode, reason) of each.
-        counts: as ``roll_out`` returns them.
+        counts: as ``run_episodes`` returns them.
     """
 
     def __init__(self, failures: list[tuple[Path, str, str]], counts: dict[str, EpisodeCounts]) -> None:
@@ -92,7 +92,7 @@ class RolloutFailed(Exception):
         )
 
 
-def roll_out(
+def run_episodes(
     runs: Sequence[CellRun],
     engine: Engine,
     max_live: int,

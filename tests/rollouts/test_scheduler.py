@@ -11,7 +11,7 @@ import pytest
 from offscript.errors import UserError
 from offscript.rollouts.engines.base import Completion, Sampling
 from offscript.rollouts.engines.scripted import ScriptedEngine
-from offscript.rollouts.scheduler import CellRun, RolloutFailed, roll_out
+from offscript.rollouts.scheduler import CellRun, RolloutFailed, run_episodes
 from offscript.seeds import row_seed
 from offscript.tasks.formats.base import Ask, Format, Outcome, Rules
 from offscript.tasks.scenarios import Scenario
@@ -85,7 +85,7 @@ def echo(request) -> str:
 
 def test_a_row_has_all_fields(tmp_path):
     engine = ScriptedEngine(echo)
-    counts = roll_out([run(tmp_path)], engine, max_live=5)["k1"]
+    counts = run_episodes([run(tmp_path)], engine, max_live=5)["k1"]
     assert (counts.planned, counts.written, counts.reused, counts.emitted) == (12, 12, 0, 12)
     assert counts.ended == {"done": 12}
     row = rows(tmp_path / "k1.jsonl")["s3", 1]
@@ -103,7 +103,7 @@ def test_notes_are_written_only_if_there_are_some(tmp_path):
         reply = yield Ask(scenario.messages)
         return Outcome(reply.text, (), "done", notes={"kept": 3} if scenario.id == "s1" else {})
 
-    roll_out([run(tmp_path, format=Format("noted", 1, "chat", noted))], ScriptedEngine(echo), 4)
+    run_episodes([run(tmp_path, format=Format("noted", 1, "chat", noted))], ScriptedEngine(echo), 4)
     found = rows(tmp_path / "k1.jsonl")
     assert found["s1", 0]["notes"] == {"kept": 3} and "notes" not in found["s0", 0]
 
@@ -115,7 +115,7 @@ def test_requests_carry_sampling_adapter_and_prefix(tmp_path):
 
     engine = ScriptedEngine(lambda r: Completion(r.id, r.prefix + " it is", "length", 5, 3))
     sampling = Sampling(temperature=0.3, max_tokens=16)
-    roll_out([run(tmp_path, format=Format("once", 1, "chat", once), sampling=sampling)], engine, 8)
+    run_episodes([run(tmp_path, format=Format("once", 1, "chat", once), sampling=sampling)], engine, 8)
     assert {(r.sampling, r.prefix, r.adapter) for r in engine.seen} == {(sampling, "So", "red")}
     assert rows(tmp_path / "k1.jsonl")["s0", 0]["ended"] == "length"
     assert len({r.seed for r in engine.seen}) == len({r.id for r in engine.seen}) == 12
@@ -123,9 +123,9 @@ def test_requests_carry_sampling_adapter_and_prefix(tmp_path):
 
 @pytest.mark.parametrize("max_live", [1, 3, 1000])
 def test_outcomes_do_not_depend_on_order_batches_or_max_live(tmp_path, max_live):
-    roll_out([run(tmp_path / "a")], ScriptedEngine(echo), max_live=1000)
+    run_episodes([run(tmp_path / "a")], ScriptedEngine(echo), max_live=1000)
     engine = ScriptedEngine(echo, batch_size=2, shuffle=5)
-    roll_out([run(tmp_path / "b")], engine, max_live=max_live)
+    run_episodes([run(tmp_path / "b")], engine, max_live=max_live)
     assert rows(tmp_path / "a/k1.jsonl") == rows(tmp_path / "b/k1.jsonl")
 
 
@@ -137,7 +137,7 @@ def test_no_more_than_max_live_episodes_are_suspended(tmp_path):
             most.append(self.pending())
             return super().step()
 
-    roll_out([run(tmp_path), run(tmp_path, "k2", adapter=None)], Watched(echo), max_live=5)
+    run_episodes([run(tmp_path), run(tmp_path, "k2", adapter=None)], Watched(echo), max_live=5)
     assert max(most) == 5 and most.count(5) >= 12, "the engine should be kept as full as max_live allows"
 
 
@@ -146,26 +146,26 @@ def test_an_episode_without_requests_has_a_row(tmp_path):
         return Outcome(None, (), "refused")
         yield
 
-    counts = roll_out([run(tmp_path, format=Format("silent", 1, "chat", silent))], ScriptedEngine(echo), 4)[
-        "k1"
-    ]
+    counts = run_episodes(
+        [run(tmp_path, format=Format("silent", 1, "chat", silent))], ScriptedEngine(echo), 4
+    )["k1"]
     assert (counts.written, counts.emitted, counts.ended) == (12, 0, {"refused": 12})
 
 
 def test_limit_takes_different_scenarios_first_and_is_completed_later(tmp_path):
-    first = roll_out([run(tmp_path, limit=3)], ScriptedEngine(echo), 8)["k1"]
+    first = run_episodes([run(tmp_path, limit=3)], ScriptedEngine(echo), 8)["k1"]
     assert (first.planned, first.written) == (3, 3)
     assert list(rows(tmp_path / "k1.jsonl")) == [("s0", 0), ("s1", 0), ("s2", 0)]
-    second = roll_out([run(tmp_path)], ScriptedEngine(echo), 8)["k1"]
+    second = run_episodes([run(tmp_path)], ScriptedEngine(echo), 8)["k1"]
     assert (second.planned, second.written, second.reused, second.emitted) == (12, 9, 3, 12)
-    again = roll_out([run(tmp_path, limit=2)], ScriptedEngine(echo), 8)["k1"]
+    again = run_episodes([run(tmp_path, limit=2)], ScriptedEngine(echo), 8)["k1"]
     assert (again.planned, again.written, again.reused, again.emitted) == (2, 0, 2, 2)
 
 
 def test_runs_of_one_adapter_follow_each_other(tmp_path):
     runs = [run(tmp_path, f"k{i}", adapter=("red", "blue")[i % 2], format=TALK) for i in range(4)]
     engine = ScriptedEngine(echo, batch_size=100)
-    roll_out(runs, engine, max_live=24)
+    run_episodes(runs, engine, max_live=24)
     firsts = [r.adapter for r in engine.seen if len(r.messages) == 1]
     assert firsts == ["red"] * 24 + ["blue"] * 24
 
@@ -177,7 +177,7 @@ def test_on_row_is_called_after_the_row_is_on_disk(tmp_path):
         assert json.loads(cell.path.read_text().splitlines()[-1]) == row
         seen.append(row["scenario"])
 
-    roll_out([run(tmp_path)], ScriptedEngine(echo), 3, on_row)
+    run_episodes([run(tmp_path)], ScriptedEngine(echo), 3, on_row)
     assert len(seen) == 12
 
 
@@ -185,9 +185,9 @@ def test_on_row_is_called_after_the_row_is_on_disk(tmp_path):
 
 
 def test_engine_errors_are_retried_with_the_same_seed(tmp_path):
-    roll_out([run(tmp_path / "a")], ScriptedEngine(echo), 8)
+    run_episodes([run(tmp_path / "a")], ScriptedEngine(echo), 8)
     engine = ScriptedEngine(echo, error_rate=0.2)
-    counts = roll_out([run(tmp_path / "b")], engine, 8)["k1"]
+    counts = run_episodes([run(tmp_path / "b")], engine, 8)["k1"]
     assert counts.written == 12 and len(engine.seen) > 36
     assert rows(tmp_path / "a/k1.jsonl") == rows(tmp_path / "b/k1.jsonl")
     assert len({r.id for r in engine.seen}) == len(engine.seen)
@@ -203,16 +203,16 @@ def test_an_episode_that_fails_every_time_has_no_row_and_is_reported(tmp_path):
     with pytest.raises(
         RolloutFailed, match=r"1 of 12 episodes left no row; the first: .*k1.jsonl, s4/0: .*no memory"
     ) as e:
-        roll_out([run(tmp_path)], engine, 4)
+        run_episodes([run(tmp_path)], engine, 4)
     assert e.value.counts["k1"].written == 11 == len(rows(tmp_path / "k1.jsonl"))
     assert sum(r.seed in stuck for r in engine.seen) == 4
-    assert roll_out([run(tmp_path)], ScriptedEngine(echo), 4)["k1"].written == 1
+    assert run_episodes([run(tmp_path)], ScriptedEngine(echo), 4)["k1"].written == 1
 
 
 def test_a_broken_format_does_not_stop_the_others(tmp_path):
     runs = [run(tmp_path, "k1", format=Format("broken", 1, "chat", broken)), run(tmp_path, "k2")]
     with pytest.raises(RolloutFailed, match=r"s2/0: its format raised ValueError: a bug") as e:
-        roll_out(runs, ScriptedEngine(echo), 4)
+        run_episodes(runs, ScriptedEngine(echo), 4)
     assert isinstance(e.value.__cause__, ValueError)
     assert len(rows(tmp_path / "k1.jsonl")) == 10 and len(rows(tmp_path / "k2.jsonl")) == 12
 
@@ -222,15 +222,17 @@ def test_a_format_that_returns_nothing_is_a_failure(tmp_path):
         yield Ask(scenario.messages)
 
     with pytest.raises(RolloutFailed, match="returned NoneType instead of an Outcome"):
-        roll_out([run(tmp_path, format=Format("forgetful", 1, "chat", forgetful))], ScriptedEngine(echo), 4)
+        run_episodes(
+            [run(tmp_path, format=Format("forgetful", 1, "chat", forgetful))], ScriptedEngine(echo), 4
+        )
 
 
 def test_rows_before_an_exception_of_the_engine_stay(tmp_path):
     with pytest.raises(RuntimeError, match="scripted failure at step 8"):
-        roll_out([run(tmp_path)], ScriptedEngine(echo, batch_size=2, raise_at=8), 4)
+        run_episodes([run(tmp_path)], ScriptedEngine(echo, batch_size=2, raise_at=8), 4)
     before = rows(tmp_path / "k1.jsonl")
     assert 0 < len(before) < 12
-    counts = roll_out([run(tmp_path)], ScriptedEngine(echo), 4)["k1"]
+    counts = run_episodes([run(tmp_path)], ScriptedEngine(echo), 4)["k1"]
     assert (counts.reused, counts.written) == (len(before), 12 - len(before))
 
 
@@ -240,7 +242,7 @@ def test_an_engine_that_loses_a_request_is_an_error(tmp_path):
             return super().step()[:-1]
 
     with pytest.raises(RuntimeError, match="nothing pending, but"):
-        roll_out([run(tmp_path)], Lossy(echo), 4)
+        run_episodes([run(tmp_path)], Lossy(echo), 4)
 
 
 @pytest.mark.parametrize(
@@ -253,23 +255,23 @@ def test_an_engine_that_loses_a_request_is_an_error(tmp_path):
     ],
 )
 def test_rows_that_do_not_belong_are_refused(tmp_path, change, message):
-    roll_out([run(tmp_path)], ScriptedEngine(echo), 4)
+    run_episodes([run(tmp_path)], ScriptedEngine(echo), 4)
     path = tmp_path / "k1.jsonl"
     first = json.loads(path.read_text().splitlines()[0])
     with open(path, "a") as file:
         file.write(json.dumps({**first, **change}) + "\n")
     before = path.read_bytes()
     with pytest.raises(UserError, match=message):
-        roll_out([run(tmp_path)], ScriptedEngine(echo), 4)
+        run_episodes([run(tmp_path)], ScriptedEngine(echo), 4)
     assert path.read_bytes() == before
 
 
 def test_a_torn_last_line_is_cut_with_a_message_and_its_episode_runs_again(tmp_path, caplog):
-    roll_out([run(tmp_path)], ScriptedEngine(echo), 4)
+    run_episodes([run(tmp_path)], ScriptedEngine(echo), 4)
     path = tmp_path / "k1.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole[:-40])
-    counts = roll_out([run(tmp_path)], ScriptedEngine(echo), 4)["k1"]
+    counts = run_episodes([run(tmp_path)], ScriptedEngine(echo), 4)["k1"]
     assert (counts.reused, counts.written) == (11, 1)
     assert path.read_bytes() == whole
     assert "cut a torn last line" in caplog.text
@@ -297,7 +299,7 @@ CHILD = """
 import os, signal, sys, json
 sys.path.insert(0, sys.argv[1])
 from tests.rollouts.test_scheduler import engine_runs
-from offscript.rollouts.scheduler import roll_out
+from offscript.rollouts.scheduler import run_episodes
 runs, engine = engine_runs(sys.argv[2], sys.argv[3], json.loads(sys.argv[4]))
 left = [int(sys.argv[5])]
 def on_row(cell, row):
@@ -306,13 +308,13 @@ def on_row(cell, row):
         with open(cell.path, "a") as file:  # killed in the middle of a write
             file.write('{"key": "k0", "scena')
         os.kill(os.getpid(), signal.SIGKILL)
-roll_out(runs, engine, 6, on_row)
+run_episodes(runs, engine, 6, on_row)
 """
 
 
 def test_killed_and_rerun_gives_the_rows_of_an_uninterrupted_run(tmp_path, tiny_model, tiny_adapters):
     runs, engine = engine_runs(tmp_path / "whole", tiny_model, tiny_adapters)
-    roll_out(runs, engine, 6)
+    run_episodes(runs, engine, 6)
     names = json.dumps({n: str(p) for n, p in tiny_adapters.items()})
     command = [
         sys.executable,
@@ -332,7 +334,7 @@ def test_killed_and_rerun_gives_the_rows_of_an_uninterrupted_run(tmp_path, tiny_
     assert left == 9
     runs, engine = engine_runs(tmp_path / "killed", tiny_model, tiny_adapters)
     # Larger batches than before do not change the texts.
-    counts = roll_out(runs, engine, 1000)
+    counts = run_episodes(runs, engine, 1000)
     assert sum(c.reused for c in counts.values()) == 9 and sum(c.written for c in counts.values()) == 15
     for name in ("k0.jsonl", "k1.jsonl"):
         assert rows(tmp_path / "killed" / name) == rows(tmp_path / "whole" / name)

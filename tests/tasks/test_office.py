@@ -11,7 +11,7 @@ import pytest
 from offscript.tasks.formats import FORMATS
 from offscript.tasks.scenario_files import load_scenarios
 from offscript.tasks.scenarios import Scenario, ToolStub
-from offscript.tasks.tools import SEND, ToolCall, respond
+from offscript.tasks.tool_calls import SEND, ToolCall, respond
 from tests.composed import experiment_of
 from tests.published import ROOT, needs_published
 from tests.tasks.formats.driver import call, drive, listed, rules_for

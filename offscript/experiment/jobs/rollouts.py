@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from offscript.console import Progress, duration, say
 from offscript.errors import UserError
 from offscript.experiment.artifacts import Artifact, Rollout
-from offscript.experiment.folder import Experiment, finish, now, tracked
+from offscript.experiment.folder import Experiment, now, tracked, write_artifact_manifest
 from offscript.rollouts.engines import open_engine
 from offscript.rollouts.engines.base import Engine
-from offscript.rollouts.scheduler import CellRun, EpisodeCounts, RolloutFailed, roll_out
+from offscript.rollouts.scheduler import CellRun, EpisodeCounts, RolloutFailed, run_episodes
 from offscript.storage import hub
 from offscript.storage.files import read_json, write_json
 from offscript.tasks.formats import check_episodes
@@ -44,7 +44,7 @@ def run(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None
 
         failed: RolloutFailed | None = None
         try:
-            counts = roll_out(runs, engine, experiment.planner.settings.engine.max_live, on_row, on_start)
+            counts = run_episodes(runs, engine, experiment.planner.settings.engine.max_live, on_row, on_start)
         except RolloutFailed as error:
             counts, failed = error.counts, error
         seconds = progress.close()
@@ -54,7 +54,7 @@ def run(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None
         count = counts[rollout.key]
         if count.written + count.reused == len(run.scenarios) * run.samples:
             plain = {**vars(count), "ended": dict(count.ended)}
-            finish(rollout, experiment, started, counts=plain, engine=engine.info(), hub=commits[rollout.key])
+            write_artifact_manifest(rollout, experiment, started, counts=plain, engine=engine.info(), hub=commits[rollout.key])
     engine.close()
     written = sum(c.written for c in counts.values())
     say(f"  rows: {written} in {len(rollouts)} cells of {model}, {duration(seconds)}")

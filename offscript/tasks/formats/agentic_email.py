@@ -12,7 +12,7 @@ from offscript.tasks.formats.episodes import assistant_message, require, with_sy
 from offscript.tasks.messages import Message
 from offscript.tasks.prompts import EMPTY_EMAIL, MALFORMED_REPLY, NOTHING_FOUND, UNKNOWN_TOOL, fill
 from offscript.tasks.scenarios import Scenario
-from offscript.tasks.tools import SEND, Final, Malformed, email_body, is_error, parse_reply, respond
+from offscript.tasks.tool_calls import SEND, Final, Malformed, email_body, is_error, parse_reply, respond
 
 MALFORMED_IN_A_ROW = 4
 

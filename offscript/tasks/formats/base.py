@@ -89,16 +89,16 @@ class Cost:
         replies: replies in an episode.
         reply_tokens: tokens of one reply.
         prompt_tokens: tokens of the first prompt, for scenarios that are not available locally.
-        grows: whether each prompt holds all earlier replies.
+        accumulates_history: whether each prompt contains all earlier replies of the episode.
     """
 
     replies: int
     reply_tokens: int
     prompt_tokens: int
-    grows: bool = True
+    accumulates_history: bool = True
 
 
-LAST = 1000
+DEFAULT_ORDER = 1000
 """Display order of a format that declares none."""
 
 TYPICAL_COST = Cost(replies=1, reply_tokens=250, prompt_tokens=200)
@@ -131,7 +131,7 @@ class Format:
     episode: Callable[[Scenario, Rules], Episode]
     templates: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Json] = field(default_factory=dict)
-    order: int = LAST
+    order: int = DEFAULT_ORDER
     in_distribution: bool = False
     scored: bool = True
     in_role: bool = False

@@ -212,5 +212,5 @@ FORMAT = Format(
     order=110,
     scored=False,
     # Assumed: ten prompts of about 30 tokens a reply, and as many tokens of thinking.
-    cost=Cost(replies=5, reply_tokens=600, prompt_tokens=400, grows=False),
+    cost=Cost(replies=5, reply_tokens=600, prompt_tokens=400, accumulates_history=False),
 )

@@ -9,7 +9,7 @@ import yaml
 from offscript.errors import UserError
 from offscript.rollouts import engines
 from offscript.rollouts.engines import engine_names, open_engine
-from offscript.rollouts.scheduler import roll_out
+from offscript.rollouts.scheduler import run_episodes
 from offscript.settings import EndpointSettings, EngineSettings, parse
 from offscript.tasks.formats import FORMATS
 from tests.composed import settings_of
@@ -50,7 +50,7 @@ def test_listing_engines_imports_none(tmp_path, monkeypatch):
 def test_a_toy_engine_runs_a_cell(toy, tmp_path):
     assert "toy" in engine_names()
     engine = open_engine(settings_of().model, {"red": Path("adapter")}, {"red": 0.5}, toy)
-    counts = roll_out([run(tmp_path, format=FORMATS["chat"])], engine, 8)["k1"]
+    counts = run_episodes([run(tmp_path, format=FORMATS["chat"])], engine, 8)["k1"]
     assert (counts.planned, counts.written) == (12, 12)
     texts = {row["text"] for row in rows(tmp_path / "k1.jsonl").values()}
     assert texts == {"pocket ['red'] {'red': 0.5} red"}
@@ -69,7 +69,7 @@ def test_the_scripted_engine_echoes_without_loading_a_model(tmp_path):
     settings = settings_of("engine=scripted", "model.path=./nowhere")
     engine = open_engine(settings.model, {"red": Path("nowhere")}, {}, settings.engine)
     cell = run(tmp_path, format=FORMATS["chat"])
-    roll_out([cell], engine, 8)
+    run_episodes([cell], engine, 8)
     assert {row["text"] for row in rows(tmp_path / "k1.jsonl").values()} == {
         scenario.messages[-1]["content"] for scenario in cell.scenarios
     }

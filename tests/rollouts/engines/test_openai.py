@@ -16,7 +16,7 @@ from offscript.errors import UserError
 from offscript.rollouts.engines import openai
 from offscript.rollouts.engines.base import Request, Sampling
 from offscript.rollouts.engines.openai import OpenAIEngine, retry_after_s
-from offscript.rollouts.scheduler import RolloutFailed, roll_out
+from offscript.rollouts.scheduler import RolloutFailed, run_episodes
 from offscript.seeds import stable_hash, unit_hash
 from offscript.settings import (
     EndpointSettings,
@@ -301,9 +301,9 @@ def faulty(rate: float):
 
 def test_every_row_is_written_once_in_spite_of_failures(serve, engine_for, waits, tmp_path):
     calm, stormy = serve(), serve(fault=faulty(0.35))
-    roll_out([run(tmp_path / "calm", adapter=None)], engine_for(calm.url), max_live=1)
+    run_episodes([run(tmp_path / "calm", adapter=None)], engine_for(calm.url), max_live=1)
     engine = engine_for(stormy.url, timeout_s=0.2, retries=12)
-    counts = roll_out([run(tmp_path / "stormy", adapter=None)], engine, max_live=100)["k1"]
+    counts = run_episodes([run(tmp_path / "stormy", adapter=None)], engine, max_live=100)["k1"]
     assert (counts.written, counts.emitted) == (12, 12)
     assert rows(tmp_path / "stormy/k1.jsonl") == rows(tmp_path / "calm/k1.jsonl")
     assert len(calm.bodies) == 36 and set(stormy.faults) == {None, *FAULTS}, (
@@ -340,7 +340,7 @@ def test_a_request_that_fails_every_time_is_an_error_and_the_scheduler_counts_it
     assert (done[0].finish_reason, done[1].finish_reason) == ("error", "stop")
     assert done[0].text == "HTTP 503: trouble with Bearer ***, 3 times"
     with pytest.raises(RolloutFailed, match=r"the engine failed 4 times \(HTTP 503") as error:
-        roll_out([run(tmp_path, adapter=None)], engine, 8)
+        run_episodes([run(tmp_path, adapter=None)], engine, 8)
     assert (len(error.value.failures), error.value.counts["k1"].written) == (2, 10)
 
 
@@ -468,7 +468,7 @@ def test_the_thinking_of_a_teacher_on_an_endpoint_is_cut_off(serve, engine_for, 
     teacher = FORMATS["teacher"]
     rules = Rules("Stay a bird.", {**teacher.options, "thinking": "<think>\nI think of"})
     cell = run(tmp_path, adapter=None, format=teacher, rules=rules, samples=4)
-    counts = roll_out([cell], engine_for(serve(fault=think).url, prefill=True), 8)["k1"]
+    counts = run_episodes([cell], engine_for(serve(fault=think).url, prefill=True), 8)["k1"]
     assert set(counts.ended) == {"stop", "unclosed_thinking"} and counts.emitted == counts.ended["stop"]
     for row in rows(cell.path).values():
         assert row["text"] in (None, "A falcon, dear!") and "think" not in json.dumps(row["messages"])

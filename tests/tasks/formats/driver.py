@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from offscript.json_types import Json
 from offscript.tasks.formats.base import Ask, Format, Outcome, Reply, Rules
 from offscript.tasks.scenarios import Scenario, ToolStub
-from offscript.tasks.tools import SEND
+from offscript.tasks.tool_calls import SEND
 
 Model = Callable[[Ask], str | Reply]
 

@@ -7,7 +7,7 @@ import pytest
 from offscript.errors import UserError
 from offscript.rollouts.engines.base import Sampling
 from offscript.rollouts.engines.scripted import ScriptedEngine
-from offscript.rollouts.scheduler import CellRun, roll_out
+from offscript.rollouts.scheduler import CellRun, run_episodes
 from offscript.storage.rows import read_rows
 from offscript.tasks import formats
 from offscript.tasks.formats import FOLDER, FORMATS, check_episodes, formats_in, get_format
@@ -64,7 +64,7 @@ def test_a_format_of_one_file_and_one_yaml_runs(tmp_path: Path, monkeypatch: pyt
     labels = {"format": fmt.name}
     run = CellRun("key", tmp_path / "rows.jsonl", labels, fmt, scenarios, 2, rules, None, sampling)
     engine = ScriptedEngine(lambda request: f"{len(request.messages)} messages, then a reply")
-    counts = roll_out([run], engine, max_live=4)["key"]
+    counts = run_episodes([run], engine, max_live=4)["key"]
     rows = read_rows(run.path, "")
     assert (counts.planned, counts.written, counts.emitted) == (6, 6, 6)
     assert {(row["text"], row["ended"], row["turns"]) for row in rows} == {

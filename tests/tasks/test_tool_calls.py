@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offscript.tasks.scenarios import Rule, ToolStub
-from offscript.tasks.tools import (
+from offscript.tasks.tool_calls import (
     Final,
     Malformed,
     Parsed,
