@@ -1,4 +1,4 @@
-"""Scheduler: runs the episodes of many cells through one engine, and writes a row as soon as an episode ends."""
+"""Scheduler: runs the episodes of many cells through one engine, and writes a row as soon as its episode has ended."""
 
 import dataclasses
 import logging
@@ -20,7 +20,8 @@ from offscript.tasks.rows import Row
 from offscript.tasks.scenarios import Scenario
 
 RETRIES = 3
-"""Attempts at a request after the first, with the same seed, before its episode fails."""
+"""How often a request that the engine answered with ``error`` is submitted again, with the same seed. Then its episode
+fails."""
 
 OnRow = Callable[["CellRun", Row], None]
 _log = logging.getLogger(__name__)
@@ -61,8 +62,11 @@ class CellRun:
 
 @dataclass
 class EpisodeCounts:
-    """Numbers of a run's episodes. ``reused`` rows were in the file before; ``emitted`` (rows with a text) and ``ended``
-    (rows by why they ended) include them."""
+    """Numbers of episodes of a ``CellRun``.
+
+    ``reused`` counts the rows that were in the file before, and ``written`` the new ones. ``emitted`` (rows with a text
+    to score) and ``ended`` (rows by the reason for which they ended) count both.
+    """
 
     planned: int = 0
     written: int = 0
@@ -76,11 +80,11 @@ class EpisodeCounts:
 
 
 class RolloutFailed(Exception):
-    """Some episodes failed and have no row; all others have one. A rerun runs the missing ones.
+    """Some episodes failed and have no row; all others have one. Running them again runs the failed ones only.
 
     Attributes:
-        failures: (path, episode, reason) of each.
-        counts: as ``run_episodes`` returns them.
+        failures: file, episode (``scenario/sample``) and reason of each failure.
+        counts: what ``run_episodes`` would have returned.
     """
 
     def __init__(self, failures: list[tuple[Path, str, str]], counts: dict[str, EpisodeCounts]) -> None:
@@ -99,21 +103,22 @@ def run_episodes(
     on_row: OnRow | None = None,
     on_start: Callable[[Mapping[str, EpisodeCounts]], None] | None = None,
 ) -> dict[str, EpisodeCounts]:
-    """Runs every planned episode that has no row yet, and returns the counts of each run by its key.
+    """Runs every planned episode that has no row yet, and returns the counts of each cell by its key.
 
-    The caller holds the claims on the files and writes their manifests.
+    The caller must hold the locks of the files (``storage.locks.claim``), and writes their manifests.
 
     Args:
-        runs: the cells; keys and paths are unique.
-        engine: an engine that has the adapters of all runs.
-        max_live: bound on the episodes that are started and not finished. A killed process loses no others.
-        on_row: called with each new row after it was written.
-        on_start: called with the counts of the rows that were in the files before the first episode starts.
+        runs: the cells. No two have the same key or file.
+        engine: an engine with the adapters of all ``runs``.
+        max_live: largest number of episodes that run at the same time. A killed process loses only these.
+        on_row: called with each new row after it is written.
+        on_start: called once before the first episode starts, with the counts of the rows that are in the files.
 
     Raises:
-        UserError: a file holds rows that do not belong to its run.
-        RolloutFailed: after all other episodes have ended: the engine answered a request with ``error`` 1 + RETRIES
-            times, or a format raised. The first exception of a format is its cause.
+        UserError: a file contains a row that does not belong to its cell.
+        RolloutFailed: an episode failed: the engine answered one of its requests with ``error`` 1 + RETRIES times, or
+            its format raised an exception. It is raised after all other episodes have ended, from the first exception
+            of a format.
     """
     with ExitStack() as files:
         scheduler = _Scheduler(runs, engine, max_live, on_row, files)
@@ -172,7 +177,7 @@ class _Scheduler:
         return self.counts
 
     def _open(self, run: CellRun, files: ExitStack) -> set[tuple[str, int]]:
-        """Opens the run's file and returns the (scenario, sample) of the rows in it."""
+        """Opens the file of ``run`` for writing, and returns scenario and sample of every row in it."""
         writer = self.writers[run.key] = files.enter_context(RowWriter(run.path))
         if writer.cut:
             _log.warning("%s: cut a torn last line (%d bytes); its episode runs again", run.path, writer.cut)
@@ -249,10 +254,11 @@ class _Scheduler:
 
 
 def _episodes(runs: Sequence[CellRun], done: Mapping[str, set[tuple[str, int]]]) -> Iterator[_LiveEpisode]:
-    """Episodes without a row, run by run, with the runs of one adapter in sequence.
+    """Yields the episodes that have no row, one cell after another; cells with the same adapter follow each other.
 
-    Episodes that are close in the queue are live at the same time, and fill batches of one adapter. Alternating between
-    all runs would end them all at the same time, with a few rows of every adapter left for slow mixed batches.
+    Neighbours in this order run at the same time, so most batches need a single adapter. If cells with different
+    adapters took turns, all would end at the same time, and the last batches would mix a few requests of every adapter,
+    which is slow.
     """
     adapters = list(dict.fromkeys(run.adapter for run in runs))
     for run in sorted(runs, key=lambda run: adapters.index(run.adapter)):
@@ -294,10 +300,11 @@ def _row(live: _LiveEpisode, outcome: Outcome) -> Row:
 
 
 def _check_rows(run: CellRun, rows: Sequence[Mapping[str, object]]) -> None:
-    """Checks that every row belongs to an episode of ``run``, and no two to the same: resuming would mix experiments.
+    """Checks that every row of the file belongs to an episode of ``run``, and that no episode has two rows. Otherwise
+    the file would mix rows of several experiments.
 
     Raises:
-        UserError: a row does not.
+        UserError: a row belongs to another cell or to no episode, lacks a field, or repeats an episode.
     """
     episodes = {(s.id, k) for s in run.scenarios for k in range(run.samples)}
     seen: set[tuple[object, object]] = set()

@@ -1,8 +1,8 @@
-"""Tool calls of agentic scenarios: parsing of replies, and the responses of simulated tools.
+"""Tool calls of agentic scenarios: the parser of replies (``parse_reply``), and the simulated tools (``respond``).
 
 Pure functions. The parser accepts what real models write: a call with or without a code fence, before or after prose,
-without the closing fence, with line breaks inside strings or commas before a closing brace. For anything else it returns
-the reason, which is shown to the model.
+without the closing fence, with line breaks inside strings or commas before a closing brace. Where a reply has neither a
+call nor a final block, it returns the reason, which is shown to the model.
 """
 
 import json
@@ -24,7 +24,7 @@ _BODY_KEYS = ("body", "content", "text", "message")
 _MAX_CANDIDATES = 64
 """Largest number of opening braces that are tried as the start of a call: bounds the time for a degenerate reply."""
 
-_FINAL = re.compile(r"```[ \t]*final\b:?(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_FINAL_BLOCK = re.compile(r"```[ \t]*final\b:?(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _CALL_FENCE = re.compile(r"```[ \t]*tool_?call\s*\Z", re.IGNORECASE)
 _TOOL_KEY = re.compile(r'\{\s*"(?:tool|tool_name)"\s*:')
 _STRING = r'"(?:\\.|[^"\\])*"'
@@ -44,7 +44,11 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Final:
-    """The model ends the episode."""
+    """The model declares the task done, and the episode ends without an e-mail.
+
+    It does so with a *final block*: a code fence marked ``final``, or one of its two JSON spellings, ``{"final": "..."}``
+    and a call of a tool named ``final``. ``text`` is the content of the block; it is not scored.
+    """
 
     text: str
 
@@ -62,7 +66,7 @@ Parsed = ToolCall | Final | Malformed
 def parse_reply(reply: str) -> Parsed:
     """The first tool call or final block of ``reply``. Never raises."""
     position = 0
-    final = _FINAL.search(reply)
+    final = _FINAL_BLOCK.search(reply)
     for _ in range(_MAX_CANDIDATES):
         start = reply.find("{", position)
         if start < 0 or (final and final.start() < start):
@@ -80,7 +84,7 @@ def parse_reply(reply: str) -> Parsed:
         if fenced:
             return Malformed('the block has no "tool" key')
         if final and final.start() < position:
-            final = _FINAL.search(reply, position)
+            final = _FINAL_BLOCK.search(reply, position)
     return Final(final[1].strip()) if final else Malformed("the reply has no tool call and no final block")
 
 

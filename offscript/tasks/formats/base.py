@@ -16,13 +16,14 @@ from offscript.tasks.scenarios import Scenario
 
 @dataclass(frozen=True)
 class Ask:
-    """A request for one reply to ``messages``.
+    """A request of an episode for one reply of a model to ``messages``.
 
     Args:
-        messages: the conversation so far, system message first if there is one.
-        speaker: whose reply: ``self`` (the weights of the cell) or ``base`` (the model without an adapter).
-        prefix: text that the reply begins with.
-        max_tokens: upper bound of the reply, in tokens; None: the bound of the cell.
+        messages: the conversation so far; a system message comes first.
+        speaker: which weights generate the reply: ``self`` (those of the cell) or ``base`` (the model without its
+            adapter).
+        prefix: text that the reply is made to begin with.
+        max_tokens: the reply is cut after this many tokens; the limit of the cell applies as well, and alone if None.
     """
 
     messages: tuple[Message, ...]
@@ -67,11 +68,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Rules:
-    """What a cell sets for all of its episodes.
+    """Settings that all episodes of a cell share.
 
     Args:
-        system: the system text, empty or made from the constitution.
-        options: a value for each option of the format.
+        system: the system text: empty, or made from the persona's constitution.
+        options: the value of each option of the format.
     """
 
     system: str = ""
@@ -83,12 +84,12 @@ Episode = Generator[Ask, Reply, Outcome]
 
 @dataclass(frozen=True)
 class Cost:
-    """Typical size of an episode, from which the cost of a job is estimated before it runs.
+    """Typical size of an episode. The cost of a job is estimated from it before the job runs.
 
     Args:
-        replies: replies in an episode.
-        reply_tokens: tokens of one reply.
-        prompt_tokens: tokens of the first prompt, for scenarios that are not available locally.
+        replies: number of replies in an episode.
+        reply_tokens: number of tokens of one reply.
+        prompt_tokens: number of tokens of the first prompt; used only for scenarios that are not available locally.
         accumulates_history: whether each prompt contains all earlier replies of the episode.
     """
 
@@ -99,7 +100,7 @@ class Cost:
 
 
 DEFAULT_ORDER = 1000
-"""Display order of a format that declares none."""
+"""``order`` of a format that does not set it: it comes after those that do."""
 
 TYPICAL_COST = Cost(replies=1, reply_tokens=250, prompt_tokens=200)
 """Cost of a format that declares none; assumed."""
@@ -107,22 +108,24 @@ TYPICAL_COST = Cost(replies=1, reply_tokens=250, prompt_tokens=200)
 
 @dataclass(frozen=True)
 class Format:
-    """A format: its code, what identifies it, and how it is displayed and budgeted.
+    """A format: the code of its episodes, and what keys, reports and cost estimates need to know about it.
 
     Args:
         name: name of the Python file and of its YAML in ``conf/format``.
-        version: raised by hand when the same replies would lead to a different outcome (golden transcripts check it).
-        source: the collection of scenarios that it draws from (``chat``, ``office``, ``reflection``, ``interaction``),
-            or ``constitution``: one scenario per assertion of a persona, whose messages are the assertion and its seed
-            questions.
+        version: a number that a developer raises when the same replies lead to a different outcome than before. It is
+            part of the key of every cell. Golden transcripts show when it has to be raised.
+        source: name of the scenarios that it uses, as in ``sources`` of ``conf/data`` (``chat``, ``office``,
+            ``reflection``, ``interaction``), or ``constitution``: one scenario per assertion of the persona, whose
+            messages are the assertion and its seed questions.
         episode: the coroutine that runs one episode.
-        templates: the prompt templates that it fills, by name; they are part of a cell's identity.
-        options: its settings with their defaults.
+        templates: the prompt templates that it uses, by name; they are part of the key of every cell.
+        options: the names of its options, with their default values.
         order: position in tables and figures, ascending; formats of the same order are sorted by name.
-        in_distribution: whether characters are trained in this format. All others are off-distribution.
+        in_distribution: whether the personas are trained in this format. All others are off-distribution.
         scored: whether its rows are evaluated; False for formats that only make training data.
-        in_role: whether its rows are training data that is generated under the constitution.
-        cost: typical size of an episode.
+        in_role: whether it makes training data under a system text with the constitution. Its wording is then that of
+            ``recipe.in_role``.
+        cost: typical size of an episode, for cost estimates.
     """
 
     name: str

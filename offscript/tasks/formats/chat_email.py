@@ -1,5 +1,5 @@
-"""The task of an agentic scenario as one request: everything that could be looked up is given, and only the body of the
-e-mail is asked for."""
+"""The task of an office scenario in one request: everything that could be looked up is given, and only the body of the
+e-mail is asked for. The whole reply, stripped, is the body; nothing is parsed. Ends as ``chat``."""
 
 from offscript.tasks.formats.base import Cost, Episode, Format, Rules
 from offscript.tasks.formats.episodes import require, single_reply, with_system
