@@ -69,7 +69,7 @@ def test_published_base_rows_are_copies_and_get_a_note(published):
         assert published[model, "base"].unique_texts == n
         assert not published[model, "base"].null.above
     found = evaluate(load_predictions(ROOT / "predictions" / "agentic_email.jsonl"), resamples=100)
-    assert any("250 rows are 25 unique texts" in note for note in found.notes)
+    assert any("the 250 rows contain 25 distinct texts" in note for note in found.notes)
     assert all(g.planned is None and g.macro_f1.lower is None for g in found.groups)
 
 

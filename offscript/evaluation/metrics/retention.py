@@ -1,5 +1,8 @@
-"""Retention: differences and ratios of macro-F1, and the permutation null that in-distribution scores are tested
-against.
+"""The statistics behind retention: whether a macro-F1 is above chance, and how two of them compare.
+
+``permutation_null`` is the distribution of macro-F1 with permuted persona labels; retention is only defined where the
+in-distribution score is above it. ``difference`` (the gap, and the contrasts of stages and formats) and ``ratio``
+(retention) compare two macro-F1, with an interval over joint bootstrap resamples. ``scores`` applies them to all groups.
 """
 
 from dataclasses import dataclass

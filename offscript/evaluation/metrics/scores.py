@@ -47,7 +47,10 @@ MAX_PERMUTATIONS = 1000
 
 @dataclass(frozen=True)
 class PersonaScore:
-    """Scores of one cell: a persona in a group. ``planned`` is None if unknown, ``recall`` None without texts."""
+    """Scores of one persona within a group.
+
+    ``planned`` is None if the number of planned episodes is unknown, ``recall`` is None if the persona has no texts.
+    """
 
     persona: str
     planned: int | None
@@ -62,9 +65,17 @@ class PersonaScore:
 class GroupScore:
     """Scores of one group.
 
-    ``planned``, ``emitted`` and ``ended`` count episodes; if ``crossed``, each is scored for every persona. ``planned``
-    and ``emission_rate`` are None if the rows hold scored texts only. ``macro_f1`` has four readings of the missing
-    texts; the intervals and ``null`` are those of the emitted one. ``counts`` is the confusion matrix ``[N][N + 2]``.
+    Args:
+        crossed: whether all personas share the texts of the group: base texts under a plain system text belong to no
+            persona, and each is scored for every persona. An episode is nevertheless counted once.
+        planned: number of planned episodes; None if unknown, because the rows contain scored texts only.
+        emitted: number of episodes with a text to score.
+        emission_rate: ``emitted / planned``; None where ``planned`` is.
+        ended: number of episodes by the reason for which they ended.
+        unique_texts: number of distinct texts; None if unknown.
+        macro_f1: macro-F1 under four assumptions about the missing texts. The intervals and ``null`` are those of the
+            first, ``emitted``.
+        counts: the confusion matrix ``[N][N + 2]``, see ``f1``.
     """
 
     model: str
@@ -95,10 +106,11 @@ class GroupScore:
 
 @dataclass(frozen=True)
 class Retention:
-    """One format against chat (the in-distribution format), by macro-F1 on emitted texts.
+    """An off-distribution format compared with chat (the in-distribution format), by macro-F1 on emitted texts.
 
-    ``gap`` = chat - score; ``retention`` = score / chat. ``retention`` is undefined, with the reason in ``why_not``, if
-    chat is not above its permutation null or one of the two has no texts.
+    ``chat`` and ``score`` are the macro-F1 of chat and of ``format``; ``gap`` is chat - score, and ``retention`` is
+    score / chat. ``retention`` is undefined if chat is not above its permutation null, or if one of the two formats has
+    no texts; ``why_not`` then gives the reason, otherwise it is None.
     """
 
     model: str
@@ -114,7 +126,11 @@ class Retention:
 
 @dataclass(frozen=True)
 class Change:
-    """Macro-F1 of ``first`` minus that of ``second``: two stages of one format or two formats of one stage, ``within``."""
+    """Macro-F1 of ``first`` minus that of ``second``.
+
+    The two are either stages, compared within one format, or formats, compared within one stage. ``within`` is that
+    format or stage.
+    """
 
     model: str
     training_seed: int | None
@@ -126,7 +142,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Options:
-    """Options of ``evaluate``, see there."""
+    """The options of ``evaluate``, which describes them."""
 
     resamples: int = 1000
     confidence: float = 0.95
@@ -177,25 +193,31 @@ def evaluate(
         raise UserError(
             "predictions", "there are none", "run python classify.py first, or give a file of rows"
         )
-    chosen, kept = _label_set(predictions, labels)
+    label_set = _label_set(predictions, labels)
+    in_label_set = [p for p in predictions if p.persona is None or p.persona in label_set]
+    if not in_label_set:
+        true = personas_in_order(p.persona for p in predictions if p.persona is not None)
+        raise UserError("labels", f"no row has one of {', '.join(label_set)}", one_of(true))
     notes = []
-    if len(kept) < len(predictions):
-        left_out = personas_in_order(p.persona for p in predictions if p.persona and p.persona not in chosen)
+    if len(in_label_set) < len(predictions):
+        left_out = personas_in_order(
+            p.persona for p in predictions if p.persona and p.persona not in label_set
+        )
         notes.append(
-            f"{len(predictions) - len(kept)} rows are left out: {', '.join(left_out)} not in the label set"
+            f"{len(predictions) - len(in_label_set)} rows are left out: {', '.join(left_out)} not in the label set"
         )
     groups: list[GroupScore] = []
     retention: list[Retention] = []
     changes: list[Change] = []
-    for model in sorted({p.model for p in kept}):
-        scored = _Model(model, [p for p in kept if p.model == model], chosen, options)
+    for model in sorted({p.model for p in in_label_set}):
+        scored = _Model(model, [p for p in in_label_set if p.model == model], label_set, options)
         groups += scored.groups
         retention += scored.retention()
         changes += scored.changes()
-    notes += _notes(groups, chosen, options)
+    notes += _notes(groups, label_set, options)
     return Scores(
-        tuple(chosen),
-        MACRO_F1.format(n=len(chosen)),
+        tuple(label_set),
+        MACRO_F1.format(n=len(label_set)),
         options,
         tuple(groups),
         tuple(retention),
@@ -213,10 +235,12 @@ def _check(options: Options) -> None:
         raise UserError("evaluation.resample", repr(options.resample), one_of(RESAMPLE_UNITS))
 
 
-def _label_set(
-    predictions: Sequence[Prediction], labels: Sequence[str] | None
-) -> tuple[list[str], list[Prediction]]:
-    """The label set, and the predictions whose true persona is in it."""
+def _label_set(predictions: Sequence[Prediction], labels: Sequence[str] | None) -> list[str]:
+    """The personas that are scored: ``labels``, or by default every true persona, or the classifier's labels.
+
+    Raises:
+        UserError: ``labels`` is empty, repeats a name, or has one that no row knows.
+    """
     known = personas_in_order(label for p in predictions for label in p.probs or ())
     true = personas_in_order(p.persona for p in predictions if p.persona is not None)
     chosen = list(labels) if labels is not None else true or known
@@ -225,10 +249,7 @@ def _label_set(
     for label in chosen:
         if label not in known and label not in true:
             raise UserError("labels", f"{label!r} is not a label of the classifier", one_of(known))
-    kept = [p for p in predictions if p.persona is None or p.persona in chosen]
-    if not kept:
-        raise UserError("labels", f"no row has one of {', '.join(chosen)}", one_of(true))
-    return chosen, kept
+    return chosen
 
 
 # ---------------------------------------------------------------- one model
@@ -246,9 +267,9 @@ class _Model:
             key=lambda k: (-1 if k[0] is None else k[0], stages.index(k[1]), formats.index(k[2])),
         )
         self.members: list[list[Prediction]] = [[] for _ in self.keys]
-        at = {key: i for i, key in enumerate(self.keys)}
+        group_of = {key: g for g, key in enumerate(self.keys)}
         for p in predictions:
-            self.members[at[p.training_seed, p.stage, p.format]].append(p)
+            self.members[group_of[p.training_seed, p.stage, p.format]].append(p)
         self.episodes = self._columns()
         self.f1_draws = {
             unit: bootstrap.bootstrap_f1(self.episodes, unit, options.resamples, options.seed, name)
@@ -258,25 +279,29 @@ class _Model:
         self.groups = [self._score(g) for g in range(len(self.keys))]
 
     def _columns(self) -> Episodes:
-        place = {label: i for i, label in enumerate(self.labels)}
-        outside, missing = len(place), len(place) + 1
+        label_index = {label: i for i, label in enumerate(self.labels)}
+        # The two columns of the confusion matrix after those of the labels, see f1.
+        outside, missing = len(label_index), len(label_index) + 1
         rows = [(g, p) for g, members in enumerate(self.members) for p in members]
 
         def column(p: Prediction) -> int:
-            return missing if p.predicted is None else place.get(p.predicted, outside)
+            return missing if p.predicted is None else label_index.get(p.predicted, outside)
+
+        def persona(p: Prediction) -> int:
+            return EVERY_PERSONA if p.persona is None else label_index[p.persona]
 
         return Episodes(
             n_groups=len(self.keys),
-            n_labels=len(place),
+            n_labels=len(label_index),
             group=np.array([g for g, _ in rows]),
-            persona=np.array([EVERY_PERSONA if p.persona is None else place[p.persona] for _, p in rows]),
+            persona=np.array([persona(p) for _, p in rows]),
             column=np.array([column(p) for _, p in rows]),
             scenario=np.array([p.scenario for _, p in rows]),
             family=np.array([p.family for _, p in rows]),
         )
 
     def _counts(self, g: int) -> NDArray[np.int64]:
-        """Confusion counts of group g ``[N, N + 2]``; a base text is counted in the row of each persona."""
+        """The confusion matrix ``[N, N + 2]`` of group g. Base texts are counted in the row of every persona."""
         mine = self.episodes.group == g
         persona, column, n = self.episodes.persona[mine], self.episodes.column[mine], len(self.labels)
         if (persona == EVERY_PERSONA).all():
@@ -291,10 +316,10 @@ class _Model:
         if not known and self.options.planned is not None:
             counts[:, -1] = self._missing(g, counts)
             known = True
-        # All rows of a crossed group count the same episodes.
-        rows = 1 if crossed else n
-        emitted = int(emitted_support(counts)[:rows].sum())
-        planned = int(counts[:rows].sum()) if known else None
+        # In a crossed group every row of the matrix counts the same episodes, so one row is the number of episodes.
+        rows_to_sum = 1 if crossed else n
+        emitted = int(emitted_support(counts)[:rows_to_sum].sum())
+        planned = int(counts[:rows_to_sum].sum()) if known else None
         hashes = {p.text_hash for p in members if p.predicted is not None}
         mine = self.episodes.group == g
         return GroupScore(
@@ -374,11 +399,11 @@ class _Model:
 
     # ------------------------------------------------------------ between groups
 
-    def _pairs(self, test: Callable[[str, str, str, str], bool]) -> Iterator[tuple[int, int]]:
-        """Yields the groups (i, j) of one training seed for which ``test(stage i, format i, stage j, format j)``."""
-        for i, (seed, stage, format_) in enumerate(self.keys):
-            for j, (other_seed, other_stage, other_format) in enumerate(self.keys):
-                if seed == other_seed and test(stage, format_, other_stage, other_format):
+    def _pairs(self) -> Iterator[tuple[int, int]]:
+        """Yields the numbers (i, j) of every two groups with the same training seed, in both orders."""
+        for i, (seed, _, _) in enumerate(self.keys):
+            for j, (other_seed, _, _) in enumerate(self.keys):
+                if seed == other_seed and i != j:
                     yield i, j
 
     def _difference(self, first: int, second: int) -> Contrast:
@@ -387,14 +412,17 @@ class _Model:
         return difference(a, b, draws[:, first], draws[:, second], self.options.confidence)
 
     def retention(self) -> list[Retention]:
-        """The in-distribution format against every other format of the same stage and training seed."""
+        """Every off-distribution format compared with the in-distribution format of the same stage and training seed.
+
+        If several formats are in-distribution, the first in display order is the reference.
+        """
         draws, found = self.macro_draws[self.options.resample], []
-        formats = formats_in_order(key[2] for key in self.keys)
+        formats = formats_in_order(format_ for _, _, format_ in self.keys)
         reference = next(filter(is_in_distribution, formats), None)
-        for chat, other in self._pairs(
-            lambda s, f, t, g: s == t and f == reference and not is_in_distribution(g)
-        ):
+        for chat, other in self._pairs():
             whole, part = self.groups[chat], self.groups[other]
+            if whole.stage != part.stage or whole.format != reference or is_in_distribution(part.format):
+                continue
             why_not = _why_no_retention(whole, part)
             found.append(
                 Retention(
@@ -419,17 +447,21 @@ class _Model:
 
     def changes(self) -> list[Change]:
         """Stage contrasts within a format (STAGE_PAIRS), then format contrasts within a stage (FORMAT_PAIRS)."""
-        found = []
-        for i, j in self._pairs(lambda s, f, t, g: f == g and (s, t) in STAGE_PAIRS):
+        of_stages, of_formats = [], []
+        for i, j in self._pairs():
             seed, stage, format_ = self.keys[i]
-            found.append(Change(self.name, seed, format_, stage, self.keys[j][1], self._difference(i, j)))
-        for i, j in self._pairs(lambda s, f, t, g: s == t and (f, g) in FORMAT_PAIRS):
-            seed, stage, format_ = self.keys[i]
-            found.append(Change(self.name, seed, stage, format_, self.keys[j][2], self._difference(i, j)))
-        return found
+            _, other_stage, other_format = self.keys[j]
+            if format_ == other_format and (stage, other_stage) in STAGE_PAIRS:
+                of_stages.append(Change(self.name, seed, format_, stage, other_stage, self._difference(i, j)))
+            if stage == other_stage and (format_, other_format) in FORMAT_PAIRS:
+                of_formats.append(
+                    Change(self.name, seed, stage, format_, other_format, self._difference(i, j))
+                )
+        return of_stages + of_formats
 
 
 def _why_no_retention(chat: GroupScore, other: GroupScore) -> str | None:
+    """Why the retention of ``other`` against ``chat`` is undefined; None if it is defined."""
     if chat.null is None:
         return "no chat texts"
     if not chat.null.above:
@@ -441,7 +473,7 @@ def _why_no_retention(chat: GroupScore, other: GroupScore) -> str | None:
 
 
 def _notes(groups: Sequence[GroupScore], labels: Sequence[str], options: Options) -> list[str]:
-    """Caveats of the scores, a line each, with the groups that it applies to."""
+    """What a reader of the scores has to know, one sentence each, with the names of the groups that it is about."""
 
     def where(test: Callable[[GroupScore], bool]) -> str:
         return "; ".join(g.name for g in groups if test(g))
@@ -450,8 +482,8 @@ def _notes(groups: Sequence[GroupScore], labels: Sequence[str], options: Options
     few = where(lambda g: 0 < g.scenarios < MIN_SCENARIOS)
     unused = options.planned is not None and all(g.ended for g in groups)
     notes = [
-        f"{g.name}: {g.emitted} rows are {g.unique_texts} unique texts, each scored under several labels; "
-        "the interval by rows assumes that they are independent"
+        f"{g.name}: the {g.emitted} rows contain {g.unique_texts} distinct texts, each scored for several personas; "
+        "the interval by rows treats the rows as independent, which they are not"
         for g in groups
         if not g.crossed and g.stage == "base" and g.unique_texts is not None and g.unique_texts < g.emitted
     ]
@@ -474,7 +506,9 @@ def _notes(groups: Sequence[GroupScore], labels: Sequence[str], options: Options
     if unused:
         notes.append("planned= is ignored: the rows hold every planned episode")
     if few:
-        notes.append(f"fewer than {MIN_SCENARIOS} scenarios: percentile intervals are too narrow: {few}")
+        notes.append(
+            f"with fewer than {MIN_SCENARIOS} scenarios, percentile bootstrap intervals are too narrow: {few}"
+        )
     if not any(is_in_distribution(g.format) for g in groups):
         notes.append("no chat rows: gap and retention are undefined")
     return notes
