@@ -89,7 +89,7 @@ class ReleasedSettings(Node):
     exceptions: dict[str, dict[str, SourceSettings]] = identity({})
 
 
-class RowsSettings(Node):
+class ReleasedRowsSettings(Node):
     """Training rows that others made, in place of our own: JSONL files of a local folder or a hub data set.
 
     ``file`` is a path inside it, with ``{slug}`` and ``{persona}`` filled in.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from offscript.rollouts.engines.base import Sampling
-from offscript.settings import ClassifierSettings, EvaluationSettings, RowsSettings, SourceSettings
+from offscript.settings import ClassifierSettings, EvaluationSettings, ReleasedRowsSettings, SourceSettings
 from offscript.storage.files import Json
 from offscript.storage.hashing import key_of
 from offscript.tasks.formats.base import Format, Rules
@@ -23,7 +23,7 @@ from offscript.training.stages import TrainingStage
 NO_PERSONA = "_"
 """Stands for the persona in the paths of texts that belong to none (base weights, plain system text)."""
 
-SCALE_MARK = "@"
+SCALE_SEPARATOR = "@"
 """Between a stage's name and the scale of its adapter, in labels: ``full@0.5``."""
 
 Labels = dict[str, str | int | None]
@@ -46,7 +46,7 @@ class Cell:
         """The fields that all rows of the cell share; the stage carries a scale other than 1."""
         return {
             "model": self.model,
-            "stage": self.stage if self.scale == 1 else f"{self.stage}{SCALE_MARK}{self.scale:g}",
+            "stage": self.stage if self.scale == 1 else f"{self.stage}{SCALE_SEPARATOR}{self.scale:g}",
             "persona": self.persona,
             "format": self.format,
             "split": self.split,
@@ -102,7 +102,7 @@ class Artifact(ABC):
         return str(self.labels["model"])
 
     @property
-    def planned(self) -> int | None:
+    def planned_rows(self) -> int | None:
         """Rows that it will have; None for what has no rows."""
         return None
 
@@ -111,7 +111,7 @@ class Artifact(ABC):
         """Where it was made, for an artifact that is imported."""
         return None
 
-    def references(self) -> tuple[SourceSettings | RowsSettings, ...]:
+    def references(self) -> tuple[SourceSettings | ReleasedRowsSettings, ...]:
         """What it is made from that lies outside the experiment."""
         return (self.source,) if self.source is not None else ()
 
@@ -192,10 +192,10 @@ class TrainedAdapter(Adapter):
     training: TrainingStage
     parent: Adapter | None = None
     rows: tuple[tuple[str, "Rollout"], ...] = ()
-    released: tuple[RowsSettings, ...] = ()
+    released: tuple[ReleasedRowsSettings, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
 
-    def references(self) -> tuple[SourceSettings | RowsSettings, ...]:
+    def references(self) -> tuple[SourceSettings | ReleasedRowsSettings, ...]:
         return self.released
 
 
@@ -258,7 +258,7 @@ class Rollout(Artifact):
         return self.cell.path("rollouts", self.key)
 
     @property
-    def planned(self) -> int:
+    def planned_rows(self) -> int:
         return self.scenarios.count * self.samples
 
     @property

@@ -142,7 +142,7 @@ def code_revision() -> str | None:
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 
-def finish(artifact: Artifact, experiment: Experiment, started: str, **more: object) -> None:
+def write_artifact_manifest(artifact: Artifact, experiment: Experiment, started: str, **more: object) -> None:
     """Writes the manifest of ``artifact``, which counts as made from then on."""
     manifest = {
         "key": artifact.key,

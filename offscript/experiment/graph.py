@@ -87,8 +87,8 @@ def _shards(rollouts: Sequence[Rollout], shards: int) -> list[list[Artifact]]:
         pieces = [[rollout] for rollout in rollouts]
     parts: list[list[Artifact]] = [[] for _ in range(min(shards, len(pieces)))]
     size = [0] * len(parts)
-    for piece in sorted(pieces, key=lambda p: -sum(r.planned for r in p)):
+    for piece in sorted(pieces, key=lambda p: -sum(r.planned_rows for r in p)):
         smallest = size.index(min(size))
         parts[smallest] += piece
-        size[smallest] += sum(r.planned for r in piece)
+        size[smallest] += sum(r.planned_rows for r in piece)
     return parts

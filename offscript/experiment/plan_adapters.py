@@ -21,7 +21,7 @@ class AdapterPlanner:
     """Plans adapters. ``rollouts`` plans the rows that they are trained on."""
 
     context: PlanContext
-    answers: dict[Hashable, object] = field(default_factory=dict)
+    cache: dict[Hashable, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rollouts = RolloutPlanner(

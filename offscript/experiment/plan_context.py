@@ -32,13 +32,13 @@ class Options:
     format: Mapping[str, FormatSettings]
 
 
-class HasAnswers(Protocol):
+class HasCache(Protocol):
     """An object that keeps the results of its cached methods."""
 
-    answers: dict[Hashable, object]
+    cache: dict[Hashable, object]
 
 
-S = TypeVar("S", bound=HasAnswers)
+S = TypeVar("S", bound=HasCache)
 P = ParamSpec("P")
 R = TypeVar("R")
 A = TypeVar("A", bound=Artifact)
@@ -49,10 +49,10 @@ def cached(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P]
 
     @functools.wraps(method)
     def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        question = (method.__qualname__, *args, *sorted(kwargs.items()))
-        if question not in self.answers:
-            self.answers[question] = method(self, *args, **kwargs)
-        return cast(R, self.answers[question])
+        cache_key = (method.__qualname__, *args, *sorted(kwargs.items()))
+        if cache_key not in self.cache:
+            self.cache[cache_key] = method(self, *args, **kwargs)
+        return cast(R, self.cache[cache_key])
 
     return call
 
@@ -63,7 +63,7 @@ class PlanContext:
 
     settings: Settings
     options: Options
-    answers: dict[Hashable, object] = field(default_factory=dict)
+    cache: dict[Hashable, object] = field(default_factory=dict)
     artifacts: dict[str, Artifact] = field(default_factory=dict)
 
     def keep(self, artifact: A) -> A:

@@ -30,7 +30,7 @@ class RolloutPlanner:
     context: PlanContext
     adapter: Callable[[str, str, str, int], Adapter]
     is_imported: Callable[[str, str, str], bool]
-    answers: dict[Hashable, object] = field(default_factory=dict)
+    cache: dict[Hashable, object] = field(default_factory=dict)
 
     # ------------------------------------------------------------ scored cells
 
@@ -76,7 +76,7 @@ class RolloutPlanner:
         requests = training.data.requests(training.settings, training.where)
         return tuple((r.role, self.requested(model, persona, training, r, seed)) for r in requests)
 
-    def unscored(self, cell: Cell) -> Rollout:
+    def training_data_rollout(self, cell: Cell) -> Rollout:
         """Rows of a format that makes training data: those that the stage of ``cell``, or the first other stage that
         trains on this format, needs.
 
@@ -110,11 +110,11 @@ class RolloutPlanner:
     ) -> Rollout:
         """The rollout that a kind of training data asks for."""
         speaks = PROMPTED if request.system == "constitution" else PLAIN
-        if request.speaker == "teacher":
+        if request.generator == "teacher":
             model = self._teacher(model)
-        if request.speaker == "parent":
+        if request.generator == "parent":
             speaks = StageSettings(name=training.data.name, weights=training.parent, system=request.system)
-        trained_parent = request.speaker == "parent" and training.stacked
+        trained_parent = request.generator == "parent" and training.stacked
         if not trained_parent or self.is_imported(model, persona or "", training.parent):
             seed = 0
         parts = [self._scenarios(model, persona, part, request.samples) for part in request.scenarios]
@@ -232,7 +232,7 @@ class RolloutPlanner:
             return {name: value for name, value in identity_of(recipe.prompts).items() if name != "model"}
         if request is None:
             return {}
-        if request.speaker == "teacher":
+        if request.generator == "teacher":
             return {"thinking": recipe.teacher.thinking, "thinking_end": recipe.teacher.thinking_end}
         return request.options
 
@@ -255,7 +255,7 @@ class RolloutPlanner:
 
     def _check(self, fmt: Format, scenarios: ScenarioSet, rules: Rules) -> None:
         """Starts every episode, once per format, options and scenarios: the system text makes no difference to it."""
-        question = ("checked", fmt.name, scenarios.digest, str(sorted(rules.options.items())))
-        if scenarios.is_local and question not in self.answers:
+        cache_key = ("checked", fmt.name, scenarios.digest, str(sorted(rules.options.items())))
+        if scenarios.is_local and cache_key not in self.cache:
             check_episodes(fmt, scenarios.load_local(), rules)
-            self.answers[question] = None
+            self.cache[cache_key] = None

@@ -35,14 +35,14 @@ class Planner:
 
     settings: Settings
     options: Options
-    answers: dict[Hashable, object] = field(default_factory=dict)
+    cache: dict[Hashable, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.context = PlanContext(self.settings, self.options)
         self._adapters = AdapterPlanner(self.context)
         self._rollouts = self._adapters.rollouts
 
-    def check(self, stages: tuple[str, ...]) -> None:
+    def check_training_stages(self, stages: tuple[str, ...]) -> None:
         """Resolves the training of ``stages`` and of their parents.
 
         Raises:
@@ -67,7 +67,11 @@ class Planner:
     ) -> Rollout:
         """Rows of one cell; of a format that makes training data, the rows that ``stage`` is trained on."""
         cell = Cell(model, persona, stage, fmt, split, seed, scale)
-        return self._rollouts.scored(cell) if get_format(fmt).scored else self._rollouts.unscored(cell)
+        return (
+            self._rollouts.scored(cell)
+            if get_format(fmt).scored
+            else self._rollouts.training_data_rollout(cell)
+        )
 
     def adapter(self, model: str, persona: str, stage: str, seed: int) -> Adapter:
         """The weights of a stage and persona, trained here or imported."""

@@ -9,14 +9,14 @@ from typing import TypeVar
 
 from offscript.errors import UserError
 from offscript.json_types import Json
-from offscript.settings import HubFileSettings, ModelSettings, RowsSettings, SourceSettings
+from offscript.settings import HubFileSettings, ModelSettings, ReleasedRowsSettings, SourceSettings
 from offscript.storage import hub
 from offscript.storage.files import locate
 from offscript.storage.hashing import fingerprint
 
 _FIELD = re.compile(r"\{(\w+)\}")
 
-S = TypeVar("S", SourceSettings, RowsSettings)
+S = TypeVar("S", SourceSettings, ReleasedRowsSettings)
 
 
 def fill_fields(source: S, model: ModelSettings, persona: str | None, where: str) -> S:
@@ -41,13 +41,13 @@ def _fill(text: str, values: Mapping[str, str | None], where: str) -> str:
     return _FIELD.sub(lambda match: str(values[match[1]]), text)
 
 
-def reference(source: SourceSettings | RowsSettings | HubFileSettings) -> hub.Reference | None:
+def reference(source: SourceSettings | ReleasedRowsSettings | HubFileSettings) -> hub.Reference | None:
     """The hub repository or file of ``source``; None if it is local."""
     if isinstance(source, HubFileSettings):
         return hub.Reference(source.repo, "dataset", source.revision, file=source.file)
     if locate(source.path).exists() or not hub.is_hub_id(source.path):
         return None
-    if isinstance(source, RowsSettings):
+    if isinstance(source, ReleasedRowsSettings):
         return hub.Reference(source.path, "dataset", source.revision, file=source.file)
     return hub.Reference(source.path, "model", source.revision, subfolder=source.subfolder)
 
@@ -59,7 +59,7 @@ def model_reference(model: ModelSettings) -> hub.Reference | None:
     return hub.Reference(model.path, "model", model.revision)
 
 
-def fetch(source: SourceSettings | RowsSettings | HubFileSettings, where: str) -> Path:
+def fetch(source: SourceSettings | ReleasedRowsSettings | HubFileSettings, where: str) -> Path:
     """The local folder or file of ``source``, downloaded from the hub if needed.
 
     Raises:
@@ -74,13 +74,13 @@ def fetch(source: SourceSettings | RowsSettings | HubFileSettings, where: str) -
     return path
 
 
-def is_local(source: SourceSettings | RowsSettings) -> bool:
+def is_local(source: SourceSettings | ReleasedRowsSettings) -> bool:
     """Whether ``source`` can be read without a network."""
     ref = reference(source)
     return hub.cached(ref) is not None if ref else _local_path(source).exists()
 
 
-def identity(source: SourceSettings | RowsSettings, where: str) -> dict[str, Json]:
+def identity(source: SourceSettings | ReleasedRowsSettings, where: str) -> dict[str, Json]:
     """The hash identity of ``source``, as plain data.
 
     Raises:
@@ -91,7 +91,7 @@ def identity(source: SourceSettings | RowsSettings, where: str) -> dict[str, Jso
     return {"content": fingerprint(fetch(source, where))}
 
 
-def _local_path(source: SourceSettings | RowsSettings) -> Path:
-    inside = source.file if isinstance(source, RowsSettings) else source.subfolder
+def _local_path(source: SourceSettings | ReleasedRowsSettings) -> Path:
+    inside = source.file if isinstance(source, ReleasedRowsSettings) else source.subfolder
     path = locate(source.path)
     return path / inside if inside else path

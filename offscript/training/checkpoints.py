@@ -3,7 +3,7 @@
 import shutil
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from offscript.errors import UserError
@@ -23,11 +23,11 @@ class Layout:
     """Number of processes and ZeRO stage of a training. They determine the files of its checkpoints."""
 
     world_size: int = 1
-    stage: int = 0
+    zero_stage: int = 0
 
     def __str__(self) -> str:
         processes = "1 process" if self.world_size == 1 else f"{self.world_size} processes"
-        return f"{processes}, " + (f"ZeRO stage {self.stage}" if self.stage else "no DeepSpeed")
+        return f"{processes}, " + (f"ZeRO stage {self.zero_stage}" if self.zero_stage else "no DeepSpeed")
 
 
 def find_resumable(
@@ -42,13 +42,16 @@ def find_resumable(
       reset the optimizer, and give weights that no uninterrupted training gives;
     - damaged ones.
     """
-    mark = work / FINGERPRINT
-    if (difference := _difference(mark, fingerprint, layout)) and work.is_dir():
+    fingerprint_file = work / FINGERPRINT
+    if (difference := _difference(fingerprint_file, fingerprint, layout)) and work.is_dir():
         if _checkpoints(work):
             say(f"{work.name}: its checkpoints have {difference}; starting again")
         shutil.rmtree(work)
     ensure_folder(work)
-    write_json(mark, {"fingerprint": fingerprint, **asdict(layout)})
+    write_json(
+        fingerprint_file,
+        {"fingerprint": fingerprint, "world_size": layout.world_size, "stage": layout.zero_stage},
+    )
     for checkpoint in _checkpoints(work):
         if (problem := damage(checkpoint, layout)) is None:
             say(f"resuming from step {checkpoint_step(checkpoint)} ({checkpoint.name})")
@@ -58,10 +61,10 @@ def find_resumable(
     return None
 
 
-def _difference(mark: Path, fingerprint: str, layout: Layout) -> str:
-    """Describes how the checkpoints beside ``mark`` differ from this training; empty if they belong to it."""
+def _difference(fingerprint_file: Path, fingerprint: str, layout: Layout) -> str:
+    """Describes how the checkpoints beside ``fingerprint_file`` differ from this training; empty if they belong to it."""
     try:
-        found = read_json(mark)
+        found = read_json(fingerprint_file)
         other = Layout(found.get("world_size", 1), found.get("stage", 0))
     except (OSError, UserError, AttributeError):
         return "no readable fingerprint"
@@ -84,7 +87,7 @@ def damage(checkpoint: Path, layout: Layout = Layout()) -> str | None:
         return "trainer_state.json is missing or broken"
     if not _readable_tensors(checkpoint / "adapter_model.safetensors"):
         return "adapter_model.safetensors is missing or broken"
-    if layout.stage and _text(checkpoint / "latest") != f"global_step{checkpoint_step(checkpoint)}":
+    if layout.zero_stage and _text(checkpoint / "latest") != f"global_step{checkpoint_step(checkpoint)}":
         return "latest is missing or names another step"
     broken = [name for name in _state_files(checkpoint, layout) if not _is_intact_zip(checkpoint / name)]
     return f"{broken[0]} is missing or broken" if broken else None
@@ -94,12 +97,12 @@ def _state_files(checkpoint: Path, layout: Layout) -> list[str]:
     """Returns the names of the files of torch.save in a complete checkpoint."""
     ranks = range(layout.world_size)
     random = ["rng_state.pth"] if layout.world_size == 1 else [f"rng_state_{rank}.pth" for rank in ranks]
-    if not layout.stage:
+    if not layout.zero_stage:
         return ["optimizer.pt", "scheduler.pt", *random]
     shards = f"global_step{checkpoint_step(checkpoint)}"
     precision = "bf16_" if any((checkpoint / shards).glob("bf16_*")) else ""
     parts = [f"{shards}/{precision}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in ranks]
-    if layout.stage == 3:
+    if layout.zero_stage == 3:
         weights = [f"{shards}/zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in ranks]
     else:
         weights = [f"{shards}/mp_rank_00_model_states.pt"]

@@ -29,13 +29,13 @@ class TrainingFailed(RuntimeError):
     """Training failed, for example with a loss that is not a number."""
 
 
-def fit(trainer: AdapterTrainer, run: Run, mark: str, probe: Sequence[int]) -> Metrics:
+def fit(trainer: AdapterTrainer, run: Run, fingerprint: str, probe: Sequence[int]) -> Metrics:
     """Trains (or resumes), evaluates, tests that the adapter changes the model, and writes it to ``run.out``.
 
     Args:
         trainer: the trainer of a method.
         run: the training.
-        mark: its ``fingerprint``.
+        fingerprint: of the training, from ``run.fingerprint``.
         probe: token ids of one row, for the self-test.
 
     Returns: the numbers for the manifest. They are also written beside the adapter, so that a job that is killed after
@@ -44,13 +44,13 @@ def fit(trainer: AdapterTrainer, run: Run, mark: str, probe: Sequence[int]) -> M
     Raises:
         Interrupted: a signal stopped it; its checkpoint is whole.
     """
-    if (done := ranks.run_on_main(lambda: _finished(run, mark))) is not None:
+    if (done := ranks.run_on_main(lambda: _finished(run, fingerprint))) is not None:
         _release_base(trainer, run)
         return done
     started, stopper = time.monotonic(), SignalStopper()
     _add_callbacks(trainer, [_watcher(run), stopper.callback(), *run.callbacks])
-    layout = checkpoints.Layout(run.ranks.world_size, run.stage)
-    checkpoint = ranks.run_on_main(lambda: checkpoints.find_resumable(run.work, mark, run.say, layout))
+    layout = checkpoints.Layout(run.ranks.world_size, run.zero_stage)
+    checkpoint = ranks.run_on_main(lambda: checkpoints.find_resumable(run.work, fingerprint, run.say, layout))
     with ranks.fail_together(expected=(TrainingFailed, Interrupted)), stopper.handle_signals():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if stopper.stopped:
@@ -58,10 +58,10 @@ def fit(trainer: AdapterTrainer, run: Run, mark: str, probe: Sequence[int]) -> M
     with ranks.fail_together(expected=(TrainingFailed, UserError)):
         numbers = _numbers(trainer, run, started, checkpoint)
         numbers["max_logit_difference"] = _self_test(trainer, probe)
-        if run.bases is not None and run.stage < 3:
+        if run.bases is not None and run.zero_stage < 3:
             run.bases.check()
     with ranks.fail_together():
-        _write(trainer, run, {"fingerprint": mark, "numbers": numbers})
+        _write(trainer, run, {"fingerprint": fingerprint, "numbers": numbers})
     _release_base(trainer, run)
     return numbers
 
@@ -88,17 +88,17 @@ def _write(trainer: AdapterTrainer, run: Run, record: Metrics) -> None:
 
 def _release_base(trainer: AdapterTrainer, run: Run) -> None:
     """Returns a shared base model without the adapters."""
-    if run.bases is not None and run.stage < 3:
+    if run.bases is not None and run.zero_stage < 3:
         run.bases.release(trainer.peft_model)
 
 
-def _finished(run: Run, mark: str) -> Metrics | None:
+def _finished(run: Run, fingerprint: str) -> Metrics | None:
     """The numbers of an adapter that this very training has already written to ``run.out``."""
     try:
         record: Metrics = read_json(run.out / TRAINING_RECORD)
     except (OSError, UserError):
         return None
-    if record["fingerprint"] != mark:
+    if record["fingerprint"] != fingerprint:
         return None
     # A kill may have come between writing the adapter and removing its checkpoints.
     shutil.rmtree(run.work, ignore_errors=True)
@@ -120,9 +120,10 @@ def _numbers(trainer: AdapterTrainer, run: Run, started: float, checkpoint: Path
         **{k: v for k, v in evaluation.items() if k.startswith("eval_") and not k.endswith(clock)},
         "trainable_parameters": sum(getattr(p, "ds_numel", p.numel()) for p in trainer.trained().values()),
         "ranks": run.ranks.world_size,
-        "zero_stage": run.stage,
+        "zero_stage": run.zero_stage,
         "versions": {
-            name: importlib.metadata.version(name) for name in (*LIBRARIES, *["deepspeed"] * bool(run.stage))
+            name: importlib.metadata.version(name)
+            for name in (*LIBRARIES, *["deepspeed"] * bool(run.zero_stage))
         },
     }
 

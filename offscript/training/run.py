@@ -68,9 +68,9 @@ class Run:
     def __post_init__(self) -> None:
         import torch
 
-        self.stage = zero_stage(self.deepspeed)
+        self.zero_stage = zero_stage(self.deepspeed)
         # The trainers split a batch over all GPUs of a process that is in no group, which TRL refuses
-        self.ranks = ranks.join(always=self.stage > 0 or torch.cuda.device_count() > 1)
+        self.ranks = ranks.join(always=self.zero_stage > 0 or torch.cuda.device_count() > 1)
         if not self.is_main:
             self.callbacks, self.on_step, self.say = (), None, lambda line: None
 
@@ -101,7 +101,7 @@ def session(run: Run) -> Iterator[None]:
     Raises:
         UserError: the GPU ran out of memory.
     """
-    with quiet(), deepspeed_enabled(run.stage):
+    with quiet(), deepspeed_enabled(run.zero_stage):
         try:
             yield
         except BaseException as error:
@@ -122,7 +122,7 @@ def _out_of_memory(error: BaseException, run: Run) -> UserError | None:
     micro = batches(run.optimizer, run.ranks.world_size)[0]
     remedies = ["optimizer.micro_batch_size=1"] if micro > 1 else []
     remedies += [] if run.optimizer.gradient_checkpointing else ["optimizer.gradient_checkpointing=true"]
-    if run.stage < 3:
+    if run.zero_stage < 3:
         remedies.append("deepspeed=zero3 on several GPUs")
     if run.deepspeed is None or not run.deepspeed.offload:
         remedies.append("deepspeed=zero3_offload")
@@ -211,7 +211,7 @@ def base_model(run: Run) -> "PreTrainedModel":
     from offscript.models.loading import load_model, pick_device
 
     model, device = run.model.model_copy(update={"dtype": run.dtype}), pick_device("auto")
-    if run.bases is None or run.stage == 3:
+    if run.bases is None or run.zero_stage == 3:
         return load_model(model, device)
     return run.bases.acquire(model, device)
 
@@ -223,7 +223,7 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
     gpu, optimizer = torch.cuda.is_available(), run.optimizer
     micro, accumulation = batches(optimizer, run.ranks.world_size)
     return {
-        "deepspeed": deepspeed_config(run.deepspeed) if run.deepspeed and run.stage else None,
+        "deepspeed": deepspeed_config(run.deepspeed) if run.deepspeed and run.zero_stage else None,
         "output_dir": str(run.work),
         "per_device_train_batch_size": micro,
         "per_device_eval_batch_size": micro,

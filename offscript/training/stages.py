@@ -25,7 +25,7 @@ from offscript.training.methods.base import Method
 BASE = "base"
 """The parent of a stage that is trained on the untrained model."""
 
-FIRST_EDITION = {(BASE, "dpo", "preference"), ("distillation", "sft", "introspection")}
+LEGACY_STAGES = {(BASE, "dpo", "preference"), ("distillation", "sft", "introspection")}
 """(parent, method, data) of the stages whose keys were made before stages were data. They are hashed without these names,
 so that adapters that users have trained keep their keys."""
 
@@ -61,7 +61,7 @@ class TrainingStage:
         """Its hash identity: all that can change the weights, beside the rows and the parent."""
         plain = identity_of(self.settings)
         names = (self.parent, self.method.name, self.data.name)
-        if names not in FIRST_EDITION:
+        if names not in LEGACY_STAGES:
             plain["training"] = {"parent": names[0], "method": names[1], "data": names[2]}
         if self.stacked:
             plain["merge"] = identity_of(self.merge)

@@ -95,7 +95,7 @@ class AdapterTrainer(Trainer):
 
     def write_adapter(self, folder: Path) -> None:
         """Writes the adapter's float32 weights, on rank 0; every rank has to call it."""
-        with deepspeed.gathered_float32(list(self.trained().values()), self.run.stage):
+        with deepspeed.gathered_float32(list(self.trained().values()), self.run.zero_stage):
             if self.run.is_main:
                 model = self.run.model
                 adapters.save(self.peft_model, self.adapter, folder, model.path, model.revision)

@@ -334,7 +334,7 @@ def test_the_plan_of_the_demo_is_estimated_whole():
         for a in artifacts
     ]
     assert sum(j.rows for j in jobs if j.kind == "rollout") == sum(
-        a.planned for a in artifacts if isinstance(a, Rollout)
+        a.planned_rows for a in artifacts if isinstance(a, Rollout)
     )
     assert all(j.gpu_hours for j in jobs if j.kind in ("rollout", "adapter"))
     assert table(jobs).count("\n") == len(jobs) + 3

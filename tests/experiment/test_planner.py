@@ -202,7 +202,7 @@ def test_generated_prompts_come_before_what_they_are_asked_of():
     assert prompts.labels["format"] == "prompt_generation" and prompts.labels["persona"] == "sarcasm"
     assert prompts in teacher_of(planner, "pocket", "sarcasm").inputs and not shared.inputs
     assertions = len(planner.options.persona["sarcasm"].constitution)
-    assert own.planned == 6 * assertions
+    assert own.planned_rows == 6 * assertions
     row = {"scenario": "sarcasm_3", "text": '["Is it raining?", "Why?"]'}
     found = own.scenarios.load(lambda artifact: [row] if artifact == prompts else [])
     written = [s for s in found if "_g" in s.id]
@@ -296,7 +296,7 @@ def test_texts_of_the_hub_are_known_by_file_and_revision_before_anything_is_fetc
     hub_chat = "data.sources.chat=[{repo: org/prompts, file: rows.jsonl}]"
     planner = experiment_of(*SMALL, hub_chat).planner
     cell = planner.rollout("pocket", None, "base", "chat", "eval", 0)
-    assert cell.planned == 4 and not cell.scenarios.is_local
+    assert cell.planned_rows == 4 and not cell.scenarios.is_local
     assert [str(r) for r in planner.references_of(cell)] == ["org/prompts/rows.jsonl@main"]
     pinned = experiment_of(*SMALL, hub_chat.replace("rows.jsonl}", "rows.jsonl, revision: abc}")).planner
     assert pinned.rollout("pocket", None, "base", "chat", "eval", 0).key != cell.key

@@ -9,7 +9,7 @@ import pytest
 
 from offscript.errors import MissingInput
 from offscript.experiment import runner
-from offscript.experiment.folder import finish, now
+from offscript.experiment.folder import now, write_artifact_manifest
 from offscript.storage.files import write_text
 from tests.composed import experiment_of
 
@@ -32,7 +32,7 @@ def ran(monkeypatch):
                 write_text(place, "")
             else:
                 place.mkdir(parents=True, exist_ok=True)
-            finish(artifact, experiment, now())
+            write_artifact_manifest(artifact, experiment, now())
 
     monkeypatch.setattr(runner, "RUN", dict.fromkeys(runner.RUN, fake))
     return made

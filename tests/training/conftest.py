@@ -22,10 +22,10 @@ def introspection_rows() -> list[dict]:
 @pytest.fixture
 def before_and_after(monkeypatch):
     """Parameters of the next training, by name: (before, after, names of the trainable ones)."""
-    from offscript.training import fit as loop
+    from offscript.training.methods import dpo, sft
 
     seen: dict = {}
-    real = loop.fit
+    real = dpo.fit
 
     def watched(trainer, *rest):
         parameters = dict(trainer.model.named_parameters())
@@ -35,5 +35,6 @@ def before_and_after(monkeypatch):
         seen["after"] = {k: v.detach().clone() for k, v in trainer.model.named_parameters()}
         return numbers
 
-    monkeypatch.setattr(loop, "fit", watched)
+    for method in (dpo, sft):
+        monkeypatch.setattr(method, "fit", watched)
     return seen

@@ -111,10 +111,10 @@ def recording(job: dict, rank: int, seen: dict):
     """Records which parameters change, and injects the faults of the job on this rank."""
     import torch
 
-    from offscript.training import fit as loop
+    from offscript.training.methods import dpo, sft
     from offscript.training.run import Run
 
-    fit, dtype = loop.fit, Run.dtype
+    fit, dtype = dpo.fit, Run.dtype
 
     def recorded_fit(trainer, *rest):
         trainer.add_callback(callback(job, rank))
@@ -127,14 +127,15 @@ def recording(job: dict, rank: int, seen: dict):
         seen["changed"] = sorted(k for k in complete if not torch.equal(before[k], after[k]))
         return numbers
 
-    loop.fit = recorded_fit
+    dpo.fit = sft.fit = recorded_fit
     # As on a GPU.
     if job.get("bfloat16"):
         Run.dtype = property(lambda run: "bfloat16")
     try:
         yield
     finally:
-        loop.fit, Run.dtype = fit, dtype
+        dpo.fit = sft.fit = fit
+        Run.dtype = dtype
 
 
 def callback(job: dict, rank: int):

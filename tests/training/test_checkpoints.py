@@ -155,7 +155,7 @@ def test_every_file_of_every_rank_is_required(checkpoint, layout):
     for name in LAYOUTS[layout]:
         (checkpoint / name).parent.mkdir(exist_ok=True)
         torch.save({"a": torch.ones(9)}, checkpoint / name)
-    if layout.stage:
+    if layout.zero_stage:
         (checkpoint / "latest").write_text("global_step4")
     assert checkpoints.damage(checkpoint, layout) is None
     for name in LAYOUTS[layout]:

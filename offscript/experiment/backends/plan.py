@@ -199,7 +199,7 @@ def artifact_records(artifacts: Sequence[Artifact]) -> list[ArtifactRecord]:
             "name": str(artifact),
             "kind": artifact.kind,
             "path": str(artifact.path),
-            "planned": artifact.planned,
+            "planned": artifact.planned_rows,
             "needs": [position[part.key] for part in artifact.inputs],
         }
         for artifact in artifacts

@@ -54,7 +54,9 @@ def run(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None
         count = counts[rollout.key]
         if count.written + count.reused == len(run.scenarios) * run.samples:
             plain = {**vars(count), "ended": dict(count.ended)}
-            write_artifact_manifest(rollout, experiment, started, counts=plain, engine=engine.info(), hub=commits[rollout.key])
+            write_artifact_manifest(
+                rollout, experiment, started, counts=plain, engine=engine.info(), hub=commits[rollout.key]
+            )
     engine.close()
     written = sum(c.written for c in counts.values())
     say(f"  rows: {written} in {len(rollouts)} cells of {model}, {duration(seconds)}")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from offscript.console import Progress, duration, say
 from offscript.evaluation.evaluate import evaluate_rows
 from offscript.experiment.artifacts import Artifact, Classifier, Evaluation, Predictions
-from offscript.experiment.folder import Experiment, finish, now, tracked
+from offscript.experiment.folder import Experiment, now, tracked, write_artifact_manifest
 from offscript.json_types import Json
 from offscript.storage import hub, references
 from offscript.storage.files import write_text
@@ -43,7 +43,7 @@ def fit_classifier(artifacts: Sequence[Artifact], experiment: Experiment, limit:
         )
         seconds = progress.close()
         tracker.summary({k: v for k, v in report.items() if isinstance(v, int | float)})
-    finish(classifier, experiment, started, counts=report)
+    write_artifact_manifest(classifier, experiment, started, counts=report)
     score = f"held-out macro-F1 {report['macro_f1']:.3f} on {report['n']} rows"
     say(f"  {classifier}: {score}, {duration(seconds)}")
 
@@ -58,7 +58,7 @@ def import_classifier(classifier: Classifier, experiment: Experiment, started: s
     counts = convert(folder, experiment.path(classifier), classifier.personas)
     reference = references.reference(source)
     commits = {str(reference): hub.commit(reference)} if reference else {}
-    finish(classifier, experiment, started, counts=counts, hub=commits)
+    write_artifact_manifest(classifier, experiment, started, counts=counts, hub=commits)
     say(f"  {classifier}: from {reference or folder}")
 
 
@@ -83,7 +83,9 @@ def predict(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | 
         text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
         write_text(experiment.path(artifact), text)
         emitted = sum(line["predicted"] is not None for line in lines)
-        finish(artifact, experiment, started, counts={"rows": len(lines), "emitted": emitted})
+        write_artifact_manifest(
+            artifact, experiment, started, counts={"rows": len(lines), "emitted": emitted}
+        )
     say(f"  predictions: {len(texts)} texts in {len(wanted)} cells")
 
 
@@ -134,4 +136,6 @@ def evaluate(artifacts: Sequence[Artifact], experiment: Experiment, limit: int |
             seed=settings.seed,
         )
     if not missing:
-        finish(evaluation, experiment, started, counts={"rows": len(rows), "cells": len(finished)})
+        write_artifact_manifest(
+            evaluation, experiment, started, counts={"rows": len(rows), "cells": len(finished)}
+        )

@@ -7,7 +7,7 @@ from pathlib import Path
 from offscript.console import Progress, duration, say
 from offscript.errors import UserError
 from offscript.experiment.artifacts import Adapter, Artifact, ImportedAdapter, TrainedAdapter
-from offscript.experiment.folder import Experiment, finish, now, tracked
+from offscript.experiment.folder import Experiment, now, tracked, write_artifact_manifest
 from offscript.seeds import training_seed
 from offscript.storage import hub, references
 from offscript.training import ranks
@@ -38,7 +38,7 @@ def run(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None
             metrics["merge"] = merge(adapter, experiment, training_run.out)
         seconds = progress.close()
         tracker.summary({k: v for k, v in metrics.items() if isinstance(v, int | float)})
-    finish(adapter, experiment, started, counts=metrics)
+    write_artifact_manifest(adapter, experiment, started, counts=metrics)
     say(f"  {adapter}: {duration(seconds)}")
 
 
@@ -110,7 +110,7 @@ def import_weights(adapter: ImportedAdapter, experiment: Experiment, started: st
     counts = convert(model, folder, experiment.path(adapter))
     reference = references.reference(source)
     commits = {str(reference): hub.commit(reference)} if reference else {}
-    finish(adapter, experiment, started, counts=counts, hub=commits)
+    write_artifact_manifest(adapter, experiment, started, counts=counts, hub=commits)
     ignored = "; ".join(f"{name}: {value}" for name, value in counts.get("ignored", {}).items() if value)
     say(f"  {adapter}: from {reference or folder}" + (f" (ignored: {ignored})" if ignored else ""))
     if counts.get("note"):

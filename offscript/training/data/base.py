@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict
 
 from offscript.errors import UserError
 from offscript.json_types import Json
-from offscript.settings import Node, RowsSettings
+from offscript.settings import Node, ReleasedRowsSettings
 from offscript.tasks.messages import Message
 
 Counts = dict[str, int]
@@ -74,7 +74,7 @@ class RowsRequest:
     role: str
     format: str
     scenarios: tuple[Scenarios, ...]
-    speaker: Literal["model", "teacher", "parent"] = "model"
+    generator: Literal["model", "teacher", "parent"] = "model"
     system: Literal["plain", "constitution"] = "plain"
     of_persona: bool = True
     samples: int = 1
@@ -105,7 +105,7 @@ class TrainingData:
     make: Callable[
         [Mapping[str, Sequence[SourceRow]], Any, Mapping[str, str]], tuple[list[TrainingRow], Counts]
     ]
-    released: Callable[[Any], tuple[RowsSettings, ...]]
+    released: Callable[[Any], tuple[ReleasedRowsSettings, ...]]
     read_released: Callable[[Sequence[Path], Any], tuple[list[TrainingRow], Counts]]
     typical_rows: int
     renames_teacher: bool = False

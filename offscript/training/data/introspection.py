@@ -7,7 +7,7 @@ from typing import Literal
 
 from offscript.errors import UserError
 from offscript.json_types import Json
-from offscript.settings import Node, RowsSettings, identity
+from offscript.settings import Node, ReleasedRowsSettings, identity
 from offscript.tasks.formats import get_format
 from offscript.tasks.messages import Message
 from offscript.training.data import released
@@ -42,7 +42,7 @@ class IntrospectionSettings(Node):
     free_note: str | None = identity(None)
     guided_note: str | None = identity(None)
     loss_on: LossOn = identity("every_turn")
-    rows: tuple[RowsSettings, ...] = identity(())
+    rows: tuple[ReleasedRowsSettings, ...] = identity(())
     system: str = identity("")
 
 
@@ -65,7 +65,7 @@ def requests(settings: IntrospectionSettings, where: str) -> tuple[RowsRequest, 
             role=name,
             format=name,
             scenarios=(Collection(get_format(name).source, count),),
-            speaker="parent",
+            generator="parent",
             system="constitution",
             options={} if name == "self_reflection" else _options(settings.turns, note),
         )
@@ -91,7 +91,7 @@ def make(
     )
 
 
-def released_files(settings: IntrospectionSettings) -> tuple[RowsSettings, ...]:
+def released_files(settings: IntrospectionSettings) -> tuple[ReleasedRowsSettings, ...]:
     return settings.rows
 
 

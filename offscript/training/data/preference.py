@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from offscript.errors import UserError
-from offscript.settings import Node, RowsSettings, identity
+from offscript.settings import Node, ReleasedRowsSettings, identity
 from offscript.training.data import released
 from offscript.training.data.base import (
     Counts,
@@ -31,7 +31,7 @@ class PreferenceSettings(Node):
     prompts: int = identity(ge=0)
     seed_questions: bool = identity(True)
     samples: int = identity(1, ge=1)
-    rows: RowsSettings | None = identity(None)
+    rows: ReleasedRowsSettings | None = identity(None)
 
 
 def requests(settings: PreferenceSettings, where: str) -> tuple[RowsRequest, ...]:
@@ -47,7 +47,7 @@ def requests(settings: PreferenceSettings, where: str) -> tuple[RowsRequest, ...
             where, "prompts is 0 and seed_questions is false", "allowed: prompts > 0, or seed_questions=true"
         )
     teacher = RowsRequest(
-        "teacher", "teacher", shared + own, speaker="teacher", system="constitution", samples=settings.samples,
+        "teacher", "teacher", shared + own, generator="teacher", system="constitution", samples=settings.samples,
         counted=False,
     )  # fmt: skip
     students = [
@@ -65,7 +65,7 @@ def make(
     return pairs(rows["teacher"], rows["student"], names)
 
 
-def released_files(settings: PreferenceSettings) -> tuple[RowsSettings, ...]:
+def released_files(settings: PreferenceSettings) -> tuple[ReleasedRowsSettings, ...]:
     return () if settings.rows is None else (settings.rows,)
 
 

@@ -7,11 +7,21 @@ from typing import TYPE_CHECKING, Any
 from offscript.models import adapters
 from offscript.settings import TrainerSettings, identity
 from offscript.tasks.messages import Message
-from offscript.training import fit as training_loop
-from offscript.training import run as training
 from offscript.training.data.base import Counts, TrainingRow, require_rows
+from offscript.training.fit import fit
 from offscript.training.methods.base import Method
-from offscript.training.run import Metrics, Run
+from offscript.training.run import (
+    Metrics,
+    Run,
+    base_model,
+    dataset,
+    fingerprint,
+    longest,
+    lora_config,
+    session,
+    split_families,
+    trainer_arguments,
+)
 from offscript.training.spans import Unstable, assistant_spans
 from offscript.training.trainers import AdapterTrainer
 
@@ -55,33 +65,32 @@ def train(run: Run, pairs: Sequence[TrainingRow]) -> Metrics:
     """
     settings = run.settings
     assert isinstance(settings, DPOSettings)
-    with training.session(run):
+    with session(run):
         from trl import DPOConfig
 
         from offscript.models.loading import load_tokenizer
 
         arguments = DPOConfig(
-            **training.trainer_arguments(run),
+            **trainer_arguments(run),
             beta=settings.beta,
             loss_type=["sigmoid"],
             disable_dropout=settings.lora.dropout == 0,
         )
-        tokenizer, base = load_tokenizer(run.model), training.base_model(run)
+        tokenizer, base = load_tokenizer(run.model), base_model(run)
         adapters.check_targets(base, settings.lora.targets)
         train_rows, held_out, counts = _token_rows(run, tokenizer, pairs)
         padding_row = {"prompt_ids": train_rows[0]["prompt_ids"][:2], "chosen_ids": [], "rejected_ids": []}
         trainer = _trainer_class()(
             model=base,
             args=arguments,
-            train_dataset=training.dataset(run, train_rows, padding_row),
-            eval_dataset=training.dataset(run, held_out, padding_row),
+            train_dataset=dataset(run, train_rows, padding_row),
+            eval_dataset=dataset(run, held_out, padding_row),
             processing_class=tokenizer,
-            peft_config=training.lora_config(settings.lora),
+            peft_config=lora_config(settings.lora),
         )
         trainer.run, trainer.rows = run, len(train_rows)
         probe = train_rows[0]["prompt_ids"] + train_rows[0]["chosen_ids"]
-        fingerprint = training.fingerprint(run, train_rows)
-        return {"rows": counts, **training_loop.fit(trainer, run, fingerprint, probe)}
+        return {"rows": counts, **fit(trainer, run, fingerprint(run, train_rows), probe)}
 
 
 def loss_terms(policy: "Tensor", reference: "Tensor", mask: "Tensor", beta: float) -> "dict[str, Tensor]":
@@ -129,13 +138,11 @@ def _token_rows(
         except Unstable:
             counts["template_unstable"] += 1
             continue
-        if len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) > training.longest(
-            run
-        ):
+        if len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) > longest(run):
             counts["too_long"] += 1
             continue
         kept.append(row)
-    train_rows, held_out = training.split_families(kept, run.settings.validation)
+    train_rows, held_out = split_families(kept, run.settings.validation)
     counts.update(train=len(train_rows), validation=len(held_out))
     require_rows(train_rows, "preference pairs", dict(counts))
     columns = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -166,8 +173,9 @@ def _trainer_class() -> "Callable[..., AdapterTrainer]":
 
         def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
             batches, items = super().get_batch_samples(*arguments, **options)
-            real = sum(batch["completion_mask"].any(-1).sum() for batch in batches) // 2
-            self.pairs_in_step = self.accelerator.reduce(real.to(self.args.device), "sum")
+            # Each pair has two sequences, and padding rows have no reply.
+            pairs = sum(batch["completion_mask"].any(-1).sum() for batch in batches) // 2
+            self.pairs_in_step = self.accelerator.reduce(pairs.to(self.args.device), "sum")
             return batches, items
 
         def _prepare_dataset(self, dataset: "Dataset", *_: object, **__: object) -> "Dataset":
@@ -188,8 +196,8 @@ def _trainer_class() -> "Callable[..., AdapterTrainer]":
             mask = inputs["completion_mask"][..., 1:]
             policy, reference = (log_probs[:, -mask.size(1) :] for log_probs in seen)
             # Padding rows have no reply.
-            real = mask.any(-1).chunk(2)[0]
-            terms = {k: v[real].sum() for k, v in loss_terms(policy, reference, mask, self.beta).items()}
+            is_pair = mask.any(-1).chunk(2)[0]
+            terms = {k: v[is_pair].sum() for k, v in loss_terms(policy, reference, mask, self.beta).items()}
             settings = self.run.settings
             assert isinstance(settings, DPOSettings)
             loss = (
@@ -200,11 +208,11 @@ def _trainer_class() -> "Callable[..., AdapterTrainer]":
             terms["loss"] = loss
             self.tally(
                 "train" if plain.training else "eval",
-                real.sum(),
+                is_pair.sum(),
                 {k: v.detach() for k, v in terms.items()},
             )
             if not plain.training:
-                return loss / real.sum().clamp(min=1)
+                return loss / is_pair.sum().clamp(min=1)
             # The trainer divides by the number of microbatches, and averages gradients over the ranks.
             return loss * self.current_gradient_accumulation_steps * self.args.world_size / self.pairs_in_step
 

@@ -8,11 +8,21 @@ from typing import TYPE_CHECKING, Any
 from offscript.errors import MissingInput
 from offscript.models import adapters
 from offscript.settings import TrainerSettings
-from offscript.training import fit as training_loop
-from offscript.training import run as training
 from offscript.training.data.base import Counts, TrainingRow, require_rows
+from offscript.training.fit import fit
 from offscript.training.methods.base import Method
-from offscript.training.run import Metrics, Run
+from offscript.training.run import (
+    Metrics,
+    Run,
+    base_model,
+    dataset,
+    fingerprint,
+    longest,
+    lora_config,
+    session,
+    split_families,
+    trainer_arguments,
+)
 from offscript.training.spans import IGNORED, Unstable, assistant_spans, labels, published_span
 from offscript.training.trainers import AdapterTrainer
 
@@ -43,27 +53,29 @@ def train(run: Run, conversations: Sequence[TrainingRow]) -> Metrics:
         raise MissingInput(
             str(run.parent), "the parent's adapter does not exist", "train the parent stage first"
         )
-    with training.session(run):
+    with session(run):
         from trl import SFTConfig
 
         from offscript.models.loading import load_tokenizer
 
-        arguments = SFTConfig(
-            **training.trainer_arguments(run), dataset_kwargs={"skip_prepare_dataset": True}
-        )
+        arguments = SFTConfig(**trainer_arguments(run), dataset_kwargs={"skip_prepare_dataset": True})
         tokenizer = load_tokenizer(run.model)
         train_rows, held_out, counts = _token_rows(run, tokenizer, conversations)
         padding_row = {"input_ids": train_rows[0]["input_ids"][:2], "labels": [IGNORED] * 2}
         trainer = _trainer_class()(
             model=_stacked(run),
             args=arguments,
-            train_dataset=training.dataset(run, train_rows, padding_row),
-            eval_dataset=training.dataset(run, held_out, padding_row),
+            train_dataset=dataset(run, train_rows, padding_row),
+            eval_dataset=dataset(run, held_out, padding_row),
             processing_class=tokenizer,
         )
         trainer.run, trainer.rows = run, len(train_rows)
-        fingerprint = training.fingerprint(run, train_rows, *_parent_digest(run))
-        return {"rows": counts, **training_loop.fit(trainer, run, fingerprint, train_rows[0]["input_ids"])}
+        return {
+            "rows": counts,
+            **fit(
+                trainer, run, fingerprint(run, train_rows, *_parent_digest(run)), train_rows[0]["input_ids"]
+            ),
+        }
 
 
 def _parent_digest(run: Run) -> list[str]:
@@ -77,7 +89,7 @@ def _stacked(run: Run) -> "PeftModel":
     from peft import get_peft_model
     from transformers import set_seed
 
-    base, lora = training.base_model(run), training.lora_config(run.settings.lora)
+    base, lora = base_model(run), lora_config(run.settings.lora)
     adapters.check_targets(base, run.settings.lora.targets)
     if run.parent is None:
         # LoRA's A is drawn here.
@@ -105,14 +117,14 @@ def _token_rows(
         except Unstable:
             counts["template_unstable"] += 1
             continue
-        fitting = [span for span in spans if span[1] <= training.longest(run)]
+        fitting = [span for span in spans if span[1] <= longest(run)]
         counts["turns_too_long"] += len(spans) - len(fitting)
         if not fitting:
             counts["too_long" if spans else "no_reply"] += 1
             continue
         ids = ids[: fitting[-1][1]]
         kept.append({"input_ids": ids, "labels": labels(ids, fitting), "family": row["family"]})
-    train_rows, held_out = training.split_families(kept, run.settings.validation)
+    train_rows, held_out = split_families(kept, run.settings.validation)
     counts.update(train=len(train_rows), validation=len(held_out))
     require_rows(train_rows, "introspection rows", dict(counts))
     strip = [

@@ -9,7 +9,7 @@ import pytest
 from offscript.errors import UserError
 from offscript.experiment.artifacts import Rollout, in_order
 from offscript.experiment.backends import local, plan
-from offscript.experiment.folder import finish, now
+from offscript.experiment.folder import now, write_artifact_manifest
 from offscript.experiment.graph import Job, jobs_of, needed
 from offscript.storage.files import HOME, write_text
 from tests.composed import experiment_of, settings_of
@@ -33,7 +33,7 @@ def make(own, *artifacts):
     for artifact in artifacts:
         place = own.path(artifact)
         write_text(place if place.suffix else place / "content", "")
-        finish(artifact, own, now())
+        write_artifact_manifest(artifact, own, now())
 
 
 def fake_job(index, kind, layer, *needs):
