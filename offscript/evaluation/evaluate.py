@@ -8,7 +8,7 @@ from typing import TypedDict, Unpack
 from offscript.evaluation.metrics.scores import Scores, evaluate
 from offscript.evaluation.predictions import check_rows, check_together, load_predictions
 from offscript.evaluation.report import figures, page, summary, tables
-from offscript.evaluation.report.wandb_results import results
+from offscript.evaluation.report.wandb_results import wandb_results
 from offscript.storage.files import Json, ensure_folder, write_json, write_text
 from offscript.tracking.results import log_results
 from offscript.tracking.tracker import Tracker
@@ -19,8 +19,8 @@ MAX_NAMED = 3
 """Number of missing prediction files that a note names."""
 
 
-class Options(TypedDict, total=False):
-    """Options of ``metrics.scores.evaluate``."""
+class EvaluateOptions(TypedDict, total=False):
+    """The keyword arguments of ``metrics.scores.evaluate``, which describes them."""
 
     resamples: int
     confidence: float
@@ -36,7 +36,7 @@ def evaluate_files(
     *,
     title: str = "",
     quiet: bool = False,
-    **options: Unpack[Options],
+    **options: Unpack[EvaluateOptions],
 ) -> dict[str, Json]:
     """Evaluates prediction rows of files, folders or globs, prints the tables, and writes all results into ``out``.
 
@@ -64,7 +64,7 @@ def evaluate_rows(
     quiet: bool = False,
     source: str = "predictions",
     tracker: Tracker | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[EvaluateOptions],
 ) -> dict[str, Json]:
     """As ``evaluate_files``, for rows in memory; writes no files if ``out`` is None.
 
@@ -80,7 +80,7 @@ def evaluate_rows(
         scores = replace(scores, notes=(note, *scores.notes))
     found = _report(scores, out, title, quiet)
     if tracker is not None and out is not None:
-        log_results(tracker, results(scores), out / "figures" / "personas.png")
+        log_results(tracker, wandb_results(scores), out / "figures" / "personas.png")
     return found
 
 

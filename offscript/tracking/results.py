@@ -13,8 +13,8 @@ Row = Mapping[str, int | float | str | None]
 
 
 @dataclass(frozen=True)
-class Results:
-    """The results of an evaluation.
+class WandbResults:
+    """The results of an evaluation, as W&B gets them.
 
     Args:
         retention: rows of the table ``retention``, one per model, stage, format and training seed.
@@ -31,7 +31,7 @@ class Results:
     summary: Row
 
 
-def log_results(tracker: Tracker, results: Results, heatmap: Path) -> None:
+def log_results(tracker: Tracker, results: WandbResults, heatmap: Path) -> None:
     """Logs ``results`` and the image ``heatmap`` (png). A table without rows is left out."""
     for name, rows in ((RETENTION, results.retention), (SCORES, results.scores)):
         if rows:

@@ -4,12 +4,12 @@ from offscript.evaluation.metrics import table
 from offscript.evaluation.metrics.scores import GroupScore, Retention, Scores
 from offscript.evaluation.order import formats_in_order
 from offscript.evaluation.report.summary import FlatRow, retention_rows, score_rows
-from offscript.tracking.results import Results
+from offscript.tracking.results import WandbResults
 
 
-def results(scores: Scores) -> Results:
+def wandb_results(scores: Scores) -> WandbResults:
     """``scores`` for ``tracking.results.log_results``."""
-    return Results(
+    return WandbResults(
         retention=retention_rows(scores),
         scores=score_rows(scores),
         bar_title=scores.metric,
