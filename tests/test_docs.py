@@ -135,7 +135,9 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(exist_ok=True)
         path.write_text(content, encoding="utf-8")
     table = root / "offscript/evaluation/metrics/table.py"
-    function, line = re.findall(r"^```python\n(.*?)^```$", text.partition("## A metric")[2], re.M | re.S)[:2]
+    function, line = re.findall(
+        r"^```(?:python|text)\n(.*?)^```$", text.partition("## A metric")[2], re.M | re.S
+    )[:2]
     code = table.read_text(encoding="utf-8")
     code = code.replace("\n_field = partial(", f"\n{function}\n\n_field = partial(", 1)
     table.write_text(f"{code.rstrip().removesuffix(')')}{line})\n", encoding="utf-8")
