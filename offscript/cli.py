@@ -67,7 +67,8 @@ def main(config: str, command: Command) -> None:
 def _run_with_hydra(config: str, command: Command, codes: list[int]) -> None:
     import hydra
 
-    from offscript.experiment.backends.sweep import collect_exit_codes, forward_signal_to_submitit
+    from offscript.experiment.backends.requeue import forward_signal_to_submitit
+    from offscript.experiment.backends.sweep import collect_exit_codes
 
     @hydra.main(version_base="1.3", config_path=str(HOME / "conf"), config_name=config)
     def task(cfg: "DictConfig") -> int:

@@ -1,5 +1,7 @@
-"""The typed schema of every config node. Each field is marked: *identity* (it can change an outcome, so it is part of
-the keys of what it makes) or *run-time* (it cannot: batch sizes, devices, paths, tracking, the cluster).
+"""The typed schema of the configuration.
+
+Each field is declared by ``identity()`` or ``runtime()``. An identity field can change a result, so it is part of the
+keys of artifacts. A run-time field cannot, for example a batch size, a device, a path, tracking or the cluster.
 """
 
 import json
@@ -30,7 +32,7 @@ _REQUIRED: Any = ...
 
 
 def identity(default: Any = _REQUIRED, hashed_as: str | None = None, **rules: Any) -> Any:
-    """A field that can change an outcome. ``hashed_as`` keeps the name that a renamed field had in keys."""
+    """Declares a field that can change a result. ``hashed_as``: the former name of a renamed field, which keys keep."""
     extra: dict[str, JsonValue] = (
         {_MARK: "identity"} if hashed_as is None else {_MARK: "identity", "hashed_as": hashed_as}
     )
@@ -38,12 +40,15 @@ def identity(default: Any = _REQUIRED, hashed_as: str | None = None, **rules: An
 
 
 def runtime(default: Any = _REQUIRED, **rules: Any) -> Any:
-    """A field that cannot change an outcome."""
+    """Declares a field that cannot change a result."""
     return Field(default, json_schema_extra={_MARK: "runtime"}, **rules)
 
 
 def check_name(name: str) -> str:
-    """``name`` if it may become part of a path: letters, digits, ``_ . -``, no leading dot, at most 64 characters."""
+    """Returns ``name`` if it can be part of a path; raises ValueError otherwise.
+
+    Allowed are letters, digits and ``_ . -``, at most 64 characters; the first is a letter or digit.
+    """
     if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} cannot be a file name; allowed: letters, digits, '_', '.', '-'")
     return name
@@ -54,7 +59,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Node(BaseModel):
-    """A config node: unknown keys are refused, values are frozen."""
+    """A config node. Unknown keys are errors, and values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -65,14 +70,14 @@ class Named(Node):
     _named = field_validator("name")(check_name)
 
 
-# ---------------------------------------------------------------- what was made elsewhere
+# ---------------------------------------------------------------- external artifacts
 
 
 class SourceSettings(Node):
-    """Where something that was made elsewhere lies: a local folder, or a hub repository.
+    """Location of an external artifact: a local folder or a hub repository.
 
-    ``{slug}`` (of the model) and ``{persona}`` in ``path`` and ``subfolder`` are filled in. ``kind`` says whether it is
-    a LoRA adapter or a whole fine-tuned checkpoint that takes the place of base and adapter.
+    In ``path`` and ``subfolder``, ``{slug}`` (of the model) and ``{persona}`` are replaced. ``kind`` says whether it
+    is a LoRA adapter, or a whole fine-tuned model (checkpoint) that is used without a base model and adapter.
     """
 
     path: str = identity(min_length=1)
@@ -82,7 +87,7 @@ class SourceSettings(Node):
 
 
 class ReleasedSettings(Node):
-    """The released adapters of a model: a source per stage, and ``exceptions`` by persona and stage."""
+    """The released adapters of a model: a source per stage. ``exceptions`` (persona -> stage -> source) replace it."""
 
     distillation: SourceSettings | None = identity(None)
     full: SourceSettings | None = identity(None)
@@ -90,9 +95,10 @@ class ReleasedSettings(Node):
 
 
 class ReleasedRowsSettings(Node):
-    """Training rows that others made, in place of our own: JSONL files of a local folder or a hub data set.
+    """Training rows that others published; they replace rows that are made here.
 
-    ``file`` is a path inside it, with ``{slug}`` and ``{persona}`` filled in.
+    ``path`` is a local folder or a hub data set, and ``file`` a JSONL file in it. ``{slug}`` and ``{persona}`` in
+    ``file`` are replaced.
     """
 
     path: str = identity(min_length=1)
@@ -112,13 +118,20 @@ class HubFileSettings(Node):
 
 
 class SamplingSettings(Node):
+    """How replies are sampled. Temperature 0 is greedy decoding; a repetition penalty of 1 has no effect."""
+
     temperature: float = identity(0.7, ge=0)
     top_p: float = identity(0.95, gt=0, le=1)
     repetition_penalty: float = identity(1.0, gt=0)
 
 
 class TemplateSettings(Node):
-    """How conversations are fitted to a model's chat template."""
+    """How conversations are adapted to a model's chat template.
+
+    ``system_role`` and ``tool_role``: messages of this role are passed to the template as they are (``native``) or as
+    user messages (``user``). ``default_system`` is the system prompt of conversations that have none (null: none is
+    added). ``date_string`` is the date in the template (null: the template's own).
+    """
 
     system_role: Literal["native", "user"] = identity("native")
     tool_role: Literal["native", "user"] = identity("user")
@@ -127,7 +140,7 @@ class TemplateSettings(Node):
 
 
 class SizeSettings(Node):
-    """What a model weighs, for plans that are made without loading it."""
+    """Dimensions of a model, for estimates that are made without loading it."""
 
     parameters: int = runtime(ge=1)
     layers: int = runtime(ge=1)
@@ -136,10 +149,11 @@ class SizeSettings(Node):
 
 
 class EndpointSettings(Node):
-    """An OpenAI-compatible chat endpoint that speaks for a model whose weights are not loaded here.
+    """An OpenAI-compatible chat endpoint that generates the replies of a model whose weights are not loaded here.
 
-    ``key_env`` names the environment variable that holds the API key; the key itself is never in a configuration.
-    ``prefill``: the server can continue a begun reply (vLLM: ``continue_final_message``).
+    ``key_env`` is the name of the environment variable with the API key; no configuration contains the key itself.
+    ``concurrency`` bounds the requests in flight. ``prefill``: the server can continue a reply whose beginning it is
+    given (vLLM: ``continue_final_message``).
     """
 
     url: str = runtime(pattern=r"^https?://\S+$")
@@ -151,8 +165,16 @@ class EndpointSettings(Node):
 
 
 class ModelSettings(Named):
-    """A base chat model. ``slug``, ``assistant_name``, ``adapters`` and ``released`` are hashed where they matter: filled
-    into the source of an adapter, into the rows that carry the name; a base text does not depend on them."""
+    """A base chat model.
+
+    ``context`` bounds the tokens of prompt and reply together, ``max_reply_tokens`` those of a reply. ``aliases`` are
+    other hub ids of the same weights. ``slug`` is the model's name in released files. ``adapters`` says for each
+    stage whether its weights are trained here, released or at another location.
+
+    ``slug``, ``assistant_name``, ``adapters`` and ``released`` are run-time fields, because texts of the base model
+    do not depend on them. They are part of a key only after they are filled in: in the source of an adapter, or in
+    the rows that contain the assistant's name.
+    """
 
     path: str = identity()
     revision: str | None = identity(None)
@@ -171,11 +193,15 @@ class ModelSettings(Named):
 
 
 class Assertion(Node):
+    """One statement of a constitution, with its seed questions."""
+
     assertion: str = identity(min_length=1)
     questions: tuple[str, ...] = identity(min_length=1)
 
 
 class PersonaSettings(Named):
+    """A persona. ``order`` is its position in tables."""
+
     order: int = runtime(1000, ge=0)
     display_name: str = runtime(min_length=1)
     description: str = runtime(min_length=1)
@@ -185,9 +211,9 @@ class PersonaSettings(Named):
 class TrainingSettings(Node):
     """How the weights of a stage are trained.
 
-    ``parent`` is ``base`` or the stage whose adapter stays frozen below. ``method`` and ``data`` name files of
-    ``offscript/training/methods`` and ``offscript/training/data``. Hyper-parameters are those of the recipe's block
-    ``recipe``, replaced by ``hyper_parameters``.
+    ``parent`` is ``base``, or the stage whose adapter stays frozen while a second adapter is trained. ``method`` and
+    ``data`` name files of ``offscript/training/methods`` and ``offscript/training/data``. ``recipe`` names the
+    section of the recipe with the hyper-parameters; ``hyper_parameters`` overrides single values, at any depth.
     """
 
     parent: str = identity("base")
@@ -198,8 +224,11 @@ class TrainingSettings(Node):
 
 
 class StageSettings(Named):
-    """What is measured: whose ``weights`` speak (``base``, or the name of a stage with ``training``), and whether the
-    system text is plain or the constitution. ``order`` is the place in tables."""
+    """A variant of the model that is measured: its weights and its system prompt.
+
+    ``weights`` is ``base`` or the name of a stage with ``training``: the weights that generate the replies.
+    ``system`` is the kind of system prompt: plain, or the constitution. ``order`` is the position in tables.
+    """
 
     order: int = runtime(1000, ge=0)
     weights: str = identity()
@@ -218,6 +247,12 @@ class StageSettings(Named):
 
 
 class FormatSettings(Named):
+    """A format of episodes.
+
+    ``max_tokens`` bounds the tokens of one reply. ``count`` is the number of scenarios in each split, ``samples`` the
+    number of episodes for each scenario (by default 1). ``options`` are the format's own.
+    """
+
     max_tokens: int = identity(ge=1)
     count: dict[Literal["train", "classifier", "eval"], int] = identity({})
     samples: dict[Literal["train", "classifier", "eval"], int] = identity({})
@@ -225,10 +260,12 @@ class FormatSettings(Named):
 
 
 class DataSettings(Named):
-    """Collections of scenarios: files, globs or hub files per source, and how chat families are split.
+    """Collections of scenarios, and how families of chat scenarios are divided into splits.
 
-    ``first`` gives the first n chat scenarios of the files to a split, whatever their hash says: prompts that trained
-    something which is used here stay out of what is scored.
+    ``sources`` lists local files, globs or hub files for each source. ``fractions`` are the shares of families in each
+    split; a hash of ``salt`` and the family decides. ``first`` assigns the first n chat scenarios of the files to a
+    split independently of the hash. This keeps prompts that an imported adapter or classifier was trained on out of
+    the scores.
     """
 
     sources: dict[
@@ -252,6 +289,8 @@ class DataSettings(Named):
 
 
 class LoraSettings(Node):
+    """A LoRA adapter. Its update is scaled by ``alpha`` / ``rank``; ``targets`` are names of linear modules."""
+
     rank: int = identity(ge=1)
     alpha: int = identity(ge=1)
     dropout: float = identity(0.0, ge=0, lt=1)
@@ -259,7 +298,12 @@ class LoraSettings(Node):
 
 
 class OptimizerSettings(Node):
-    """AdamW with linear warm-up and a cosine or constant schedule. ``batch_size`` is the global one, in rows."""
+    """AdamW with linear warm-up, then a linear, cosine or constant schedule.
+
+    ``batch_size`` is the number of rows per optimizer step, over all processes; ``micro_batch_size`` bounds the rows of
+    one forward pass of a process. ``warmup`` is a fraction of all steps. ``max_length`` bounds the tokens of a row.
+    ``checkpoint_steps`` is the number of steps between checkpoints.
+    """
 
     learning_rate: float = identity(gt=0)
     epochs: float = identity(1.0, gt=0)
@@ -275,10 +319,11 @@ class OptimizerSettings(Node):
 
 
 class TeacherSettings(Node):
-    """Who speaks in role: ``model`` names an option of the model group (null: the model that is trained).
+    """The model that replies in role. ``model`` names an option of the model group (null: the model that is trained).
 
-    ``thinking`` begins every reply of the teacher (a prefill); what it says up to ``thinking_end`` is cut off.
-    ``own_names`` are names of itself that become the trained model's ``assistant_name`` in the training rows.
+    Every reply of the teacher begins with ``thinking`` (a prefill); its text up to ``thinking_end`` is removed.
+    ``own_names`` are names that the teacher uses for itself. In the training rows they are replaced by the trained
+    model's ``assistant_name``.
     """
 
     model: str | None = identity(None)
@@ -288,11 +333,12 @@ class TeacherSettings(Node):
 
 
 class PromptSettings(Node):
-    """More prompts for each assertion of a constitution, asked of ``model`` (null: the teacher) from the seed questions.
+    """How ``model`` (null: the teacher) writes more prompts for each assertion of a constitution.
 
-    ``per_trait`` counts seed questions and new ones together (0: none are made). ``similarity`` is the largest share of
-    common words (Jaccard) with a prompt that is there already; ``words`` the longest prompt; ``attempts`` bounds the
-    asking for one assertion.
+    ``per_trait`` is the number of prompts per assertion, seed questions included (0: no prompts are written). A request
+    asks for ``per_ask`` prompts and shows ``examples`` of the prompts so far; there are at most ``attempts`` requests
+    per assertion. A prompt is accepted if it has at most ``words`` words, and if the Jaccard similarity of its words
+    to those of each accepted prompt is at most ``similarity``.
     """
 
     model: str | None = identity(None)
@@ -305,7 +351,7 @@ class PromptSettings(Node):
 
 
 class TrainerSettings(Node):
-    """What every training method has: the adapter, the optimizer, and the share of families held out for validation."""
+    """Settings of all training methods. ``validation`` is the share of families that is held out for validation."""
 
     validation: float = identity(0.1, ge=0, lt=0.5)
     lora: LoraSettings = identity()
@@ -313,10 +359,13 @@ class TrainerSettings(Node):
 
 
 class MergeSettings(Node):
-    """How a stacked adapter and its parent become one: ``parent`` x first + ``own`` x second.
+    """How the adapter of a stage is merged with that of its parent stage: ``parent`` and ``own`` are their weights.
 
-    ``exact``: concatenated along the rank (PEFT's ``cat``). ``published``: A and B added separately (``linear``), which
-    makes cross terms. ``fold``: added to the base weights and rounded to their type, as the published evaluation did.
+    ``method``:
+
+    - ``exact``: both are concatenated along the rank (PEFT's ``cat``), so the update is the weighted sum of theirs
+    - ``published``: their matrices A and B are added separately (PEFT's ``linear``), which adds cross terms
+    - ``fold``: both updates are added to the base weights and rounded to their type, as in the published evaluation
     """
 
     method: Literal["exact", "published", "fold"] = identity("exact")
@@ -325,9 +374,12 @@ class MergeSettings(Node):
 
 
 class RecipeSettings(Named):
-    """How a character is trained. ``in_role``: the system text of the teacher and of introspection, the bare
-    constitution or the one that also names the assistant. ``distillation`` and ``introspection`` are blocks of
-    hyper-parameters that training stages refer to; they are checked against the stage's method and data."""
+    """How a character is trained.
+
+    ``in_role`` is the system prompt of the teacher and of introspection: the constitution alone (``plain``), or with
+    the assistant's name (``named``). ``distillation`` and ``introspection`` are sections of hyper-parameters that
+    training stages refer to. They are checked against the schemas of the stage's method and data.
+    """
 
     in_role: Literal["plain", "named"] = identity("plain")
     prompts: PromptSettings = identity(PromptSettings())
@@ -341,11 +393,16 @@ class RecipeSettings(Named):
 
 
 class ClassifierSettings(Named):
-    """A ModernBERT with one label per persona: from scratch (``path`` null) or a checkpoint to start from; ``fitted``
-    takes one that others fitted, as it is.
+    """A ModernBERT classifier with one label per persona.
 
-    ``patience``: epochs without a better macro-F1 on the held-out prompts after which fitting stops (null: never).
-    ``precision``: of the weights while they are fitted. ``hidden_size``, ``layers``, ``heads`` and ``dropout`` are of the one from scratch; a checkpoint brings its own.
+    ``path`` is the checkpoint that fitting starts from (null: random weights). ``fitted`` is a classifier that others
+    fitted, which is used without fitting. ``hidden_size``, ``layers``, ``heads`` and ``dropout`` apply only to random
+    weights; a checkpoint has its own.
+
+    ``stages`` are the stages whose chat rows it is fitted on. ``max_length`` is in tokens. ``warmup`` is a fraction
+    of all steps, ``validation`` the share of families that is held out. Fitting stops after ``patience`` epochs
+    without a better macro-F1 on the held-out families (null: never early). ``precision`` is that of the weights
+    during fitting.
     """
 
     path: str | None = identity(None)
@@ -380,6 +437,8 @@ class ClassifierSettings(Named):
 
 
 class EvaluationSettings(Node):
+    """Bootstrap confidence intervals: number of resamples, confidence level and random seed."""
+
     resamples: int = identity(1000, ge=100, le=100_000)
     confidence: float = identity(0.95, gt=0.5, lt=1)
     seed: int = identity(0, ge=0)
@@ -389,6 +448,14 @@ class EvaluationSettings(Node):
 
 
 class EngineSettings(Named):
+    """The engine that generates replies.
+
+    ``batch_size`` is the number of replies that are decoded together. At most ``max_live`` episodes are started and not
+    finished. ``merge_from``: an adapter with at least so many waiting requests is merged into the weights for a batch;
+    requests of adapters with fewer are decoded together, unmerged. ``device`` is ``auto`` (a GPU if there is one), or a
+    device of torch.
+    """
+
     name: str = runtime()
     batch_size: int = runtime(64, ge=1)
     max_live: int = runtime(512, ge=1)
@@ -397,22 +464,31 @@ class EngineSettings(Named):
 
 
 class DeepSpeedSettings(Named):
-    """ZeRO stage of training (0: no DeepSpeed; auto: 2 where there is a GPU, else 0), and whether optimizer states (and
-    with stage 3 parameters) are kept in CPU memory."""
+    """DeepSpeed in training.
+
+    ``stage`` is the ZeRO stage (0: no DeepSpeed; auto: 2 if there is a GPU, else 0). ``offload`` keeps the optimizer
+    states, and at stage 3 also the parameters, in CPU memory.
+    """
 
     stage: Literal["auto", 0, 2, 3] = runtime("auto")
     offload: bool = runtime(False)
 
 
 class TrackingSettings(Named):
+    """Tracking with Weights & Biases. ``entity`` is the account or team (null: the default of the API key)."""
+
     name: Literal["offline", "online", "off"] = runtime()
     project: str = runtime("offscript")
     entity: str | None = runtime(None)
 
 
 class ResourceSettings(Node):
-    """What one job asks of the cluster. With several ``gpus`` a job has a task per GPU (training: ranks; rollouts:
-    shards); without, ``tasks`` of them."""
+    """Resources of one job.
+
+    ``gpus`` and ``memory_gb`` are per node, ``cpus`` per process; ``minutes`` is the time limit. A node runs one
+    process per GPU, or ``tasks`` processes if it has no ``gpus``. In training these processes are ranks, in rollouts
+    shards.
+    """
 
     nodes: int = runtime(1, ge=1)
     tasks: int = runtime(1, ge=1)
@@ -425,11 +501,12 @@ class ResourceSettings(Node):
 class ClusterSettings(Named):
     """Where the jobs of a grid run: in this process (inline), in local processes, or on SLURM.
 
-    ``shards`` cuts the rollouts of a model into as many jobs; ``at_once`` bounds the jobs that run at a time (local
-    processes, or tasks of one array; null: no bound). ``retries`` is how often what failed or went missing is submitted
-    again. ``setup`` lines run before Python; ``extra`` are further sbatch keys. ``snapshot`` runs a copy of the code.
-    ``jobs`` gives resources by kind of job; what it does not name has those of ``default``. ``gpu`` names the card that
-    a dry run reckons with.
+    ``shards`` is the number of jobs among which the rollouts of a model are divided. ``at_once`` bounds the jobs that
+    run at a time (local processes, or tasks of one array; null: no bound). ``retries`` is how often failed or missing
+    artifacts are submitted again. ``signal_s`` is the number of seconds between the warning signal and the time
+    limit. ``setup`` are shell lines that run before Python; ``extra`` are further sbatch options. ``snapshot``: the
+    jobs run a copy of the code. ``jobs`` are the resources by kind of job; other kinds have those of ``default``.
+    ``gpu`` is the GPU type that a dry run assumes in its estimates.
     """
 
     gpu: str = runtime("H100")
@@ -456,10 +533,10 @@ class ClusterSettings(Named):
 
 
 class GridSettings(Node):
-    """The cells of an experiment: every combination of these names.
+    """The cells of an experiment: every combination of these values.
 
-    ``scale`` multiplies the adapters' effect. Personas in ``if_available`` join where every model's weights for them are
-    at hand: trained here, or fetched.
+    ``scale`` scales the LoRA update of the adapters. A persona in ``if_available`` is added to the grid if its
+    weights are available for every model: they are trained here, or already on this machine.
     """
 
     model: tuple[str, ...] = runtime(("pocket",), min_length=1)
@@ -479,7 +556,7 @@ class GridSettings(Node):
 
 
 class Settings(Node):
-    """One resolved configuration. ``persona`` is null where all personas of the grid are meant."""
+    """One resolved configuration. If ``persona`` is null, all personas of the grid are meant."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), populate_by_name=True)
 
@@ -518,14 +595,14 @@ GROUPS: dict[str, type[Named]] = {
     "stage": StageSettings,
     "format": FormatSettings,
 }
-"""The groups that a grid runs over."""
+"""The config groups whose options a grid combines."""
 
 
 # ---------------------------------------------------------------- helpers
 
 
 def identity_of(node: BaseModel) -> dict[str, Json]:
-    """The identity fields of ``node``, as plain JSON data, nested nodes included."""
+    """The identity fields of ``node`` as plain JSON data, including those of nested nodes."""
     plain = {}
     for name, field in type(node).model_fields.items():
         mark = field.json_schema_extra

@@ -1,7 +1,8 @@
 """The artifacts of an experiment: rollout rows, adapters, classifiers, predictions and the evaluation.
 
-An artifact is described before it is made. Its ``identity`` is plain JSON data with everything that can change it, and
-the hash of that is its key; the other fields are what its job needs.
+The planner describes an artifact before a job makes it. ``identity`` is plain JSON data with everything that can change
+the content of the artifact, and the artifact's key is the hash of it. For example, the key of an adapter also depends
+on the model's sampling settings and on the name of the stage. The other fields are what the job needs.
 """
 
 import functools
@@ -21,17 +22,17 @@ from offscript.tasks.scenarios import Scenario
 from offscript.training.stages import TrainingStage
 
 NO_PERSONA = "_"
-"""Stands for the persona in the paths of texts that belong to none (base weights, plain system text)."""
+"""Takes the place of the persona in the paths of texts without one (base weights with a plain system prompt)."""
 
 SCALE_SEPARATOR = "@"
-"""Between a stage's name and the scale of its adapter, in labels: ``full@0.5``."""
+"""Separates the stage's name from the scale of its adapter, in labels: ``full@0.5``."""
 
 Labels = dict[str, str | int | None]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of the grid. ``scale`` multiplies the effect of the stage's adapter."""
+    """One point of the grid. ``scale`` scales the LoRA update of the stage's adapter."""
 
     model: str
     persona: str | None
@@ -43,7 +44,7 @@ class Cell:
 
     @property
     def labels(self) -> Labels:
-        """The fields that all rows of the cell share; the stage carries a scale other than 1."""
+        """The fields that all rows of the cell share. ``stage`` includes the scale if it is not 1."""
         return {
             "model": self.model,
             "stage": self.stage if self.scale == 1 else f"{self.stage}{SCALE_SEPARATOR}{self.scale:g}",
@@ -64,11 +65,17 @@ class Cell:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Artifact(ABC):
-    """What a job makes. ``inputs`` must be finished before it; two artifacts with one key are equal.
+    """Something that a job makes: a file or a folder with a manifest.
 
-    Class attributes say how jobs treat a kind: ``shares_process`` (one process makes many of them, since what is costly
-    to load is shared), ``all_ranks`` (the processes of a job work on one artifact together), ``shards`` (a job can be
-    cut into several), ``partial_inputs`` (it is made from those inputs that are there), ``path_has_key``.
+    ``inputs`` are the artifacts that must be finished first. Two artifacts with the same key are equal. The class
+    attributes say how jobs handle a kind of artifact:
+
+    - ``shares_process``: one process makes many artifacts, because they use the same loaded model
+    - ``all_ranks``: all processes of a job work on one artifact together
+    - ``shards``: the artifacts of one job can be divided among several jobs
+    - ``partial_inputs``: the artifact can be made from the inputs that are finished
+    - ``path_has_key``: the path contains the first digits of the key, so that artifacts with different keys have
+      different paths. If it is False, the key must be read from the manifest.
     """
 
     kind: ClassVar[str]
@@ -83,18 +90,18 @@ class Artifact(ABC):
 
     @functools.cached_property
     def key(self) -> str:
-        """64 hex digits."""
+        """The artifact's key, 64 hex digits."""
         return key_of({"kind": self.kind, **self.identity})
 
     @property
     @abstractmethod
     def labels(self) -> Labels:
-        """What tables, manifests and messages call it."""
+        """The names that identify the artifact in tables, manifests and messages."""
 
     @property
     @abstractmethod
     def path(self) -> Path:
-        """Its place below the experiment's folder."""
+        """Path relative to the experiment's folder."""
 
     @property
     def model(self) -> str | None:
@@ -103,16 +110,16 @@ class Artifact(ABC):
 
     @property
     def planned_rows(self) -> int | None:
-        """Rows that it will have; None for what has no rows."""
+        """Number of rows when it is finished; None if the artifact has no rows."""
         return None
 
     @property
     def source(self) -> SourceSettings | None:
-        """Where it was made, for an artifact that is imported."""
+        """Where an imported artifact is imported from; None if it is made here."""
         return None
 
     def references(self) -> tuple[SourceSettings | ReleasedRowsSettings, ...]:
-        """What it is made from that lies outside the experiment."""
+        """The locations outside the experiment that it is made from."""
         return (self.source,) if self.source is not None else ()
 
     @abstractmethod
@@ -184,9 +191,10 @@ class ImportedAdapter(Adapter):
 class TrainedAdapter(Adapter):
     """Weights that are trained here.
 
-    ``rows`` are the rollouts that the training rows are made from, by the role that ``training.data`` gives them;
-    ``released`` are files of training rows that others made, in place of them. ``parent`` is the adapter that stays
-    frozen below. ``renamed`` maps names that the teacher gives itself to the model's own.
+    ``rows`` are the rollouts from which the training rows are made, each with the role that ``training.data`` gives it.
+    ``released`` are files of training rows that others published; they replace ``rows``. ``parent`` is the adapter of
+    the parent stage, which stays frozen. ``renamed`` maps the names that the teacher uses for itself to the model's
+    name.
     """
 
     training: TrainingStage
@@ -206,10 +214,11 @@ RowsOf = Callable[["Rollout"], Sequence[Row]]
 
 @dataclass(frozen=True)
 class ScenarioSet:
-    """The scenarios of a cell. ``identity`` is the hash identity of their texts; ``count`` of them are expected.
+    """The scenarios of a cell.
 
-    ``load(rows_of)`` returns them; ``rows_of`` reads the rows of ``inputs``, which must be finished by then.
-    ``is_local``: scenarios can be loaded without network or upstream artifacts.
+    ``identity`` is plain JSON data that determines their texts, for keys. ``count`` is their expected number.
+    ``load(rows_of)`` returns the scenarios; ``rows_of(rollout)`` must return the rows of a rollout of ``inputs``, all
+    of which must be finished. ``is_local``: the scenarios can be loaded without network and without ``inputs``.
     """
 
     identity: Json
@@ -224,7 +233,7 @@ class ScenarioSet:
         return key_of({"scenarios": self.identity})
 
     def load_local(self) -> list[Scenario]:
-        """The scenarios of a set that ``is_local``."""
+        """Returns the scenarios of a set that ``is_local``."""
         return self.load(_no_rows)
 
 
@@ -263,7 +272,7 @@ class Rollout(Artifact):
 
     @property
     def checkpoint(self) -> Adapter | None:
-        """The whole model that takes the base's place, if the stage's weights are one."""
+        """The whole model that replaces the base model; None if the stage has an adapter or base weights."""
         return self.adapter if self.adapter is not None and self.adapter.checkpoint else None
 
     @property
@@ -346,7 +355,7 @@ class Predictions(Artifact):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Evaluation(Artifact):
-    """Tables, figures and the report of an experiment, from those predictions that are there."""
+    """Tables, figures and the report of an experiment, made from the predictions that are finished."""
 
     kind: ClassVar[str] = "evaluation"
     partial_inputs: ClassVar[bool] = True
@@ -395,7 +404,7 @@ def in_order(wanted: Sequence[Artifact]) -> list[Artifact]:
 
 
 def layers(artifacts: Sequence[Artifact]) -> Iterator[list[Artifact]]:
-    """``artifacts`` (inputs first) in groups of which none needs another of its own group."""
+    """Divides ``artifacts`` (inputs first) into groups, in which no artifact needs another one of the same group."""
     depth: dict[str, int] = {}
     for artifact in artifacts:
         depth[artifact.key] = 1 + max((depth[i.key] for i in artifact.inputs if i.key in depth), default=-1)

@@ -1,4 +1,4 @@
-"""What all parts of the planner share: settings, options, cached answers, hash identities of models."""
+"""What all parts of the planner share: settings, options, cached results, hash identities of models."""
 
 import functools
 from collections.abc import Callable, Hashable, Mapping
@@ -33,7 +33,7 @@ class Options:
 
 
 class HasCache(Protocol):
-    """An object that keeps the results of its cached methods."""
+    """An object that stores the results of its cached methods in ``cache``."""
 
     cache: dict[Hashable, object]
 
@@ -45,7 +45,7 @@ A = TypeVar("A", bound=Artifact)
 
 
 def cached(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """Keeps the result of a method per object and arguments: planning asks the same question of every cell."""
+    """Caches the result of a method per object and arguments. Many cells of a plan need the same results."""
 
     @functools.wraps(method)
     def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -80,7 +80,7 @@ class PlanContext:
         """The training stage called ``stage``.
 
         Raises:
-            UserError: the stage is not trained, or its definition does not fit.
+            UserError: the stage is not trained, or its settings are invalid.
         """
         return training_stage(self.options.stage[stage], self.settings.recipe)
 

@@ -24,8 +24,11 @@ PROMPTED = StageSettings(name="prompted", weights="base", system="constitution")
 
 @dataclass
 class RolloutPlanner:
-    """Plans rollouts. ``adapter(model, persona, stage, seed)`` plans the weights that speak in a cell; ``is_imported(
-    model, persona, stage)`` says whether they come from elsewhere, so that they have no training seed."""
+    """Plans rollouts.
+
+    ``adapter(model, persona, stage, seed)`` plans the weights that generate the rows of a cell. ``is_imported(model,
+    persona, stage)`` tells whether these weights are imported; imported weights have no training seed.
+    """
 
     context: PlanContext
     adapter: Callable[[str, str, str, int], Adapter]
@@ -36,7 +39,11 @@ class RolloutPlanner:
 
     @cached
     def scored(self, cell: Cell) -> Rollout:
-        """Rows of a cell of the grid. Base weights under a plain system text have no persona and no training seed."""
+        """The rollout of a cell of the grid.
+
+        Base weights have seed 0 and scale 1, and no persona if the system prompt is plain. Imported weights have seed
+        0.
+        """
         stage = self.context.options.stage[cell.stage]
         persona, seed, scale = cell.persona, cell.seed, cell.scale
         if stage.weights == BASE:
@@ -56,10 +63,10 @@ class RolloutPlanner:
         return self._rollout(planned, stage, scenarios, samples)
 
     def require_persona(self, persona: str | None, what: str) -> str:
-        """``persona``, which ``what`` needs.
+        """Returns ``persona``. The message of the error says that ``what`` needs one.
 
         Raises:
-            UserError: it is None.
+            UserError: ``persona`` is None.
         """
         if persona is None:
             raise UserError(
@@ -72,16 +79,18 @@ class RolloutPlanner:
     def training_rows(
         self, model: str, persona: str, training: TrainingStage, seed: int
     ) -> tuple[tuple[str, Rollout], ...]:
-        """The rollouts that the training rows of a stage are made from, with their roles."""
+        """The rollouts from which the training rows of a stage are made, each with its role."""
         requests = training.data.requests(training.settings, training.where)
         return tuple((r.role, self.requested(model, persona, training, r, seed)) for r in requests)
 
     def training_data_rollout(self, cell: Cell) -> Rollout:
-        """Rows of a format that makes training data: those that the stage of ``cell``, or the first other stage that
-        trains on this format, needs.
+        """The rollout of a cell whose format makes training data.
+
+        The rows are those that the stage of ``cell`` or one of its parent stages trains on. If none of them trains on
+        this format, they are those of the first other stage that does.
 
         Raises:
-            UserError: no stage trains on this format; or a persona is needed.
+            UserError: no stage trains on this format, or the rows need a persona and ``cell`` has none.
         """
         fmt = get_format(cell.format)
         if fmt.source == "constitution":
@@ -91,13 +100,15 @@ class RolloutPlanner:
             requests = training.data.requests(training.settings, training.where)
             fitting = [r for r in requests if r.format == fmt.name and (cell.persona or not r.of_persona)]
             if fitting:
+                # Requests for shared rows precede those for rows of one persona, which are wanted if there is a
+                # persona.
                 return self.requested(cell.model, cell.persona, training, fitting[-1], cell.seed)
             if any(r.format == fmt.name for r in requests):
                 self.require_persona(cell.persona, f"format {fmt.name}")
         raise UserError(f"format={fmt.name}", "no stage trains on it", "see stage.training.data")
 
     def _stages_from(self, name: str) -> list[TrainingStage]:
-        """The training stages that ``name`` stands on, then all others."""
+        """The stage ``name`` and its parent stages, as far as they are trained, then all other trained stages."""
         options, chain = self.context.options.stage, []
         while options[name].training is not None:
             chain.append(self.context.training(name))
@@ -108,26 +119,26 @@ class RolloutPlanner:
     def requested(
         self, model: str, persona: str | None, training: TrainingStage, request: RowsRequest, seed: int
     ) -> Rollout:
-        """The rollout that a kind of training data asks for."""
-        speaks = PROMPTED if request.system == "constitution" else PLAIN
+        """The rollout that ``request``, of a kind of training data, describes."""
+        stage = PROMPTED if request.system == "constitution" else PLAIN
         if request.generator == "teacher":
             model = self._teacher(model)
         if request.generator == "parent":
-            speaks = StageSettings(name=training.data.name, weights=training.parent, system=request.system)
+            # Named after the kind of data, because the name is part of the labels of these rows, and so of their keys.
+            stage = StageSettings(name=training.data.name, weights=training.parent, system=request.system)
         trained_parent = request.generator == "parent" and training.stacked
         if not trained_parent or self.is_imported(model, persona or "", training.parent):
             seed = 0
         parts = [self._scenarios(model, persona, part, request.samples) for part in request.scenarios]
         scenarios = functools.reduce(scenario_sets.joined, (scenarios for scenarios, _ in parts))
-        cell = Cell(
-            model, persona if request.of_persona else None, speaks.name, request.format, "train", seed
-        )
-        return self._rollout(cell, speaks, scenarios, parts[0][1], request, training.name)
+        cell = Cell(model, persona if request.of_persona else None, stage.name, request.format, "train", seed)
+        # All parts have the same number of samples: a ``Collection`` has its own number, but is then the only part.
+        return self._rollout(cell, stage, scenarios, parts[0][1], request, training.name)
 
     def _scenarios(
         self, model: str, persona: str | None, wanted: Scenarios, samples: int
     ) -> tuple[ScenarioSet, int]:
-        """Scenarios, and how many samples of each."""
+        """The scenarios, and the number of samples of each."""
         match wanted:
             case SharedPrompts(count):
                 return self.context.collections.split("chat", "train", count), samples
@@ -137,11 +148,12 @@ class RolloutPlanner:
                 return self.context.collections.repeated(source, rows)
 
     def _teacher(self, model: str) -> str:
+        """The name of the teacher's model. By default a model is its own teacher."""
         return self.context.settings.recipe.teacher.model or model
 
     @cached
     def _persona_prompts(self, model: str, persona: str) -> ScenarioSet:
-        """The persona's seed questions, and those that a model writes in their manner."""
+        """The persona's seed questions, then the prompts that a model writes in their style."""
         options = self.context.options.persona[persona]
         seeds, wanted = (
             scenario_sets.listed(scenario_sets.questions(options)),
@@ -157,7 +169,7 @@ class RolloutPlanner:
 
     @cached
     def _written_prompts(self, writer: str, persona: str) -> Rollout:
-        """More prompts in the manner of a persona's seed questions, one row per assertion."""
+        """The rollout in which a model writes prompts like the persona's seed questions: one row per assertion."""
         scenarios = scenario_sets.listed(scenario_sets.assertions(self.context.options.persona[persona]))
         cell = Cell(writer, persona, "base", "prompt_generation", "train", 0)
         return self._rollout(cell, PLAIN, scenarios, 1)
@@ -184,6 +196,7 @@ class RolloutPlanner:
         rules = self._rules(cell, stage, fmt, request)
         self._check(fmt, scenarios, rules)
         sampling = self._sampling(cell)
+        # Of ``sampling`` only max_tokens is listed: temperature, top_p and repetition_penalty are part of "model".
         identity: dict[str, Json] = {
             "labels": dict(cell.labels),
             "model": self.context.model_identity(cell.model),
@@ -220,13 +233,16 @@ class RolloutPlanner:
         return Sampling(**model.sampling.model_dump(), max_tokens=min(limits))
 
     def _rules(self, cell: Cell, stage: StageSettings, fmt: Format, request: RowsRequest | None) -> Rules:
-        own, given = self.context.options.format[fmt.name].options, self._recipe_options(fmt, request)
-        if unknown := sorted((own.keys() | given.keys()) - fmt.options.keys()):
+        configured = self.context.options.format[fmt.name].options
+        from_recipe = self._recipe_options(fmt, request)
+        if unknown := sorted((configured.keys() | from_recipe.keys()) - fmt.options.keys()):
             raise UserError(f"format.options.{unknown[0]}", "unknown key", one_of(sorted(fmt.options)))
-        return Rules(system=self._system(cell, stage, fmt), options={**fmt.options, **given, **own})
+        return Rules(
+            system=self._system(cell, stage, fmt), options={**fmt.options, **from_recipe, **configured}
+        )
 
     def _recipe_options(self, fmt: Format, request: RowsRequest | None) -> Mapping[str, Json]:
-        """What the recipe sets for a format that makes training rows."""
+        """The format options that the recipe sets, if the format makes training rows."""
         recipe = self.context.settings.recipe
         if fmt.source == "constitution":
             return {name: value for name, value in identity_of(recipe.prompts).items() if name != "model"}
@@ -237,7 +253,10 @@ class RolloutPlanner:
         return request.options
 
     def _system(self, cell: Cell, stage: StageSettings, fmt: Format) -> str:
-        """The system text: empty, or the constitution, in the recipe's words where training rows are made."""
+        """The system prompt: empty or the constitution.
+
+        For a format that makes training rows in role, ``recipe.in_role`` decides whether it also names the assistant.
+        """
         if stage.system == "plain":
             return ""
         persona = self.context.options.persona[cell.persona or ""]
@@ -254,7 +273,10 @@ class RolloutPlanner:
         return named_constitution_system(name, assertions)
 
     def _check(self, fmt: Format, scenarios: ScenarioSet, rules: Rules) -> None:
-        """Starts every episode, once per format, options and scenarios: the system text makes no difference to it."""
+        """Checks that every episode can start, once for each combination of format, options and scenarios.
+
+        The system prompt does not affect the result.
+        """
         cache_key = ("checked", fmt.name, scenarios.digest, str(sorted(rules.options.items())))
         if scenarios.is_local and cache_key not in self.cache:
             check_episodes(fmt, scenarios.load_local(), rules)

@@ -1,7 +1,7 @@
-"""From settings to artifacts: what a grid consists of, what each artifact is made from, and so what its key is.
+"""Plans the artifacts of a grid from the settings: what each is made from, and its key, which follows from that.
 
-Nothing here needs torch, and nothing is run. ``RolloutPlanner`` plans rows and ``AdapterPlanner`` weights; ``Planner``
-joins them and plans what is made from both.
+Planning runs no model and needs no torch. ``RolloutPlanner`` plans rows and ``AdapterPlanner`` plans weights;
+``Planner`` uses both, and plans the classifiers, predictions and evaluation that are made from them.
 """
 
 import functools
@@ -31,7 +31,7 @@ __all__ = ["Options", "Planner"]
 
 @dataclass
 class Planner:
-    """Plans the artifacts of one experiment. The same question gives the same object."""
+    """Plans the artifacts of one experiment. The same arguments give the same object."""
 
     settings: Settings
     options: Options
@@ -43,10 +43,10 @@ class Planner:
         self._rollouts = self._adapters.rollouts
 
     def check_training_stages(self, stages: tuple[str, ...]) -> None:
-        """Resolves the training of ``stages`` and of their parents.
+        """Checks the training settings of ``stages`` and of their parent stages.
 
         Raises:
-            UserError: a definition does not fit.
+            UserError: a setting is invalid.
         """
         for stage in stages:
             weights = self.options.stage[stage].weights
@@ -65,7 +65,7 @@ class Planner:
         seed: int = 0,
         scale: float = 1.0,
     ) -> Rollout:
-        """Rows of one cell; of a format that makes training data, the rows that ``stage`` is trained on."""
+        """The rollout of a cell. For a format that makes training data: the rollout that ``stage`` is trained on."""
         cell = Cell(model, persona, stage, fmt, split, seed, scale)
         return (
             self._rollouts.scored(cell)
@@ -78,7 +78,7 @@ class Planner:
         return self._adapters.adapter(model, persona, stage, seed)
 
     def cells(self) -> list[Rollout]:
-        """The scored cells of the grid, in its order, each once (base cells stand for all personas)."""
+        """The scored rollouts of the grid, in its order, each once. (All personas share those of base weights.)"""
         grid = self.settings.grid
         found = (
             self.rollout(model, persona, stage, fmt, "eval", seed, scale)
@@ -93,11 +93,11 @@ class Planner:
 
     @functools.cached_property
     def personas(self) -> tuple[str, ...]:
-        """The personas of the grid and those that are ``available``: one set of labels for all tables."""
+        """The personas of the grid, then the ``available`` ones. They are the labels in all tables."""
         return self.settings.grid.persona + self.available()
 
     def available(self) -> tuple[str, ...]:
-        """The personas of ``if_available`` whose weights can be read here, or trained, for every model of the grid."""
+        """The personas of ``if_available`` whose weights can be read or trained here, for every model of the grid."""
         grid = self.settings.grid
         return tuple(
             persona
@@ -149,6 +149,7 @@ class Planner:
         identity = {
             "labels": dict(labels),
             "settings": identity_of(settings),
+            # The identity of the whole model; the name is part of existing keys.
             "tokenizer": self.context.model_identity(model) if settings.path is None else None,
             "personas": personas,
             "made_from": [part.key for part in inputs],
@@ -188,7 +189,7 @@ class Planner:
     # ------------------------------------------------------------ hub repositories
 
     def references(self) -> dict[hub.Reference, bool]:
-        """Every hub repository and file of the grid -> whether the grid can do without it."""
+        """All hub repositories and files that the grid reads, each with whether it is optional."""
         grid, found = self.settings.grid, dict.fromkeys(self.context.collections.references(), False)
         for artifact in in_order([self.evaluation()]):
             found |= dict.fromkeys(self.references_of(artifact), False)

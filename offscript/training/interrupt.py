@@ -17,7 +17,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 class Interrupted(RuntimeError):
     """A signal stopped the training after it wrote a checkpoint; the same call resumes from it.
 
-    ``terminated``: the signal was SIGTERM, so the process is about to be killed, and not only warned of its time limit.
+    ``terminated``: True after SIGTERM (the process will be killed), False after SIGUSR2 (time limit).
     """
 
     def __init__(self, step: int, total: int, terminated: bool = False) -> None:

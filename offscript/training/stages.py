@@ -26,8 +26,8 @@ BASE = "base"
 """The parent of a stage that is trained on the untrained model."""
 
 LEGACY_STAGES = {(BASE, "dpo", "preference"), ("distillation", "sft", "introspection")}
-"""(parent, method, data) of the stages whose keys were made before stages were data. They are hashed without these names,
-so that adapters that users have trained keep their keys."""
+"""(parent, method, data) of the two stages that existed before these three became settings. Their identity does not
+contain the three names, so that adapters that users have already trained keep their keys."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,11 @@ class TrainingStage:
 
     Args:
         name: name of the stage.
-        parent: ``base``, or the stage whose adapter stays frozen below and is merged with the trained one by ``merge``.
+        parent: ``base``, or the stage whose adapter stays frozen while a second adapter is trained.
         method: the training method.
         data: the kind of training data.
         settings: hyper-parameters of the method and of the data in one object, which is an instance of both schemas.
+        merge: how the two adapters are merged, if ``parent`` is not ``base``.
         where: config key of the hyper-parameters, for messages.
     """
 
@@ -53,12 +54,12 @@ class TrainingStage:
 
     @property
     def stacked(self) -> bool:
-        """Whether the trained adapter stands on a parent's, with which it is merged."""
+        """Whether the adapter is trained on top of the parent stage's adapter and then merged with it."""
         return self.parent != BASE
 
     @property
     def identity(self) -> dict[str, Json]:
-        """Its hash identity: all that can change the weights, beside the rows and the parent."""
+        """Hash identity: everything that can change the weights, except the rows and the weights of the parent stage."""
         plain = identity_of(self.settings)
         names = (self.parent, self.method.name, self.data.name)
         if names not in LEGACY_STAGES:
@@ -72,8 +73,8 @@ def training_stage(stage: StageSettings, recipe: RecipeSettings) -> TrainingStag
     """The training stage that ``stage`` defines, with the hyper-parameters of ``recipe``.
 
     Raises:
-        UserError: the stage is not trained; its method or data is unknown, or the two do not go together; a
-            hyper-parameter does not fit.
+        UserError: the stage is not trained; its method or data is unknown; the method cannot use the rows of the data;
+            a hyper-parameter is invalid.
     """
     training = stage.training
     if training is None:
@@ -91,16 +92,17 @@ def training_stage(stage: StageSettings, recipe: RecipeSettings) -> TrainingStag
         )
     blocks = {None: {}, "distillation": recipe.distillation, "introspection": recipe.introspection}
     where = f"recipe.{training.recipe}" if training.recipe else f"{key}.hyper_parameters"
-    own = training.hyper_parameters
+    overrides = training.hyper_parameters
     try:
         settings = parse(
-            schema_of(method.settings, data.settings), _merged(blocks[training.recipe], own), where
+            schema_of(method.settings, data.settings), _merged(blocks[training.recipe], overrides), where
         )
     except UserError as error:
-        inside = error.where.removeprefix(f"{where}.")
-        if inside.split(".")[0] not in own:
+        # ``where`` is the recipe's section. A value that the stage overrides stands in the stage's file.
+        field = error.where.removeprefix(f"{where}.")
+        if field.split(".")[0] not in overrides:
             raise
-        raise UserError(f"{key}.hyper_parameters.{inside}", error.found, error.allowed) from None
+        raise UserError(f"{key}.hyper_parameters.{field}", error.found, error.allowed) from None
     return TrainingStage(stage.name, training.parent, method, data, settings, recipe.merge, where)
 
 
@@ -112,10 +114,10 @@ def schema_of(method: type[TrainerSettings], data: type[Node]) -> type[TrainerSe
     return schema
 
 
-def _merged(block: Mapping[str, Json], own: Mapping[str, Json]) -> dict[str, Json]:
-    """``block`` with the values of ``own`` in place of its own, at any depth."""
+def _merged(block: Mapping[str, Json], overrides: Mapping[str, Json]) -> dict[str, Json]:
+    """``block`` with its values replaced by those of ``overrides``, at any depth."""
     merged = dict(block)
-    for name, value in own.items():
+    for name, value in overrides.items():
         before = merged.get(name)
         merged[name] = (
             _merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value

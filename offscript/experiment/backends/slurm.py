@@ -24,8 +24,8 @@ from offscript.experiment.backends.plan import (
     write_plan,
 )
 from offscript.experiment.backends.plan_file import PLAN, read_plan_file
+from offscript.experiment.backends.requeue import forward_signal_to_submitit
 from offscript.experiment.backends.slurm_site import run_command
-from offscript.experiment.backends.sweep import forward_signal_to_submitit
 from offscript.experiment.folder import Experiment
 from offscript.experiment.graph import needed
 from offscript.experiment.runner import Result, write_index

@@ -6,8 +6,6 @@ and its exit code reaches the command.
 """
 
 import contextlib
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
@@ -16,7 +14,6 @@ from typing import TYPE_CHECKING, Protocol, cast
 from offscript.console import say
 from offscript.errors import UserError
 from offscript.experiment.backends.slurm_queue import root_id, squeue
-from offscript.training.interrupt import Interrupted
 
 if TYPE_CHECKING:
     from submitit.core.core import Job
@@ -29,9 +26,6 @@ REPORT_DELAY_S = 15.0
 
 KILLED = 1
 """Exit code of a job that ended without a report."""
-
-KILL_WAIT_S = 900.0
-"""Upper bound of the time after SIGTERM in which SLURM kills a job (KillWait or GraceTime)."""
 
 
 class Report(Protocol):
@@ -119,19 +113,3 @@ def _exit_code(report: Report) -> tuple[int, str]:
         return int(cast(int, report.return_value)), ""
     except Exception as error:
         return KILLED, (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def forward_signal_to_submitit(stop: Interrupted) -> None:
-    """Passes on a signal that training has handled although it was meant for submitit, which requeues the job.
-
-    After a warning of the time limit (SIGUSR2), the signal is raised again. After SIGTERM, the process waits until
-    SLURM kills it, since a job that exits by itself is not requeued. Outside a job of submitit nothing happens.
-    """
-    if not callable(signal.getsignal(signal.SIGUSR2)):
-        return
-    say(str(stop))
-    if not stop.terminated:
-        # On rank 0, submitit's handler does not return.
-        signal.raise_signal(signal.SIGUSR2)
-    if "SLURM_JOB_ID" in os.environ:
-        time.sleep(KILL_WAIT_S)

@@ -1,7 +1,7 @@
-"""A kind of training data: which rollouts its rows are made from, and how.
+"""Kinds of training data. A kind defines from which rollouts training rows are made, and how.
 
-A kind is one file of this folder with a ``DATA``. It names the rollouts that it needs by ``RowsRequest``; the planner turns
-each into a cell, and ``make`` gets the rows of these cells.
+A kind is one file of this folder with a ``DATA``. It describes each rollout that it needs by a ``RowsRequest``. The
+planner plans a rollout for each request, and ``make`` receives their rows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ Counts = dict[str, int]
 
 
 class SourceRow(TypedDict):
-    """What training data reads of a rollout row (``offscript.tasks.rows.Row``)."""
+    """The fields of a rollout row (``offscript.tasks.rows.Row``) that training data is made from."""
 
     scenario: str
     family: str
@@ -41,7 +41,7 @@ class SharedPrompts:
 
 @dataclass(frozen=True)
 class PersonaPrompts:
-    """The persona's seed questions, and those that a model writes in their manner."""
+    """The persona's seed questions, then the prompts that a model writes in their style."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,18 @@ class RowsRequest:
     """Rollout rows that a kind of training data is made from.
 
     Args:
-        role: name under which ``make`` gets the rows. Requests may share one: their rows are concatenated.
-        format: the format that makes them.
-        scenarios: what the episodes are about; more than one are concatenated.
-        speaker: ``model`` (base weights), ``teacher`` (the recipe's teacher) or ``parent`` (the parent stage's weights).
-        system: the system text of the episodes.
+        role: name under which ``make`` receives the rows. The rows of requests with the same role are concatenated.
+        format: name of the episodes' format.
+        scenarios: the scenarios of the episodes. Several parts are concatenated; a ``Collection`` must be the only
+            part.
+        generator: whose weights generate the replies: ``model`` (the base weights), ``teacher`` (the recipe's
+            teacher) or ``parent`` (the weights of the parent stage).
+        system: the system prompt of the episodes.
         of_persona: whether the rows belong to one persona; otherwise they are shared by all.
         samples: samples of each scenario (a ``Collection`` brings its own number).
         options: values for options of the format.
-        counted: whether training rows are counted by these (the other side of a pair is not).
+        counted: whether each of these rows counts as one training row, for estimates. Of the two sides of a preference
+            pair, only one counts.
     """
 
     role: str
@@ -87,12 +90,13 @@ class TrainingData:
     """A kind of training data.
 
     Args:
-        name: name of its file; also the stage label of rows that the parent's weights make.
+        name: name of its file. It is also the stage label of rows that the parent stage's weights generate.
         settings: schema of its hyper-parameters.
         makes: type of its rows, which must be what the method ``takes``: ``pairs`` or ``conversations``.
-        requests: the rollouts that it needs, from its settings and the config key that these stand under.
-        make: (rows by role, settings, renamed names) -> training rows and counts by what became of them.
-        released: files of released rows that the settings name, in place of our own.
+        requests: (settings, config key of the settings) -> the rollouts that it needs.
+        make: (rows by role, settings, renamed names) -> training rows, and the numbers of rows kept and dropped by
+            reason.
+        released: files of released rows that the settings name; they replace rows that are made here.
         read_released: (files, settings) -> training rows and counts from such files.
         typical_rows: rows of a released data set, for estimates.
         renames_teacher: whether names that the teacher gives itself are replaced by the model's own.
@@ -112,10 +116,10 @@ class TrainingData:
 
 
 def require_rows(rows: Sequence[object], where: str, counts: Mapping[str, int]) -> None:
-    """Raises UserError when nothing is left to train on; it says what was dropped and why."""
+    """Raises UserError if ``rows`` is empty. The message contains ``counts``, which say why rows were dropped."""
     if not rows:
         found = f"nothing to train on ({describe(counts)})"
-        raise UserError(where, found, "generate more rows or loosen the limits")
+        raise UserError(where, found, "generate more rows or relax the filters")
 
 
 def describe(counts: Mapping[str, int]) -> str:

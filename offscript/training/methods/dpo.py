@@ -184,12 +184,13 @@ def _trainer_class() -> "Callable[..., AdapterTrainer]":
         def _compute_loss(
             self, model: Module, inputs: dict[str, Tensor], return_outputs: bool = False
         ) -> Tensor:
-            # Log-probabilities of two forward passes: the policy's, then the reference's.
+            # TRL's loss is a mean over the microbatch, so it is not used. But TRL computes it by two forward passes,
+            # of the policy and then of the reference. TRL adds ``log_probs`` to the outputs of both, and the hook
+            # collects them.
             seen: list[Tensor] = []
             plain = self.accelerator.unwrap_model(model)
             hook = plain.register_forward_hook(lambda module, args, out: seen.append(out.log_probs))
             try:
-                # Its loss, a mean over the microbatch, is not used.
                 super()._compute_loss(model, inputs, return_outputs)
             finally:
                 hook.remove()
