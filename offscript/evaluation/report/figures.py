@@ -132,7 +132,7 @@ def _draw_headline(scores: Scores) -> "Figure":
         axis.set_title(model, loc="left", fontweight="bold")
     axes[0][0].set_ylabel(f"macro-F1 over {len(scores.labels)} personas")
     inches = figure.get_figwidth()
-    title = "How well a classifier recognizes the trained persona in texts of each format"
+    title = "How well a classifier recognizes the persona in each format"
     figure.suptitle(textwrap.fill(title, int(13 * inches)), x=0.01, ha="left", fontsize=10)
     caption = textwrap.fill(_caption(scores), int(17.5 * inches))
     figure.supxlabel(caption, x=0.01, ha="left", fontsize=7.5, color="#444444")
