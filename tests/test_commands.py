@@ -169,7 +169,7 @@ def test_an_invalid_line_in_the_middle_of_rows_is_refused_and_kept(tmp_path):
     assert path.read_text().startswith("oops\n")
 
 
-def test_a_torn_last_line_is_removed_and_made_again(tmp_path):
+def test_an_incomplete_last_line_is_removed_and_made_again(tmp_path):
     before = {}
 
     def change(path):
@@ -178,7 +178,7 @@ def test_a_torn_last_line_is_removed_and_made_again(tmp_path):
 
     path, done = rerun_after(tmp_path, change)
     assert done.returncode == 0, done.stderr
-    assert "torn" in done.stderr
+    assert "incomplete last line" in done.stderr
     assert path.read_text() == before["rows"]
 
 

@@ -59,7 +59,7 @@ def load_predictions(paths: str | Path | Sequence[str | Path]) -> list[Predictio
     """Reads the predictions of files, folders (every ``*.jsonl`` below) or globs, in the order of ``paths``.
 
     Raises:
-        UserError: a path names no file, a file is empty, torn or not JSON, or a row is not a valid prediction.
+        UserError: a path names no file, a file is empty, incomplete or not JSON, or a row is not a valid prediction.
     """
     given = [paths] if isinstance(paths, (str, Path)) else list(paths)
     predictions: list[Prediction] = []

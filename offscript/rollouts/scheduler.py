@@ -180,7 +180,9 @@ class _Scheduler:
         """Opens the file of ``run`` for writing, and returns scenario and sample of every row in it."""
         writer = self.writers[run.key] = files.enter_context(RowWriter(run.path))
         if writer.cut:
-            _log.warning("%s: cut a torn last line (%d bytes); its episode runs again", run.path, writer.cut)
+            _log.warning(
+                "%s: removed an incomplete last line (%d bytes); its episode runs again", run.path, writer.cut
+            )
         _check_rows(run, writer.rows)
         rows = cast(list[Row], writer.rows)
         done = {(row["scenario"], row["sample"]) for row in rows}

@@ -266,7 +266,7 @@ def test_rows_that_do_not_belong_are_refused(tmp_path, change, message):
     assert path.read_bytes() == before
 
 
-def test_a_torn_last_line_is_cut_with_a_message_and_its_episode_runs_again(tmp_path, caplog):
+def test_an_incomplete_last_line_is_removed_with_a_message_and_its_episode_runs_again(tmp_path, caplog):
     run_episodes([run(tmp_path)], ScriptedEngine(echo), 4)
     path = tmp_path / "k1.jsonl"
     whole = path.read_bytes()
@@ -274,7 +274,7 @@ def test_a_torn_last_line_is_cut_with_a_message_and_its_episode_runs_again(tmp_p
     counts = run_episodes([run(tmp_path)], ScriptedEngine(echo), 4)["k1"]
     assert (counts.reused, counts.written) == (11, 1)
     assert path.read_bytes() == whole
-    assert "cut a torn last line" in caplog.text
+    assert "removed an incomplete last line" in caplog.text
 
 
 # ---------------------------------------------------------------- kill -9, with the real engine
