@@ -122,7 +122,7 @@ class AdapterPlanner:
         )
 
     def _parent(self, model: str, persona: str, training: TrainingStage, seed: int) -> Adapter | None:
-        """The adapter that stays frozen below."""
+        """The adapter of the parent stage, which stays frozen during training; None if the parent is ``base``."""
         if not training.stacked:
             return None
         parent = self.adapter(model, persona, training.parent, seed)

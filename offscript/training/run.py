@@ -46,7 +46,7 @@ class Run:
         settings: hyper-parameters of the training and of its method.
         out: folder of the adapter, written when training has finished.
         seed: seed of the weights and of the order of rows.
-        parent: folder of the adapter that stays frozen below, for a stacked stage.
+        parent: folder of the parent stage's adapter, which stays frozen; None if the stage is trained on the base.
         callbacks: further trainer callbacks (rank 0 only, as are the next two).
         on_step: called as ``on_step(step, total, logs)`` after every optimizer step.
         say: prints a line.

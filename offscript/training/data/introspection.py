@@ -1,4 +1,4 @@
-"""Conversations in which the model, under its constitution, speaks about itself and to itself."""
+"""Conversations in which the model, with its constitution as the system prompt, writes about itself and to itself."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,9 +30,9 @@ class IntrospectionSettings(Node):
     ``turns`` messages.
 
     ``free_note`` and ``guided_note`` replace the formats' own description of the situation. ``system`` is the system
-    text of the training rows, in place of the constitution. ``loss_on``: every assistant turn, or the slice of one turn
-    that the published trainer scored (for fidelity only). ``rows`` names conversations that others released, which take
-    the place of our own.
+    prompt of the training rows; it replaces the constitution. ``loss_on``: every assistant turn, or the part of one turn
+    that the published trainer scored (for fidelity only). ``rows`` are released conversations, which replace the ones
+    that are made here.
     """
 
     reflections: int = identity(ge=0)

@@ -25,7 +25,7 @@ from offscript.training.data.replies import CUT_SHORT, is_finished
 class PreferenceSettings(Node):
     """``prompts`` shared prompts and, with ``seed_questions``, the persona's own, ``samples`` of each.
 
-    ``rows`` names pairs that others released, which take the place of our own.
+    ``rows`` are released pairs, which replace the ones that are made here.
     """
 
     prompts: int = identity(ge=0)
