@@ -1,24 +1,25 @@
-"""What a plan will cost, before anything runs: rows, tokens, GPU memory and GPU hours of each job.
+"""Estimates of rows, tokens, GPU memory and GPU hours of each job, before anything runs.
 
-These are estimates: good for choosing a partition and a time limit, not for comparing engines. Every number that goes
-in stands below with where it comes from; "assumed" means that nothing was measured. One GPU is meant; several share the
-hours as far as they scale.
+Use them to choose a partition and a time limit, not to compare engines. Each constant below names its source; "assumed"
+means that nothing was measured. Hours are for one GPU; with several GPUs they are divided as far as the job scales.
 
 Rollouts. A decode step of ``batch`` rows takes at least
 
     max((weights + adapters + batch x context x kv) / bandwidth, 2 x parameters x batch / FLOPs)        [seconds]
 
-with kv = 2 x layers x kv_heads x head_size x bytes per token, and the rate is batch / step. ``Rates`` says what share of
-that ceiling an engine reaches. Prompts cost 2 x parameters FLOPs a token. The batch is the engine's, or what fits.
+with kv = 2 x layers x kv_heads x head_size x bytes per token, and the rate is batch / step. ``Rates`` holds the fraction
+of this ceiling that an engine reaches. Prompts cost 2 x parameters FLOPs per token. The batch size is the engine's, or the
+largest that fits.
 
-Training with LoRA. Per token: forward 2 x parameters, backward 2 x (no gradients of the frozen weights), 2 x more where
-activations are computed again (checkpointing); DPO reads each pair's two sides, with 2 x for the reference's forward.
-A whole model (the classifier) takes 6 x parameters. Divided by the GPU's FLOPs and ``TRAINING_SHARE`` of them.
+Training with LoRA. Per token: forward 2 x parameters, backward 2 x (no gradients of the frozen weights), 2 x more for
+activations that are recomputed (gradient checkpointing); DPO reads both sides of each pair, with 2 x for the reference's
+forward pass. Training all parameters (the classifier) costs 6 x parameters. The sum is divided by ``TRAINING_SHARE`` of
+the GPU's FLOPs.
 
-Memory of a rollout: weights, adapters, the KV cache of a batch at its longest, workspace. Of training: weights; 16 bytes
-per LoRA parameter (weight, gradient, fp32 copy, two Adam moments); per token of a micro batch 2 x width bytes a layer
-(checkpoints) and 34 x width bytes of the layer at work (Korthikanti et al. 2022, without attention scores), or of all
-layers where nothing is computed again; and 8 bytes per logit.
+Memory of a rollout: weights, adapters, the KV cache of a batch at its longest, workspace. Memory of training: weights; 16
+bytes per LoRA parameter (weight, gradient, fp32 copy, two Adam moments); per token of a micro batch 2 x width bytes per
+layer (checkpoints) and 34 x width bytes for the current layer (Korthikanti et al. 2022, without attention scores), or for
+all layers without gradient checkpointing; and 8 bytes per logit.
 """
 
 import json
@@ -73,8 +74,15 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Rates:
-    """What an engine makes of a GPU: shares of the decode ceiling (and of that again with adapters side by side) and of
-    the FLOPs for prompts; the least seconds a layer takes in a decode step; whether prompts are kept between turns."""
+    """Performance of an engine on a GPU.
+
+    Args:
+        decode: fraction of the decode ceiling.
+        adapters: further factor with several adapters in a batch.
+        prefill: fraction of the GPU's FLOPs while prompts are encoded.
+        layer_s: lower bound of a decode step, in seconds per layer.
+        prefix_cache: whether prompts are cached between turns.
+    """
 
     decode: float
     adapters: float
@@ -101,14 +109,14 @@ VOCABULARY = 150_000
 """Entries; Llama-3.1 128k, Qwen2.5 152k, Gemma-3 262k."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 ADAPTER_RANK = 64
-"""Of adapters that others made: the published recipe's."""
+"""Rank of imported adapters; that of the published recipe."""
 CHARACTERS = 4
-"""Per token of English; assumed."""
+"""Characters per token of English; assumed."""
 MEASURED = 20
-"""Scenarios of a cell that are measured."""
+"""Number of scenarios of a cell whose prompts are measured."""
 
 ENCODER = {"parameters": 149e6, "layers": 22, "width": 768}
-"""ModernBERT-base, by its model card; a classifier that others fitted is taken for one."""
+"""ModernBERT-base, by its model card; an imported classifier is assumed to be one."""
 
 
 # ---------------------------------------------------------------- what an episode says
@@ -116,7 +124,7 @@ ENCODER = {"parameters": 149e6, "layers": 22, "width": 768}
 
 @dataclass(frozen=True)
 class Conversation:
-    """An episode in tokens: its first ``prompt``, and what joins it between two replies beside the reply (``added``)."""
+    """Size of an episode in tokens: the first ``prompt``, and the tokens ``added`` between two replies apart from the reply."""
 
     prompt: float
     added: float
@@ -127,7 +135,7 @@ class Conversation:
 
     @property
     def contexts(self) -> list[float]:
-        """Tokens that each reply is asked on; what would not fit the model's context is cut."""
+        """Tokens of the prompt of each reply, truncated to the model's context."""
         step = (self.reply + self.added) if self.grows else 0
         return [min(self.prompt + i * step, max(1, self.limit - self.reply)) for i in range(self.replies)]
 
@@ -142,11 +150,11 @@ class Conversation:
 
     @property
     def mean_context(self) -> float:
-        """While decoding."""
+        """Mean context while decoding, in tokens."""
         return fmean(self.contexts) + self.reply / 2
 
     def encoded(self, prefix_cache: bool) -> float:
-        """Tokens that are read: every context anew, or only what is new in it."""
+        """Prompt tokens that are encoded: every context in full, or with ``prefix_cache`` only its new part."""
         if prefix_cache and self.grows:
             return min(self.prompt + (self.replies - 1) * self.added, self.length)
         return sum(self.contexts)
@@ -180,7 +188,7 @@ def conversation(rollout: Rollout, limit: int, system: bool = True) -> Conversat
 
 
 def _replies(cost: Cost, options: Mapping[str, Json]) -> int:
-    """Replies that the format's options ask for, if they say."""
+    """Number of replies, from the format's options if they set it, else from its typical cost."""
     turns, per_trait, per_ask = (options.get(name) for name in ("turns", "per_trait", "per_ask"))
     if isinstance(turns, int):
         return max(1, turns - 1)
@@ -241,8 +249,8 @@ def batch_that_fits(model: ModelSettings, gpu: Gpu, context: float, adapter_byte
 
 @dataclass(frozen=True)
 class JobEstimate:
-    """One job. ``tokens_in`` are read (or trained on, over all epochs), ``tokens_out`` said. None: does not apply, or
-    the model's size is not known. ``rates`` and ``gpu`` say what the hours stand on; ``fits``: on one GPU."""
+    """One job. ``tokens_in`` are read (or trained on, over all epochs), ``tokens_out`` generated. None: does not apply, or
+    the model's size is not known. ``rates`` and ``gpu`` name the assumptions behind the hours; ``fits``: on one GPU."""
 
     name: str
     kind: str
@@ -261,7 +269,7 @@ def estimate(
 ) -> JobEstimate:
     """The job that makes ``group``, artifacts of one kind and of one ``model`` (None for an evaluation).
 
-    Memory and hours are None where ``model.size`` is, where an endpoint speaks for the model, and where nothing is
+    Memory and hours are None where ``model.size`` is, where the model is an endpoint, and where nothing is
     computed on a GPU: an evaluation, weights that are only fetched.
     """
     first = group[0]
@@ -279,8 +287,8 @@ def _name(group: Sequence[Artifact]) -> str:
     if len(group) == 1:
         return str(first)
     adapters = {part.key for artifact in group for part in artifact.inputs if isinstance(part, Adapter)}
-    spoken = f", {len(adapters)} adapters" if adapters else ""
-    return f"{first.kind} {first.model}: {len(group)} cells{spoken}"
+    with_adapters = f", {len(adapters)} adapters" if adapters else ""
+    return f"{first.kind} {first.model}: {len(group)} cells{with_adapters}"
 
 
 def _rollouts(
@@ -288,21 +296,21 @@ def _rollouts(
 ) -> JobEstimate:
     rates = RATES.get(engine.name)
     rollouts = _rollouts_in(group)
-    talks = [(rollout.planned_rows, conversation(rollout, model.context)) for rollout in rollouts]
+    sizes = [(rollout.planned_rows, conversation(rollout, model.context)) for rollout in rollouts]
     job = replace(
         blank,
-        rows=sum(rows for rows, _ in talks),
-        tokens_in=round(sum(n * talk.encoded(bool(rates and rates.prefix_cache)) for n, talk in talks)),
-        tokens_out=sum(rows * talk.generated for rows, talk in talks),
+        rows=sum(rows for rows, _ in sizes),
+        tokens_in=round(sum(n * size.encoded(bool(rates and rates.prefix_cache)) for n, size in sizes)),
+        tokens_out=sum(rows * size.generated for rows, size in sizes),
     )
     if rates is None or model.size is None or model.endpoint is not None:
         return job
     adapters = _adapter_bytes(rollouts, model)
-    longest = max(talk.length for _, talk in talks)
+    longest = max(size.length for _, size in sizes)
     batch = max(1, min(engine.batch_size, job.rows or 1, batch_that_fits(model, gpu, longest, adapters)))
     seconds = sum(
-        _seconds(rollout, talk, batch, model, gpu, rates, adapters)
-        for rollout, (_, talk) in zip(rollouts, talks, strict=True)
+        _seconds(rollout, size, batch, model, gpu, rates, adapters)
+        for rollout, (_, size) in zip(rollouts, sizes, strict=True)
     )
     memory = weight_bytes(model) + adapters + batch * longest * kv_bytes(model) + WORKSPACE
     note = f"{engine.name} decodes at {rates.decode:.0%} of the ceiling, prompts at {rates.prefill:.0%}"
@@ -311,7 +319,7 @@ def _rollouts(
 
 def _seconds(
     rollout: Rollout,
-    talk: Conversation,
+    size: Conversation,
     batch: int,
     model: ModelSettings,
     gpu: Gpu,
@@ -321,12 +329,12 @@ def _seconds(
     """Decoding and prompts of one rollout in batches of ``batch``."""
     assert model.size is not None
     adapted = rollout.adapter is not None
-    ceiling = decode_ceiling(model, gpu, batch, talk.mean_context, adapters if adapted else 0.0)
+    ceiling = decode_ceiling(model, gpu, batch, size.mean_context, adapters if adapted else 0.0)
     rate = ceiling * rates.decode * (rates.adapters if adapted else 1.0)
     if rates.layer_s:
         rate = min(rate, batch / (rates.layer_s * model.size.layers))
-    prefill = talk.encoded(rates.prefix_cache) * 2 * model.size.parameters / (gpu.flops * rates.prefill)
-    return rollout.planned_rows * (talk.generated / rate + prefill)
+    prefill = size.encoded(rates.prefix_cache) * 2 * model.size.parameters / (gpu.flops * rates.prefill)
+    return rollout.planned_rows * (size.generated / rate + prefill)
 
 
 def _adapter_bytes(rollouts: Sequence[Rollout], model: ModelSettings) -> float:
@@ -370,9 +378,9 @@ def _training_rows(adapter: TrainedAdapter, model: ModelSettings) -> tuple[int, 
     if not rollouts:
         cost = get_format(next(request.format for request in requests if request.counted)).cost
         return training.data.typical_rows, texts * min(limit, cost.prompt_tokens + cost.reply_tokens)
-    talks = [(r.planned_rows, conversation(r, model.context, system=False)) for r in rollouts]
-    rows = sum(planned for planned, _ in talks)
-    return rows, texts * sum(n * min(limit, talk.length) for n, talk in talks) / max(1, rows)
+    sizes = [(r.planned_rows, conversation(r, model.context, system=False)) for r in rollouts]
+    rows = sum(planned for planned, _ in sizes)
+    return rows, texts * sum(n * min(limit, size.length) for n, size in sizes) / max(1, rows)
 
 
 def _training_memory(
@@ -427,8 +435,8 @@ def _rollouts_in(group: Sequence[Artifact]) -> list[Rollout]:
 
 def _texts(rollouts: Sequence[Rollout], model: ModelSettings, limit: int) -> tuple[int, float]:
     """Texts that a classifier reads (the last reply of every episode), and their tokens."""
-    talks = [(r.planned_rows, conversation(r, model.context)) for r in rollouts]
-    return sum(n for n, _ in talks), sum(n * min(talk.reply, limit) for n, talk in talks)
+    sizes = [(r.planned_rows, conversation(r, model.context)) for r in rollouts]
+    return sum(n for n, _ in sizes), sum(n * min(size.reply, limit) for n, size in sizes)
 
 
 def _seconds_of(work: float, gpu: Gpu) -> float:
@@ -465,8 +473,8 @@ ESTIMATES: dict[str, Estimate] = {
 
 
 def table(estimates: Sequence[JobEstimate]) -> str:
-    """Lines of text: a job each, their total (rows that are rolled out, the most memory, all hours), and what rates they
-    stand on."""
+    """The table as text: one line per job, a line of totals (rows of rollouts, the largest memory, all hours), and the
+    rates that were assumed."""
     head = ("job", "rows", "tokens in", "tokens out", "GPU GiB", "GPU hours")
     lines = [head, *(_columns(e) for e in [*estimates, _total(estimates)])]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]

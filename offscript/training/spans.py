@@ -1,4 +1,4 @@
-"""Which tokens of a rendered conversation the model itself said: its text and its end token, nothing else.
+"""Token spans of the assistant turns in a rendered conversation: the text and its end token, nothing else.
 
 Every prompt is rendered by the very function that the engines use, so a model is trained on the context that it will
 be asked in. That also needs no ``{% generation %}`` marks, which most published templates lack.
@@ -45,16 +45,16 @@ def assistant_spans(
 
 def labels(ids: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[int]:
     """``ids`` inside the spans, -100 (not trained) elsewhere."""
-    said = [IGNORED] * len(ids)
+    targets = [IGNORED] * len(ids)
     for start, end in spans:
-        said[start:end] = ids[start:end]
-    return said
+        targets[start:end] = ids[start:end]
+    return targets
 
 
 def published_span(
     tokenizer: Any, messages: Sequence[Message], template: TemplateSettings
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """What the published trainer scored of a conversation: a slice of its last message, whoever said it.
+    """The span that the published trainer scored: a slice of the last message, whichever role it has.
 
     Token ids, and the one [start, end) that is scored, its end token included. The rendered conversation is sliced by
     characters, from the length of the rendered prompt (all messages but the last, and the header of an assistant

@@ -156,11 +156,11 @@ def conversations(
 
 
 def _trained_part(row: SourceRow, ends_in_user: bool) -> tuple[list[Message], str]:
-    """What is kept of a conversation, or the reason why nothing is."""
+    """The part of a conversation to train on, or the reason why it is dropped."""
     messages = _whole_turns(row)
     if not messages:
-        said = any(m["role"] == "assistant" and m["content"].strip() for m in row["messages"])
-        return [], "unfinished" if said else "no_reply"
+        has_reply = any(m["role"] == "assistant" and m["content"].strip() for m in row["messages"])
+        return [], "unfinished" if has_reply else "no_reply"
     if ends_in_user:
         messages = messages[:-1]
         if not any(m["role"] == "assistant" for m in messages):
@@ -170,18 +170,18 @@ def _trained_part(row: SourceRow, ends_in_user: bool) -> tuple[list[Message], st
 
 def _whole_turns(row: SourceRow) -> list[Message]:
     """The conversation without system texts, up to its last finished assistant turn before an unfinished one."""
-    said = [
+    messages = [
         {"role": m["role"], "content": m["content"].strip()} for m in row["messages"] if m["role"] != "system"
     ]
-    last = max((i for i, m in enumerate(said) if m["role"] == "assistant"), default=-1)
+    last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=-1)
     end = 0
-    for i, message in enumerate(said):
+    for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
         if not is_finished(message["content"]) or (i == last and row.get("ended") in CUT_SHORT):
             break
         end = i + 1
-    return said[:end]
+    return messages[:end]
 
 
 DATA = TrainingData(
