@@ -19,7 +19,7 @@ from offscript.settings import (
 )
 from offscript.storage.files import locate
 from offscript.storage.hashing import fingerprint
-from offscript.training.stages import TrainingStage, training_stage
+from offscript.training.stages import BASE, TrainingStage, training_stage
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,23 @@ class PlanContext:
         Raises:
             UserError: the stage is not trained, or its settings are invalid.
         """
+        lineage = [stage]
+        while (parent := self._parent(lineage[-1])) is not None:
+            if parent in lineage:
+                circle = " -> ".join([*lineage, parent])
+                where = f"conf/stage/{lineage[-1]}.yaml: training.parent"
+                raise UserError(
+                    where,
+                    f"the parents form a circle ({circle})",
+                    "allowed: base, or a stage that is not trained on this one",
+                )
+            lineage.append(parent)
         return training_stage(self.options.stage[stage], self.settings.recipe)
+
+    def _parent(self, stage: str) -> str | None:
+        """The parent stage of ``stage``; None for one that is trained on the base, or not trained."""
+        training = self.options.stage[stage].training
+        return None if training is None or training.parent == BASE else training.parent
 
     @cached
     def model_identity(self, name: str) -> dict[str, Json]:
