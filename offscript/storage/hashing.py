@@ -18,9 +18,21 @@ def key_of(identity: Mapping[str, object]) -> str:
     return hashlib.blake2b(canonical.encode(), digest_size=32).hexdigest()
 
 
+def fingerprint(path: Path) -> str:
+    """Digest (32 hex digits) of the content of a file, or of a model folder.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    if path.is_dir():
+        return _folder_fingerprint(path)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
 @functools.lru_cache(maxsize=64)
-def fingerprint(folder: Path) -> str:
-    """Digest of a model folder's content (32 hex digits). Hidden files, ``*.md``, ``*.lock`` and build.json are left out.
+def _folder_fingerprint(folder: Path) -> str:
+    """Digest of a model folder's content. Hidden files, ``*.md``, ``*.lock`` and build.json are left out.
 
     Of files of 64 MiB and more only the size and the first and last MiB are hashed: reading 16 GB for every plan would
     take minutes, and safetensors keeps its index at the front.

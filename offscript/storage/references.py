@@ -4,7 +4,7 @@ hash identity. A local folder or file is identified by its content, a hub reposi
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TypeVar
 
 from offscript.errors import UserError
@@ -23,12 +23,17 @@ def fill_fields(source: S, model: ModelSettings, persona: str | None, where: str
     """``source`` with the fields ``{slug}`` and ``{persona}`` of its texts replaced.
 
     Raises:
-        UserError: an unknown field, or one without a value for this model and persona.
+        UserError: an unknown field, or one without a value for this model and persona; or a place outside ``path``.
     """
     values = {"slug": model.slug, "persona": persona}
     texts = {name: value for name, value in source.model_dump().items() if isinstance(value, str)}
     update = {name: _fill(text, values, f"{where}.{name}") for name, text in texts.items()}
-    return source.model_copy(update=update)
+    filled = source.model_copy(update=update)
+    inside = PurePath(_inside(filled) or "")
+    if inside.is_absolute() or ".." in inside.parts:
+        name = "file" if isinstance(filled, ReleasedRowsSettings) else "subfolder"
+        raise UserError(f"{where}.{name}", f"found {str(inside)!r}", f"allowed: a place inside {filled.path}")
+    return filled
 
 
 def _fill(text: str, values: Mapping[str, str | None], where: str) -> str:
@@ -92,6 +97,10 @@ def identity(source: SourceSettings | ReleasedRowsSettings, where: str) -> dict[
 
 
 def _local_path(source: SourceSettings | ReleasedRowsSettings) -> Path:
-    inside = source.file if isinstance(source, ReleasedRowsSettings) else source.subfolder
-    path = locate(source.path)
+    inside, path = _inside(source), locate(source.path)
     return path / inside if inside else path
+
+
+def _inside(source: SourceSettings | ReleasedRowsSettings) -> str | None:
+    """The place inside the repository or folder of ``source``."""
+    return source.file if isinstance(source, ReleasedRowsSettings) else source.subfolder

@@ -7,7 +7,7 @@ import pytest
 from offscript.errors import UserError
 from offscript.experiment.artifacts import Rollout, in_order, layers
 from offscript.experiment.planner import Planner
-from offscript.storage.hashing import fingerprint
+from offscript.storage.hashing import _folder_fingerprint
 from tests.composed import experiment_of
 
 SMALL = (
@@ -251,10 +251,10 @@ def test_a_local_adapter_is_known_by_its_content(tmp_path):
 
     (tmp_path / "sarcasm").mkdir()
     (tmp_path / "sarcasm" / "adapter_config.json").write_text("{}")
-    fingerprint.cache_clear()
+    _folder_fingerprint.cache_clear()
     before = key()
     (tmp_path / "sarcasm" / "adapter_config.json").write_text('{"r": 8}')
-    fingerprint.cache_clear()
+    _folder_fingerprint.cache_clear()
     assert key() != before
     with pytest.raises(
         UserError, match=r"model.adapters.full: nothing at .*/remorse; allowed: a local folder"
@@ -265,6 +265,25 @@ def test_a_local_adapter_is_known_by_its_content(tmp_path):
         experiment_of(*SMALL, f"model.adapters.full={{path: '{tmp_path}/{{who}}'}}").planner.adapter(
             "pocket", "x", "full", 0
         )
+
+
+def test_local_training_rows_are_known_by_their_content_and_stay_in_their_folder(tmp_path):
+    def key(file="rows.jsonl"):
+        rows = f"recipe.distillation.rows={{path: '{tmp_path}', file: '{file}'}}"
+        return experiment_of(*SMALL, rows).planner.adapter("pocket", "sarcasm", "distillation", 0).key
+
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    (tmp_path / "other.jsonl").write_text("{} \n")
+    before = key()
+    assert key("other.jsonl") != before
+    (tmp_path / "rows.jsonl").write_text("{}\n\n")
+    assert key() != before
+    with pytest.raises(
+        UserError, match=r"recipe.distillation.rows.file: found '\.\./x'; allowed: a place inside"
+    ):
+        key("../x")
+    with pytest.raises(UserError, match=r"recipe.distillation.rows: nothing at .*/none.jsonl"):
+        key("none.jsonl")
 
 
 def test_a_whole_checkpoint_has_one_scale_and_nothing_is_trained_on_it(tmp_path):
