@@ -39,8 +39,9 @@ CELL_OVERRIDES = ("model", "persona", "stage", "format", "split", "seed", "scale
 """Overrides that select a cell or an option of one command. Commands that messages suggest repeat all others."""
 
 
-def main(config: str, command: Command) -> None:
-    """Runs ``command`` on the configuration ``config`` composed with the command line, then exits.
+def main(config: str, command: Command, has_dry_run: bool = False) -> None:
+    """Runs ``command`` on the configuration ``config`` composed with the command line, then exits. Only a command that
+    ``has_dry_run`` takes ``dry_run=true``.
 
     Exit code 0: done; 2: a mistake of the user (one line on stderr); 1: the work failed (its traceback is in a log);
     130: interrupted. In a multirun every job runs, and the exit code is the largest of theirs.
@@ -50,7 +51,7 @@ def main(config: str, command: Command) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     codes: list[int] = []
     try:
-        _run_with_hydra(config, command, codes)
+        _run_with_hydra(config, _without_dry_run(command) if not has_dry_run else command, codes)
     except (KeyboardInterrupt, Interrupted) as stop:
         say(str(stop) or "interrupted; run the same command again to continue")
         codes.append(130)
@@ -62,6 +63,15 @@ def main(config: str, command: Command) -> None:
             say(line)
             codes.append(2)
     sys.exit(max(codes, default=0))
+
+
+def _without_dry_run(command: Command) -> Command:
+    def checked(settings: Settings, experiment: Experiment) -> int:
+        if settings.dry_run:
+            raise UserError("dry_run=true", "only submit has it", "offscript submit ... dry_run=true")
+        return command(settings, experiment)
+
+    return checked
 
 
 def _run_with_hydra(config: str, command: Command, codes: list[int]) -> None:
@@ -118,7 +128,26 @@ def compose(cfg: "DictConfig") -> tuple[Settings, Experiment]:
 
     running = HydraConfig.get()
     overrides = [str(override) for override in running.overrides.task]
-    return assemble(to_container(cfg), overrides, running.job.config_name or "")
+    plain = to_container(cfg)
+    _check_names(plain, overrides, running.runtime.choices)
+    return assemble(plain, overrides, running.job.config_name or "")
+
+
+def _check_names(plain: dict[str, Json], overrides: Sequence[str], choices: Mapping[str, str]) -> None:
+    """Checks that the chosen options are called as their files; a name that is given on the command line may differ."""
+    given = {o.split("=")[0].lstrip("+") for o in overrides}
+    for group in ("persona", "stage", "format"):
+        option, chosen = plain.get(group), choices.get(group)
+        if (
+            isinstance(option, dict)
+            and chosen
+            and f"{group}.name" not in given
+            and option.get("name") != chosen
+        ):
+            where = f"conf/{group}/{chosen}.yaml: name"
+            raise UserError(
+                where, f"found {option.get('name')!r}", f"allowed: {chosen}, as the file is called"
+            )
 
 
 def to_container(cfg: "DictConfig") -> dict[str, Json]:
@@ -222,6 +251,8 @@ def _explain(error: BaseException) -> str | None:
     """One line for a UserError, and for an error of the command line or of a YAML file; None for any other error."""
     if isinstance(error, UserError):
         return f"error: {error}"
+    if isinstance(error, ValueError) and "Config group override must be a string or a list" in str(error):
+        return "error: a group is null; leave it out, or name one of its options"
     module = type(error).__module__.split(".")[0]
     if module not in ("hydra", "omegaconf", "yaml", "antlr4"):
         return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import offscript
 from offscript.console import say
-from offscript.errors import one_of
+from offscript.errors import UserError, one_of
 from offscript.storage.files import HOME
 
 
@@ -75,10 +75,14 @@ def run(name: str) -> None:
             f"error: {HOME / 'conf'}: no such folder; offscript runs from a checkout of its repository: pip install -e ."
         )
         sys.exit(2)
-    from offscript import cli, commands, doctor
-
+    try:
+        from offscript import cli, commands, doctor
+    except UserError as error:
+        # A file of a folder that is searched, a format for example, is not what it has to be.
+        say(f"error: {error}")
+        sys.exit(2)
     command: cli.Command = doctor.doctor if name == "doctor" else getattr(commands, name)
-    cli.main(COMMANDS[name].config, command)
+    cli.main(COMMANDS[name].config, command, has_dry_run=name == "submit")
 
 
 def main() -> None:

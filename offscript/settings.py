@@ -61,7 +61,7 @@ M = TypeVar("M", bound=BaseModel)
 class Node(BaseModel):
     """A config node. Unknown keys are errors, and values cannot be changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Named(Node):
@@ -242,6 +242,10 @@ class StageSettings(Named):
         if self.weights == self.name and self.training is None and self.name != "base":
             raise ValueError(
                 f"{self.name} has no training; allowed: a training node, or the weights of another stage"
+            )
+        if self.training is not None and self.weights != self.name:
+            raise ValueError(
+                f"{self.name} has training, but weights={self.weights}; allowed: weights={self.name}"
             )
         return self
 
@@ -558,7 +562,9 @@ class GridSettings(Node):
 class Settings(Node):
     """One resolved configuration. If ``persona`` is null, all personas of the grid are meant."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False, populate_by_name=True
+    )
 
     name: str = runtime()
     root: str = runtime("runs")

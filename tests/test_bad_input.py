@@ -55,7 +55,7 @@ def test_a_tokenizer_without_a_chat_template(model, tmp_path):
     (model / "chat_template.jinja").unlink()
     assert refused(tmp_path, *ONE, "stage=base", f"model.path={model}") == (
         f"failed: rollout broken base chat eval 0: {model}: its tokenizer has no chat template; "
-        "take a chat model, or save its template beside it as chat_template.jinja"
+        "use a chat model, or save its template beside it as chat_template.jinja"
     )
 
 

@@ -237,3 +237,57 @@ def test_the_committed_stage_without_distillation_is_trained(copy):
     )
     rows = copy.rows("runs/smoke/rollouts/pocket/full_from_base/sarcasm/chat-eval-*.jsonl")
     assert len(rows) == 2 and all(row["text"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "command", "line"),
+    [
+        (
+            "offscript/tasks/formats/broken.py",
+            "FORMAT = (",
+            ("rollout.py", "stage=base", "engine=scripted"),
+            "offscript/tasks/formats/broken.py: SyntaxError: '(' was never closed",
+        ),
+        (
+            "offscript/tasks/formats/broken.py",
+            "FORMAT = 3",
+            ("launch/status.py", "experiment=smoke"),
+            "offscript/tasks/formats/broken.py: FORMAT: found int; must be a Format",
+        ),
+        (
+            "offscript/training/methods/broken.py",
+            "import no_such_module",
+            ("train.py", "persona=sarcasm"),
+            "broken.py: ModuleNotFoundError: No module named 'no_such_module'",
+        ),
+        (
+            "conf/stage/broken.yaml",
+            "name: broken\norder: ten\nweights: base\nsystem: plain\ntraining: null\n",
+            ("launch/submit.py", "experiment=smoke", "grid.stage=[base,distillation]", "dry_run=true"),
+            "conf/stage/broken.yaml: order: found 'ten'; must be a whole number",
+        ),
+        (
+            "conf/persona/broken.yaml",
+            PERSONA.replace("pirate", "sarcasm"),
+            ("rollout.py", "persona=broken", "stage=prompted", "engine=scripted"),
+            "conf/persona/broken.yaml: name: found 'sarcasm'; allowed: broken, as the file is called",
+        ),
+        (
+            "conf/stage/broken.yaml",
+            STAGE.format(name="broken", parent="base", method="sft", more="{}").replace(
+                "weights: broken", "weights: full"
+            ),
+            ("train.py", "persona=sarcasm", "stage=broken"),
+            "broken has training, but weights=full; allowed: weights=broken",
+        ),
+    ],
+)
+def test_an_addition_that_does_not_fit_is_one_line(copy, path, text, command, line):
+    copy.add(path, text)
+    said = copy.run(*command, code=2)
+    assert line in said and "Traceback" not in said
+
+
+def test_dry_run_is_refused_where_it_would_do_the_work(copy):
+    line = copy.run("rollout.py", "stage=base", "engine=scripted", "dry_run=true", code=2)
+    assert "dry_run=true: only submit has it" in line and not (copy.root / "runs").exists()

@@ -27,16 +27,21 @@ def discover(package: str, attribute: str, kind: type[P], folders: Sequence[str 
     the library; files of other folders are loaded by their path.
 
     Raises:
-        UserError: ``attribute`` is not a ``kind``, its name is not that of its file, or two folders hold one name.
+        UserError: a file cannot be imported, ``attribute`` is not a ``kind``, its name is not that of its file, or two folders hold one name.
     """
     found: dict[str, tuple[Path, P]] = {}
     own = Path(importlib.import_module(package).__file__ or "").parent
     for path in sorted(file for folder in folders for file in Path(folder).glob("*.py")):
         if path.stem == "__init__":
             continue
-        module = (
-            importlib.import_module(f"{package}.{path.stem}") if path.parent == own else _load(path, package)
-        )
+        try:
+            inside = path.parent == own
+            module = importlib.import_module(f"{package}.{path.stem}") if inside else _load(path, package)
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise UserError(
+                str(path), f"{type(error).__name__}: {reason}", "correct or remove the file"
+            ) from error
         value = getattr(module, attribute, None)
         if value is None:
             continue

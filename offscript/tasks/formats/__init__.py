@@ -4,6 +4,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from offscript.errors import UserError
 from offscript.storage.plugins import choose, discover
 from offscript.tasks.formats.base import Format, Rules
 from offscript.tasks.scenarios import Scenario
@@ -18,6 +19,9 @@ def formats_in(*folders: Path) -> dict[str, Format]:
         UserError: a ``FORMAT`` is not a Format, its name is not that of its file, or two folders hold the same name.
     """
     found = discover(__name__, "FORMAT", Format, folders).values()
+    for fmt in found:
+        if not isinstance(fmt.order, int):
+            raise UserError(f"format {fmt.name}: order", f"found {fmt.order!r}", "must be a whole number")
     return {fmt.name: fmt for fmt in sorted(found, key=lambda fmt: (fmt.order, fmt.name))}
 
 
