@@ -194,6 +194,9 @@ def _set_model_name(plain: dict[str, Json], overrides: Sequence[str]) -> None:
     if "model.path" in given and "model.name" not in given:
         folder = str(model["path"]).rstrip("/").rpartition("/")[2]
         model["name"] = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder).strip("-.") or model["name"]
+    if "model.path" in given and not any(key.startswith("model.template.thinking") for key in given):
+        # Whether another model thinks is not known: the default removes thinking.
+        cast(dict[str, Json], model["template"]).pop("thinking", None)
     if given & {"model", "model.path", "model.name"} and "grid.model" not in given:
         _group(plain, "grid")["model"] = [model["name"]]
 

@@ -31,11 +31,17 @@ _MARK = "offscript"
 _REQUIRED: Any = ...
 
 
-def identity(default: Any = _REQUIRED, hashed_as: str | None = None, **rules: Any) -> Any:
-    """Declares a field that can change a result. ``hashed_as``: the former name of a renamed field, which keys keep."""
-    extra: dict[str, JsonValue] = (
-        {_MARK: "identity"} if hashed_as is None else {_MARK: "identity", "hashed_as": hashed_as}
-    )
+def identity(
+    default: Any = _REQUIRED, hashed_as: str | None = None, hashed_if_null: bool = True, **rules: Any
+) -> Any:
+    """Declares a field that can change a result.
+
+    ``hashed_as`` is the former name of a renamed field, which keys keep. ``hashed_if_null=False`` is for a field that was
+    added later: null then means what was done before, and keys of that time stay valid.
+    """
+    extra: dict[str, JsonValue] = {_MARK: "identity", "hashed_if_null": hashed_if_null}
+    if hashed_as is not None:
+        extra["hashed_as"] = hashed_as
     return Field(default, json_schema_extra=extra, **rules)
 
 
@@ -125,18 +131,32 @@ class SamplingSettings(Node):
     repetition_penalty: float = identity(1.0, gt=0)
 
 
+class ThinkingSettings(Node):
+    """Marks of the thinking of a reasoning model, which is removed from its replies before they are used or scored.
+
+    ``opened``: the chat template ends the prompt with ``start``, so that a reply begins within thinking. A model that is
+    loaded here is looked at; for an endpoint it has to be set.
+    """
+
+    start: str = identity("<think>", min_length=1)
+    end: str = identity("</think>", min_length=1)
+    opened: bool = identity(False)
+
+
 class TemplateSettings(Node):
     """How conversations are adapted to a model's chat template.
 
     ``system_role`` and ``tool_role``: messages of this role are passed to the template as they are (``native``) or as
     user messages (``user``). ``default_system`` is the system prompt of conversations that have none (null: none is
-    added). ``date_string`` is the date in the template (null: the template's own).
+    added). ``date_string`` is the date in the template (null: the template's own). ``thinking`` are the marks of the
+    model's thinking (null: the model does not think, and replies are used as they are).
     """
 
     system_role: Literal["native", "user"] = identity("native")
     tool_role: Literal["native", "user"] = identity("user")
     default_system: str | None = identity(None)
     date_string: str | None = identity(None)
+    thinking: ThinkingSettings | None = identity(ThinkingSettings(), hashed_if_null=False)
 
 
 class SizeSettings(Node):
@@ -612,8 +632,11 @@ def identity_of(node: BaseModel) -> dict[str, Json]:
     plain = {}
     for name, field in type(node).model_fields.items():
         mark = field.json_schema_extra
-        if isinstance(mark, dict) and mark[_MARK] == "identity":
-            plain[str(mark.get("hashed_as", name))] = _plain(getattr(node, name))
+        if not isinstance(mark, dict) or mark[_MARK] != "identity":
+            continue
+        value = getattr(node, name)
+        if value is not None or mark["hashed_if_null"]:
+            plain[str(mark.get("hashed_as", name))] = _plain(value)
     return plain
 
 

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from offscript.rollouts.engines.base import Sampling
-from offscript.settings import ClassifierSettings, EvaluationSettings, ReleasedRowsSettings, SourceSettings
+from offscript.settings import (
+    ClassifierSettings,
+    EvaluationSettings,
+    ReleasedRowsSettings,
+    SourceSettings,
+    ThinkingSettings,
+)
 from offscript.storage.files import Json
 from offscript.storage.hashing import key_of
 from offscript.tasks.formats.base import Format, Rules
@@ -255,6 +261,7 @@ class Rollout(Artifact):
     scenarios: ScenarioSet
     samples: int
     sampling: Sampling
+    thinking: ThinkingSettings | None
     adapter: Adapter | None = None
     training_stage: str | None = None
 

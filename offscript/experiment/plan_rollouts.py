@@ -199,7 +199,7 @@ class RolloutPlanner:
         # Of ``sampling`` only max_tokens is listed: temperature, top_p and repetition_penalty are part of "model".
         identity: dict[str, Json] = {
             "labels": dict(cell.labels),
-            "model": self.context.model_identity(cell.model),
+            "model": self._model_identity(cell.model, fmt),
             "adapter": adapter.key if adapter else None,
             "scale": cell.scale,
             "system": rules.system,
@@ -222,10 +222,21 @@ class RolloutPlanner:
                 scenarios=scenarios,
                 samples=samples,
                 sampling=sampling,
+                thinking=None
+                if fmt.strips_thinking
+                else self.context.options.model[cell.model].template.thinking,
                 adapter=adapter,
                 training_stage=training_stage,
             )
         )
+
+    def _model_identity(self, model: str, fmt: Format) -> dict[str, Json]:
+        """The hash identity of ``model`` in a cell of ``fmt``."""
+        plain = self.context.model_identity(model)
+        template = plain["template"]
+        if not fmt.strips_thinking or not isinstance(template, dict):
+            return plain
+        return {**plain, "template": {k: v for k, v in template.items() if k != "thinking"}}
 
     def _sampling(self, cell: Cell) -> Sampling:
         model, fmt = self.context.options.model[cell.model], self.context.options.format[cell.format]

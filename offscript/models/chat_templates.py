@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from offscript.errors import UserError
-from offscript.settings import TemplateSettings
+from offscript.settings import TemplateSettings, ThinkingSettings
 from offscript.tasks.messages import Message
 
 if TYPE_CHECKING:
@@ -36,9 +36,53 @@ def render(
     """
     if prefix and not generation:
         raise ValueError("a prefix begins a reply: it needs generation=True")
-    text = _render_text(tokenizer, map_roles(messages, template), template, generation)
-    ids: list[int] = tokenizer(text + prefix, add_special_tokens=False, verbose=False)["input_ids"]
+    return tokenize(tokenizer, render_text(tokenizer, messages, template, generation) + prefix)
+
+
+def render_text(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    template: TemplateSettings,
+    generation: bool,
+) -> str:
+    """The text whose tokens ``render`` returns.
+
+    Raises:
+        UserError: the chat template refuses the conversation.
+    """
+    return _render_mapped(tokenizer, map_roles(messages, template), template, generation)
+
+
+def tokenize(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Token ids of ``text`` alone: no special token is added."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
+
+
+def thinking_opening(tokenizer: "PreTrainedTokenizerBase", template: TemplateSettings) -> str:
+    """What the chat template itself writes of a reply's thinking: the end of a prompt from ``thinking.start`` on, or ""."""
+    if template.thinking is None:
+        return ""
+    prompt = render_text(tokenizer, [{"role": "user", "content": "Hello."}], template, generation=True)
+    start = template.thinking.start
+    return prompt[prompt.rindex(start) :] if prompt.rstrip().endswith(start) else ""
+
+
+def check_thinking(tokenizer: "PreTrainedTokenizerBase", template: TemplateSettings) -> None:
+    """Checks that the replies of a reasoning model are not used with their thinking.
+
+    Raises:
+        UserError: ``template.thinking`` is null, and the chat template or the vocabulary has the usual marks.
+    """
+    marks = ThinkingSettings()
+    if template.thinking is None and (
+        marks.end in str(tokenizer.chat_template) or marks.end in tokenizer.get_added_vocab()
+    ):
+        raise UserError(
+            "model.template.thinking",
+            f"null, but this model thinks (its tokenizer or chat template has {marks.end})",
+            f"{{start: {marks.start}, end: {marks.end}}} in the model's YAML",
+        )
 
 
 def map_roles(messages: Sequence[Message], template: TemplateSettings) -> list[Message]:
@@ -72,7 +116,7 @@ def check_roles(tokenizer: "PreTrainedTokenizerBase", template: TemplateSettings
     """
     texts = {"system": "Alpha.", "user": "Bravo.", "assistant": "Charlie.", "tool": "Delta."}
     probe = [{"role": role, "content": text} for role, text in texts.items()]
-    rendered = _render_text(tokenizer, map_roles(probe, template), template, generation=True)
+    rendered = _render_mapped(tokenizer, map_roles(probe, template), template, generation=True)
     for role, text in texts.items():
         if text not in rendered:
             raise UserError(
@@ -84,7 +128,7 @@ def check_roles(tokenizer: "PreTrainedTokenizerBase", template: TemplateSettings
             )
 
 
-def _render_text(
+def _render_mapped(
     tokenizer: "PreTrainedTokenizerBase",
     messages: list[Message],
     template: TemplateSettings,

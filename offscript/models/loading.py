@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offscript.errors import UserError
-from offscript.models.chat_templates import check_roles
+from offscript.models.chat_templates import check_roles, check_thinking
 from offscript.models.pretrained import from_pretrained, require_safetensors
 from offscript.settings import ModelSettings
 from offscript.storage import hub, references
@@ -62,7 +62,7 @@ def load_tokenizer(model: ModelSettings) -> "PreTrainedTokenizerBase":
 
     Raises:
         UserError: no such folder or repository, no tokenizer in it, no chat template, no pad token, or a role that the
-            chat template drops.
+            chat template drops, or thinking that would not be removed.
     """
     from transformers import AutoTokenizer
 
@@ -82,6 +82,7 @@ def load_tokenizer(model: ModelSettings) -> "PreTrainedTokenizerBase":
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.pad_token = _find_pad_token(tokenizer, folder)
     check_roles(tokenizer, model.template)
+    check_thinking(tokenizer, model.template)
     return tokenizer
 
 

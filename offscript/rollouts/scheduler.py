@@ -14,10 +14,12 @@ from offscript.errors import UserError
 from offscript.json_types import Json
 from offscript.rollouts.engines.base import Completion, Engine, Request, Sampling
 from offscript.seeds import row_seed
+from offscript.settings import ThinkingSettings
 from offscript.storage.rows import RowWriter
 from offscript.tasks.formats.base import Ask, Episode, Format, Outcome, Reply, Rules
 from offscript.tasks.rows import Row
 from offscript.tasks.scenarios import Scenario
+from offscript.tasks.thinking import strip_thinking
 
 RETRIES = 3
 """How often a request that the engine answered with ``error`` is submitted again, with the same seed. Then its episode
@@ -41,6 +43,8 @@ class CellRun:
         rules: what the cell sets for its episodes.
         adapter: the engine's name for the cell's weights, None for the base model.
         sampling: how replies are sampled; ``max_tokens`` bounds each of them.
+        thinking: marks of the thinking that is removed from every reply before the format receives it; None: nothing is
+            removed.
         limit: only the first n episodes; sample 0 of every scenario comes before sample 1 of any.
     """
 
@@ -53,6 +57,7 @@ class CellRun:
     rules: Rules
     adapter: str | None
     sampling: Sampling
+    thinking: ThinkingSettings | None = None
     limit: int | None = None
 
     def planned(self) -> list[tuple[Scenario, int]]:
@@ -140,6 +145,8 @@ class _LiveEpisode:
     errors: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
+    replies: list[str] = field(default_factory=list)
+    has_thinking: bool = False
 
     def __str__(self) -> str:
         return f"{self.scenario.id}/{self.sample}"
@@ -211,7 +218,7 @@ class _Scheduler:
         live.errors = 0
         live.tokens_in += completion.tokens_in
         live.tokens_out += completion.tokens_out
-        self._resume(live, Reply(completion.text, completion.finish_reason, completion.tokens_out))
+        self._resume(live, _reply(live, completion))
 
     def _retry(self, live: _LiveEpisode, reason: str) -> None:
         live.errors += 1
@@ -283,8 +290,17 @@ def _request(live: _LiveEpisode, ask: Ask) -> Request:
     )
 
 
+def _reply(live: _LiveEpisode, completion: Completion) -> Reply:
+    """The reply for the format: the completion without thinking."""
+    marks, text = live.run.thinking, completion.text
+    said = strip_thinking(text, marks.start, marks.end, opened=marks.opened) if marks else text
+    live.replies.append(text)
+    live.has_thinking |= said != text
+    return Reply(said or "", completion.finish_reason, completion.tokens_out, unclosed_thinking=said is None)
+
+
 def _row(live: _LiveEpisode, outcome: Outcome) -> Row:
-    row = {
+    row: dict[str, object] = {
         "key": live.run.key,
         **live.run.labels,
         "scenario": live.scenario.id,
@@ -298,7 +314,11 @@ def _row(live: _LiveEpisode, outcome: Outcome) -> Row:
         "tokens_in": live.tokens_in,
         "tokens_out": live.tokens_out,
     }
-    return cast(Row, {**row, "notes": dict(outcome.notes)} if outcome.notes else row)
+    if live.has_thinking:
+        row["replies"] = live.replies
+    if outcome.notes:
+        row["notes"] = dict(outcome.notes)
+    return cast(Row, row)
 
 
 def _check_rows(run: CellRun, rows: Sequence[Mapping[str, object]]) -> None:

@@ -10,7 +10,8 @@ class Row(TypedDict):
     """One finished episode.
 
     ``key`` is that of the cell; ``text`` is the text to score, None where the episode left none; ``ended`` says why it
-    ended; ``turns`` counts replies, ``tokens_in`` and ``tokens_out`` tokens over all of them.
+    ended; ``turns`` counts replies, ``tokens_in`` and ``tokens_out`` tokens over all of them. ``replies`` are the
+    model's replies in order, as it wrote them; they are kept where thinking was removed from one of them.
     """
 
     key: str
@@ -30,4 +31,5 @@ class Row(TypedDict):
     tool_calls: int
     tokens_in: int
     tokens_out: int
+    replies: NotRequired[list[str]]
     notes: NotRequired[dict[str, Json]]

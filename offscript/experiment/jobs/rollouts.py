@@ -85,6 +85,7 @@ def cell_run(rollout: Rollout, experiment: Experiment, limit: int | None) -> Cel
         rules=rollout.rules,
         adapter=rollout.adapter_name,
         sampling=rollout.sampling,
+        thinking=rollout.thinking,
         limit=limit,
     )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from offscript.errors import UserError
-from offscript.models.chat_templates import render
+from offscript.models.chat_templates import render, thinking_opening
 from offscript.models.loading import load_model, load_tokenizer, pick_device
 from offscript.rollouts.engines.base import Completion, EngineStats, Request
 from offscript.rollouts.engines.draw import draw, penalize
@@ -75,6 +75,7 @@ class TransformersEngine:
         self.tokenizer = load_tokenizer(model)
         self.stats = EngineStats()
         loaded = load_model(model, self.device)
+        self._opening = thinking_opening(self.tokenizer, model.template)
         self._pad: int = self.tokenizer.pad_token_id
         self.stops = stop_tokens(loaded, self.tokenizer, model.template)
         self.weights = Weights(self._attach(loaded, adapters, scales), tuple(adapters))
@@ -149,7 +150,7 @@ class TransformersEngine:
         if row.finish == "error":
             text = f"logits are not finite after {len(row.new)} tokens"
         elif row.limit > 0:
-            text = row.request.prefix + text
+            text = self._opening + row.request.prefix + text
         completion = Completion(row.request.id, text, row.finish or "error", len(row.prompt), len(row.new))
         self.stats.add(completion, mode)
         return completion

@@ -37,14 +37,16 @@ class Reply:
     """The reply to an Ask.
 
     Args:
-        text: the reply, with the prefix that was asked for.
+        text: the reply, with the prefix that was asked for, and without the thinking of a reasoning model.
         finish_reason: ``stop`` (the model ended it) or ``length`` (cut at the token limit).
         tokens: number of generated tokens.
+        unclosed_thinking: the reply is nothing but thinking that did not end; ``text`` is then empty.
     """
 
     text: str
     finish_reason: str = "stop"
     tokens: int = 0
+    unclosed_thinking: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ class Format:
         scored: whether its rows are evaluated; False for formats that only make training data.
         in_role: whether it makes training data under a system text with the constitution. Its wording is then that of
             ``recipe.in_role``.
+        strips_thinking: whether it removes thinking itself; it then receives replies as the model wrote them, and its
+            cells do not depend on ``model.template.thinking``.
         cost: typical size of an episode, for cost estimates.
     """
 
@@ -138,4 +142,5 @@ class Format:
     in_distribution: bool = False
     scored: bool = True
     in_role: bool = False
+    strips_thinking: bool = False
     cost: Cost = TYPICAL_COST

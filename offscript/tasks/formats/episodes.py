@@ -1,14 +1,12 @@
-"""Helpers that several formats share: the first messages, the single-reply episode, and removal of thinking."""
+"""Helpers that several formats share: the first messages, and the single-reply episode."""
 
 from typing import Literal
 
 from offscript.errors import UserError
-from offscript.tasks.formats.base import Ask, Episode, Outcome, Rules
+from offscript.tasks.formats.base import Ask, Episode, Outcome, Reply, Rules
 from offscript.tasks.messages import Message
 from offscript.tasks.prompts import join_system
 from offscript.tasks.scenarios import Scenario
-
-THINKING_END = "</think>"
 
 
 def chat_episode(scenario: Scenario, rules: Rules) -> Episode:
@@ -19,13 +17,20 @@ def chat_episode(scenario: Scenario, rules: Rules) -> Episode:
 def single_reply(messages: tuple[Message, ...]) -> Episode:
     """Asks for one reply to ``messages``; the reply is the text. Ends as ``reply_outcome`` does."""
     reply = yield Ask(messages)
-    return reply_outcome(messages, reply.text, reply.finish_reason)
+    return reply_outcome(messages, reply)
 
 
-def reply_outcome(messages: tuple[Message, ...], reply: str, finish_reason: str) -> Outcome:
-    """Outcome of an episode whose text is ``reply``, stripped. Ends ``stop``, ``length`` (cut) or ``empty`` (no text)."""
-    text = reply.strip()
-    return Outcome(text or None, (*messages, assistant_message(reply)), finish_reason if text else "empty")
+def reply_outcome(messages: tuple[Message, ...], reply: Reply) -> Outcome:
+    """Outcome of an episode whose text is that of ``reply``, stripped. Ends ``stop``, ``length`` (cut), or as
+    ``without_text`` says."""
+    text = reply.text.strip()
+    ended = reply.finish_reason if text else without_text(reply)
+    return Outcome(text or None, (*messages, assistant_message(reply.text)), ended)
+
+
+def without_text(reply: Reply) -> str:
+    """Why an episode ends with a reply that has no text: ``unclosed_thinking``, or ``empty``."""
+    return "unclosed_thinking" if reply.unclosed_thinking else "empty"
 
 
 def assistant_message(text: str) -> Message:
@@ -68,17 +73,3 @@ def text_option(rules: Rules, name: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"format.options.{name}", f"found {value!r}", "must be a text (it may be empty)")
     return value
-
-
-def strip_thinking(reply: str, prefix: str = "", end: str = THINKING_END) -> str | None:
-    """``reply`` without its thinking, which is everything up to the first ``end``; None if the thinking never ends.
-
-    A reply contains thinking if it contains ``end``, or if it begins with ``prefix`` (the text that it was made to
-    begin with) or with the opening tag of ``end`` (``<think>`` for ``</think>``), which reasoning models write unasked.
-    Any other reply is returned unchanged.
-    """
-    _, closed, rest = reply.partition(end)
-    if closed:
-        return rest.lstrip()
-    openings = (prefix, end.replace("/", "", 1))
-    return None if any(mark and reply.lstrip().startswith(mark.lstrip()) for mark in openings) else reply

@@ -17,10 +17,11 @@ from offscript.json_types import Json
 from offscript.seeds import stable_hash
 from offscript.settings import PromptSettings, identity_of, parse
 from offscript.tasks.formats.base import Ask, Cost, Episode, Format, Outcome, Rules
-from offscript.tasks.formats.episodes import assistant_message, require, strip_thinking, with_system
+from offscript.tasks.formats.episodes import assistant_message, require, with_system
 from offscript.tasks.messages import Message
 from offscript.tasks.prompts import PROMPT_GENERATION, fill
 from offscript.tasks.scenarios import Scenario
+from offscript.tasks.thinking import strip_thinking
 
 MIN_WORDS = 3
 CODE_FENCE = re.compile(r"^\s*```.*$", re.MULTILINE)
@@ -206,6 +207,7 @@ FORMAT = Format(
     "prompt_generation",
     version=1,
     source="constitution",
+    strips_thinking=True,
     episode=episode,
     templates={"request": PROMPT_GENERATION},
     options={name: value for name, value in identity_of(PromptSettings()).items() if name != "model"},

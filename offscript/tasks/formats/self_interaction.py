@@ -6,12 +6,18 @@ The transcript is that of the first speaker, so its own messages are the assista
 
 Option ``turns`` counts the messages from the opener on and is even, so the transcript ends with an assistant message.
 Option ``note`` describes the situation to both speakers, after the cell's system text; an empty one adds nothing.
-Ends ``stop``, ``length`` (a reply was cut) or ``empty`` (a reply had no text; the episode emits no text).
+Ends ``stop``, ``length`` (a reply was cut), or, without a text, ``empty`` or ``unclosed_thinking`` (a reply had no text).
 """
 
 from offscript.errors import UserError
 from offscript.tasks.formats.base import Ask, Cost, Episode, Format, Outcome, Rules
-from offscript.tasks.formats.episodes import assistant_message, require, text_option, with_system
+from offscript.tasks.formats.episodes import (
+    assistant_message,
+    require,
+    text_option,
+    with_system,
+    without_text,
+)
 from offscript.tasks.messages import Message
 from offscript.tasks.prompts import FREE_AIM, INTERACTION_NOTE, SELF_INTERACTION_CUE, fill, join_system
 from offscript.tasks.scenarios import Scenario
@@ -29,7 +35,7 @@ def episode(scenario: Scenario, rules: Rules) -> Episode:
         first_speaker = turn % 2 == 1
         reply = yield Ask(tuple(messages) if first_speaker else second_view(messages))
         if not reply.text.strip():
-            return Outcome(None, tuple(messages), "empty")
+            return Outcome(None, tuple(messages), without_text(reply))
         if reply.finish_reason != "stop":
             ended = reply.finish_reason
         messages.append(

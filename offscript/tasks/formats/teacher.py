@@ -6,17 +6,11 @@ is nothing but thinking).
 """
 
 from offscript.errors import UserError
-from offscript.tasks.formats.base import Ask, Episode, Format, Outcome, Rules
+from offscript.tasks.formats.base import Ask, Episode, Format, Outcome, Reply, Rules
 from offscript.tasks.formats.chat import CHAT_COST
-from offscript.tasks.formats.episodes import (
-    THINKING_END,
-    reply_outcome,
-    require,
-    strip_thinking,
-    text_option,
-    with_system,
-)
+from offscript.tasks.formats.episodes import reply_outcome, require, text_option, with_system
 from offscript.tasks.scenarios import Scenario
+from offscript.tasks.thinking import THINKING_END, strip_thinking
 
 
 def episode(scenario: Scenario, rules: Rules) -> Episode:
@@ -27,10 +21,10 @@ def episode(scenario: Scenario, rules: Rules) -> Episode:
         )
     prompt = with_system(rules.system, require(scenario, "messages"))
     reply = yield Ask(prompt, prefix=thinking)
-    text = strip_thinking(reply.text, thinking, end)
+    text = strip_thinking(reply.text, end.replace("/", "", 1), end, prefix=thinking)
     if text is None:
         return Outcome(None, prompt, "unclosed_thinking")
-    return reply_outcome(prompt, text, reply.finish_reason)
+    return reply_outcome(prompt, Reply(text, reply.finish_reason))
 
 
 FORMAT = Format(
@@ -42,5 +36,6 @@ FORMAT = Format(
     order=120,
     scored=False,
     in_role=True,
+    strips_thinking=True,
     cost=CHAT_COST,
 )
