@@ -5,7 +5,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from offscript.console import duration, say
-from offscript.errors import MissingInput, UserError, one_of
+from offscript.errors import MissingInput, UserError, command_line, one_of
 from offscript.experiment.artifacts import (
     Adapter,
     Artifact,
@@ -205,7 +205,7 @@ def _submit_to_slurm(everything: list[Artifact], todo: list[Artifact], experimen
     for array, job in zip(plan.arrays, ids, strict=False):
         print(f"{job:>10}  {array.kind}: {len(array.tasks)} tasks")
     print(f"{ids[-1]:>10}  supervisor: submits missing artifacts again, at most {cluster.retries} times")
-    say(f"submitted; follow it with: python launch/status.py {' '.join(experiment.overrides)}")
+    say(f"submitted; follow it with: {command_line('status', *experiment.overrides)}")
     return 0
 
 
@@ -325,7 +325,9 @@ def _fetch(ref: hub.Reference) -> str | None:
     try:
         hub.fetch(ref, refresh=True)
     except hub.Unreachable as error:
-        raise UserError("launch/prefetch.py", error.found, "run it on a machine with a network") from error
+        raise UserError(
+            command_line("prefetch"), error.found, "run it on a machine with a network"
+        ) from error
     except UserError as error:
         return f"{error.found}; {error.allowed}" if error.allowed else error.found
     return "; ".join(hub.verify(ref)) or None
@@ -355,7 +357,7 @@ def summarise(results: list[Result], experiment: Experiment) -> int:
     for result in [r for r in failed if r not in missing] + missing[:SHOWN]:
         say(f"failed: {result.artifact}: {result.note}")
     if len(missing) > SHOWN:
-        command = " ".join(["python launch/submit.py", *experiment.overrides])
+        command = command_line("submit", *experiment.overrides)
         say(f"failed: {len(missing) - SHOWN} more are not made yet; make all of them with: {command}")
     if blocked := sum(r.status == "blocked" for r in results):
         say(f"blocked: {blocked} more have inputs that failed; fix those and run the same command again")

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from offscript.console import say
-from offscript.errors import UserError
+from offscript.errors import UserError, command_line
 from offscript.experiment.artifacts import KINDS, in_order
 from offscript.experiment.backends.slurm_site import check_cluster, run_command
 from offscript.experiment.folder import Experiment
@@ -276,7 +276,7 @@ def hub_reference(ref: hub.Reference, optional: bool, unreachable: list[str]) ->
         if optional:
             raise Skip(f"the grid can run without it ({error.found})") from None
         raise
-    return "not in the cache yet, can be fetched: python launch/prefetch.py"
+    return "not in the cache yet, can be fetched: " + command_line("prefetch")
 
 
 def _query_hub(ref: hub.Reference, unreachable: list[str]) -> None:

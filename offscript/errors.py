@@ -17,6 +17,12 @@ class MissingInput(UserError):
     """An input that another command makes; ``allowed`` holds that command."""
 
 
+def command_line(name: str, *arguments: str) -> str:
+    """The command line that a message suggests, as README and ``offscript --help`` write it. Every script of the
+    repository is also a command of that name."""
+    return " ".join(["offscript", name, *arguments])
+
+
 def one_of(names) -> str:
     """Text for the choices a setting allows, e.g. ``allowed: a, b, c``."""
     return "allowed: " + ", ".join(str(n) for n in names)

@@ -139,7 +139,7 @@ def test_a_missing_repository(hub, tmp_path):
 def test_without_a_network_the_message_names_the_prefetch_command(tmp_path, environment, found):
     line = refused(tmp_path, *ONE, "model=qwen", "stage=base", **environment)
     assert line.startswith(f"failed: rollout qwen base chat eval 0: Qwen/Qwen2.5-7B-Instruct@main: {found}")
-    assert line.endswith("fetch it on a machine with a network: python launch/prefetch.py experiment=...")
+    assert line.endswith("fetch it on a machine with a network: offscript prefetch experiment=...")
 
 
 # ---------------------------------------------------------------- adapters

@@ -74,7 +74,7 @@ def test_a_missing_adapter_names_the_command_that_makes_it(tmp_path):
     done = run("rollout.py", "experiment=smoke", "persona=sarcasm", "stage=full", cwd=tmp_path)
     assert done.returncode == 2
     assert (
-        "make it with: python train.py experiment=smoke model=pocket persona=sarcasm stage=full"
+        "make it with: offscript train experiment=smoke model=pocket persona=sarcasm stage=full"
         in done.stderr
     )
 
@@ -82,8 +82,8 @@ def test_a_missing_adapter_names_the_command_that_makes_it(tmp_path):
 def test_scoring_missing_rollouts_names_the_command_that_makes_all_of_them(tmp_path):
     done = run("classify.py", "experiment=smoke", cwd=tmp_path)
     assert done.returncode == 2
-    assert "make it with: python rollout.py experiment=smoke" in done.stderr
-    assert "make all of them with: python launch/submit.py experiment=smoke" in done.stderr
+    assert "make it with: offscript rollout experiment=smoke" in done.stderr
+    assert "make all of them with: offscript submit experiment=smoke" in done.stderr
     assert len(done.stderr.splitlines()) < 20
 
 

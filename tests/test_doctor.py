@@ -171,7 +171,7 @@ def test_a_gated_model_fails_until_its_terms_are_accepted(server, monkeypatch): 
     assert state == "fail" and "gated" in message and "accept them on" in message and READER not in message
     monkeypatch.setenv("HF_TOKEN", MEMBER)
     state, message = check_reference(ref)
-    assert state == "ok" and "launch/prefetch.py" in message
+    assert state == "ok" and "offscript prefetch" in message
     assert server.downloads() == []
 
 
@@ -203,7 +203,7 @@ def test_an_unreachable_hub_is_queried_once(server, monkeypatch):  # noqa: F811
     assert state == "fail" and "no connection" in message and len(unreachable) == 1
     monkeypatch.setattr(module, "_query_hub", lambda *args: pytest.fail("queried again"))
     state, message = check_reference(hub.Reference("maker/two"), unreachable=unreachable)
-    assert state == "fail" and "not in the cache" in message and "launch/prefetch.py" in message
+    assert state == "fail" and "not in the cache" in message and "offscript prefetch" in message
 
 
 # ---------------------------------------------------------------- W&B

@@ -103,5 +103,5 @@ def test_a_local_sweep_reports_each_job_with_its_log(tmp_path):
     full, base = done.stderr.splitlines()
     assert full.startswith("failed: experiment=smoke tracking=off persona=sarcasm stage=full limit=1: exit")
     assert base.startswith("done: ")
-    assert "make it with: python train.py" in Path(full.partition("(log: ")[2].rstrip(")")).read_text()
+    assert "make it with: offscript train" in Path(full.partition("(log: ")[2].rstrip(")")).read_text()
     assert list((tmp_path / "runs/smoke/rollouts/pocket/base/_").glob("chat-eval-*.jsonl"))

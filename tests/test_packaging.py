@@ -56,7 +56,7 @@ def test_a_command_takes_the_arguments_of_its_script(tmp_path: Path) -> None:
 
 def test_help_of_a_command_and_bad_input(tmp_path: Path) -> None:
     done = run("train", "--help", cwd=tmp_path)
-    assert done.returncode == 0 and "python train.py model=pocket persona=sarcasm" in done.stdout
+    assert done.returncode == 0 and "offscript train model=pocket persona=sarcasm" in done.stdout
     done = run("rollout", "format=email", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("error: format=email: no such format; allowed: ")
 
@@ -92,7 +92,7 @@ def test_every_command_has_a_script_and_a_configuration_with_help(name: str) -> 
     assert f'run("{name}")' in (HOME / command.script).read_text(encoding="utf-8")
     config = yaml.safe_load((HOME / "conf" / f"{command.config}.yaml").read_text(encoding="utf-8"))
     help_ = config["hydra"]["help"]
-    assert help_["app_name"] == command.script and f"python {command.script}" in help_["template"]
+    assert help_["app_name"] == f"offscript {name}" and f"  offscript {name} " in help_["template"]
     assert len(command.summary) < 80
 
 

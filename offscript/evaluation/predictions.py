@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from offscript.errors import UserError, one_of
+from offscript.errors import UserError, command_line, one_of
 from offscript.evaluation.order import personas_in_order
 from offscript.seeds import stable_hash
 from offscript.storage.files import Json, resolve
@@ -64,7 +64,7 @@ def load_predictions(paths: str | Path | Sequence[str | Path]) -> list[Predictio
     given = [paths] if isinstance(paths, (str, Path)) else list(paths)
     predictions: list[Prediction] = []
     for path in dict.fromkeys(file for item in given for file in _files(item)):
-        rows = read_rows(path, complete_with="python classify.py, or export the file again")
+        rows = read_rows(path, complete_with=f"{command_line('classify')}, or export the file again")
         if not rows:
             raise UserError(str(path), "is empty", "prediction rows are needed, one JSON object a line")
         predictions += check_rows(rows, str(path), path.stem)

@@ -130,7 +130,7 @@ class Artifact(ABC):
 
     @abstractmethod
     def command(self) -> list[str]:
-        """Script and arguments that make it, without the overrides of the experiment."""
+        """Command and arguments that make it, without the overrides of the experiment."""
 
     def __str__(self) -> str:
         order = ("model", "persona", "stage", "format", "split", "name", "seed")
@@ -179,7 +179,7 @@ class Adapter(Artifact):
         return Path("adapters", self.base, self.persona, f"{self.stage}-{self.key[:8]}")
 
     def command(self) -> list[str]:
-        return ["train.py", *_arguments(self.labels)]
+        return ["train", *_arguments(self.labels)]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -296,9 +296,9 @@ class Rollout(Artifact):
         choices = {"model": cell.model, "persona": cell.persona, "stage": cell.stage, "scale": cell.scale}
         if not self.format.scored:
             choices |= {"stage": self.training_stage}
-            return ["rollout.py", *_arguments({**choices, "format": cell.format})]
+            return ["rollout", *_arguments({**choices, "format": cell.format})]
         return [
-            "rollout.py",
+            "rollout",
             *_arguments({**choices, "format": cell.format, "split": cell.split, "seed": cell.seed}),
         ]
 
@@ -335,7 +335,7 @@ class Classifier(Artifact):
         return tuple(part for part in self.inputs if isinstance(part, Rollout))
 
     def command(self) -> list[str]:
-        return ["classify.py", *_arguments({"model": self.base})]
+        return ["classify", *_arguments({"model": self.base})]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -357,7 +357,7 @@ class Predictions(Artifact):
         return self.rollout.cell.path("predictions", self.key)
 
     def command(self) -> list[str]:
-        return ["classify.py", *_arguments({"model": self.rollout.cell.model})]
+        return ["classify", *_arguments({"model": self.rollout.cell.model})]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -384,7 +384,7 @@ class Evaluation(Artifact):
         return None
 
     def command(self) -> list[str]:
-        return ["evaluate.py"]
+        return ["evaluate"]
 
 
 KINDS: dict[str, type[Artifact]] = {

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from offscript.errors import command_line
 from offscript.experiment.artifacts import Artifact, Predictions, Rollout
 from offscript.experiment.planner import Planner
 from offscript.json_types import Json
@@ -64,8 +65,8 @@ class Experiment:
 
     def command(self, artifact: Artifact) -> str:
         """The command line that makes ``artifact``."""
-        script, *arguments = artifact.command()
-        return " ".join(["python", script, *self.overrides, *arguments])
+        name, *arguments = artifact.command()
+        return command_line(name, *self.overrides, *arguments)
 
     def rows(self, rollout: Rollout) -> list[Row]:
         """The rows of a finished rollout by scenario and sample. In its file they stand in the order in which episodes

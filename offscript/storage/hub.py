@@ -13,9 +13,9 @@ from glob import escape
 from pathlib import Path
 from typing import Literal
 
-from offscript.errors import UserError
+from offscript.errors import UserError, command_line
 
-PREFETCH = "fetch it on a machine with a network: python launch/prefetch.py experiment=..."
+PREFETCH = "fetch it on a machine with a network: " + command_line("prefetch", "experiment=...")
 
 NEEDED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.model.v*", "*.txt")
 """Files from which a model, an adapter or a classifier is loaded. Pickled weights (``.bin``, ``.pt``, ``.pth``) can run

@@ -2,7 +2,7 @@
 
 import os
 
-from offscript.errors import UserError
+from offscript.errors import UserError, command_line
 
 TIMEOUT_S = 10
 
@@ -28,14 +28,16 @@ def viewer() -> tuple[str, str]:
         raise UserError(
             base,
             f"no answer ({type(error).__name__})",
-            "check the network, or tracking=offline and launch/sync.py",
+            f"check the network, or tracking=offline and {command_line('sync')}",
         ) from None
     found = (answer.json().get("data") or {}).get("viewer") if answer.ok else None
     if answer.status_code in (401, 403) or (answer.ok and found is None):
         raise UserError(base, "rejects the API key", "wandb login --relogin (or set WANDB_API_KEY anew)")
     if found is None:
         raise UserError(
-            base, f"answers {answer.status_code}", "try again later, or tracking=offline and launch/sync.py"
+            base,
+            f"answers {answer.status_code}",
+            f"try again later, or tracking=offline and {command_line('sync')}",
         )
     return base, found["entity"]
 

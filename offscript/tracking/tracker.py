@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec
 
 from offscript.console import say
+from offscript.errors import command_line
 from offscript.settings import TrackingSettings
 from offscript.tracking import transaction_log
 
@@ -144,7 +145,7 @@ class WandbTracker(Tracker):
         except TimeoutError:
             _service_failed = True
             say(
-                f"W&B did not accept all of this run within {FINISH_TIMEOUT_S} s: launch/sync.py uploads the rest"
+                f"W&B did not accept all of this run within {FINISH_TIMEOUT_S} s: {command_line('sync')} uploads the rest"
             )
 
 

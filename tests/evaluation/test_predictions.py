@@ -217,7 +217,7 @@ def test_invalid_files_are_rejected(tmp_path):
     assert message(middle).startswith("T/middle.jsonl, line 2: not a JSON row (")
     torn = write(tmp_path / "torn.jsonl", row(), '{"model": "po', end="")
     assert message(torn).startswith("T/torn.jsonl, line 2: the last line is torn")
-    assert "python classify.py" in message(torn)
+    assert "offscript classify" in message(torn)
     nan = write(
         tmp_path / "nan.jsonl", row(), row(scenario="s2", probs={"sarcasm": float("nan"), "humor": 1})
     )

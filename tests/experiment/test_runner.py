@@ -92,7 +92,7 @@ def test_what_a_command_may_not_make_names_the_one_that_does(tmp_path, ran):
     assert results[cell].status == "blocked"
     assert isinstance(results[cell].error, MissingInput)
     line = str(results[cell.inputs[0]].error)
-    assert "make it with: python train.py experiment=smoke 'format.count={classifier:6,eval:4}'" in line
+    assert "make it with: offscript train experiment=smoke 'format.count={classifier:6,eval:4}'" in line
     assert line.endswith("model=pocket persona=sarcasm stage=full")
     assert not ran
 

@@ -103,7 +103,7 @@ def test_jobs_of_other_settings_in_the_same_folder_are_refused(idle_cluster: Slu
     waits = f"+cluster.extra.dependency=afterany:{other}"
     submit(tmp_path, *QUICK, waits)
     text = submit(tmp_path, *QUICK, waits, "classifier.epochs=5", code=2)
-    assert "with another classifier, are in flight; cancel them with: python launch/cancel.py" in text
+    assert "with another classifier, are in flight; cancel them with: offscript cancel" in text
 
     cancelled = grid.command("cancel", *QUICK, f"root={tmp_path}")
     assert cancelled.returncode == 0 and "cancelled: " in cancelled.stderr

@@ -229,10 +229,10 @@ def test_offline_and_unreachable_name_the_command_that_fetches(server, monkeypat
     with pytest.raises(hub.Unreachable):
         hub.fetch(Reference("org/model"))
     line = refused(Reference("org/model"))
-    assert "no connection to http://127.0.0.1:9" in line and "launch/prefetch.py" in line
+    assert "no connection to http://127.0.0.1:9" in line and "offscript prefetch" in line
     go_offline(monkeypatch)
     line = refused(Reference("org/model"))
-    assert "HF_HUB_OFFLINE" in line and "launch/prefetch.py" in line
+    assert "HF_HUB_OFFLINE" in line and "offscript prefetch" in line
 
 
 def test_a_download_resumes_after_a_broken_connection(server):

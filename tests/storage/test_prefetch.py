@@ -100,7 +100,7 @@ def test_a_missing_repository_is_named_and_the_others_are_fetched(published, tmp
 @pytest.mark.parametrize(
     ("environment", "line"),
     [
-        ({}, "error: launch/prefetch.py: no connection to http://127.0.0.1:9 (ConnectError: "),
+        ({}, "error: offscript prefetch: no connection to http://127.0.0.1:9 (ConnectError: "),
         ({"HF_HUB_OFFLINE": "1"}, "error: HF_HUB_OFFLINE: is set, so the hub may not be asked; unset it, "),
     ],
     ids=["no network", "offline"],

@@ -21,9 +21,9 @@ def lines(path, *texts):
 def test_a_reader_refuses_a_torn_last_line_and_names_the_command(tmp_path):
     path = lines(tmp_path / "rows.jsonl", '{"a": 1}\n', '{"a": 2')
     with pytest.raises(
-        UserError, match=r"line 2: the last line is torn .* complete it with: python rollout.py x"
+        UserError, match=r"line 2: the last line is torn .* complete it with: offscript rollout x"
     ):
-        read_rows(path, "python rollout.py x")
+        read_rows(path, "offscript rollout x")
     assert path.read_text().endswith('{"a": 2')
 
 
@@ -46,8 +46,8 @@ def test_a_bad_line_in_the_middle_is_refused_by_both_and_kept(tmp_path, opened, 
 
 
 def test_a_missing_file_names_its_command_and_a_folder_is_not_rows(tmp_path):
-    with pytest.raises(MissingInput, match="make it with: python rollout"):
-        read_rows(tmp_path / "none.jsonl", "python rollout.py")
+    with pytest.raises(MissingInput, match="make it with: offscript rollout"):
+        read_rows(tmp_path / "none.jsonl", "offscript rollout")
     with pytest.raises(UserError, match="is a folder"):
         read_rows(tmp_path, "")
     with pytest.raises(UserError, match="a folder stands where a file is needed"):

@@ -258,7 +258,7 @@ print("completed", file=sys.stderr)
     stub.fail(503)
     code, errors = wait_for_exit(process)
     assert code == 0 and errors.splitlines()[-1] == "completed"
-    assert errors.count("W&B") == 1 and "launch/sync.py uploads the rest" in errors
+    assert errors.count("W&B") == 1 and "offscript sync uploads the rest" in errors
     run = stub.runs["abc"]
     assert run.column("step") == [1]
     stub.heal()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
-from offscript.errors import UserError, one_of
+from offscript.errors import UserError, command_line, one_of
 from offscript.evaluation.classifier import predict
 from offscript.evaluation.metrics import f1
 from offscript.models.loading import load_tokenizer
@@ -33,7 +33,7 @@ Row = Mapping[str, str]
 OnStep = Callable[[int, int, dict[str, float]], None]
 
 REPORT = "held_out.json"
-MAKE_ROWS = "make rows with: python rollout.py split=classifier format=chat"
+MAKE_ROWS = "make rows with: " + command_line("rollout", "split=classifier", "format=chat")
 
 
 class Families(TypedDict):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offscript.errors import MissingInput, UserError
+from offscript.errors import MissingInput, UserError, command_line
 from offscript.models.loading import pick_device
 from offscript.models.pretrained import from_pretrained, require_safetensors
 from offscript.storage import hub
@@ -89,7 +89,8 @@ def load(folder: Path, device: str = "auto", expected: Iterable[str] = ()) -> Cl
         UserError: it cannot be loaded, two labels are equal, or a label of ``expected`` is missing.
     """
     if not (folder / "config.json").is_file():
-        raise MissingInput(str(folder), "no classifier here", "make it with: python classify.py model=...")
+        make_it = "make it with: " + command_line("classify", "model=...")
+        raise MissingInput(str(folder), "no classifier here", make_it)
     network = load_network(str(folder), None, str(folder))
     config = network.config
     labels = [label for _, label in sorted((config.id2label or {}).items())]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offscript.errors import UserError, one_of
+from offscript.errors import UserError, command_line, one_of
 from offscript.evaluation.metrics import bootstrap
 from offscript.evaluation.metrics.bootstrap import (
     EVERY_PERSONA,
@@ -191,7 +191,7 @@ def evaluate(
     _check(options)
     if not predictions:
         raise UserError(
-            "predictions", "there are none", "run python classify.py first, or give a file of rows"
+            "predictions", "there are none", f"run {command_line('classify')} first, or give a file of rows"
         )
     label_set = _label_set(predictions, labels)
     in_label_set = [p for p in predictions if p.persona is None or p.persona in label_set]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offscript.console import say
-from offscript.errors import UserError
+from offscript.errors import UserError, command_line
 from offscript.experiment.artifacts import KINDS, Artifact
 from offscript.experiment.backends import slurm_queue as queue
 from offscript.experiment.backends.plan import (
@@ -161,7 +161,7 @@ def refuse_other_settings(experiment: Experiment) -> None:
     for launch in queue.active_launches(experiment.folder, queue.squeue()):
         theirs = launch.plan["settings"]
         if different := [name for name in GRID_FIELDS if theirs[name] != settings[name]]:
-            cancel = " ".join(["python launch/cancel.py", *experiment.overrides])
+            cancel = command_line("cancel", *experiment.overrides)
             raise UserError(
                 f"name={settings['name']}",
                 f"its jobs {', '.join(launch.ids)}, with another {different[0]}, are in flight",

@@ -227,7 +227,7 @@ def test_equal_labels_are_rejected(altered):
 
 def test_the_error_of_a_missing_folder_names_the_command(tmp_path):
     with pytest.raises(
-        MissingInput, match=r"nowhere: no classifier here; make it with: python classify\.py model="
+        MissingInput, match=r"nowhere: no classifier here; make it with: offscript classify model="
     ):
         load(tmp_path / "nowhere")
 
@@ -277,7 +277,7 @@ ROW = {"text": "the report.", "label": "a", "family": "f1"}
         ([ROW, {**ROW, "text": "  "}], ["a", "b"], r"row 2 \(family f1\): its text is empty"),
         ([ROW, {**ROW, "text": None}], ["a", "b"], r"row 2 \(family f1\): its text is empty"),
         ([{**ROW, "label": "c"}], ["a", "b"], r"row 1 .*: unknown label 'c'; allowed: a, b"),
-        ([ROW], ["a", "b"], "none of label b; make rows with: python rollout.py"),
+        ([ROW], ["a", "b"], "none of label b; make rows with: offscript rollout"),
         ([], ["a", "b"], "none of label a, b"),
         ([ROW, {**ROW, "label": "b"}], ["a", "b"], r"all of one family \(f1\)"),
     ],
