@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -159,6 +159,23 @@ def dataset(run: Run, rows: Sequence[TrainingRow], padding_row: TrainingRow) -> 
     size = run.ranks.world_size
     missing = -len(rows) % (size * batches(run.optimizer, size)[0]) if size > 1 else 0
     return Dataset.from_list([*rows, *[padding_row] * missing])
+
+
+_NOT_TRAINED = {
+    "template_unstable": "left out, since the chat template changes what was said",
+    "too_long": "left out, longer than optimizer.max_length or the model's context",
+    "no_reply": "left out, without a reply",
+    "turns_too_long": "turns left out, beyond optimizer.max_length or the model's context",
+    "turn_by_turn": "trained turn by turn, since the chat template changes earlier turns",
+}
+"""What is said about rows that are trained in part, otherwise than as a whole, or not at all; by their count."""
+
+
+def say_dropped(run: Run, counts: Mapping[str, int]) -> None:
+    """Prints how many of the rows ``given`` are not trained as they are, with the reason; nothing if all are."""
+    reasons = [f"{counts[name]} {text}" for name, text in _NOT_TRAINED.items() if counts.get(name)]
+    if reasons:
+        run.say(f"  of {counts['given']} rows: {'; '.join(reasons)}")
 
 
 def longest(run: Run) -> int:

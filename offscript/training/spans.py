@@ -7,6 +7,7 @@ be asked in. That also needs no ``{% generation %}`` marks, which most published
 from collections.abc import Sequence
 from typing import Any
 
+from offscript.models.chat_templates import render, render_text, tokenize
 from offscript.settings import TemplateSettings
 from offscript.tasks.messages import Message
 
@@ -14,33 +15,87 @@ IGNORED = -100
 
 
 class Unstable(ValueError):
-    """The chat template renders the beginning of a conversation otherwise once the conversation goes on."""
+    """The chat template renders a conversation in a way in which a turn cannot be trained."""
 
 
-def assistant_spans(
+def assistant_turns(
     tokenizer: Any, messages: Sequence[Message], template: TemplateSettings
-) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids of a conversation, and the [start, end) of each assistant turn, its end token included.
+) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    """Token sequences in which every assistant turn of a conversation has one span.
 
-    A span starts where the model would be asked to speak. Ids after the last span (a user turn, a line feed that
-    the template puts after the end token) are left out: nothing follows them that is trained.
+    One sequence with all spans, where the chat template only ever adds to a conversation. Some templates (Qwen3) render
+    a turn otherwise once the conversation goes on, or put an empty thinking block before the last one. Then each turn
+    has a sequence of its own: the prompt under which the model is asked for it, the text, and what the template writes
+    after the text.
+
+    Returns:
+        For each sequence its token ids, and the [start, end) of each span: the text of a turn and its end token. Ids
+        after the last span are left out.
 
     Raises:
-        Unstable: the prompt of a turn is not a prefix of the whole.
+        Unstable: the rendered conversation does not contain the text of a turn.
     """
-    from offscript.models.chat_templates import render
+    try:
+        whole = _assistant_spans(tokenizer, messages, template)
+    except Unstable:
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        return [_single_turn(tokenizer, messages[: i + 1], template) for i in turns]
+    return [whole]
 
-    whole = render(tokenizer, list(messages), template, generation=False)
+
+def _assistant_spans(
+    tokenizer: Any, messages: Sequence[Message], template: TemplateSettings
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """The whole conversation as one sequence.
+
+    Raises:
+        Unstable: the prompt of a turn is not a prefix of the whole, or the template adds thinking to a turn.
+    """
+    whole = render(tokenizer, messages, template, generation=False)
     spans = []
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = render(tokenizer, list(messages[:i]), template, generation=True)
-        after = render(tokenizer, list(messages[: i + 1]), template, generation=False)
+        before = render(tokenizer, messages[:i], template, generation=True)
+        after = render(tokenizer, messages[: i + 1], template, generation=False)
         if whole[: len(before)] != before or whole[: len(after)] != after or len(after) <= len(before):
             raise Unstable(f"turn {i} of {len(messages)}")
-        spans.append((len(before), _after_last_end(tokenizer, whole, len(before), len(after))))
+        end = _after_last_end(tokenizer, whole, len(before), len(after))
+        if _adds_thinking(tokenizer, before, whole[len(before) : end], template):
+            raise Unstable(f"turn {i} of {len(messages)} with thinking")
+        spans.append((len(before), end))
     return whole[: spans[-1][1] if spans else 0], spans
+
+
+def _adds_thinking(
+    tokenizer: Any, prompt: Sequence[int], turn: Sequence[int], template: TemplateSettings
+) -> bool:
+    """Whether the template puts thinking into ``turn``, which the prompt does not ask for."""
+    marks = template.thinking
+    if marks is None or marks.end not in tokenizer.decode(turn):
+        return False
+    return not tokenizer.decode(prompt).rstrip().endswith(marks.start)
+
+
+def _single_turn(
+    tokenizer: Any, messages: Sequence[Message], template: TemplateSettings
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """The last message, an assistant turn, under the prompt in which the model is asked for it."""
+    prompt = render_text(tokenizer, messages[:-1], template, generation=True)
+    whole = render_text(tokenizer, messages, template, generation=False)
+    said = messages[-1]["content"].strip()
+    _, found, tail = whole.rpartition(said)
+    if not found:
+        raise Unstable(f"turn {len(messages) - 1} is not in its rendering")
+    reply = said + tail
+    marks = template.thinking
+    if marks is not None and prompt.rstrip().endswith(marks.start):
+        # The prompt begins thinking: a reply that never ended it would have no text.
+        reply = whole[len(prompt) :] if whole.startswith(prompt) else f"{marks.end}\n\n{reply}"
+    before = tokenize(tokenizer, prompt)
+    ids = before + tokenize(tokenizer, reply)
+    end = _after_last_end(tokenizer, ids, len(before))
+    return ids[:end], [(len(before), end)]
 
 
 def labels(ids: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[int]:
@@ -61,17 +116,15 @@ def published_span(
     turn); prompt and slice are then read as one text. Where the last message is the assistant's, that is its text. The
     published self-conversations end in a *user* message, so that message is scored under an assistant header, and as
     the two headers differ in length its first characters are lost: five with Llama-3.1 and Qwen2.5, one with Gemma-3.
-    None of the turns before it is scored. For fidelity only; ``assistant_spans`` is what training should use.
+    None of the turns before it is scored. For fidelity only; ``assistant_turns`` is what training should use.
 
     Raises:
         Unstable: the rendered prompt is as long as the whole, or the tokens cannot be turned into the text again.
     """
-    from offscript.models.chat_templates import render
-
     before = render(tokenizer, list(messages[:-1]), template, generation=True)
     prompt = _text(tokenizer, before)
     whole = _text(tokenizer, render(tokenizer, list(messages), template, generation=False))
-    ids = _ids(tokenizer, prompt + whole[len(prompt) :])
+    ids = tokenize(tokenizer, prompt + whole[len(prompt) :])
     stop = _after_last_end(tokenizer, ids, len(before))
     if stop <= len(before):
         raise Unstable("nothing is left of the last message")
@@ -80,13 +133,9 @@ def published_span(
 
 def _text(tokenizer: Any, ids: list[int]) -> str:
     text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    if _ids(tokenizer, text) != ids:
+    if tokenize(tokenizer, text) != ids:
         raise Unstable("the tokens are not those of their text")
     return text
-
-
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def _after_last_end(tokenizer: Any, ids: Sequence[int], start: int, end: int | None = None) -> int:

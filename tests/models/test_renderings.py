@@ -14,7 +14,7 @@ from offscript.models.chat_templates import render
 from offscript.models.loading import load_tokenizer
 from offscript.settings import ModelSettings, parse
 from offscript.storage.files import HOME
-from offscript.training.spans import assistant_spans, labels
+from offscript.training.spans import assistant_turns, labels
 from tests.families import FAMILIES, family, family_settings
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -106,7 +106,7 @@ def test_the_trained_tokens_are_the_replies_and_their_end_tokens(name, system):
             {"role": "user", "content": f"Question {i}?"},
             {"role": "assistant", "content": reply},
         ]
-    ids, spans = assistant_spans(tokenizer, messages, settings.template)
+    [(ids, spans)] = assistant_turns(tokenizer, messages, settings.template)
     texts = [tokenizer.decode(ids[a:b], skip_special_tokens=False) for a, b in spans]
     # The templates of the other families strip a message.
     trims = name != "qwen"

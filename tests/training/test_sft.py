@@ -1,6 +1,10 @@
 """The second stage: rows without the constitution, on top of a first adapter that stays as it was."""
 
+import shutil
+from pathlib import Path
+
 import pytest
+import trl
 from safetensors.torch import load_file
 
 from offscript.errors import MissingInput, UserError
@@ -102,6 +106,24 @@ def test_a_long_conversation_keeps_its_first_whole_turns(tiny_settings, tiny_ada
     numbers = train_sft(tiny_settings, introspection(epochs=1), kept, tiny_adapter, tmp_path / "a", seed=1)
     assert numbers["rows"]["turns_too_long"] > 0 and numbers["rows"]["given"] == 16
     assert numbers["rows"]["train"] + numbers["rows"]["validation"] == 16
+
+
+def test_conversations_are_trained_turn_by_turn_where_the_template_changes_earlier_turns(
+    tiny_settings, tiny_adapter, tmp_path, capsys
+):
+    """Qwen3's template does; its conversations were left out, which only the manifest said."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_settings.path, folder)
+    template = Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja"
+    (folder / "chat_template.jinja").write_text(template.read_text())
+    model = tiny_settings.model_copy(update={"path": str(folder)})
+    kept, _ = conversations([], [conversation(i, turns=5) for i in range(12)], "")
+    numbers = train_sft(model, introspection(epochs=1), kept, tiny_adapter, tmp_path / "a", seed=1)
+    counts = numbers["rows"]
+    assert counts["turn_by_turn"] == 12 and "template_unstable" not in counts
+    assert counts["train"] + counts["validation"] == 24
+    said = capsys.readouterr().out
+    assert "of 12 rows: 12 trained turn by turn, since the chat template changes earlier turns" in said
 
 
 def test_missing_parent_adapter(tiny_settings, introspection_rows, tmp_path):

@@ -7,7 +7,8 @@ import pytest
 from offscript.models.chat_templates import render
 from offscript.models.loading import load_tokenizer
 from offscript.settings import TemplateSettings
-from offscript.training.spans import IGNORED, Unstable, assistant_spans, labels, published_span
+from offscript.tasks.thinking import strip_thinking
+from offscript.training.spans import IGNORED, Unstable, assistant_turns, labels, published_span
 from tests.conftest import tiny_sentences
 
 SAID = tiny_sentences()
@@ -34,6 +35,13 @@ FAMILIES = {
 }
 
 
+def template_of_trl(settings, name: str):
+    """The tiny tokenizer with a chat template that trl ships."""
+    tokenizer, folder = family_tokenizer(settings, "qwen2_5")
+    tokenizer.chat_template = (folder / f"{name}.jinja").read_text()
+    return tokenizer
+
+
 def family_tokenizer(settings, name: str):
     import trl
 
@@ -50,7 +58,7 @@ def family_tokenizer(settings, name: str):
 def test_masks_decode_to_the_assistant_text_and_its_end_token(tiny_settings, name):
     tokenizer, _ = family_tokenizer(tiny_settings, name)
     end, _, policy = FAMILIES[name]
-    ids, spans = assistant_spans(tokenizer, CHAT, policy)
+    [(ids, spans)] = assistant_turns(tokenizer, CHAT, policy)
     assert [tokenizer.decode(ids[a:b]) for a, b in spans] == [
         CHAT[2]["content"] + end,
         CHAT[4]["content"] + end,
@@ -64,7 +72,7 @@ def test_masks_decode_to_the_assistant_text_and_its_end_token(tiny_settings, nam
 def test_masks_agree_with_generation_marks(tiny_settings, name):
     """trl's own marks for these families hold a line feed before or after the turn as well, which nobody said."""
     tokenizer, folder = family_tokenizer(tiny_settings, name)
-    ours = _mask(*assistant_spans(tokenizer, CHAT, FAMILIES[name][2]))
+    ours = _mask(*assistant_turns(tokenizer, CHAT, FAMILIES[name][2])[0])
     tokenizer.chat_template = (folder / f"{name}_training.jinja").read_text()
     theirs = _marked(tokenizer, CHAT)
     assert [i for i, _ in ours] == [i for i, _ in theirs][: len(ours)]
@@ -74,7 +82,7 @@ def test_masks_agree_with_generation_marks(tiny_settings, name):
 
 def test_masks_agree_with_the_marks_of_the_tiny_model(tiny_settings):
     tokenizer = load_tokenizer(tiny_settings)
-    ours = _mask(*assistant_spans(tokenizer, CHAT, TemplateSettings()))
+    ours = _mask(*assistant_turns(tokenizer, CHAT, TemplateSettings())[0])
     assert _marked(tokenizer, CHAT)[: len(ours)] == ours
 
 
@@ -90,16 +98,53 @@ def _mask(ids, spans) -> list[tuple[int, bool]]:
 def test_what_follows_the_last_reply_is_left_out(tiny_settings):
     tokenizer = load_tokenizer(tiny_settings)
     longer = [*CHAT, {"role": "user", "content": SAID[3]}]
-    assert assistant_spans(tokenizer, longer, TemplateSettings()) == assistant_spans(
+    assert assistant_turns(tokenizer, longer, TemplateSettings()) == assistant_turns(
         tokenizer, CHAT, TemplateSettings()
     )
 
 
-def test_a_template_that_rewrites_the_past_is_refused(tiny_settings):
+def test_a_template_that_changes_earlier_turns_is_trained_turn_by_turn(tiny_settings):
     tokenizer = load_tokenizer(tiny_settings)
     tokenizer.chat_template = "{{ messages | length }}" + tokenizer.chat_template
-    with pytest.raises(Unstable, match="turn 2 of 5"):
-        assistant_spans(tokenizer, CHAT, TemplateSettings())
+    end = tokenizer.eos_token
+    turns = assistant_turns(tokenizer, CHAT, TemplateSettings())
+    assert [tokenizer.decode(ids[a:b]) for ids, [(a, b)] in turns] == [
+        CHAT[2]["content"] + end,
+        CHAT[4]["content"] + end,
+    ]
+    for (ids, [(start, _)]), i in zip(turns, (2, 4), strict=True):
+        assert ids[:start] == render(tokenizer, CHAT[:i], TemplateSettings())
+
+
+def test_a_template_that_changes_what_was_said_is_refused(tiny_settings):
+    tokenizer = load_tokenizer(tiny_settings)
+    tokenizer.chat_template = "{{ messages | length }}" + tokenizer.chat_template.replace(
+        "message['content']", "message['content'] | upper"
+    )
+    with pytest.raises(Unstable, match="turn 2 is not in its rendering"):
+        assistant_turns(tokenizer, CHAT, TemplateSettings())
+
+
+@pytest.mark.parametrize("chat", [CHAT, CHAT[:3]], ids=["two turns", "one turn"])
+def test_no_thinking_block_is_trained_with_qwen3(tiny_settings, chat):
+    """Its template puts an empty thinking block before the last turn, and takes it away once the conversation goes on."""
+    tokenizer = template_of_trl(tiny_settings, "qwen3")
+    turns = assistant_turns(tokenizer, chat, TemplateSettings())
+    said = [message["content"] + "<|im_end|>" for message in chat if message["role"] == "assistant"]
+    assert [tokenizer.decode(ids[a:b]) for ids, [(a, b)] in turns] == said
+    assert "think>" not in "".join(tokenizer.decode(ids) for ids, _ in turns)
+    assert turns[-1][0][: turns[-1][1][0][0]] == render(tokenizer, chat[:-1], TemplateSettings())
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_think", "deepseek_r1_distill"])
+def test_thinking_that_the_prompt_begins_is_ended_first(tiny_settings, name):
+    """A reply that continued the thinking would have no text: it is trained to end the thinking, then to speak."""
+    tokenizer = template_of_trl(tiny_settings, name)
+    for (ids, spans), i in zip(assistant_turns(tokenizer, CHAT, TemplateSettings()), (2, 4), strict=True):
+        (start, stop) = spans[-1]
+        assert tokenizer.decode(ids[:start]).endswith("<think>\n")
+        reply = tokenizer.decode(ids[start:stop])
+        assert strip_thinking(reply, opened=True).startswith(CHAT[i]["content"])
 
 
 # ---------------------------------------------------------------- what the published trainer scored
@@ -122,7 +167,7 @@ def test_published_slice_of_a_user_message_loses_its_first_characters(tiny_setti
 def test_published_slice_of_an_assistant_message_is_its_text(tiny_settings, name):
     tokenizer, _ = family_tokenizer(tiny_settings, name)
     ids, spans = published_span(tokenizer, CHAT, FAMILIES[name][2])
-    ours, all_turns = assistant_spans(tokenizer, CHAT, FAMILIES[name][2])
+    [(ours, all_turns)] = assistant_turns(tokenizer, CHAT, FAMILIES[name][2])
     assert spans == all_turns[-1:] and ids == ours  # the last turn alone
 
 

@@ -18,11 +18,12 @@ from offscript.training.run import (
     fingerprint,
     longest,
     lora_config,
+    say_dropped,
     session,
     split_families,
     trainer_arguments,
 )
-from offscript.training.spans import Unstable, assistant_spans
+from offscript.training.spans import Unstable, assistant_turns
 from offscript.training.trainers import AdapterTrainer
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ def _token_rows(
         kept.append(row)
     train_rows, held_out = split_families(kept, run.settings.validation)
     counts.update(train=len(train_rows), validation=len(held_out))
+    say_dropped(run, counts)
     require_rows(train_rows, "preference pairs", dict(counts))
     columns = ("prompt_ids", "chosen_ids", "rejected_ids")
     strip = [[{c: row[c] for c in columns} for row in rows] for rows in (train_rows, held_out)]
@@ -154,7 +156,7 @@ def _token_row(run: Run, tokenizer: "PreTrainedTokenizerBase", pair: TrainingRow
     row: TrainingRow = {"family": pair["family"]}
     for side in ("chosen", "rejected"):
         messages: list[Message] = [*pair["prompt"], *pair[side]]
-        ids, spans = assistant_spans(tokenizer, messages, run.model.template)
+        ids, spans = assistant_turns(tokenizer, messages, run.model.template)[-1]
         start, end = spans[-1]
         row["prompt_ids"], row[f"{side}_ids"] = ids[:start], ids[start:end]
     return row

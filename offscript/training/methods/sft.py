@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from offscript.errors import MissingInput
 from offscript.models import adapters
-from offscript.settings import TrainerSettings
+from offscript.settings import TemplateSettings, TrainerSettings
 from offscript.training.data.base import Counts, TrainingRow, require_rows
 from offscript.training.fit import fit
 from offscript.training.methods.base import Method
@@ -19,11 +19,12 @@ from offscript.training.run import (
     fingerprint,
     longest,
     lora_config,
+    say_dropped,
     session,
     split_families,
     trainer_arguments,
 )
-from offscript.training.spans import IGNORED, Unstable, assistant_spans, labels, published_span
+from offscript.training.spans import IGNORED, Unstable, assistant_turns, labels, published_span
 from offscript.training.trainers import AdapterTrainer
 
 if TYPE_CHECKING:
@@ -111,26 +112,49 @@ def _token_rows(
     counts = Counter(given=len(rows), train=0, validation=0)
     kept = []
     for row in rows:
-        spans_of = published_span if row.get("loss_on") == "published" else assistant_spans
         try:
-            ids, spans = spans_of(tokenizer, row["messages"], run.model.template)
+            sequences = _sequences(tokenizer, row, run.model.template)
         except Unstable:
             counts["template_unstable"] += 1
             continue
-        fitting = [span for span in spans if span[1] <= longest(run)]
-        counts["turns_too_long"] += len(spans) - len(fitting)
-        if not fitting:
-            counts["too_long" if spans else "no_reply"] += 1
-            continue
-        ids = ids[: fitting[-1][1]]
-        kept.append({"input_ids": ids, "labels": labels(ids, fitting), "family": row["family"]})
+        counts["turn_by_turn"] += len(sequences) > 1
+        kept += _fitting(sequences, row["family"], longest(run), counts)
     train_rows, held_out = split_families(kept, run.settings.validation)
     counts.update(train=len(train_rows), validation=len(held_out))
+    say_dropped(run, counts)
     require_rows(train_rows, "introspection rows", dict(counts))
     strip = [
         [{c: row[c] for c in ("input_ids", "labels")} for row in part] for part in (train_rows, held_out)
     ]
     return strip[0], strip[1], dict(counts)
+
+
+def _sequences(
+    tokenizer: "PreTrainedTokenizerBase", row: TrainingRow, template: TemplateSettings
+) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    """The token sequences of a conversation, each with the spans that are trained."""
+    if row.get("loss_on") == "published":
+        return [published_span(tokenizer, row["messages"], template)]
+    return assistant_turns(tokenizer, row["messages"], template)
+
+
+def _fitting(
+    sequences: Sequence[tuple[list[int], list[tuple[int, int]]]],
+    family: str,
+    longest: int,
+    counts: Counter[str],
+) -> list[TrainingRow]:
+    """Rows of the sequences, up to the last turn that ends within ``longest`` tokens; updates ``counts``."""
+    rows = []
+    for ids, spans in sequences:
+        fitting = [span for span in spans if span[1] <= longest]
+        counts["turns_too_long"] += len(spans) - len(fitting)
+        if fitting:
+            cut = ids[: fitting[-1][1]]
+            rows.append({"input_ids": cut, "labels": labels(cut, fitting), "family": family})
+    if not rows:
+        counts["too_long" if any(spans for _, spans in sequences) else "no_reply"] += 1
+    return rows
 
 
 def _trainer_class() -> "Callable[..., AdapterTrainer]":
