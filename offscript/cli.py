@@ -44,7 +44,7 @@ def main(config: str, command: Command, has_dry_run: bool = False) -> None:
     ``has_dry_run`` takes ``dry_run=true``.
 
     Exit code 0: done; 2: a mistake of the user (one line on stderr); 1: the work failed (its traceback is in a log);
-    130: interrupted. In a multirun every job runs, and the exit code is the largest of theirs.
+    130: interrupted (128 + the number of the signal). In a multirun every job runs, and the exit code is the largest of theirs.
     """
     quiet_libraries()
     # Hydra then raises its errors instead of printing them.
@@ -52,8 +52,8 @@ def main(config: str, command: Command, has_dry_run: bool = False) -> None:
     codes: list[int] = []
     try:
         _run_with_hydra(config, _without_dry_run(command) if not has_dry_run else command, codes)
-    except (KeyboardInterrupt, Interrupted) as stop:
-        say(str(stop) or "interrupted; run the same command again to continue")
+    except KeyboardInterrupt:
+        say("interrupted; run the same command again to continue")
         codes.append(130)
     except Exception as error:
         if (line := _explain(error)) is None:
@@ -85,8 +85,11 @@ def _run_with_hydra(config: str, command: Command, codes: list[int]) -> None:
         try:
             code = _run_job(cfg, command)
         except Interrupted as stop:
-            forward_signal_to_submitit(stop)
-            raise
+            if forward_signal_to_submitit(stop):
+                raise
+            # Hydra would report an exception as an error of the command line.
+            say(str(stop))
+            sys.exit(stop.exit_code)
         # In a process of a launcher, ``codes`` is a copy: the returned code counts there.
         codes.append(code)
         return code

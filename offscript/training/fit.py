@@ -54,7 +54,7 @@ def fit(trainer: AdapterTrainer, run: Run, fingerprint: str, probe: Sequence[int
     with ranks.fail_together(expected=(TrainingFailed, Interrupted)), stopper.handle_signals():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if stopper.stopped:
-            raise Interrupted(trainer.state.global_step, trainer.state.max_steps, stopper.terminated)
+            raise Interrupted(trainer.state.global_step, trainer.state.max_steps, stopper.number)
     with ranks.fail_together(expected=(TrainingFailed, UserError)):
         numbers = _numbers(trainer, run, started, checkpoint)
         numbers["max_logit_difference"] = _self_test(trainer, probe)

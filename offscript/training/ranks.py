@@ -13,14 +13,13 @@ they are blocked in a collective. This works with every launcher.
 import contextlib
 import os
 import re
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from offscript import signals
 from offscript.errors import UserError
 from offscript.seeds import stable_hash
 
@@ -347,7 +346,4 @@ def _monitor(group: _Group, store: "Store") -> None:
 
 def _exit(group: _Group, reason: str) -> None:
     """Ends the process at once: an exception would not reach a main thread that is blocked in a collective."""
-    sys.stderr.write(f"rank {group.me.rank}: {reason}; exiting\n")
-    sys.stderr.flush()
-    time.sleep(0.1)
-    os._exit(1)
+    signals.exit_at_once(f"rank {group.me.rank}: {reason}; exiting")

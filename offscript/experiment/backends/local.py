@@ -6,14 +6,17 @@ import queue
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from offscript.console import say
 from offscript.experiment.backends.plan import Plan
 from offscript.experiment.folder import now
+from offscript.signals import before_end
 
 GpuSlots = queue.Queue[str]
 """One entry per worker: the GPU that its job sees, or "" where there is no choice."""
@@ -25,8 +28,8 @@ def run_plan(plan: Plan, max_processes: int | None) -> None:
     A failed job is reported with its log and stops nothing; jobs that need its artifacts then find them missing.
     """
     workers = max_processes or os.cpu_count() or 1
-    gpus = _gpu_slots(workers)
-    with ThreadPoolExecutor(workers) as pool:
+    gpus, processes = _gpu_slots(workers), _Processes()
+    with ThreadPoolExecutor(workers) as pool, processes.end_with_this_one():
         for _, arrays in itertools.groupby(enumerate(plan.arrays), lambda pair: pair[1].layer):
             jobs = [
                 (number, task, rank)
@@ -34,10 +37,53 @@ def run_plan(plan: Plan, max_processes: int | None) -> None:
                 for task, members in enumerate(array.tasks)
                 for rank in range(len(members))
             ]
-            list(pool.map(lambda job: _run_job(plan, gpus, *job), jobs))
+            list(pool.map(lambda job: _run_job(plan, gpus, processes, *job), jobs))
 
 
-def _run_job(plan: Plan, gpus: GpuSlots, array: int, task: int, rank: int) -> None:
+class _Processes:
+    """The processes that are running. After ``end``, no further one is started."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.RLock()
+        self.ended = False
+
+    def run(self, command: Sequence[str], log: IO[str], env: Mapping[str, str]) -> int | None:
+        """Runs ``command`` and returns its exit code; None if it was not started, or was ended."""
+        with self._lock:
+            if self.ended:
+                return None
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
+            self._running.add(process)
+        code = process.wait()
+        with self._lock:
+            self._running.remove(process)
+            return None if self.ended else code
+
+    def end(self, number: int = signal.SIGTERM) -> None:
+        """Sends the signal ``number`` to every process."""
+        with self._lock:
+            self.ended = True
+            for process in self._running:
+                process.send_signal(number)
+
+    def wait(self) -> None:
+        """Waits for every process: a training writes a checkpoint before it ends."""
+        for process in [*self._running]:
+            process.wait()
+
+    @contextmanager
+    def end_with_this_one(self) -> Iterator[None]:
+        """Within the block, a signal or an exception that ends this process ends the others too."""
+        with before_end(self.end, self.wait):
+            try:
+                yield
+            except BaseException:
+                self.end()
+                raise
+
+
+def _run_job(plan: Plan, gpus: GpuSlots, processes: _Processes, array: int, task: int, rank: int) -> None:
     log = plan.path.parent / "logs" / f"{array}_{task}_{rank}.log"
     log.parent.mkdir(exist_ok=True)
     job, started = plan.arrays[array].tasks[task][rank], now()
@@ -46,14 +92,14 @@ def _run_job(plan: Plan, gpus: GpuSlots, array: int, task: int, rank: int) -> No
     with _acquire_gpu(gpus) as gpu, open(log, "w", encoding="utf-8") as file:
         # PYTHONSAFEPATH: the job must not import the code in the current folder.
         env = {**os.environ, **gpu, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
-        done = subprocess.run(
-            [*command, str(array), str(task), str(rank)], stdout=file, stderr=subprocess.STDOUT, env=env
-        )
+        code = processes.run([*command, str(array), str(task), str(rank)], file, env)
     name = plan.content["jobs"][job]["name"]
-    if done.returncode == 0:
+    if code is None:
+        return
+    if code == 0:
         say(f"  done: {name}")
         return
-    reason = _describe_exit(done.returncode)
+    reason = _describe_exit(code)
     say(f"  failed: {name} ({reason}, log: {log})")
     _record_failures(plan, job, reason, log, started)
 

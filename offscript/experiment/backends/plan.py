@@ -44,6 +44,7 @@ from offscript.settings import (
     parse,
 )
 from offscript.storage.files import HOME, ensure_folder, write_text
+from offscript.training.interrupt import Interrupted
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Named)
@@ -347,3 +348,9 @@ if __name__ == "__main__":
     except (JobFailed, UserError) as error:
         say(f"failed: {error}")
         sys.exit(2 if isinstance(error, UserError) else 1)
+    except Interrupted as stop:
+        say(str(stop))
+        sys.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        say("interrupted")
+        sys.exit(130)

@@ -1,6 +1,5 @@
 """The state of an experiment, from its files and, if the cluster answers, from SLURM."""
 
-import json
 import os
 import time
 from collections import Counter
@@ -15,7 +14,7 @@ from offscript.experiment.artifacts import KINDS
 from offscript.experiment.backends.plan_file import ArtifactRecord
 from offscript.experiment.backends.slurm_queue import ClusterState
 from offscript.storage.files import read_json
-from offscript.storage.locks import STALE_S
+from offscript.storage.locks import writing_since
 from offscript.storage.manifests import manifest_path
 
 STATES = ("done", "running", "waiting", "failed", "missing")
@@ -157,20 +156,6 @@ class _Files:
         with open(self.folder / path, "rb") as file:
             return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
-    def locked_since(self, path: str, ended: float) -> float | None:
-        """When the running writer of ``path`` started; None if there is none, or if its lock is stale: not touched for
-        ``STALE_S``, or not after its job ``ended`` (in seconds since 1970)."""
-        lock = str(Path(path).with_name(f".{Path(path).name}.lock"))
-        if lock not in self.paths:
-            return None
-        try:
-            touched = (self.folder / lock).stat().st_mtime
-            if time.time() - touched > STALE_S or touched < ended:
-                return None
-            return float(json.loads((self.folder / lock).read_text())["since"])
-        except (OSError, ValueError, KeyError):
-            return None
-
     def failure(self, key: str) -> FailureRecord | None:
         name = f"{key[:8]}.failed.json"
         if name not in self.records:
@@ -199,7 +184,7 @@ def _unfinished(artifact: ArtifactRecord, files: _Files, cluster: ClusterState, 
     key = artifact["key"]
     rows = files.lines(artifact["path"]) if artifact["planned"] is not None else None
     job = cluster.failed.get(key)
-    since = files.locked_since(artifact["path"], job.ended if job else 0.0)
+    since = writing_since(files.folder / artifact["path"], job.ended if job else 0.0)
     if since is not None or cluster.states.get(key) == "RUNNING":
         return _entry(artifact, "running", rows, since=since)
     if key in cluster.states:
