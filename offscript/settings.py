@@ -672,6 +672,7 @@ def parse(schema: type[M], plain: object, where: str | Callable[[str], str]) -> 
 _EXPECTED = {
     "string_type": "input should be a valid string (in quotes, if YAML reads it as something else)",
     "dict_type": "input should be a mapping",
+    "tuple_type": "input should be a list",
     "model_type": "input should be a mapping",
 }
 """Clearer texts than pydantic's, by type of error."""

@@ -4,7 +4,7 @@ Two layouts are accepted: our own (``model, stage, format, scenario, persona, pr
 the published study (``base, stage, scenario_id, trait_true, trait_pred, probs [p], label_order``).
 """
 
-import math
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from pathlib import Path
 from offscript.errors import UserError, command_line, one_of
 from offscript.evaluation.order import personas_in_order
 from offscript.seeds import stable_hash
+from offscript.settings import shown
 from offscript.storage.files import Json, resolve
 from offscript.storage.rows import read_rows
 from offscript.tasks.scenarios import family_of
@@ -29,7 +30,8 @@ class Prediction:
     """The prediction of a classifier for the text of one episode.
 
     ``training_seed`` is the ``seed`` of the row, which is that of the cell's adapter. ``persona`` is the true persona,
-    None for a base text, which is scored for every persona. If the episode emitted no text, ``predicted``, ``probs`` and
+    None for a base text, which is scored for every persona. ``sample`` is, for a row without such a number, a hash of the
+    row, so that only a row that is given twice is a second prediction of one episode. If the episode emitted no text, ``predicted``, ``probs`` and
     ``text_hash`` are None. ``ended`` is the reason why the episode ended, None if the file holds scored texts only, so
     that the number of planned episodes is unknown. ``where`` is the file and line.
     """
@@ -95,9 +97,7 @@ def check_rows(rows: Sequence[Row], source: str, default_format: str = "") -> li
     Raises:
         UserError: a row is not a valid prediction; names the first one as ``source, line n``.
     """
-    return [
-        _read(row, f"{source}, line {number}", number, default_format) for number, row in enumerate(rows, 1)
-    ]
+    return [_read(row, f"{source}, line {number}", default_format) for number, row in enumerate(rows, 1)]
 
 
 def check_together(predictions: list[Prediction]) -> list[Prediction]:
@@ -144,7 +144,7 @@ def check_together(predictions: list[Prediction]) -> list[Prediction]:
 # ---------------------------------------------------------------- one row
 
 
-def _read(row: Row, where: str, number: int, default_format: str) -> Prediction:
+def _read(row: Row, where: str, default_format: str) -> Prediction:
     published = "model" not in row and ("base" in row or "trait_true" in row)
     absent = [key for key in (_PUBLISHED if published else _OURS) if key not in row]
     if absent and (absent != ["format"] or not default_format):
@@ -154,10 +154,10 @@ def _read(row: Row, where: str, number: int, default_format: str) -> Prediction:
             f"a prediction row has {', '.join(_OURS)}, or the keys of the published layout",
         )
     format_ = _text(row, "format", where) if "format" in row else default_format
-    return (_published if published else _ours)(row, where, number, format_)
+    return (_published if published else _ours)(row, where, format_)
 
 
-def _ours(row: Row, where: str, number: int, format_: str) -> Prediction:
+def _ours(row: Row, where: str, format_: str) -> Prediction:
     scenario, text_hash = _text(row, "scenario", where), row.get("text_hash")
     ended = _text(row, "ended", where) if row.get("ended") is not None else None
     has_text = row["predicted"] is not None
@@ -174,7 +174,7 @@ def _ours(row: Row, where: str, number: int, format_: str) -> Prediction:
         persona=_text(row, "persona", where) if row["persona"] is not None else None,
         scenario=scenario,
         family=_text(row, "family", where) if row.get("family") is not None else family_of(scenario),
-        sample=_integer(row, "sample", where, number) or 0,
+        sample=_sample(row, "sample", where),
         predicted=_label(row["predicted"], probs, where) if probs else None,
         probs=probs,
         ended=ended,
@@ -183,7 +183,7 @@ def _ours(row: Row, where: str, number: int, format_: str) -> Prediction:
     )
 
 
-def _published(row: Row, where: str, number: int, format_: str) -> Prediction:
+def _published(row: Row, where: str, format_: str) -> Prediction:
     scenario = _text(row, "scenario_id", where)
     family = family_of(scenario)
     variant = re.search(r"(_v\d+)?$", scenario)
@@ -204,7 +204,7 @@ def _published(row: Row, where: str, number: int, format_: str) -> Prediction:
         # A scenario has the same name in chat_email and agentic_email, so that the two are resampled jointly.
         scenario=family + (variant.group() if variant else ""),
         family=family,
-        sample=_integer(row, "row_idx", where, number) or 0,
+        sample=_sample(row, "row_idx", where),
         predicted=_label(row["trait_pred"], probs, where),
         probs=probs,
         ended=None,
@@ -216,23 +216,28 @@ def _published(row: Row, where: str, number: int, format_: str) -> Prediction:
 def _text(row: Row, key: str, where: str) -> str:
     value = row[key]
     if not isinstance(value, str) or not value:
-        raise UserError(where, f"{key} is {value!r}", "a name is needed")
+        raise UserError(where, f"{key} is {shown(value)}", "a name is needed")
     return value
 
 
-def _integer(row: Row, key: str, where: str, default: int | None = None) -> int | None:
+def _integer(row: Row, key: str, where: str) -> int | None:
     value = row.get(key)
     if value is None:
-        return default
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise UserError(where, f"{key} is {value!r}", "an integer is needed")
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
+        raise UserError(where, f"{key} is {shown(value)}", "an integer of 64 bits is needed")
     return value
+
+
+def _sample(row: Row, key: str, where: str) -> int:
+    number = _integer(row, key, where)
+    return stable_hash("row", json.dumps(row, sort_keys=True)) if number is None else number
 
 
 def _label(predicted: Json, probs: Mapping[str, float], where: str) -> str:
     if not isinstance(predicted, str) or predicted not in probs:
         raise UserError(
-            where, f"predicted label {predicted!r} has no probability", one_of(personas_in_order(probs))
+            where, f"predicted label {shown(predicted)} has no probability", one_of(personas_in_order(probs))
         )
     return predicted
 
@@ -250,8 +255,8 @@ def _probs(probs: Json, where: str) -> dict[str, float]:
     checked: dict[str, float] = {}
     for label, p in probs.items():
         if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1 + SUM_TOLERANCE:
-            shown = "NaN" if isinstance(p, float) and math.isnan(p) else repr(p)
-            raise UserError(where, f"probability of {label!r} is {shown}", "a number from 0 to 1 is needed")
+            found = shown(p)
+            raise UserError(where, f"probability of {label!r} is {found}", "a number from 0 to 1 is needed")
         checked[label] = float(p)
     total = sum(checked.values())
     if abs(total - 1) > SUM_TOLERANCE:

@@ -1,6 +1,5 @@
 """Whole files: the repository's root, atomic writes, JSON, folders."""
 
-import codecs
 import contextlib
 import errno
 import glob
@@ -14,47 +13,102 @@ from typing import Any
 
 from offscript.errors import UserError
 from offscript.json_types import Json as Json
+from offscript.settings import shown
+from offscript.storage.json_text import parse_json
 
 HOME = Path(__file__).resolve().parents[2]
 """The repository's root. The files that it ships (conf, data, assets) are found from any working folder."""
 
+REMAKE = "delete it to have it made again"
+
+
+def expand_home(path: str | Path) -> Path:
+    """``path`` with a leading ``~`` or ``~user`` replaced by that home folder.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        user = Path(expanded).parts[0]
+        raise UserError(
+            str(path), f"there is no home folder {user}", f"write ./{user} for a folder of that name"
+        )
+    return Path(expanded)
+
 
 def locate(path: str | Path) -> Path:
-    """``path`` relative to the current folder if it exists there, else relative to the repository's root."""
-    path = Path(path).expanduser()
-    return path if path.is_absolute() or path.exists() else HOME / path
+    """``path`` relative to the current folder if it exists there, else relative to the repository's root.
+
+    Raises:
+        UserError: it cannot be looked up (no permission, too long a name), or ``~user`` is unknown.
+    """
+    found = expand_home(path)
+    # The root of an absolute path replaces HOME.
+    return found if _exists(found) else HOME / found
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UserError(str(path), f"cannot be read: {error.strerror}") from None
 
 
 def resolve(pattern: str | Path) -> list[Path]:
     """The paths that ``pattern`` names: an existing file or folder, else the files that match it as a glob (``**`` for
-    any depth), sorted by name. Looked up as ``locate`` does; [] if there are none."""
+    any depth), sorted by name. Looked up as ``locate`` does; [] if there are none.
+
+    Raises:
+        UserError: see ``locate``.
+    """
     path = locate(pattern)
     if path.exists():
         return [path]
     for root in (Path(), HOME):
-        matches = sorted(glob.glob(str(root / Path(pattern).expanduser()), recursive=True))
+        matches = sorted(glob.glob(str(root / expand_home(pattern)), recursive=True))
         if files := [file for file in map(Path, matches) if file.is_file()]:
             return files
     return []
 
 
-def read_text(path: Path, expected: str = "") -> str:
-    """The text of a UTF-8 file, without a byte order mark.
+def read_bytes(path: Path, expected: str = "") -> bytes:
+    """The content of a file. ``expected`` describes the file that is needed, for the message of one that cannot be read.
 
-    ``expected`` describes the file that is needed, for the message of one that cannot be read.
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(str(path), f"cannot be read: {error.strerror}", expected) from None
+
+
+def decode(content: bytes, path: Path, offset: int = 0) -> str:
+    """The text in UTF-8 ``content``, without a byte order mark. It begins at byte ``offset`` of the file ``path``.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    # Without a byte order mark, the zero bytes of the first characters show the encoding, as in JSON's own rule.
+    encoding = (
+        json.detect_encoding(content) if content[:2] != b"\0\0" or content[2:4] == b"\xfe\xff" else "utf-8"
+    )
+    if not encoding.startswith("utf-8"):
+        raise UserError(str(path), f"is {encoding[:6].upper()}", "save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(str(path), f"byte {offset + error.start} is not UTF-8", "save it as UTF-8") from None
+
+
+def read_text(path: Path, expected: str = "") -> str:
+    """The text of a UTF-8 file, without a byte order mark. ``expected``: see ``read_bytes``.
 
     Raises:
         UserError: the file cannot be read, or is not UTF-8.
     """
-    try:
-        content = path.read_bytes()
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        found = "is UTF-16" if utf_16 else f"byte {error.start} is not UTF-8"
-        raise UserError(str(path), found, "save it as UTF-8") from None
-    except OSError as error:
-        raise UserError(str(path), f"cannot be read: {error.strerror}", expected) from None
+    return decode(read_bytes(path, expected), path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -99,16 +153,27 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, remedy: str = REMAKE) -> Any:
     """The JSON value in ``path``.
 
     Raises:
-        UserError: the file is not JSON.
+        UserError: the file cannot be read, or is not JSON; ``remedy`` says what to do.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(str(path), f"not JSON ({error})", "delete it to have it made again") from None
+    return parse_json(read_text(path), str(path), remedy, unique_keys=False)
+
+
+def read_json_object(path: Path, *keys: str, remedy: str = REMAKE) -> dict[str, Any]:
+    """The JSON object in ``path``, which has all ``keys``.
+
+    Raises:
+        UserError: the file cannot be read or is not JSON, its value is not an object, or a key is absent.
+    """
+    value = read_json(path, remedy)
+    if not isinstance(value, dict):
+        raise UserError(str(path), f"damaged: found {shown(value)}, not an object", remedy)
+    if absent := [key for key in keys if key not in value]:
+        raise UserError(str(path), f"damaged: no {absent[0]}", remedy)
+    return value
 
 
 def ensure_folder(path: Path) -> Path:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from offscript.storage.files import read_json, write_json
+from offscript.storage.files import read_json_object, write_json
 
 
 def manifest_path(artifact: Path) -> Path:
@@ -22,9 +22,12 @@ def write_manifest(artifact: Path, manifest: Mapping[str, object]) -> None:
 
 
 def read_manifest(artifact: Path) -> dict[str, Any] | None:
-    """The manifest of a finished artifact; None if there is none, or if the artifact itself was deleted."""
+    """The manifest of a finished artifact; None if there is none, or if the artifact itself was deleted.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     path = manifest_path(artifact)
     if not path.exists() or not artifact.exists():
         return None
-    manifest: dict[str, Any] = read_json(path)
-    return manifest
+    return read_json_object(path, "key")

@@ -2,7 +2,6 @@
 ``{"trait", "questions"}``; ``additional_questions`` are appended to the questions.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -13,8 +12,9 @@ from offscript.errors import UserError
 from offscript.json_types import Json
 from offscript.settings import Assertion, Node, parse, shown
 from offscript.storage.files import locate, read_text
+from offscript.storage.json_text import parse_json
 
-LAYOUT = 'a JSON list, or lines, of {"trait": text, "questions": [text, ...]}'
+MUST_BE = 'must be a JSON list, or lines, of {"trait": text, "questions": [text, ...]}'
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -34,11 +34,11 @@ def read_constitution(path: str | Path) -> tuple[Assertion, ...]:
     """
     file = locate(path)
     if not file.exists():
-        raise UserError(str(path), "no such file", f"must be {LAYOUT}")
-    text = read_text(file, f"must be {LAYOUT}")
+        raise UserError(str(path), "no such file", MUST_BE)
+    text = read_text(file, MUST_BE)
     entries = list(_entries(str(path), text))
     if not entries:
-        raise UserError(str(path), "holds no assertion", f"must be {LAYOUT}")
+        raise UserError(str(path), "holds no assertion", MUST_BE)
     return tuple(assertion_of(entry, where) for where, entry in entries)
 
 
@@ -57,18 +57,11 @@ def assertion_of(entry: Json, where: str) -> Assertion:
 def _entries(path: str, text: str) -> Iterator[tuple[str, Json]]:
     """Location and JSON value of each entry."""
     if text.lstrip().startswith("["):
-        listed = _parse_json(text, path)
+        listed = parse_json(text, path, MUST_BE)
         assert isinstance(listed, list)
         for i, entry in enumerate(listed):
             yield f"{path}[{i}]", entry
     else:
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
-                yield f"{path}:{number}", _parse_json(line, f"{path}:{number}")
-
-
-def _parse_json(text: str, where: str) -> Json:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(where, f"not JSON: {error}", f"must be {LAYOUT}") from None
+                yield f"{path}:{number}", parse_json(line, f"{path}:{number}", MUST_BE)

@@ -5,16 +5,14 @@ conversation a line, in our layout or that of a published data set); ``data/READ
 is a UserError that names file and key.
 """
 
-import contextlib
 import functools
 import json
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -31,6 +29,8 @@ from offscript.json_types import Json
 from offscript.seeds import stable_hash
 from offscript.settings import parse, shown
 from offscript.storage.files import read_text, resolve
+from offscript.storage.json_text import parse_json
+from offscript.storage.yaml_text import read_yaml
 from offscript.tasks.messages import Message
 from offscript.tasks.personas import assertion_of
 from offscript.tasks.scenarios import Rule, Scenario, ToolStub, family_of, task_of
@@ -92,7 +92,7 @@ def _numbers_as_text(globs: object) -> object:
 
 def _check_json(value: object) -> object:
     try:
-        json.dumps(value, allow_nan=False)
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError):
         raise ValueError(f"found {shown(value)}; must be a JSON value, as models see it") from None
     return value
@@ -288,10 +288,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Scenario]]:
         if not line.strip():
             continue
         where, rows = f"{path}:{number}", rows + 1
-        try:
-            row = json.loads(line, object_pairs_hook=_unique_keys)
-        except (ValueError, RecursionError) as error:
-            raise UserError(where, f"not a JSON object: {error}", "one JSON object a line") from None
+        row = parse_json(line, where, "one JSON object a line")
         if not isinstance(row, dict):
             raise UserError(where, f"found {shown(row)}", "one JSON object a line")
         found = _scenarios_of_row(row, path, number)
@@ -301,13 +298,6 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Scenario]]:
         raise UserError(str(path), f"none of its {rows} rows holds a prompt", LAYOUTS)
     if empty:
         _say_once(f"  {path.name}: {empty} of {rows} rows hold no prompt and are skipped")
-
-
-def _unique_keys(pairs: Sequence[tuple[str, Json]]) -> dict[str, Json]:
-    keys = [key for key, _ in pairs]
-    if repeated := [key for key in keys if keys.count(key) > 1]:
-        raise ValueError(f"key {repeated[0]!r} occurs twice")
-    return dict(pairs)
 
 
 def _scenarios_of_row(row: dict[str, Json], path: Path, number: int) -> list[Scenario]:
@@ -351,7 +341,7 @@ def _say_once(line: str) -> None:
 
 
 def _read_yaml(path: Path) -> Iterator[tuple[str, Scenario]]:
-    data = _parse_yaml(path)
+    data = read_yaml(path)
     if data is None:
         return
     if not isinstance(data, dict):
@@ -416,49 +406,3 @@ def _location(
         return ((default_prefix if key.split(".")[0] in defaults else prefix) + key).rstrip(": .")
 
     return location
-
-
-class _Strict:
-    """YAML constructor that keeps dates as strings (tool results are JSON) and refuses repeated keys."""
-
-    # As in PyYAML, a class attribute.
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
-        seen: set[str] = set()
-        for key in [k for k, _ in node.value if isinstance(k, yaml.ScalarNode)]:
-            if key.value in seen:
-                error = f"key {key.value!r} occurs twice"
-                raise yaml.constructor.ConstructorError(None, None, error, key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)  # type: ignore[misc]
-
-
-class _Loader(_Strict, yaml.SafeLoader):
-    """In Python: its error messages say more than libyaml's."""
-
-
-class _FastLoader(_Strict, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """On libyaml, ten times as fast."""
-
-
-def _parse_yaml(path: Path) -> Json:
-    text = read_text(path)
-    with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError):
-        return yaml.load(text, _FastLoader)
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        problem = error.problem or ""
-        if problem.startswith("but "):
-            problem = f"{error.context} {problem}"
-        where, found = f"{path}:{line}", f"not valid YAML: {problem}"
-        raise UserError(where, found, "correct this line or the one above") from None
-    except RecursionError:
-        raise UserError(str(path), "not valid YAML: nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(str(path), f"not valid YAML: {error}") from None

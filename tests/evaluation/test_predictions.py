@@ -1,12 +1,17 @@
 """Reading prediction rows: the two layouts, and the message for each kind of invalid row."""
 
+import functools
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from offscript.errors import MissingInput, UserError
+from offscript.evaluation.metrics.scores import evaluate
 from offscript.evaluation.order import formats_in_order, personas_in_order, stages_in_order
 from offscript.evaluation.predictions import check_rows, check_together, load_predictions
+from offscript.evaluation.report import page, summary, tables
 from tests.rows import missing_row, probs, row
 
 PUBLISHED = {
@@ -117,7 +122,7 @@ BAD_ROWS = [
     ),
     (row(model=""), "model is ''; a name is needed"),
     (row(stage=3), "stage is 3; a name is needed"),
-    (row(sample="a"), "sample is 'a'; an integer is needed"),
+    (row(sample="a"), "sample is 'a'; an integer of 64 bits is needed"),
     (
         row(predicted=None, probs=probs("humor")),
         "predicted is null; allowed for an episode without text only: probs null, ended given",
@@ -125,6 +130,12 @@ BAD_ROWS = [
     (
         missing_row(ended=None),
         "predicted is null; allowed for an episode without text only: probs null, ended given",
+    ),
+    (row(seed=2**63), "seed is 9223372036854775808; an integer of 64 bits is needed"),
+    (row(sample=True), "sample is true; an integer of 64 bits is needed"),
+    (
+        row(predicted={"a": 1}, probs=probs("humor")),
+        "predicted label {'a': 1} has no probability; allowed: sarcasm, humor, remorse",
     ),
     (row(probs=None), "probs is NoneType; an object of label: probability is needed"),
     (row(probs=[0.5, 0.5]), "probs is list; an object of label: probability is needed"),
@@ -134,7 +145,7 @@ BAD_ROWS = [
     ),
     (
         row(probs={"sarcasm": float("inf"), "humor": 0.0}),
-        "probability of 'sarcasm' is inf; a number from 0 to 1 is needed",
+        "probability of 'sarcasm' is Infinity; a number from 0 to 1 is needed",
     ),
     (
         row(probs={"sarcasm": -0.25, "humor": 1.25}),
@@ -159,7 +170,7 @@ BAD_ROWS = [
     ),
     (
         {**PUBLISHED, "trait_pred": None},
-        "predicted label None has no probability; allowed: sarcasm, humor, remorse",
+        "predicted label null has no probability; allowed: sarcasm, humor, remorse",
     ),
 ]
 
@@ -172,6 +183,18 @@ def test_an_invalid_row_is_named_by_file_and_line(bad, message):
 
 
 BAD_TOGETHER = [
+    (
+        [without("sample", row()), row(scenario="s2"), without("sample", row())],
+        "p.jsonl, line 3: a second prediction of the episode at p.jsonl, line 1; give one of them",
+    ),
+    (
+        [without("row_idx", PUBLISHED), without("row_idx", PUBLISHED)],
+        "p.jsonl, line 2: a second prediction of the episode at p.jsonl, line 1; give one of them",
+    ),
+    (
+        [PUBLISHED, {**PUBLISHED, "trait_pred": "sarcasm"}],
+        "p.jsonl, line 2: a second prediction of the episode at p.jsonl, line 1; give one of them",
+    ),
     (
         [row(), row()],
         "p.jsonl, line 2: a second prediction of the episode at p.jsonl, line 1; give one of them",
@@ -214,7 +237,7 @@ def test_invalid_files_are_rejected(tmp_path):
     empty.touch()
     assert message(empty) == "T/empty.jsonl: is empty; prediction rows are needed, one JSON object a line"
     middle = write(tmp_path / "middle.jsonl", row(), '{"model": "po', row(scenario="s2"))
-    assert message(middle).startswith("T/middle.jsonl, line 2: not a JSON row (")
+    assert message(middle).startswith("T/middle.jsonl, line 2: not JSON: ")
     torn = write(tmp_path / "torn.jsonl", row(), '{"model": "po', end="")
     assert message(torn).startswith("T/torn.jsonl, line 2: the last line is torn")
     assert "offscript classify" in message(torn)
@@ -231,3 +254,111 @@ def test_a_missing_file_is_not_a_missing_input(tmp_path):
     with pytest.raises(UserError) as error:
         load_predictions(tmp_path / "no.jsonl")
     assert not isinstance(error.value, MissingInput)
+
+
+def test_rows_without_a_sample_number_are_samples_of_their_scenario():
+    first, second = read(without("sample", row()), without("sample", row(predicted="humor")))
+    assert first.episode != second.episode
+
+
+LINE = json.dumps(row(model="Zoë\u2028", note="a\u2028b"), ensure_ascii=False)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        LINE + "\n",
+        LINE,
+        "\ufeff" + LINE + "\r\n",
+        f"\n{LINE}\n  \n\r\n",
+    ],
+    ids=["plain", "no line end", "mark and CRLF", "blank lines"],
+)
+def test_lines_are_ended_by_newlines_alone(tmp_path, content):
+    (tmp_path / "p.jsonl").write_bytes(content.encode())
+    (found,) = load_predictions(tmp_path / "p.jsonl")
+    assert found.model == "Zoë\u2028"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (LINE.encode("utf-16"), ": is UTF-16; save it as UTF-8"),
+        ((LINE + "\n").encode("utf-16-le"), ": is UTF-16; save it as UTF-8"),
+        ((LINE + "\n").encode("utf-32"), ": is UTF-32; save it as UTF-8"),
+        (LINE.replace("\u2028", "").encode("latin-1"), ": byte 40 is not UTF-8; save it as UTF-8"),
+        (f"{LINE}\n{LINE[:30]}".encode(), ", line 2: the last line is torn"),
+        (f"{LINE}\n\n".encode() + '{"a": "ë'.encode()[:-1], ", line 3: the last line is torn"),
+        (f"{LINE}\nplain text".encode(), ", line 2: not JSON: Expecting value"),
+        (b"[" * 100_000, ", line 1: nested more than 100 levels deep"),
+        (b'{"a":' * 100_000 + b"\n", ", line 1: nested more than 100 levels deep"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", ", line 1: not JSON: an integer of thousands of digits"),
+        (b'{"model": "\\ud800"}', ", line 1: '\\ud800' is half of a surrogate pair, not a character"),
+        (b'{"model": "a", "model": "b"}', ", line 1: key 'model' occurs twice"),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, str) else "file",
+)
+def test_a_file_that_is_not_rows_is_refused_for_what_it_is(tmp_path, content, message):
+    (tmp_path / "p.jsonl").write_bytes(content)
+    with pytest.raises(UserError) as error:
+        load_predictions(tmp_path / "p.jsonl")
+    assert str(error.value).startswith(f"{tmp_path / 'p.jsonl'}{message}")
+
+
+# ---------------------------------------------------------------- fuzzing
+
+ODD = [
+    *(None, True, -1, 0, 2**70, 10**400, 1e308, float("inf"), float("nan"), 0.5),
+    *(
+        "",
+        "sarcasm",
+        "\ud800",
+        "=1+1",
+        "\x1b[31m",
+        "a" * 300,
+        [],
+        {},
+        [[]],
+        {"a": 1},
+        ["sarcasm"],
+        {"sarcasm": None},
+    ),
+    *(functools.reduce(lambda inner, _: [inner], range(depth), 0) for depth in (90, 300)),
+]
+
+
+@st.composite
+def damaged_files(draw) -> bytes:
+    """A few valid rows of one layout, some of whose fields are replaced or removed, then some of their bytes."""
+    kind = draw(st.sampled_from([row(), missing_row(), PUBLISHED]))
+    rows = [dict(kind) for _ in range(draw(st.integers(1, 3)))]
+    for number, values in enumerate(rows):
+        values["sample" if "model" in kind else "row_idx"] = number
+        for key in draw(st.lists(st.sampled_from(sorted(values)), max_size=2)):
+            if draw(st.booleans()):
+                values[key] = draw(st.sampled_from(ODD))
+            else:
+                values.pop(key, None)
+    content = bytearray("\n".join(map(json.dumps, rows)).encode())
+    for place in draw(st.lists(st.integers(0, len(content) - 1), max_size=2)):
+        content[place : place + draw(st.integers(0, 3))] = draw(
+            st.sampled_from(
+                [b"", b"\n", b"\0", b"\xff", b'"', b"{", b"]", b"\\ud800", b"9" * 5000, b"1e400", b"[" * 2000]
+            )
+        )
+    return bytes(content)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(content=damaged_files())
+def test_any_file_is_evaluated_or_refused(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "chat.jsonl"
+    path.write_bytes(content)
+    try:
+        scores = evaluate(load_predictions(path), resamples=5)
+    except UserError as error:
+        str(error).encode()
+    else:
+        json.dumps(summary.summary(scores), allow_nan=False)
+        for text in (tables.text(scores), summary.cells_csv(scores), page.page(scores, "", "", "")):
+            text.encode()

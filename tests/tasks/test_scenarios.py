@@ -163,13 +163,18 @@ def test_family_of_an_id(scenario_id: str, family: str) -> None:
     assert family_of(scenario_id) == family
 
 
+LAUGHS = "x0: &x0 [a, a, a, a, a, a, a, a, a, a]\n" + "".join(
+    f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 10)}]\n" for i in range(1, 30)
+)
+"""Each line has ten times the nodes of the one before."""
+
 MISTAKES = {
     "broken": (TASK.replace("content: Tell Ada.}", "content: Tell Ada."), "a.yaml:9: not valid YAML: expected ',' or '}', but got ':'; correct this line or the one above"),
     "tab": ("id:\tx\n\tfamily: y\n", "a.yaml:1: not valid YAML: found character '\\t' that cannot start any token; correct this line or the one above"),
     "twice": (TASK + "id: other\n", "a.yaml:20: not valid YAML: key 'id' occurs twice; correct this line or the one above"),
     "not_utf8": (b"id: caf\xe9\n", "a.yaml: byte 7 is not UTF-8; save it as UTF-8"),
     "utf_16": ("id: a".encode("utf-16"), "a.yaml: is UTF-16; save it as UTF-8"),
-    "control": ("id: a\x07\n", "a.yaml: not valid YAML: unacceptable character #x0007: special characters are not allowed in \"<unicode string>\", position 5"),
+    "control": ("id: a\x07\n", "a.yaml: not valid YAML: unacceptable character #x0007: special characters are not allowed in \"<unicode string>\", position 5; correct the file"),
     "python": ("id: !!python/object/apply:os.system [ls]\n", "a.yaml:1: not valid YAML: could not determine a constructor for the tag 'tag:yaml.org,2002:python/object/apply:os.system'; correct this line or the one above"),
     "empty": ("", "a.yaml: holds no scenario; data/README.md shows the layouts"),
     "comment": ("# later\n", "a.yaml: holds no scenario; data/README.md shows the layouts"),
@@ -197,8 +202,12 @@ MISTAKES = {
     "not_json": (TASK.replace("response: []", "response: .nan"), "a.yaml: tool_stubs.0.rules.1.response: found NaN; must be a JSON value, as models see it"),
     "bytes": (TASK.replace("response: []", "response: !!binary aGk="), "a.yaml: tool_stubs.0.rules.1.response: found b'hi'; must be a JSON value, as models see it"),
     "two_documents": (TASK + "---\n" + TASK, "a.yaml:20: not valid YAML: expected a single document in the stream but found another document; correct this line or the one above"),
-    "number": ("id: !!int abc\n", "a.yaml: not valid YAML: invalid literal for int() with base 10: 'abc'"),
-    "deep": ("id: " + "[" * 5000, "a.yaml: not valid YAML: nested too deeply"),
+    "number": ("id: !!int abc\n", "a.yaml: not valid YAML: invalid literal for int() with base 10: 'abc'; correct the file"),
+    "boolean": ("id: !!bool abc\n", "a.yaml: not valid YAML: 'abc'; correct the file"),
+    "deep": ("id: " + "[" * 5000, "a.yaml:1: nested more than 100 levels deep; correct the file"),
+    "deeper": ("id: " + "[" * 200_000, "a.yaml:1: nested more than 100 levels deep; correct the file"),
+    "laughs": (LAUGHS, "a.yaml:4: aliases repeat more than 10,000 nodes; write the values out, without aliases"),
+    "circle": ("id: &a\n  - *a\n", "a.yaml:2: alias *a stands inside its own anchor; correct the file"),
     "tool_list": (FAMILY.replace("{tool: contacts.lookup, rules: [{default: true, response: {}}]}", "{tool: [a], rules: [{default: true, response: {}}]}"), "a.yaml: tool_stubs.0.tool: found ['a']; input should be a valid string (in quotes, if YAML reads it as something else)"),
     "tool_twice": (TASK.replace("chat_email:", "- {tool: contacts.lookup, rules: [{default: true, response: 1}]}\nchat_email:"), "a.yaml: tool_stubs: tool 'contacts.lookup' is listed twice; give it one list of rules"),
     "variant_type": (FAMILY.replace("  max_steps: 9", "  max_steps: nine"), "a.yaml: variants.1.max_steps: found 'nine'; input should be a valid integer"),
@@ -215,13 +224,13 @@ MISTAKES = {
     "same_text": ("openers: [Hi., Hi.]\n", "a.yaml: openers.1: id 'opener_7ce6fa62' is already used; ids are unique; see a.yaml: openers.0"),
 }  # fmt: skip
 LINES = {
-    "json": ('{"id": "a", "prompt": "x"}\n{"id": "b", "prompt"\n', "a.jsonl:2: not a JSON object: Expecting ':' delimiter: line 1 column 21 (char 20); one JSON object a line"),
+    "json": ('{"id": "a", "prompt": "x"}\n{"id": "b", "prompt"\n', "a.jsonl:2: not JSON: Expecting ':' delimiter: line 1 column 21 (char 20); one JSON object a line"),
     "a_text": ('"hello"\n', "a.jsonl:1: found 'hello'; one JSON object a line"),
     "empty": ("\n\n", "a.jsonl: holds no scenario; data/README.md shows the layouts"),
     "no_prompt": ('{"id": "a"}\n', "a.jsonl:1: prompt: missing; this key is needed"),
     "unknown_key": ('{"id": "a", "promt": "x"}\n', "a.jsonl:1: promt: unknown key; allowed: family, id, meta, prompt"),
     "null": ('{"id": "a", "prompt": null}\n', "a.jsonl:1: prompt: found null; input should be a valid string (in quotes, if YAML reads it as something else)"),
-    "key_twice": ('{"id": "a", "id": "b", "prompt": "x"}\n', "a.jsonl:1: not a JSON object: key 'id' occurs twice; one JSON object a line"),
+    "key_twice": ('{"id": "a", "id": "b", "prompt": "x"}\n', "a.jsonl:1: key 'id' occurs twice; one JSON object a line"),
     "duplicate": ('{"id": "a", "prompt": "x"}\n{"id": "a", "prompt": "y"}\n', "a.jsonl:2: id 'a' is already used; ids are unique; see a.jsonl:1"),
     "turns": ('{"id": "a", "turns": [{"role": "user"}]}\n', "a.jsonl:1: scaffold: missing; this key is needed"),
     "turn": ('{"scaffold": "s", "id": "a", "turns": [{"role": "user"}]}\n', "a.jsonl:1: turns.0.content: missing; this key is needed"),
@@ -427,7 +436,7 @@ def test_rows_without_a_prompt_are_skipped_and_reported_once(write, capsys) -> N
     assert (
         str(error.value) == "empty.jsonl: none of its 2 rows holds a prompt; data/README.md shows the layouts"
     )
-    with pytest.raises(UserError, match=r"^torn\.jsonl:2: not a JSON object"):
+    with pytest.raises(UserError, match=r"^torn\.jsonl:2: not JSON"):
         load_scenarios(write("torn.jsonl", dove("One?") + '{"conversation": [{"inp'))
 
 

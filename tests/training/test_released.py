@@ -113,6 +113,11 @@ def test_unfinished_conversations_are_cut_or_dropped_and_counted(tmp_path):
     ("line", "message"),
     [
         ('{"chosen": [', r"f.jsonl:2: not JSON: .*; one JSON object a line, with chosen and rejected$"),
+        ("[" * 9999, r"f.jsonl:2: nested more than 100 levels deep; one JSON object"),
+        ('{"chosen": [], "chosen": []}', r"f.jsonl:2: key 'chosen' occurs twice; one JSON object"),
+        (pair(chosen="\ud800"), r"f.jsonl:2: '.ud800' is half of a surrogate pair, not a character"),
+        ({"chosen": "A.", "rejected": "B."}, r"f.jsonl:2: row.chosen: found 'A.'; input should be a list"),
+        ('"x"', r"f.jsonl:2: found 'x'; one JSON object"),
         ("[1, 2]", r"f.jsonl:2: found \[1, 2\]; one JSON object"),
         (
             {"chosen": said("A", "B.")},
@@ -139,6 +144,23 @@ def test_a_bad_line_is_named_with_what_is_allowed(tmp_path, line, message):
         read_pairs(write(tmp_path / "f.jsonl", pair(), line))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content,
+        lambda content: content.removesuffix(b"\n"),
+        lambda content: b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"),
+        lambda content: b"\n  \n" + content,
+    ],
+    ids=["plain", "no line end", "mark and CRLF", "blank lines"],
+)
+def test_lines_are_ended_by_newlines_alone(tmp_path, change):
+    line = json.dumps(pair(chosen="One\u2028line."), ensure_ascii=False)
+    (tmp_path / "f.jsonl").write_bytes(change(f"{line}\n".encode()))
+    kept, _ = read_pairs(tmp_path / "f.jsonl")
+    assert kept[0]["chosen"][0]["content"] == "One\u2028line."
+
+
 def test_a_bad_conversation_is_named_too(tmp_path):
     with pytest.raises(
         UserError, match=r"f.jsonl:1: row.messages: has the roles assistant; at least one message"
@@ -154,5 +176,8 @@ def test_a_file_that_cannot_be_read_and_one_without_rows(tmp_path):
     (tmp_path / "latin").write_bytes(b"\xe9")
     with pytest.raises(UserError, match=r"byte 0 is not UTF-8"):
         read_pairs(tmp_path / "latin")
+    (tmp_path / "utf_16").write_bytes(json.dumps(pair()).encode("utf-16"))
+    with pytest.raises(UserError, match=r"is UTF-16; save it as UTF-8"):
+        read_pairs(tmp_path / "utf_16")
     with pytest.raises(UserError, match=r"nothing to train on \(kept 0\)"):
         read_pairs(write(tmp_path / "none.jsonl", ""))

@@ -214,7 +214,7 @@ def evaluate(
         groups += scored.groups
         retention += scored.retention()
         changes += scored.changes()
-    notes += _notes(groups, label_set, options)
+    notes += _improbable(in_label_set) + _notes(groups, label_set, options)
     return Scores(
         tuple(label_set),
         MACRO_F1.format(n=len(label_set)),
@@ -470,6 +470,21 @@ def _why_no_retention(chat: GroupScore, other: GroupScore) -> str | None:
 
 
 # ---------------------------------------------------------------- notes
+
+
+def _improbable(predictions: Sequence[Prediction]) -> list[str]:
+    """A note on predicted labels that are less probable than another label of the same row."""
+    counts = Counter(
+        f"{p.model} {p.stage} {p.format}"
+        for p in predictions
+        if p.predicted is not None and p.probs and p.probs[p.predicted] < max(p.probs.values())
+    )
+    if not counts:
+        return []
+    shown = "; ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+    return [
+        f"predicted labels that are not the most probable of their row, scored as they are given: {shown}"
+    ]
 
 
 def _notes(groups: Sequence[GroupScore], labels: Sequence[str], options: Options) -> list[str]:

@@ -11,6 +11,8 @@ from offscript.evaluation.metrics.table import Scalar
 from offscript.storage.files import Json
 
 DECIMALS = 6
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""First characters of a text that a spreadsheet runs as a formula (OWASP, "CSV injection")."""
 ALL_PERSONAS = "_all"
 
 FlatRow = dict[str, Scalar]
@@ -74,7 +76,8 @@ def retention_rows(scores: Scores) -> list[FlatRow]:
 
 
 def cells_csv(scores: Scores) -> str:
-    """``score_rows`` as CSV with a header line. An empty field is unknown or undefined."""
+    """``score_rows`` as CSV with a header line. An empty field is unknown or undefined. A name that a spreadsheet would run as a
+    formula begins with a single quote."""
     rows, out = score_rows(scores), io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(rows[0])
@@ -108,6 +111,10 @@ def _contrast(name: str, contrast: Contrast) -> FlatRow:
 def _field(value: Scalar) -> str:
     if value is None:
         return ""
+    if isinstance(value, str):
+        # The csv module does not quote a carriage return, which spreadsheets take for the end of a line.
+        text = value.replace("\r", " ")
+        return f"'{text}" if value.startswith(FORMULA_STARTS) else text
     return f"{_round(value):.{DECIMALS}f}" if isinstance(value, float) else str(value)
 
 

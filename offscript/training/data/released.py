@@ -5,7 +5,6 @@ sides; conversations are ``{"messages": [messages]}``. Keys beside these are lef
 the very checks that our own rows pass.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from offscript.errors import UserError
 from offscript.seeds import stable_hash
 from offscript.settings import Node, parse
 from offscript.storage.files import read_text
+from offscript.storage.json_text import parse_object
 from offscript.tasks.messages import Message
 from offscript.training.data.base import SourceRow
 
@@ -133,13 +133,9 @@ def _read(path: Path, schema: type[Loose]) -> Iterator[Loose]:
 
 def _parsed(line: str, where: str, schema: type[Loose]) -> Loose:
     allowed = f"one JSON object a line, with {' and '.join(schema.model_fields)}"
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(where, f"not JSON: {error}", allowed) from None
-    if not isinstance(row, dict) or (missing := schema.model_fields.keys() - row.keys()):
-        found = f"no {sorted(missing)[0]}" if isinstance(row, dict) else f"found {str(row)[:60]}"
-        raise UserError(where, found, allowed)
+    row = parse_object(line, where, allowed)
+    if missing := schema.model_fields.keys() - row.keys():
+        raise UserError(where, f"no {sorted(missing)[0]}", allowed)
     try:
         return parse(schema, row, f"{where}: row")
     except UserError as error:  # with the whole text of a message, as it may be

@@ -125,6 +125,14 @@ def test_rows_of_personas_outside_the_set_are_ignored_with_a_note():
     assert "270 rows are left out: remorse not in the label set" in found.notes
 
 
+def test_predicted_labels_that_are_not_the_most_probable_are_counted_in_a_note():
+    favours_humor = {"sarcasm": 0.1, "humor": 0.8, "remorse": 0.1}
+    tie = {"sarcasm": 0.4, "humor": 0.4, "remorse": 0.2}
+    note = "predicted labels that are not the most probable of their row, scored as they are given: pocket full chat 1"
+    assert note in scored([row(probs=favours_humor), row(scenario="s2", probs=tie)]).notes
+    assert not any("most probable" in n for n in scored([row(), row(scenario="s2", probs=tie)]).notes)
+
+
 def test_the_label_set_of_base_rows_is_that_of_the_classifier():
     found = scored([row(stage="base", persona=None, scenario=f"s{i}") for i in range(4)])
     assert found.labels == PERSONAS

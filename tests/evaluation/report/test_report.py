@@ -102,6 +102,13 @@ def test_cells_csv_has_a_line_per_group_and_per_persona(scores):
     assert agentic["ended"] == ";".join(f"{k}:{v}" for k, v in scores.groups[-1].ended.items())
 
 
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "\n=1"])
+def test_a_name_that_a_spreadsheet_would_run_is_quoted_in_cells_csv(name):
+    named = [{**r, "model": name} for r in grid(scenarios=2)]
+    (first, *_) = csv.DictReader(io.StringIO(summary.cells_csv(scored(named)), newline=""))
+    assert first["model"] == f"'{name}"
+
+
 def test_summary_holds_json_values_only(scores):
     plain = summary.summary(scores)
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
