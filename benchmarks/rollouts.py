@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from offscript import threads
 from offscript.errors import UserError
 from offscript.models.adapters import attach
 from offscript.models.chat_templates import render
@@ -164,6 +165,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main(options: argparse.Namespace) -> None:
+    threads.limit()
     if options.threads:
         torch.set_num_threads(options.threads)
     model = ModelSettings(

@@ -4,6 +4,7 @@ import shlex
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from offscript import threads
 from offscript.console import duration, say
 from offscript.errors import MissingInput, UserError, command_line, one_of
 from offscript.experiment.artifacts import (
@@ -116,6 +117,7 @@ def submit(settings: Settings, experiment: Experiment) -> int:
     say(f"{settings.name}: {size} (cluster={cluster.name})")
     if settings.dry_run:
         return _dry_run(todo, experiment)
+    threads.given()
     if evaluation not in todo:
         print((experiment.path(evaluation) / "tables.txt").read_text(), end="")
         say(f"nothing to do; the evaluation is in {experiment.path(evaluation)}")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from offscript import threads
 from offscript.console import say
 from offscript.errors import MissingInput, UserError
 from offscript.experiment.artifacts import Adapter, Artifact
@@ -77,6 +78,7 @@ def run(
 
     ``errors`` holds, by key, the errors of artifacts that failed before.
     """
+    threads.limit()
     results, ready = [], []
     for artifact in artifacts:
         if culprit := _blocker(artifact, experiment):
@@ -94,6 +96,7 @@ def on_all_ranks(everything: Iterable[Artifact], experiment: Experiment, main: C
     """
     from offscript.training import ranks
 
+    threads.limit()
     if ranks.join().is_main:
         try:
             return main()

@@ -17,6 +17,7 @@ from offscript.console import say
 from offscript.experiment.backends.plan import Plan
 from offscript.experiment.folder import now
 from offscript.signals import before_end
+from offscript.threads import available, shared_by
 
 GpuSlots = queue.Queue[str]
 """One entry per worker: the GPU that its job sees, or "" where there is no choice."""
@@ -27,7 +28,7 @@ def run_plan(plan: Plan, max_processes: int | None) -> None:
 
     A failed job is reported with its log and stops nothing; jobs that need its artifacts then find them missing.
     """
-    workers = max_processes or os.cpu_count() or 1
+    workers = max_processes or available()
     gpus, processes = _gpu_slots(workers), _Processes()
     with ThreadPoolExecutor(workers) as pool, processes.end_with_this_one():
         for _, arrays in itertools.groupby(enumerate(plan.arrays), lambda pair: pair[1].layer):
@@ -37,7 +38,11 @@ def run_plan(plan: Plan, max_processes: int | None) -> None:
                 for task, members in enumerate(array.tasks)
                 for rank in range(len(members))
             ]
-            list(pool.map(lambda job: _run_job(plan, gpus, processes, *job), jobs))
+            at_once = min(workers, len(jobs))
+            with shared_by(at_once) as threads:
+                if at_once > 1:
+                    say(f"{len(jobs)} jobs, {at_once} at a time, threads of each: {threads}")
+                list(pool.map(lambda job: _run_job(plan, gpus, processes, *job), jobs))
 
 
 class _Processes:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from offscript.console import say
 from offscript.errors import UserError
 from offscript.experiment.backends.slurm_queue import root_id, squeue
+from offscript.threads import shared_by
 
 if TYPE_CHECKING:
     from submitit.core.core import Job
@@ -40,13 +41,24 @@ Results = Callable[["Job[object]"], Sequence[Report]]
 
 @contextlib.contextmanager
 def collect_exit_codes(codes: list[int]) -> Iterator[None]:
-    """Within the block: waits for every launcher job, reports its status, and appends its exit code to ``codes``.
+    """Within the block: waits for every launcher job, reports its status, and appends its exit code to ``codes``. Jobs on
+    this machine share its CPUs.
 
-    The launcher has no hook for the end of a job, so ``Job.results``, which it calls for each job, is replaced.
+    The launcher has no hook for the start or the end of a job, so ``AutoExecutor.map_array``, which it calls for all jobs,
+    and ``Job.results``, which it calls for each job, are replaced.
     """
+    from submitit import AutoExecutor
     from submitit.core.core import Job
 
-    original = cast(Results, Job.results)
+    original, start = cast(Results, Job.results), AutoExecutor.map_array
+
+    def map_array(
+        executor: AutoExecutor, function: Callable[..., object], *arguments: Sequence[object]
+    ) -> "list[Job[object]]":
+        if executor.cluster != "local":
+            return start(executor, function, *arguments)
+        with shared_by(len(arguments[0])):
+            return start(executor, function, *arguments)
 
     def results(job: "Job[object]") -> list[object]:
         code = _wait_and_report(job, original)
@@ -54,10 +66,12 @@ def collect_exit_codes(codes: list[int]) -> Iterator[None]:
         return [SimpleNamespace(return_value=code)]
 
     Job.results = results  # type: ignore[assignment, method-assign]
+    AutoExecutor.map_array = map_array  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
         Job.results = original  # type: ignore[assignment, method-assign]
+        AutoExecutor.map_array = start  # type: ignore[method-assign]
 
 
 def _wait_and_report(job: "Job[object]", results: Results) -> int:
