@@ -146,7 +146,7 @@ def write_artifacts(folder: Path, artifacts: list[ArtifactRecord]) -> None:
             place.write_text("{}\n" * (artifact["planned"] or 1))
         else:
             place.mkdir(exist_ok=True)
-        manifest_path(place).write_text(f'{{"key": "{artifact["key"]}"}}')
+        manifest_path(place).write_text(f'{{"key": "{artifact["key"]}", "files": {{}}}}')
 
 
 if __name__ == "__main__":

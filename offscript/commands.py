@@ -1,7 +1,9 @@
 """The commands: which artifacts each one needs, which of them it may make, and its report and exit code."""
 
+import re
 import shlex
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offscript import threads
@@ -22,6 +24,8 @@ from offscript.experiment.runner import Result, make, on_all_ranks, write_index
 from offscript.settings import GridSettings, Settings
 from offscript.storage import hub
 from offscript.storage.files import read_json
+from offscript.storage.hashing import fingerprint, key_of
+from offscript.storage.manifests import digests, remove_manifests, write_manifest
 from offscript.training.stages import BASE
 
 if TYPE_CHECKING:
@@ -88,22 +92,29 @@ def classify(settings: Settings, experiment: Experiment) -> int:
 def evaluate(settings: Settings, experiment: Experiment) -> int:
     """``evaluate.py``: evaluates the grid, or a file of prediction rows that this experiment did not make."""
     if settings.predictions is not None:
-        from offscript.evaluation.evaluate import evaluate_files
-
-        options = settings.evaluation
-        evaluate_files(
-            [settings.predictions],
-            experiment.folder / "evaluation",
-            planned=settings.planned,
-            resamples=options.resamples,
-            confidence=options.confidence,
-            seed=options.seed,
-        )
+        _evaluate_other_rows(settings.predictions, settings, experiment)
         return 0
     _refuse_single_cell()
     evaluation = experiment.planner.evaluation()
     results = make([evaluation], experiment, lambda a: isinstance(a, Evaluation))
     return _report_result(results, evaluation, experiment)
+
+
+def _evaluate_other_rows(predictions: str, settings: Settings, experiment: Experiment) -> None:
+    """Evaluates prediction rows that this experiment did not make, in a folder of their own."""
+    from offscript.evaluation.evaluate import evaluate_files, result_files
+    from offscript.evaluation.predictions import prediction_files
+
+    options = {**settings.evaluation.model_dump(), "planned": settings.planned}
+    # The name of a file can be the format of its rows.
+    content = {path.name: fingerprint(path) for path in prediction_files(predictions)}
+    key = key_of({"predictions": content, **options})
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(predictions).stem).strip("-.")[:40] or "rows"
+    folder = experiment.folder / "evaluations" / f"{name}-{key[:8]}"
+    remove_manifests(folder)
+    evaluate_files([predictions], folder, **options)
+    files = digests(folder, result_files(folder))
+    write_manifest(folder, {"key": key, "predictions": content, "options": options, "files": files})
 
 
 def submit(settings: Settings, experiment: Experiment) -> int:
@@ -119,7 +130,7 @@ def submit(settings: Settings, experiment: Experiment) -> int:
         return _dry_run(todo, experiment)
     threads.given()
     if evaluation not in todo:
-        print((experiment.path(evaluation) / "tables.txt").read_text(), end="")
+        print(experiment.tables(evaluation), end="")
         say(f"nothing to do; the evaluation is in {experiment.path(evaluation)}")
         return 0
     if cluster.kind == "slurm":
@@ -167,8 +178,8 @@ def _run_locally(everything: list[Artifact], todo: list[Artifact], experiment: E
         say(f"{len(missing)} artifacts are missing; trying them again")
         current = plan.write_plan(experiment, everything, jobs, attempts, current)
     write_index(experiment, [Result(a, "reused") for a in everything if experiment.is_finished(a)])
-    if (tables := experiment.path(evaluation) / "tables.txt").exists():
-        print(tables.read_text(), end="")
+    if (tables := experiment.tables(evaluation)) is not None:
+        print(tables, end="")
     for artifact in missing:
         say(f"missing: {artifact}: {_recorded_reason(artifact, experiment)}")
     return 1 if missing else 0

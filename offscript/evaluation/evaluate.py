@@ -15,6 +15,9 @@ from offscript.tracking.tracker import Tracker
 
 __all__ = ["Scores", "evaluate", "evaluate_files", "evaluate_rows", "load_predictions", "write"]
 
+RESULTS = ("report.html", "summary.json", "cells.csv", "tables.txt")
+"""Names of the files of an evaluation, without its figures."""
+
 MAX_NAMED = 3
 """Number of missing prediction files that a note names."""
 
@@ -94,6 +97,11 @@ def _report(scores: Scores, out: Path | None, title: str, quiet: bool) -> dict[s
     return summary.summary(scores)
 
 
+def result_files(folder: Path) -> list[Path]:
+    """The files that ``write`` has written into ``folder``."""
+    return [folder / name for name in RESULTS] + sorted((folder / "figures").iterdir())
+
+
 def write(scores: Scores, folder: Path, title: str = "") -> list[Path]:
     """Writes summary.json, cells.csv, tables.txt, report.html and figures/ into ``folder``; returns their paths.
 
@@ -114,4 +122,4 @@ def write(scores: Scores, folder: Path, title: str = "") -> list[Path]:
     }
     for name, text in texts.items():
         write_text(folder / name, text)
-    return [folder / name for name in ("report.html", "summary.json", *list(texts)[:2])] + images
+    return [folder / name for name in RESULTS] + images

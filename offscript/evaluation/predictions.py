@@ -65,7 +65,7 @@ def load_predictions(paths: str | Path | Sequence[str | Path]) -> list[Predictio
     """
     given = [paths] if isinstance(paths, (str, Path)) else list(paths)
     predictions: list[Prediction] = []
-    for path in dict.fromkeys(file for item in given for file in _files(item)):
+    for path in dict.fromkeys(file for item in given for file in prediction_files(item)):
         rows = read_rows(path, complete_with=f"{command_line('classify')}, or export the file again")
         if not rows:
             raise UserError(str(path), "is empty", "prediction rows are needed, one JSON object a line")
@@ -73,7 +73,12 @@ def load_predictions(paths: str | Path | Sequence[str | Path]) -> list[Predictio
     return check_together(predictions)
 
 
-def _files(path: str | Path) -> list[Path]:
+def prediction_files(path: str | Path) -> list[Path]:
+    """The files of prediction rows that ``path`` (a file, a folder or a glob) names.
+
+    Raises:
+        UserError: there are none.
+    """
     found = resolve(path)
     if not found:
         raise UserError(

@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any, cast
 
 from offscript.errors import command_line
-from offscript.experiment.artifacts import Artifact, Predictions, Rollout
+from offscript.experiment.artifacts import Artifact, Evaluation, Predictions, Rollout
 from offscript.experiment.planner import Planner
 from offscript.json_types import Json
-from offscript.storage.files import HOME, read_json, write_json
+from offscript.storage.files import HOME, read_json, read_text, write_json
 from offscript.storage.hashing import key_of
-from offscript.storage.manifests import read_manifest, write_manifest
+from offscript.storage.manifests import (
+    has_files_of,
+    read_manifest,
+    write_manifest,
+    write_partial_manifest,
+)
 from offscript.storage.rows import read_rows
 from offscript.tasks.rows import Row
 from offscript.tracking import tracker as tracking
@@ -36,6 +41,9 @@ PACKAGES = (
     "hydra-core",
     "wandb",
 )
+
+TABLES = "tables.txt"
+"""Name of the file with the tables of an evaluation."""
 
 REVISION = "REVISION"
 """In a copy of the code: the file that names the commit."""
@@ -60,8 +68,18 @@ class Experiment:
 
     def is_finished(self, artifact: Artifact) -> bool:
         """Whether ``artifact`` exists, complete, under its full key."""
+        if not artifact.path_has_key:
+            return has_files_of(self.path(artifact), artifact.key)
         manifest = read_manifest(self.path(artifact))
         return manifest is not None and manifest["key"] == artifact.key
+
+    def tables(self, evaluation: Evaluation) -> str | None:
+        """The tables of ``evaluation``, also those made from a part of its predictions; None if the files in its folder
+        are not its own."""
+        folder = self.path(evaluation)
+        if not has_files_of(folder, evaluation.key, partial=True):
+            return None
+        return read_text(folder / TABLES)
 
     def command(self, artifact: Artifact) -> str:
         """The command line that makes ``artifact``."""
@@ -143,8 +161,10 @@ def code_revision() -> str | None:
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 
-def write_artifact_manifest(artifact: Artifact, experiment: Experiment, started: str, **more: object) -> None:
-    """Writes the manifest of ``artifact``, which counts as made from then on."""
+def write_artifact_manifest(
+    artifact: Artifact, experiment: Experiment, started: str, partial: bool = False, **more: object
+) -> None:
+    """Writes the manifest of ``artifact``, which counts as made from then on, unless it is ``partial``."""
     manifest = {
         "key": artifact.key,
         "kind": artifact.kind,
@@ -159,7 +179,8 @@ def write_artifact_manifest(artifact: Artifact, experiment: Experiment, started:
         "finished": now(),
         **more,
     }
-    write_manifest(experiment.path(artifact), manifest)
+    write = write_partial_manifest if partial else write_manifest
+    write(experiment.path(artifact), manifest)
 
 
 @contextlib.contextmanager

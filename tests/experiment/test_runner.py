@@ -32,7 +32,7 @@ def ran(monkeypatch):
                 write_text(place, "")
             else:
                 place.mkdir(parents=True, exist_ok=True)
-            write_artifact_manifest(artifact, experiment, now())
+            write_artifact_manifest(artifact, experiment, now(), files={})
 
     monkeypatch.setattr(runner, "RUN", dict.fromkeys(runner.RUN, fake))
     return made

@@ -15,7 +15,7 @@ from offscript.experiment.backends.plan_file import ArtifactRecord
 from offscript.experiment.backends.slurm_queue import ClusterState
 from offscript.storage.files import read_json
 from offscript.storage.locks import writing_since
-from offscript.storage.manifests import manifest_path
+from offscript.storage.manifests import has_files_of, manifest_path
 
 STATES = ("done", "running", "waiting", "failed", "missing")
 """``missing``: not started, or an input of it failed."""
@@ -129,7 +129,7 @@ def read_status(
     done = [
         manifest in files.paths
         and a["path"] in files.paths
-        and (KINDS[a["kind"]].path_has_key or _has_key(folder / manifest, a["key"]))
+        and (KINDS[a["kind"]].path_has_key or _has_key(folder / a["path"], a["key"]))
         for manifest, a in zip(manifests, artifacts, strict=True)
     ]
     cluster = query([a["key"] for a, finished in zip(artifacts, done, strict=True) if not finished])
@@ -200,10 +200,10 @@ def _unfinished(artifact: ArtifactRecord, files: _Files, cluster: ClusterState, 
     return _entry(artifact, "missing", rows)
 
 
-def _has_key(manifest: Path, key: str) -> bool:
-    """Whether ``manifest`` is of the artifact ``key``, for a kind whose path does not contain the key."""
+def _has_key(artifact: Path, key: str) -> bool:
+    """Whether the files of ``artifact`` are those of ``key``, for a kind whose path does not contain the key."""
     try:
-        return bool(read_json(manifest)["key"] == key)
+        return has_files_of(artifact, key)
     except (OSError, UserError):
         return False
 

@@ -4,13 +4,14 @@ import json
 from collections.abc import Iterator, Sequence
 
 from offscript.console import Progress, duration, say
-from offscript.evaluation.evaluate import evaluate_rows
+from offscript.evaluation.evaluate import evaluate_rows, result_files
 from offscript.experiment.artifacts import Artifact, Classifier, Evaluation, Predictions
 from offscript.experiment.folder import Experiment, now, tracked, write_artifact_manifest
 from offscript.json_types import Json
 from offscript.storage import hub, references
 from offscript.storage.files import write_text
 from offscript.storage.hashing import key_of
+from offscript.storage.manifests import digests, remove_manifests
 from offscript.tasks.rows import Row
 
 
@@ -123,6 +124,8 @@ def evaluate(artifacts: Sequence[Artifact], experiment: Experiment, limit: int |
     rows = [row for part in finished if isinstance(part, Predictions) for row in experiment.predictions(part)]
     missing = [str(part) for part in evaluation.inputs if part not in finished]
     folder = experiment.path(evaluation)
+    # What a kill leaves half replaced must not pass for what was there.
+    remove_manifests(folder)
     with tracked(artifacts, experiment, "evaluate") as tracker:
         evaluate_rows(
             rows,
@@ -135,7 +138,11 @@ def evaluate(artifacts: Sequence[Artifact], experiment: Experiment, limit: int |
             confidence=settings.confidence,
             seed=settings.seed,
         )
-    if not missing:
-        write_artifact_manifest(
-            evaluation, experiment, started, counts={"rows": len(rows), "cells": len(finished)}
-        )
+    write_artifact_manifest(
+        evaluation,
+        experiment,
+        started,
+        partial=bool(missing),
+        counts={"rows": len(rows), "cells": len(finished), "missing": len(missing)},
+        files=digests(folder, result_files(folder)),
+    )

@@ -33,7 +33,7 @@ def make(own, *artifacts):
     for artifact in artifacts:
         place = own.path(artifact)
         write_text(place if place.suffix else place / "content", "")
-        write_artifact_manifest(artifact, own, now())
+        write_artifact_manifest(artifact, own, now(), files={})
 
 
 def fake_job(index, kind, layer, *needs):

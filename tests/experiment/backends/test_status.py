@@ -137,7 +137,7 @@ def test_the_evaluation_of_other_settings_does_not_count(folder):
     (folder / "evaluation").mkdir()
     write_json(folder / "evaluation" / "manifest.json", {"key": "d" * 64})
     assert states(folder)[2] == "missing"
-    write_json(folder / "evaluation" / "manifest.json", {"key": TABLES["key"]})
+    write_json(folder / "evaluation" / "manifest.json", {"key": TABLES["key"], "files": {}})
     assert states(folder)[2] == "done"
 
 
