@@ -5,12 +5,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDict
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from offscript.errors import UserError
-from offscript.models.adapters import CONFIG, WEIGHTS, AdapterConfig, name_in_file, write_config
+from offscript.models.adapters import CONFIG, WEIGHTS, name_in_file, write_config
 from offscript.models.pretrained import require_safetensors
-from offscript.settings import ModelSettings
+from offscript.settings import ModelSettings, parse, shown
 from offscript.storage import hub, references
 from offscript.storage.files import link_or_copy, new_folder, read_json
 
@@ -41,9 +43,57 @@ UNSUPPORTED = {
 }
 
 
+class AdapterFile(BaseModel):
+    """The fields of a published adapter_config.json that say what its matrices mean. Other fields are not read."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
+
+    peft_type: Literal["LORA"]
+    r: int = Field(ge=1)
+    lora_alpha: float = Field(gt=0)
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
+    use_rslora: bool = False
+    target_modules: list[str] | str
+    exclude_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    base_model_name_or_path: Any = None
+    target_parameters: None = None
+    """Read by PEFT's rule for targets; an adapter that has some is refused before."""
+
+    @field_validator("rank_pattern", "alpha_pattern", mode="before")
+    @classmethod
+    def _keys_are_patterns(cls, value: object) -> object:
+        for key in value if isinstance(value, dict) else ():
+            _check_pattern(str(key))
+        return {} if value is None else value
+
+    @field_validator("target_modules", "exclude_modules", "layers_pattern", mode="before")
+    @classmethod
+    def _names_or_a_pattern(cls, value: object, field: ValidationInfo) -> object:
+        if isinstance(value, str):
+            return _check_pattern(value)
+        is_list = isinstance(value, list) and all(isinstance(v, str) for v in value)
+        if not is_list and (value is not None or field.field_name == "target_modules"):
+            raise ValueError(
+                f"found {shown(value)}; allowed: a list of names of modules, or a regular expression"
+            )
+        return value
+
+
+def _check_pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is not a regular expression ({error}); allowed: one of Python") from None
+    return text
+
+
 class ImportReport(TypedDict):
-    """What was imported, and what was not: ``ignored`` holds the number of vision tower tensors and the targets without
-    tensors (of an adapter), or the files (of a checkpoint). ``note`` says that an adapter names another base model."""
+    """What was imported, and what was not: ``ignored`` holds the number of vision tower tensors, and the targets and
+    patterns without tensors (of an adapter), or the files (of a checkpoint). ``note`` says that an adapter names another
+    base model."""
 
     ignored: dict[str, int | list[str]]
     renamed: NotRequired[int]
@@ -70,12 +120,12 @@ class _Pair:
 def import_adapter(model: ModelSettings, folder: Path, out: Path) -> ImportReport:
     """Writes the LoRA adapter in ``folder`` (PEFT layout, as published) into ``out``, as our own adapters are written.
 
-    Tensors get the names that ours have. Vision tower matrices whose B is zero, and listed targets without tensors, are
-    dropped. Weights that need no change are linked.
+    Tensors get the names that ours have. Vision tower matrices whose B is zero, listed targets without tensors, and rank
+    and alpha patterns that match no tensor are dropped. Weights that need no change are linked.
 
     Raises:
-        UserError: not an adapter, one that is more than LoRA matrices, or one that does not fit ``model``. Its files and
-            the base's configuration decide this; the base's weights are not read.
+        UserError: not an adapter, one that is more than LoRA matrices or changes nothing, or one that does not fit
+            ``model``. Its files and the base's configuration decide this; the base's weights are not read.
     """
     from safetensors.torch import save_file
 
@@ -87,7 +137,8 @@ def import_adapter(model: ModelSettings, folder: Path, out: Path) -> ImportRepor
     modules = linear_modules(base)
     dropped = _other_tower_keys(folder, tensors)
     pairs = _pairs(folder, config, {k: t for k, t in tensors.items() if k not in dropped}, modules)
-    _check_complete(folder, config, pairs, modules)
+    _check_targets(folder, config, pairs, modules)
+    _check_values(folder, tensors)
     names = {
         getattr(p, m): name_in_file(f"base_model.model.{n}.lora_{m.upper()}.weight", base)
         for n, p in pairs.items()
@@ -103,7 +154,11 @@ def import_adapter(model: ModelSettings, folder: Path, out: Path) -> ImportRepor
             link_or_copy(folder / WEIGHTS, scratch / WEIGHTS)
         write_config(ours, scratch, model.path, model.revision)
     return {
-        "ignored": {"vision_tower": len(dropped), "targets": _unused_targets(config, tensors)},
+        "ignored": {
+            "vision_tower": len(dropped),
+            "targets": _unused_targets(config, tensors),
+            "patterns": _unused_patterns(config, pairs),
+        },
         "renamed": renamed,
         "modules": len(pairs),
         "rank": ours.r,
@@ -145,12 +200,12 @@ def import_checkpoint(model: ModelSettings, folder: Path, out: Path) -> ImportRe
 # ---------------------------------------------------------------- files of an adapter
 
 
-def _read_config(folder: Path) -> AdapterConfig:
+def _read_config(folder: Path) -> AdapterFile:
     if not (folder / CONFIG).is_file():
         whole = (folder / "config.json").exists()
         todo = "it is a whole checkpoint: kind=checkpoint" if whole else f"{CONFIG} is needed"
         raise UserError(str(folder), "is not an adapter", todo)
-    config: dict[str, Any] = read_json(folder / CONFIG)
+    config: dict[str, Any] = read_json(folder / CONFIG, "download it again, or save it again with PEFT")
     where = str(folder / CONFIG)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         found = config.get("peft_type") if isinstance(config, dict) else config
@@ -168,10 +223,7 @@ def _read_config(folder: Path) -> AdapterConfig:
         raise UserError(
             where, found, "convert it to plain LoRA (PEFT: path_initial_model_for_weight_conversion)"
         )
-    if not all(isinstance(config.get(key), int) and config[key] > 0 for key in ("r", "lora_alpha")):
-        found = f"r {config.get('r')!r} and lora_alpha {config.get('lora_alpha')!r}"
-        raise UserError(where, found, "allowed: whole numbers above 0")
-    return cast(AdapterConfig, config)
+    return parse(AdapterFile, config, lambda key: f"{where}: {key}")
 
 
 def _read_weights(folder: Path) -> "dict[str, Tensor]":
@@ -184,13 +236,33 @@ def _read_weights(folder: Path) -> "dict[str, Tensor]":
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(str(path), f"cannot be read ({error})", "download it again") from None
-    odd = [key for key in tensors if not LORA_MATRIX.fullmatch(key)]
+    odd = [
+        key
+        for key, tensor in tensors.items()
+        if not LORA_MATRIX.fullmatch(key) or tensor.ndim != 2 or not tensor.is_floating_point()
+    ]
     if odd or not tensors:
+        first = f"{odd[0]} ({tensors[odd[0]].dtype}, {list(tensors[odd[0]].shape)})" if odd else ""
         found = (
-            f"{len(odd)} tensors are not LoRA matrices of a linear layer, first {odd[0]}" if odd else "empty"
+            f"{len(odd)} tensors are not LoRA matrices of a linear layer, first {first}" if odd else "empty"
         )
-        raise UserError(str(path), found, "allowed: ....lora_A.weight and ....lora_B.weight")
+        raise UserError(
+            str(path), found, "allowed: floating-point matrices ....lora_A.weight and ....lora_B.weight"
+        )
     return tensors
+
+
+def _check_values(folder: Path, tensors: "Mapping[str, Tensor]") -> None:
+    """Checks that all values are finite, and that not every matrix B is zero: rollouts refuse an adapter without effect."""
+    path = str(folder / WEIGHTS)
+    # torch cannot test 8-bit floats.
+    odd = [key for key, tensor in sorted(tensors.items()) if not tensor.float().isfinite().all()]
+    if odd:
+        found = f"{len(odd)} of {len(tensors)} tensors hold NaN or infinite values, first {odd[0]}"
+        raise UserError(path, found, "an adapter with finite values is needed")
+    if not any(tensor.float().any() for key, tensor in tensors.items() if _split(key)[1] == "B"):
+        found = "every matrix B is zero, so the adapter changes nothing"
+        raise UserError(path, found, "a trained adapter is needed")
 
 
 def _unwrapped(path: str) -> str:
@@ -227,7 +299,7 @@ def _split(key: str) -> tuple[str, str]:
 
 def _pairs(
     folder: Path,
-    config: AdapterConfig,
+    config: AdapterFile,
     tensors: "Mapping[str, Tensor]",
     modules: Mapping[str, tuple[int, int]],
 ) -> dict[str, _Pair]:
@@ -254,44 +326,64 @@ def _pairs(
             shape = "x".join(map(str, modules[name]))
             raise _misfit(folder, config, f"B {b} and A {a} for {name}, which is {shape}")
         path = _split(keys["A"])[0].removeprefix("base_model.model.")
-        pairs[name] = _Pair(keys["A"], keys["B"], path, a[0], _alpha(folder, config, path, a[0]))
+        pairs[name] = _Pair(keys["A"], keys["B"], path, a[0], _alpha(folder, config, (path, name), a[0]))
     if not pairs:
         raise _misfit(folder, config, "nothing in it is for the language model")
     return pairs
 
 
-def _misfit(folder: Path, config: AdapterConfig, found: str) -> UserError:
-    base = config.get("base_model_name_or_path")
+def _misfit(folder: Path, config: AdapterFile, found: str) -> UserError:
+    base = config.base_model_name_or_path
     return UserError(
         str(folder / WEIGHTS), f"does not fit the model: {found}", f"it says that it was trained on {base!r}"
     )
 
 
-def _alpha(folder: Path, config: AdapterConfig, path: str, rank: int) -> float:
-    """Alpha of plain LoRA (scaling = alpha / rank) of the module with the name ``path`` in the file."""
+def _alpha(folder: Path, config: AdapterFile, names: tuple[str, str], rank: int) -> float:
+    """Alpha of plain LoRA (scaling = alpha / rank) of the module with these ``names`` in the file and in the base."""
+    expected = _by_pattern(config.rank_pattern, names, config.r)
+    if expected != rank:
+        found = f"rank {expected} for {names[0]}, but its matrices have rank {rank}"
+        raise UserError(str(folder / CONFIG), found, "the config that was saved with them is needed")
+    alpha = _by_pattern(config.alpha_pattern, names, config.lora_alpha)
+    return alpha * rank**0.5 if config.use_rslora else alpha
+
+
+def _by_pattern(patterns: Mapping[str, float], names: Iterable[str], default: float) -> float:
+    """The value of the first pattern that matches one of a module's names, by PEFT's rule."""
     from peft.utils.other import get_pattern_key
 
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    expected = ranks.get(get_pattern_key(list(ranks), path), config["r"])
-    if expected != rank:
-        raise UserError(str(folder / CONFIG), f"rank {expected} for {path}", f"found {rank}")
-    alpha = alphas.get(get_pattern_key(list(alphas), path), config["lora_alpha"])
-    return alpha * rank**0.5 if config.get("use_rslora") else alpha
+    keys = [get_pattern_key(list(patterns), name) for name in names]
+    return next((patterns[key] for key in keys if key in patterns), default)
 
 
-def _check_complete(
+def _check_targets(
     folder: Path,
-    config: AdapterConfig,
+    config: AdapterFile,
     pairs: Mapping[str, _Pair],
     modules: Mapping[str, tuple[int, int]],
 ) -> None:
-    """Checks that every module of a listed target has a pair: PEFT would leave it without effect, and raise no error."""
-    targets = config.get("target_modules")
-    if not isinstance(targets, list) or config.get("layers_to_transform") or config.get("exclude_modules"):
-        return
-    lacking = [n for n in modules if n not in pairs and any(n == t or n.endswith(f".{t}") for t in targets)]
+    """Checks that the file has pairs for exactly the modules that the config names. PEFT would leave out other pairs, and
+    leave a module without a pair as it is, and raise no error."""
+    extra = [p.path for n, p in pairs.items() if not _is_target(config, p.path) and not _is_target(config, n)]
+    if extra:
+        raise _misfit(folder, config, f"{len(extra)} modules that its config does not name, first {extra[0]}")
+    name, pair = next(iter(pairs.items()))
+    # Of the modules that contain the language model in the file: its config may name them.
+    prefix = pair.path.removesuffix(_unwrapped(name))
+    lacking = [n for n in modules if n not in pairs and _is_target(config, prefix + _unwrapped(n))]
     if lacking:
         raise _misfit(folder, config, f"nothing for {len(lacking)} of its target modules, first {lacking[0]}")
+
+
+def _is_target(config: AdapterFile, path: str) -> bool:
+    """Whether ``config`` names the linear module ``path``, by PEFT's rule."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    if config.target_modules == "all-linear":
+        # PEFT leaves out the output layer.
+        return path.rpartition(".")[2] != "lm_head"
+    return bool(check_target_module_exists(config, path))
 
 
 def _config(pairs: Mapping[str, _Pair], modules: Mapping[str, tuple[int, int]]) -> "LoraConfig":
@@ -315,16 +407,25 @@ def _config(pairs: Mapping[str, _Pair], modules: Mapping[str, tuple[int, int]]) 
     )
 
 
-def _unused_targets(config: AdapterConfig, tensors: Iterable[str]) -> list[str]:
+def _unused_targets(config: AdapterFile, tensors: Iterable[str]) -> list[str]:
     """Listed targets without a tensor in the file."""
-    targets = config.get("target_modules")
+    targets = config.target_modules
     paths = [_split(key)[0] for key in tensors]
     listed = targets if isinstance(targets, list) else []
     return sorted(t for t in listed if not any(p == t or p.endswith(f".{t}") for p in paths))
 
 
-def _note(config: AdapterConfig, model: ModelSettings) -> str | None:
-    base = config.get("base_model_name_or_path")
+def _unused_patterns(config: AdapterFile, pairs: Mapping[str, _Pair]) -> list[str]:
+    """Keys of the rank and alpha patterns that match no module of the file."""
+    from peft.utils.other import get_pattern_key
+
+    names = [name for base_name, pair in pairs.items() for name in (pair.path, base_name)]
+    keys = {*config.rank_pattern, *config.alpha_pattern}
+    return sorted(key for key in keys if not any(get_pattern_key([key], n) == key for n in names))
+
+
+def _note(config: AdapterFile, model: ModelSettings) -> str | None:
+    base = config.base_model_name_or_path
     return None if base in (model.path, *model.aliases) else f"names {base!r} as its base, not {model.path!r}"
 
 

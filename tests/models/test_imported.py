@@ -13,6 +13,7 @@ from offscript.errors import UserError
 from offscript.models.adapters import CONFIG, WEIGHTS, attach, merge, self_test
 from offscript.models.imported import import_adapter, import_checkpoint
 from offscript.models.loading import load_model, load_tokenizer
+from tests.conftest import TINY_TARGETS
 from tests.families import family, family_adapter, family_settings, published_gemma_adapter
 
 IDS = torch.tensor([[2, 60, 70, 80, 90, 100, 110, 120, 130, 140, 150, 160, 170, 180, 190, 200, 210, 220]])
@@ -87,7 +88,7 @@ def test_every_layout_of_gemma_gives_the_logits_of_peft(gemma, published, tmp_pa
 
     rewrite(published, renamed)
     report = import_adapter(gemma, published, tmp_path / "ours")
-    assert report["ignored"] == {"vision_tower": 12, "targets": ["gate_up_proj"]}
+    assert report["ignored"] == {"vision_tower": 12, "targets": ["gate_up_proj"], "patterns": []}
     assert report["renamed"] == (0 if layout == LAYOUTS["now"] else 28)
     assert (report["modules"], report["rank"]) == (14, 4)
     assert spoken(gemma, tmp_path / "ours").equal(wanted)
@@ -123,7 +124,8 @@ def test_importing_our_own_adapter_changes_nothing(name, tmp_path):
     settings = family_settings(name, family(name))
     folder = family_adapter(name, 1)
     report = import_adapter(settings, folder, tmp_path / "ours")
-    assert report["ignored"] == {"vision_tower": 0, "targets": []} and report["renamed"] == 0
+    assert report["ignored"] == {"vision_tower": 0, "targets": [], "patterns": []}
+    assert report["renamed"] == 0
     assert report["note"] is None
     assert (tmp_path / "ours" / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
     assert os.stat(tmp_path / "ours" / WEIGHTS).st_nlink > 1, "linked, not copied"
@@ -150,8 +152,15 @@ def test_an_import_survives_a_cleared_cache(tmp_path):
         {"rank_pattern": {"layers.1.mlp.down_proj": 6}, "alpha_pattern": {"q_proj": 3}},
         {"target_modules": r".*layers\.1\.(self_attn\.[qk]_proj|mlp\.up_proj)"},
         {"layers_to_transform": [1]},
+        {
+            "rank_pattern": {r".*\.1\.self_attn\.q_proj": 6},
+            "alpha_pattern": {r"^model\..*q_proj": 7.5, "none": 1},
+        },
+        {"exclude_modules": r".*layers\.0\..*", "init_lora_weights": "orthogonal"},
+        {"target_modules": "all-linear", "lora_alpha": 5.5},
+        {"target_modules": ["v_proj"], "r": 64},
     ],
-    ids=lambda options: next(iter(options)),
+    ids=lambda options: "+".join(options),
 )
 @pytest.mark.parametrize("family_name", ["qwen", "gemma"])
 def test_the_settings_of_peft_are_respected(options, family_name, tmp_path):
@@ -217,10 +226,37 @@ def refused(theirs, tmp_path) -> str:
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head']: it brings whole modules"),
         ({"bias": "all"}, "bias is 'all'; allowed: none"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which changes the base weights"),
-        ({"r": 8}, "rank 8 for model.layers.0.mlp.down_proj; found 4"),
-        ({"r": None}, "r None and lora_alpha 8; allowed: whole numbers above 0"),
+        ({"r": 8}, "rank 8 for model.layers.0.mlp.down_proj, but its matrices have rank 4; the config that"),
+        ({"r": None}, "adapter_config.json: r: found null; input should be a valid integer"),
+        ({"r": True}, "adapter_config.json: r: found true; input should be a valid integer"),
+        ({"lora_alpha": 0}, "adapter_config.json: lora_alpha: found 0; input should be greater than 0"),
+        ({"lora_alpha": math.nan}, "lora_alpha: found NaN; input should be a finite number"),
+        ({"rank_pattern": ["q_proj"]}, "rank_pattern: found ['q_proj']; input should be a mapping"),
+        ({"rank_pattern": {"(q": 4}}, "rank_pattern: '(q' is not a regular expression (missing ), unterm"),
         (
-            {"target_modules": ["q_proj", "lm_head"]},
+            {"alpha_pattern": {"q_proj": "5"}},
+            "alpha_pattern.q_proj: found '5'; input should be a valid number",
+        ),
+        ({"alpha_pattern": {"q_proj": -3}}, "alpha_pattern.q_proj: found -3; input should be greater than 0"),
+        (
+            {"target_modules": None},
+            "target_modules: found null; allowed: a list of names of modules, or a reg",
+        ),
+        ({"target_modules": "(q_proj"}, "target_modules: '(q_proj' is not a regular expression"),
+        (
+            {"target_modules": ["q_proj"]},
+            "12 modules that its config does not name, first model.layers.0.mlp.d",
+        ),
+        (
+            {"layers_to_transform": [0]},
+            "7 modules that its config does not name, first model.layers.1.mlp.down",
+        ),
+        (
+            {"target_modules": r".*", "layers_to_transform": None},
+            "nothing for 1 of its target modules, first lm_",
+        ),
+        (
+            {"target_modules": [*TINY_TARGETS, "lm_head"]},
             "nothing for 1 of its target modules, first lm_head; it says that it was trained on",
         ),
     ],
@@ -258,6 +294,17 @@ A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         ),
         (lambda t: {**t, A.replace("model.model.model", "model.model"): t[A].clone()}, "occurs in it twice"),
         (lambda t: {**t, "base_model.model.lm_head.weight": t[A].clone()}, "1 tensors are not LoRA matrices"),
+        (lambda t: {**t, A: t[A].flatten()}, "first base_model.model.model.layers.0.self_attn.q_proj.lora_A"),
+        (
+            lambda t: {**t, A: t[A].to(torch.int8)},
+            "lora_A.weight (torch.int8, [4, 32]); allowed: floating-point",
+        ),
+        (lambda t: {**t, A: t[A] * math.nan}, f"1 of 28 tensors hold NaN or infinite values, first {A}"),
+        (
+            lambda t: {k: v * ("lora_A" in k) for k, v in t.items()},
+            "every matrix B is zero, so the adapter chang",
+        ),
+        (lambda t: {}, "empty; allowed: floating-point matrices"),
     ],
 )
 def test_tensors_that_do_not_fit(theirs, tmp_path, edit, line):
@@ -284,6 +331,84 @@ def test_the_base_s_weights_are_not_read(theirs, tmp_path):
     shutil.copytree(family("llama"), base)
     (base / "model.safetensors").write_bytes(b"")
     assert import_adapter(family_settings("llama", base), theirs, tmp_path / "ours")["modules"] == 14
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"x": "\xe9"}'], ids=["empty", "cut off", "Latin-1"])
+def test_a_config_that_is_not_json_is_theirs_to_mend(theirs, tmp_path, content):
+    (theirs / CONFIG).write_bytes(content)
+    line = refused(theirs, tmp_path)
+    assert "adapter_config.json: not JSON (" in line and "made again" not in line
+    assert line.endswith("download it again, or save it again with PEFT")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "null", "7", '"LORA"'])
+def test_a_config_without_a_kind_of_adapter(theirs, tmp_path, content):
+    (theirs / CONFIG).write_text(content)
+    assert refused(theirs, tmp_path).endswith("; allowed: LORA")
+
+
+def test_a_config_with_a_byte_order_mark_is_read(theirs, tmp_path):
+    (theirs / CONFIG).write_bytes(b"\xef\xbb\xbf" + (theirs / CONFIG).read_bytes())
+    assert (
+        import_adapter(family_settings("llama", family("llama")), theirs, tmp_path / "ours")["modules"] == 14
+    )
+
+
+@pytest.mark.parametrize("length", [0, 4, 100, -100])
+def test_cut_off_weights(theirs, tmp_path, length):
+    content = (theirs / WEIGHTS).read_bytes()
+    (theirs / WEIGHTS).write_bytes(content[:length])
+    assert "adapter_model.safetensors: cannot be read (" in refused(theirs, tmp_path)
+
+
+def test_links_in_a_circle(theirs, tmp_path):
+    for name, line in ((WEIGHTS, "holds no weights"), (CONFIG, "adapter_config.json is needed")):
+        (theirs / name).unlink()
+        (theirs / name).symlink_to(theirs / name)
+        assert line in refused(theirs, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda key: "base_model.model." + key,
+        lambda key: key.removeprefix("base_model.model."),
+        lambda key: key.replace("model.model.layers", "model.model.language_model.layers"),
+        lambda key: key.replace(".weight", ".default.weight"),
+    ],
+    ids=["prefix twice", "no prefix", "of a wrapper", "with the adapter's name"],
+)
+def test_names_of_other_programs_give_the_same_logits(theirs, tmp_path, rename):
+    """Also with patterns for PEFT's own names."""
+    settings = family_settings("llama", family("llama"))
+    change(theirs, alpha_pattern={r"model\.layers\.0\..*": 3})
+    import_adapter(settings, theirs, tmp_path / "wanted")
+    rewrite(theirs, lambda tensors: {rename(key): tensor for key, tensor in tensors.items()})
+    assert import_adapter(settings, theirs, tmp_path / "ours")["renamed"] == 28
+    assert spoken(settings, tmp_path / "ours").equal(spoken(settings, tmp_path / "wanted"))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn", "float64"])
+def test_weights_of_other_precisions_give_the_logits_of_peft(theirs, tmp_path, dtype):
+    rewrite(theirs, lambda tensors: {k: t.to(getattr(torch, dtype)) for k, t in tensors.items()})
+    settings = family_settings("llama", family("llama"))
+    assert import_adapter(settings, theirs, tmp_path / "ours")["dtype"] == dtype
+    assert spoken(settings, tmp_path / "ours").equal(by_peft("llama", theirs))
+
+
+def test_patterns_that_match_nothing_are_reported(theirs, tmp_path):
+    """PEFT ignores them too; its authors may have meant something else."""
+    change(theirs, rank_pattern={"qproj": 8}, alpha_pattern={"down_proj": 3})
+    report = import_adapter(family_settings("llama", family("llama")), theirs, tmp_path / "ours")
+    assert report["ignored"]["patterns"] == ["qproj"]
+
+
+def test_an_import_can_be_imported_again(theirs, tmp_path):
+    """Plain LoRA in place of rank-stabilized LoRA has a fractional alpha."""
+    settings = family_settings("llama", family("llama"))
+    import_adapter(settings, change(theirs, use_rslora=True, lora_alpha=7), tmp_path / "once")
+    import_adapter(settings, tmp_path / "once", tmp_path / "twice")
+    assert spoken(settings, tmp_path / "twice").equal(spoken(settings, tmp_path / "once"))
 
 
 # ---------------------------------------------------------------- whole checkpoints
