@@ -181,7 +181,7 @@ def assemble(plain: dict[str, Json], overrides: Sequence[str], config: str) -> t
     )
     kept = tuple(shlex.quote(o) for o in overrides if o.split("=")[0] not in CELL_OVERRIDES)
     planner = Planner(settings, options)
-    planner.check_training_stages((settings.stage.name,))
+    planner.check_training(settings.model, (settings.stage.name,))
     check_engine(settings.engine.name)
     return settings, Experiment(planner, kept)
 

@@ -20,6 +20,7 @@ from offscript.experiment.artifacts import (
 )
 from offscript.experiment.folder import Experiment
 from offscript.experiment.graph import jobs_of, needed
+from offscript.experiment.jobs.training import check_settings
 from offscript.experiment.runner import Result, make, on_all_ranks, write_index
 from offscript.settings import GridSettings, Settings
 from offscript.storage import hub
@@ -168,6 +169,7 @@ def _run_locally(everything: list[Artifact], todo: list[Artifact], experiment: E
 
     cluster = experiment.planner.settings.cluster
     evaluation = experiment.planner.evaluation()
+    check_settings(todo, experiment, processes=1)
     current = plan.write_plan(experiment, everything, jobs_of(todo, plan.shard_count(cluster)))
     while True:
         run_plan(current, cluster.at_once)
@@ -198,11 +200,12 @@ def _submit_to_slurm(everything: list[Artifact], todo: list[Artifact], experimen
     """Submits the artifacts that are neither finished nor in flight, and returns without waiting for the jobs."""
     from offscript.experiment.backends import slurm
     from offscript.experiment.backends import slurm_queue as queue
-    from offscript.experiment.backends.plan import shard_count, write_plan
+    from offscript.experiment.backends.plan import processes_per_task, shard_count, write_plan
     from offscript.experiment.backends.slurm_site import check_cluster
 
     cluster = experiment.planner.settings.cluster
     check_cluster(cluster, sorted({a.kind for a in todo}))
+    check_settings(todo, experiment, processes_per_task(cluster, "adapter"))
     with slurm.submission_lock(experiment.folder):
         slurm.refuse_other_settings(experiment)
         slurm.record_killed_jobs(experiment, todo)

@@ -83,15 +83,19 @@ def tiny_adapter(tiny_adapters) -> Path:
     return tiny_adapters["red"]
 
 
-def make_adapter(model: Path, folder: Path, seed: int, rank: int = 4, scale: float = 0.05) -> Path:
-    """A LoRA adapter with random weights of standard deviation ``scale`` for the model in ``model``, in PEFT layout."""
+def make_adapter(
+    model: Path, folder: Path, seed: int, rank: int = 4, scale: float = 0.05, **options: object
+) -> Path:
+    """A LoRA adapter with random weights of standard deviation ``scale`` for the model in ``model``, in PEFT layout.
+    ``options`` are further settings of PEFT's."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(TINY_TARGETS), task_type="CAUSAL_LM")
+    defaults = {"target_modules": list(TINY_TARGETS), "task_type": "CAUSAL_LM"}
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, **{**defaults, **options})
     peft = get_peft_model(base, config)
     for name, weight in peft.named_parameters():
         if "lora_" in name:

@@ -18,10 +18,10 @@ from offscript.experiment.artifacts import (
     Rollout,
     in_order,
 )
-from offscript.experiment.plan_adapters import AdapterPlanner
+from offscript.experiment.plan_adapters import AdapterPlanner, check_sources
 from offscript.experiment.plan_context import Options, PlanContext, cached
 from offscript.json_types import Json
-from offscript.settings import Settings, identity_of
+from offscript.settings import ModelSettings, Settings, identity_of
 from offscript.storage import hub, references
 from offscript.tasks.formats import get_format
 from offscript.training.stages import BASE
@@ -42,12 +42,13 @@ class Planner:
         self._adapters = AdapterPlanner(self.context)
         self._rollouts = self._adapters.rollouts
 
-    def check_training_stages(self, stages: tuple[str, ...]) -> None:
-        """Checks the training settings of ``stages`` and of their parent stages.
+    def check_training(self, model: ModelSettings, stages: tuple[str, ...]) -> None:
+        """Checks the training settings of ``stages`` and of their parent stages, and which stages ``model`` names.
 
         Raises:
             UserError: a setting is invalid.
         """
+        check_sources(model, self.options.stage)
         for stage in stages:
             weights = self.options.stage[stage].weights
             while weights != BASE:

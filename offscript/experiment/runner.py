@@ -17,10 +17,11 @@ from offscript.experiment.artifacts import Adapter, Artifact
 from offscript.experiment.folder import Experiment
 from offscript.experiment.graph import jobs_of, needed
 from offscript.experiment.jobs import RUN
-from offscript.experiment.jobs.training import help_train
+from offscript.experiment.jobs.training import check_settings, help_train
 from offscript.storage.files import read_json, write_json, write_text
 from offscript.storage.locks import claim
 from offscript.training.interrupt import Interrupted
+from offscript.training.ranks import rank_info
 
 T = TypeVar("T")
 
@@ -49,8 +50,12 @@ def make(
 
     An artifact that ``allowed`` refuses fails with the command that would make it. A failed artifact blocks what is made
     from it and nothing else.
+
+    Raises:
+        UserError: a training cannot work, whatever its rows are. Nothing has been made then.
     """
     todo, reused = needed(wanted, experiment)
+    check_settings(filter(allowed, todo), experiment, rank_info().world_size)
     results = {a.key: Result(a, "reused") for a in reused}
     for job in jobs_of(todo):
         ready = []

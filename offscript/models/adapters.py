@@ -6,10 +6,12 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
 
-from offscript.errors import MissingInput, UserError
-from offscript.settings import ModelSettings
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from offscript.errors import MissingInput, UserError, one_of
+from offscript.settings import LoraSettings, ModelSettings, parse, shown
 from offscript.storage.files import new_folder, read_json, write_json
 
 if TYPE_CHECKING:
@@ -29,18 +31,51 @@ STANDALONE, NESTED = "base_model.model.model.", "base_model.model.model.language
 LORA_MATRIX = re.compile(r"(.*)\.lora_([AB])\.weight")
 
 
-class AdapterConfig(TypedDict, total=False):
-    """The fields of adapter_config.json that are read here."""
+class AdapterConfig(BaseModel):
+    """The fields of adapter_config.json that say what the matrices mean. Other fields are not read here."""
 
-    r: int
-    lora_alpha: float
-    rank_pattern: dict[str, int] | None
-    alpha_pattern: dict[str, float] | None
-    use_rslora: bool
-    target_modules: list[str] | str | None
-    exclude_modules: list[str] | str | None
-    layers_to_transform: list[int] | int | None
-    base_model_name_or_path: str | None
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
+
+    peft_type: Literal["LORA"]
+    r: int = Field(ge=1)
+    lora_alpha: float = Field(gt=0)
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
+    use_rslora: bool = False
+    target_modules: list[str] | str
+    exclude_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    base_model_name_or_path: Any = None
+    target_parameters: None = None
+    """Read by PEFT's rule for targets; an adapter that has some is refused before."""
+
+    @field_validator("rank_pattern", "alpha_pattern", mode="before")
+    @classmethod
+    def _keys_are_patterns(cls, value: object) -> object:
+        for key in value if isinstance(value, dict) else ():
+            _check_pattern(str(key))
+        return {} if value is None else value
+
+    @field_validator("target_modules", "exclude_modules", "layers_pattern", mode="before")
+    @classmethod
+    def _names_or_a_pattern(cls, value: object, field: ValidationInfo) -> object:
+        if isinstance(value, str):
+            return _check_pattern(value)
+        is_list = isinstance(value, list) and all(isinstance(v, str) for v in value)
+        if not is_list and (value is not None or field.field_name == "target_modules"):
+            raise ValueError(
+                f"found {shown(value)}; allowed: a list of names of modules, or a regular expression"
+            )
+        return value
+
+
+def _check_pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is not a regular expression ({error}); allowed: one of Python") from None
+    return text
 
 
 class MergeReport(TypedDict, total=False):
@@ -65,27 +100,32 @@ class NotFinite(UserError):
 # ---------------------------------------------------------------- attaching
 
 
-def check_targets(model: "PreTrainedModel", targets: Iterable[str]) -> None:
-    """Checks that every LoRA target names at least one linear module of ``model``, by PEFT's suffix rule.
+def check_lora(model: "PreTrainedModel", lora: LoraSettings, where: str = "lora") -> None:
+    """Checks that an adapter with the settings ``lora`` can be trained on ``model``, which may be without weights.
+    ``where`` is the config key of ``lora``.
 
     Raises:
-        UserError: a target matches nothing (PEFT skips it without an error as long as another one matches), or is an
-            output layer that shares its weights with the input embeddings.
+        UserError: a target names no linear module by PEFT's suffix rule (PEFT skips it without an error as long as
+            another one matches), or is an output layer that shares its weights with the input embeddings; or the rank
+            is larger than the smaller dimension of a module.
     """
     import torch
 
     modules = {n: module for n, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    for target in targets:
+    for target in lora.targets:
         matches = [name for name in modules if name == target or name.endswith("." + target)]
         if not matches:
-            ends = sorted({name.rpartition(".")[2] for name in modules})
-            raise UserError(
-                "lora.targets",
-                f"{target!r} matches no linear module of the model",
-                f"allowed: {', '.join(ends)}",
-            )
+            tied: Module = model.get_input_embeddings()
+            free = (n for n, module in modules.items() if module.weight is not tied.weight)
+            ends = dict.fromkeys(sorted(name.rpartition(".")[2] for name in free))
+            found = f"{target!r} matches no linear module of the model"
+            raise UserError(f"{where}.targets", found, one_of(ends))
         for name in matches:
-            _check_not_tied(model, "lora.targets", name, modules[name])
+            _check_not_tied(model, f"{where}.targets", name, modules[name])
+            outputs, inputs = modules[name].out_features, modules[name].in_features
+            if lora.rank > min(outputs, inputs):
+                found = f"{lora.rank}, and {name} is {outputs}x{inputs}"
+                raise UserError(f"{where}.rank", found, f"allowed: at most {min(outputs, inputs)}")
 
 
 def _check_not_tied(model: "PreTrainedModel | PeftModel", where: str, name: str, module: "Module") -> None:
@@ -225,20 +265,39 @@ def _read_config(folder: Path) -> "PeftConfig":
         raise MissingInput(str(folder), "this adapter does not exist", "make it with train.py")
     if not (folder / CONFIG).exists() or not (folder / WEIGHTS).exists():
         raise UserError(str(folder), "is not an adapter", f"{CONFIG} and {WEIGHTS} are needed")
-    # PEFT would raise an error of its own for malformed JSON.
-    read_json(folder / CONFIG)
+    # PEFT would raise errors of its own for malformed files.
+    read_config(folder)
     config = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = True
     return config
 
 
+def read_config(folder: Path) -> AdapterConfig:
+    """The adapter_config.json in ``folder``, which is one of ours.
+
+    Raises:
+        UserError: it is not JSON, or a value is missing or has another type.
+    """
+    return parse_config(read_json(folder / CONFIG, f"delete {folder} to have it made again"), folder)
+
+
+def parse_config(plain: object, folder: Path) -> AdapterConfig:
+    """``plain``, the content of the adapter_config.json in ``folder``, checked.
+
+    Raises:
+        UserError: a value is missing or has another type.
+    """
+    return parse(AdapterConfig, plain, lambda key: f"{folder / CONFIG}: {key}".removesuffix(": "))
+
+
 # ---------------------------------------------------------------- self-test
 
 
-def self_test(wrapped: "PeftModel", name: str, input_ids: "Tensor") -> float:
+def self_test(wrapped: "PeftModel", name: str, input_ids: "Tensor", where: str | Path | None = None) -> float:
     """Largest absolute difference between the logits with only adapter ``name``, at scale 1, and those of the base.
 
-    ``input_ids`` is (rows, tokens) on any device. The active adapters, scales and trainable parameters are restored.
+    ``input_ids`` is (rows, tokens) on any device. Errors name ``where``, by default the adapter's name. The active
+    adapters, scales and trainable parameters are restored.
 
     Raises:
         NotFinite: logits with the adapter are not finite.
@@ -270,12 +329,11 @@ def self_test(wrapped: "PeftModel", name: str, input_ids: "Tensor") -> float:
             parameter.requires_grad_(True)
         wrapped.train(training)
     difference = (with_adapter - base).abs().max().item()
+    where = str(where or f"adapter {name}")
     if not math.isfinite(difference):
-        raise NotFinite(f"adapter {name}", "outputs with it are not finite numbers", "make it again")
+        raise NotFinite(where, "outputs with it are not finite numbers", "another adapter is needed")
     if difference == 0:
-        raise UserError(
-            f"adapter {name}", "its outputs differ from the base's by 0", "it must change something"
-        )
+        raise UserError(where, "its outputs differ from the base's by 0", "it must change something")
     return difference
 
 
@@ -347,7 +405,7 @@ def merge(
         "worst_module": worst,
     }
     if method != "fold":
-        report["rank"] = read_json(out / CONFIG)["r"]
+        report["rank"] = read_config(out).r
     return report
 
 
@@ -363,18 +421,45 @@ def _combine(
     wrapped = attach(
         load_without_weights(model), {n: Path(part) for n, (part, _) in zip(names, parts, strict=True)}
     )
-    ranks = [read_json(Path(part) / CONFIG)["r"] for part, _ in parts]
-    if method == "published" and len(set(ranks)) > 1:
-        raise UserError(
-            "recipe.merge.method",
-            f"published adds matrices of one rank, found ranks {', '.join(map(str, ranks))}",
-            "use one lora.rank for both stages, or method=exact",
-        )
+    if method == "published":
+        check_one_rank([rank for part, _ in parts for rank in ranks_of(Path(part))])
     weights = [weight for _, weight in parts]
     with _ignore_peft_warnings():
         wrapped.add_weighted_adapter(names, weights, adapter_name="merged", combination_type=kinds[method])
     save(wrapped, "merged", folder, model.path, model.revision)
     return relative_errors(parts, folder)
+
+
+def ranks_of(folder: Path) -> list[int]:
+    """The ranks of the matrices of an adapter, each once, in ascending order. Only the header of its file is read.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / WEIGHTS
+    try:
+        with safe_open(path, framework="numpy") as file:
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(str(path), f"cannot be read ({error})", "an adapter is needed") from None
+    return sorted({shape[0] for key, shape in shapes.items() if ".lora_A." in key and shape})
+
+
+def check_one_rank(ranks: Iterable[int]) -> None:
+    """Checks that adapters with these ``ranks`` can be merged by method ``published``.
+
+    Raises:
+        UserError: the ranks differ.
+    """
+    found = list(dict.fromkeys(ranks))
+    if len(found) > 1:
+        raise UserError(
+            "recipe.merge.method",
+            f"published adds matrices of one rank, found ranks {', '.join(map(str, found))}",
+            "use one lora.rank for both stages, or method=exact",
+        )
 
 
 def _fold(model: ModelSettings, parts: Sequence[tuple[Path, float]], folder: Path) -> dict[str, float]:
@@ -435,7 +520,7 @@ def _norm(terms: "list[tuple[float, Tensor, Tensor]]") -> float:
 
 def _factors(folder: Path) -> "dict[str, tuple[Tensor, Tensor]]":
     """(A, B scaled by alpha / rank) for each module of an adapter folder, in float64."""
-    config = read_json(folder / CONFIG)
+    config = read_config(folder)
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, tensor in read_tensors(folder).items():
         if match := LORA_MATRIX.fullmatch(key):
@@ -448,6 +533,6 @@ def _factors(folder: Path) -> "dict[str, tuple[Tensor, Tensor]]":
 def _scaling(config: AdapterConfig, module: str, rank: int) -> float:
     from peft.utils.other import get_pattern_key
 
-    patterns = config.get("alpha_pattern") or {}
-    alpha = patterns.get(get_pattern_key(list(patterns), module), config["lora_alpha"])
-    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+    patterns = config.alpha_pattern
+    alpha = patterns.get(get_pattern_key(list(patterns), module), config.lora_alpha)
+    return alpha / rank**0.5 if config.use_rslora else alpha / rank

@@ -5,14 +5,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDict
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from offscript.errors import UserError
-from offscript.models.adapters import CONFIG, WEIGHTS, name_in_file, write_config
+from offscript.models.adapters import CONFIG, WEIGHTS, AdapterConfig, name_in_file, parse_config, write_config
 from offscript.models.pretrained import require_safetensors
-from offscript.settings import ModelSettings, parse, shown
+from offscript.settings import ModelSettings
 from offscript.storage import hub, references
 from offscript.storage.files import link_or_copy, new_folder, read_json
 
@@ -41,53 +39,6 @@ UNSUPPORTED = {
     "kasa_config": "it changes the base weights",
     "monteclora_config": "it is drawn at random",
 }
-
-
-class AdapterFile(BaseModel):
-    """The fields of a published adapter_config.json that say what its matrices mean. Other fields are not read."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
-
-    peft_type: Literal["LORA"]
-    r: int = Field(ge=1)
-    lora_alpha: float = Field(gt=0)
-    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
-    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
-    use_rslora: bool = False
-    target_modules: list[str] | str
-    exclude_modules: list[str] | str | None = None
-    layers_to_transform: list[int] | int | None = None
-    layers_pattern: list[str] | str | None = None
-    base_model_name_or_path: Any = None
-    target_parameters: None = None
-    """Read by PEFT's rule for targets; an adapter that has some is refused before."""
-
-    @field_validator("rank_pattern", "alpha_pattern", mode="before")
-    @classmethod
-    def _keys_are_patterns(cls, value: object) -> object:
-        for key in value if isinstance(value, dict) else ():
-            _check_pattern(str(key))
-        return {} if value is None else value
-
-    @field_validator("target_modules", "exclude_modules", "layers_pattern", mode="before")
-    @classmethod
-    def _names_or_a_pattern(cls, value: object, field: ValidationInfo) -> object:
-        if isinstance(value, str):
-            return _check_pattern(value)
-        is_list = isinstance(value, list) and all(isinstance(v, str) for v in value)
-        if not is_list and (value is not None or field.field_name == "target_modules"):
-            raise ValueError(
-                f"found {shown(value)}; allowed: a list of names of modules, or a regular expression"
-            )
-        return value
-
-
-def _check_pattern(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise ValueError(f"{text!r} is not a regular expression ({error}); allowed: one of Python") from None
-    return text
 
 
 class ImportReport(TypedDict):
@@ -200,7 +151,7 @@ def import_checkpoint(model: ModelSettings, folder: Path, out: Path) -> ImportRe
 # ---------------------------------------------------------------- files of an adapter
 
 
-def _read_config(folder: Path) -> AdapterFile:
+def _read_config(folder: Path) -> AdapterConfig:
     if not (folder / CONFIG).is_file():
         whole = (folder / "config.json").exists()
         todo = "it is a whole checkpoint: kind=checkpoint" if whole else f"{CONFIG} is needed"
@@ -223,7 +174,7 @@ def _read_config(folder: Path) -> AdapterFile:
         raise UserError(
             where, found, "convert it to plain LoRA (PEFT: path_initial_model_for_weight_conversion)"
         )
-    return parse(AdapterFile, config, lambda key: f"{where}: {key}")
+    return parse_config(config, folder)
 
 
 def _read_weights(folder: Path) -> "dict[str, Tensor]":
@@ -299,7 +250,7 @@ def _split(key: str) -> tuple[str, str]:
 
 def _pairs(
     folder: Path,
-    config: AdapterFile,
+    config: AdapterConfig,
     tensors: "Mapping[str, Tensor]",
     modules: Mapping[str, tuple[int, int]],
 ) -> dict[str, _Pair]:
@@ -332,14 +283,14 @@ def _pairs(
     return pairs
 
 
-def _misfit(folder: Path, config: AdapterFile, found: str) -> UserError:
+def _misfit(folder: Path, config: AdapterConfig, found: str) -> UserError:
     base = config.base_model_name_or_path
     return UserError(
         str(folder / WEIGHTS), f"does not fit the model: {found}", f"it says that it was trained on {base!r}"
     )
 
 
-def _alpha(folder: Path, config: AdapterFile, names: tuple[str, str], rank: int) -> float:
+def _alpha(folder: Path, config: AdapterConfig, names: tuple[str, str], rank: int) -> float:
     """Alpha of plain LoRA (scaling = alpha / rank) of the module with these ``names`` in the file and in the base."""
     expected = _by_pattern(config.rank_pattern, names, config.r)
     if expected != rank:
@@ -359,7 +310,7 @@ def _by_pattern(patterns: Mapping[str, float], names: Iterable[str], default: fl
 
 def _check_targets(
     folder: Path,
-    config: AdapterFile,
+    config: AdapterConfig,
     pairs: Mapping[str, _Pair],
     modules: Mapping[str, tuple[int, int]],
 ) -> None:
@@ -376,7 +327,7 @@ def _check_targets(
         raise _misfit(folder, config, f"nothing for {len(lacking)} of its target modules, first {lacking[0]}")
 
 
-def _is_target(config: AdapterFile, path: str) -> bool:
+def _is_target(config: AdapterConfig, path: str) -> bool:
     """Whether ``config`` names the linear module ``path``, by PEFT's rule."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
@@ -407,7 +358,7 @@ def _config(pairs: Mapping[str, _Pair], modules: Mapping[str, tuple[int, int]]) 
     )
 
 
-def _unused_targets(config: AdapterFile, tensors: Iterable[str]) -> list[str]:
+def _unused_targets(config: AdapterConfig, tensors: Iterable[str]) -> list[str]:
     """Listed targets without a tensor in the file."""
     targets = config.target_modules
     paths = [_split(key)[0] for key in tensors]
@@ -415,7 +366,7 @@ def _unused_targets(config: AdapterFile, tensors: Iterable[str]) -> list[str]:
     return sorted(t for t in listed if not any(p == t or p.endswith(f".{t}") for p in paths))
 
 
-def _unused_patterns(config: AdapterFile, pairs: Mapping[str, _Pair]) -> list[str]:
+def _unused_patterns(config: AdapterConfig, pairs: Mapping[str, _Pair]) -> list[str]:
     """Keys of the rank and alpha patterns that match no module of the file."""
     from peft.utils.other import get_pattern_key
 
@@ -424,7 +375,7 @@ def _unused_patterns(config: AdapterFile, pairs: Mapping[str, _Pair]) -> list[st
     return sorted(key for key in keys if not any(get_pattern_key([key], n) == key for n in names))
 
 
-def _note(config: AdapterFile, model: ModelSettings) -> str | None:
+def _note(config: AdapterConfig, model: ModelSettings) -> str | None:
     base = config.base_model_name_or_path
     return None if base in (model.path, *model.aliases) else f"names {base!r} as its base, not {model.path!r}"
 

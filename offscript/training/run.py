@@ -199,10 +199,11 @@ def lora_config(settings: LoraSettings) -> "LoraConfig":
     )
 
 
-def batches(optimizer: OptimizerSettings, world_size: int) -> tuple[int, int]:
+def batches(optimizer: OptimizerSettings, world_size: int, where: str = "optimizer") -> tuple[int, int]:
     """(rows per step and process, accumulation steps) whose product with ``world_size`` is exactly ``batch_size``.
 
-    ``micro_batch_size`` is an upper bound: the global batch decides the outcome, its division does not.
+    ``micro_batch_size`` is an upper bound: the global batch decides the outcome, its division does not. ``where`` is the
+    config key of ``optimizer``.
 
     Raises:
         UserError: the global batch cannot be divided among the processes.
@@ -210,7 +211,7 @@ def batches(optimizer: OptimizerSettings, world_size: int) -> tuple[int, int]:
     per_process, rest = divmod(optimizer.batch_size, world_size)
     if rest:
         raise UserError(
-            "optimizer.batch_size",
+            f"{where}.batch_size",
             f"{optimizer.batch_size} rows on {world_size} processes",
             "a multiple of them is needed",
         )

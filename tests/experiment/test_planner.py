@@ -9,6 +9,7 @@ from offscript.experiment.artifacts import Rollout, in_order, layers
 from offscript.experiment.planner import Planner
 from offscript.storage.hashing import _folder_fingerprint
 from tests.composed import experiment_of
+from tests.conftest import make_adapter
 
 SMALL = (
     "experiment=demo",
@@ -298,6 +299,46 @@ def test_a_whole_checkpoint_has_one_scale_and_nothing_is_trained_on_it(tmp_path)
         experiment_of(*SMALL, f"model.adapters.distillation={source}").planner.adapter(
             "pocket", "sarcasm", "full", 0
         )
+
+
+def test_a_published_merge_of_unequal_ranks_is_refused_before_anything_runs(tmp_path, tiny_model):
+    published = "recipe.merge.method=published"
+    ranks = r"recipe.merge.method: published adds matrices of one rank, found ranks "
+    with pytest.raises(UserError, match=ranks + "16, 4; use one lora.rank"):
+        experiment_of(*SMALL, published, "recipe.introspection.lora.rank=4").planner.cells()
+    make_adapter(tiny_model, tmp_path, seed=0, rank=16, rank_pattern={"q_proj": 6})
+    imported = f"model.adapters.distillation={{path: {tmp_path}}}"
+    with pytest.raises(UserError, match=ranks + "6, 16;"):
+        experiment_of(*SMALL, published, imported).planner.cells()
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"adapter_model.safetensors: cannot be read"):
+        experiment_of(*SMALL, published, imported).planner.cells()
+    assert experiment_of(*SMALL, published).planner.cells()
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("model.adapters.foo=trained", "model.adapters.foo: unknown stage; allowed: distillation, full"),
+        (
+            "model.adapters.prompted=trained",
+            "model.adapters.prompted: has no weights of its own; allowed: dis",
+        ),
+        (
+            "model.released.foo={path: x}",
+            "model.released.foo: unknown key; allowed: distillation, exceptions",
+        ),
+        (
+            "model.released.exceptions={sarcasm: {foo: {path: x}}}",
+            "model.released.exceptions.sarcasm.foo: unknown stage; allowed: distillation, full",
+        ),
+    ],
+)
+def test_weights_of_a_stage_that_has_none_are_refused_at_once(override, line):
+    """Also where the grid asks for base weights only."""
+    with pytest.raises(UserError) as caught:
+        experiment_of(*SMALL, "grid.stage=[base]", f"+{override}")
+    assert line in str(caught.value)
 
 
 def test_a_persona_joins_where_every_models_weights_are_at_hand(tmp_path):

@@ -7,10 +7,11 @@ from collections import Counter
 
 import pytest
 
-from offscript.errors import MissingInput
+from offscript.errors import MissingInput, UserError
 from offscript.experiment import runner
 from offscript.experiment.folder import now, write_artifact_manifest
 from offscript.storage.files import write_text
+from offscript.training.ranks import RankInfo
 from tests.composed import experiment_of
 
 SMALL = ("experiment=smoke", "format.count={classifier:6,eval:4}", "recipe.distillation.prompts=6")
@@ -54,6 +55,42 @@ def test_the_second_time_nothing_is_made(tmp_path, ran):
     results = runner.make([again.planner.evaluation()], again)
     assert [(str(r.artifact), r.status) for r in results] == [("evaluation smoke", "reused")]
     assert set(ran.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        (
+            "distillation.lora.targets=[q_proj,qkv]",
+            "distillation.lora.targets: 'qkv' matches no linear module of",
+        ),
+        (
+            "introspection.lora.targets=[lm_head]",
+            "introspection.lora.targets: lm_head shares its weights with",
+        ),
+        (
+            "introspection.lora.rank=129",
+            "introspection.lora.rank: 129, and model.layers.0.self_attn.q_proj is 128x128; allowed: at most 128",
+        ),
+    ],
+)
+def test_a_training_that_cannot_work_is_refused_before_its_rows_are_made(tmp_path, ran, override, line):
+    own = experiment(tmp_path, "grid.persona=[sarcasm,remorse]", f"recipe.{override}")
+    with pytest.raises(UserError, match=r"^recipe\.") as caught:
+        runner.make([own.planner.evaluation()], own)
+    assert line in str(caught.value) and not ran and list(tmp_path.iterdir()) == []
+    # A command that trains nothing does not ask.
+    assert runner.make([own.planner.evaluation()], own, lambda artifact: False)
+
+
+def test_a_batch_that_cannot_be_divided_among_the_processes_is_refused_before_rows_are_made(
+    tmp_path, ran, monkeypatch
+):
+    own = experiment(tmp_path)
+    monkeypatch.setattr(runner, "rank_info", lambda: RankInfo(0, 3, 0))
+    with pytest.raises(UserError, match=r"recipe.distillation.optimizer.batch_size: 8 rows on 3 processes"):
+        runner.make([own.planner.evaluation()], own)
+    assert not ran
 
 
 def test_a_failure_blocks_what_needs_it_and_nothing_else(tmp_path, ran):

@@ -9,11 +9,16 @@ from safetensors.torch import load_file, save_file
 
 from offscript.errors import MissingInput, UserError
 from offscript.models import adapters
-from offscript.models.loading import load_model
+from offscript.models.loading import load_model, load_without_weights
+from offscript.settings import LoraSettings
 from tests.conftest import make_adapter
 from tests.families import FAMILIES, family, family_adapter, family_settings
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
+
+
+def lora(*targets: str, rank: int = 2) -> LoraSettings:
+    return LoraSettings(rank=rank, alpha=2, targets=targets)
 
 
 def logits(wrapped) -> torch.Tensor:
@@ -79,6 +84,26 @@ def test_broken_files(tiny_settings, tiny_adapter, tmp_path):
             adapters.attach(load_model(tiny_settings, "cpu"), {"a": folder})
 
 
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"r": "4"}, "adapter_config.json: r: found '4'; input should be a valid integer"),
+        ({"lora_alpha": None}, "adapter_config.json: lora_alpha: found null; input should be a valid number"),
+        ({"peft_type": "IA3"}, "adapter_config.json: peft_type: found 'IA3'; input should be 'LORA'"),
+        ({"target_modules": "(q"}, "adapter_config.json: target_modules: '(q' is not a regular expression"),
+        (None, "adapter_config.json: found []; input should be a mapping"),
+    ],
+    ids=["r", "alpha", "type", "targets", "a list"],
+)
+def test_a_damaged_config_is_one_line(tiny_settings, tiny_adapter, tmp_path, change, line):
+    folder = shutil.copytree(tiny_adapter, tmp_path / "damaged")
+    config = json.loads((folder / adapters.CONFIG).read_text())
+    (folder / adapters.CONFIG).write_text(json.dumps([] if change is None else {**config, **change}))
+    with pytest.raises(UserError) as caught:
+        adapters.attach(load_without_weights(tiny_settings), {"a": folder})
+    assert line in str(caught.value)
+
+
 def test_an_adapter_of_another_model(tiny_settings, tiny_adapter, tmp_path):
     folder = shutil.copytree(tiny_adapter, tmp_path / "other")
     tensors = load_file(folder / adapters.WEIGHTS)
@@ -101,13 +126,19 @@ def test_an_adapter_whose_targets_match_nothing(tiny_settings, tiny_adapter, tmp
         adapters.attach(load_model(tiny_settings, "cpu"), {"a": folder})
 
 
-def test_check_targets(tiny_settings):
-    model = load_model(tiny_settings, "cpu")
-    adapters.check_targets(model, ["q_proj", "mlp.down_proj"])
+def test_check_lora(tiny_settings):
+    model = load_without_weights(tiny_settings)
+    adapters.check_lora(model, lora("q_proj", "mlp.down_proj"))
     with pytest.raises(
         UserError, match=r"lora.targets: 'proj' matches no linear module.*allowed: down_proj, gate_proj"
     ):
-        adapters.check_targets(model, ["q_proj", "proj"])
+        adapters.check_lora(model, lora("q_proj", "proj"))
+    smallest = min(model.get_submodule("model.layers.0.self_attn.k_proj").weight.shape)
+    adapters.check_lora(model, lora("q_proj", "k_proj", rank=smallest))
+    with pytest.raises(
+        UserError, match=rf"lora.rank: {smallest + 1}, and model.*; allowed: at most {smallest}"
+    ):
+        adapters.check_lora(model, lora("q_proj", "k_proj", rank=smallest + 1))
 
 
 @pytest.mark.parametrize("name", ["gemma", "gemma_text"])
@@ -119,12 +150,12 @@ def test_a_tied_output_layer_is_refused(name, tmp_path):
     with pytest.raises(
         UserError, match=r"lora.targets: lm_head shares its weights with the input embeddings"
     ):
-        adapters.check_targets(load_model(settings, "cpu"), ["q_proj", "lm_head"])
+        adapters.check_lora(load_model(settings, "cpu"), lora("q_proj", "lm_head"))
     wrapped = get_peft_model(load_model(settings, "cpu"), LoraConfig(r=2, target_modules=["lm_head"]))
     adapters.save(wrapped, "default", tmp_path / "head", settings.path)
     with pytest.raises(UserError, match="shares its weights with the input embeddings"):
         adapters.attach(load_model(settings, "cpu"), {"head": tmp_path / "head"})
-    adapters.check_targets(load_model(family_settings("llama", family("llama")), "cpu"), ["lm_head"])
+    adapters.check_lora(load_model(family_settings("llama", family("llama")), "cpu"), lora("lm_head"))
 
 
 # ---------------------------------------------------------------- self-test
@@ -265,6 +296,18 @@ def test_a_published_merge_needs_equal_ranks(tiny_settings, parts, tmp_path):
     ):
         adapters.merge(tiny_settings, parts, tmp_path / "linear", "published")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_published_merge_needs_one_rank_in_all_modules(tiny_settings, tiny_model, tiny_adapter, tmp_path):
+    """PEFT would add matrices of two shapes."""
+    mixed = make_adapter(tiny_model, tmp_path / "mixed", seed=1, rank_pattern={"q_proj": 2})
+    assert adapters.ranks_of(mixed) == [2, 4]
+    with pytest.raises(
+        UserError, match=r"merge.method: published adds matrices of one rank, found ranks 2, 4;"
+    ):
+        adapters.merge(tiny_settings, [(mixed, 1.0), (tiny_adapter, 0.5)], tmp_path / "sum", "published")
+    exact = adapters.merge(tiny_settings, [(mixed, 1.0), (tiny_adapter, 0.5)], tmp_path / "sum")
+    assert exact["max_relative_error"] < 1e-5
 
 
 @pytest.mark.parametrize(("dtype", "least", "most"), [("float32", 0, 1e-5), ("bfloat16", 1e-4, 0.2)])

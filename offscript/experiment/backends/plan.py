@@ -113,11 +113,12 @@ def _chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
 
 def shard_count(cluster: ClusterSettings) -> int:
     """Into how many rollout jobs the cells of a model are cut: ``cluster.shards`` tasks, one job per process of each."""
-    return cluster.shards * _processes_per_task(cluster)
+    return cluster.shards * processes_per_task(cluster, "rollout")
 
 
-def _processes_per_task(cluster: ClusterSettings) -> int:
-    resources = cluster.resources("rollout")
+def processes_per_task(cluster: ClusterSettings, kind: str) -> int:
+    """The number of processes of one SLURM task of an array that makes artifacts of ``kind``."""
+    resources = cluster.resources(kind)
     return resources.nodes * (resources.gpus or resources.tasks)
 
 
@@ -156,7 +157,9 @@ def write_plan(
         "attempts": dict(attempts or {}),
         "artifacts": artifact_records(everything),
         "jobs": [_job_record(job) for job in jobs],
-        "arrays": [array.record() for array in arrays_of(jobs, _processes_per_task(settings.cluster))],
+        "arrays": [
+            array.record() for array in arrays_of(jobs, processes_per_task(settings.cluster, "rollout"))
+        ],
     }
     # Not indented: the plan of 10,000 cells would take seconds to write and to read.
     write_text(folder / PLAN, json.dumps(content, ensure_ascii=False, allow_nan=False))

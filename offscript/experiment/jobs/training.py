@@ -1,19 +1,45 @@
 """Jobs that make adapters: training rows, training, merging, or importing weights that were trained elsewhere."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from offscript.console import Progress, duration, say
 from offscript.errors import UserError
 from offscript.experiment.artifacts import Adapter, Artifact, ImportedAdapter, TrainedAdapter
 from offscript.experiment.folder import Experiment, now, tracked, write_artifact_manifest
+from offscript.models.adapters import check_one_rank, ranks_of
 from offscript.seeds import training_seed
 from offscript.storage import hub, references
 from offscript.training import ranks
 from offscript.training.data.base import Counts, SourceRow, TrainingRow, describe
 from offscript.training.fit import TrainingFailed
-from offscript.training.run import Metrics, Run
+from offscript.training.run import Metrics, Run, batches
+
+
+def check_settings(artifacts: Iterable[Artifact], experiment: Experiment, processes: int) -> None:
+    """Checks the trainings among ``artifacts``, each on ``processes`` processes, before any of their rows is made.
+
+    The base's configuration is needed for that, not its weights. That of a model that was not downloaded yet is checked
+    when its training starts.
+
+    Raises:
+        UserError: a LoRA target, rank or batch size does not fit.
+    """
+    from offscript.models.adapters import check_lora
+    from offscript.models.loading import load_without_weights
+
+    stages = {(a.base, a.stage): a.training for a in artifacts if isinstance(a, TrainedAdapter)}
+    for _, training in stages.items():
+        batches(training.settings.optimizer, processes, f"{training.where}.optimizer")
+    for name in dict.fromkeys(base for base, _ in stages):
+        model = experiment.planner.options.model[name]
+        reference = references.model_reference(model)
+        if model.endpoint is not None or (reference is not None and hub.cached(reference) is None):
+            continue
+        base = load_without_weights(model)
+        for training in (t for (own, _), t in stages.items() if own == name):
+            check_lora(base, training.settings.lora, f"{training.where}.lora")
 
 
 def run(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None) -> None:
@@ -69,6 +95,9 @@ def run_of(adapter: TrainedAdapter, experiment: Experiment) -> Run:
 def train(adapter: TrainedAdapter, experiment: Experiment, training_run: Run) -> Metrics:
     """Makes the training rows and trains; returns the numbers of the training and the counts of its rows."""
     training = adapter.training
+    if adapter.parent is not None and training.merge.method == "published":
+        # The planner cannot see the rank of a parent that was not downloaded yet.
+        check_one_rank([*ranks_of(experiment.path(adapter.parent)), training.settings.lora.rank])
     rows, counts = training_rows(adapter, experiment)
     if ranks.rank_info().is_main:
         say(f"  {adapter}: {training.data.makes} {describe(counts)}")

@@ -164,8 +164,8 @@ class TransformersEngine:
 
         attached = attach(model, adapters, scales)
         probe = render(self.tokenizer, [{"role": "user", "content": "Hello."}], self.model_settings.template)
-        for name in adapters:
-            self_test(attached, name, torch.tensor([probe], device=self.device))
+        for name, folder in adapters.items():
+            self_test(attached, name, torch.tensor([probe], device=self.device), folder)
         return attached
 
     def _device_name(self) -> str:

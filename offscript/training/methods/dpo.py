@@ -78,7 +78,7 @@ def train(run: Run, pairs: Sequence[TrainingRow]) -> Metrics:
             disable_dropout=settings.lora.dropout == 0,
         )
         tokenizer, base = load_tokenizer(run.model), base_model(run)
-        adapters.check_targets(base, settings.lora.targets)
+        adapters.check_lora(base, settings.lora)
         train_rows, held_out, counts = _token_rows(run, tokenizer, pairs)
         padding_row = {"prompt_ids": train_rows[0]["prompt_ids"][:2], "chosen_ids": [], "rejected_ids": []}
         trainer = _trainer_class()(

@@ -91,7 +91,7 @@ def _stacked(run: Run) -> "PeftModel":
     from transformers import set_seed
 
     base, lora = base_model(run), lora_config(run.settings.lora)
-    adapters.check_targets(base, run.settings.lora.targets)
+    adapters.check_lora(base, run.settings.lora)
     if run.parent is None:
         # LoRA's A is drawn here.
         set_seed(run.seed)
