@@ -333,12 +333,19 @@ def test_the_base_s_weights_are_not_read(theirs, tmp_path):
     assert import_adapter(family_settings("llama", base), theirs, tmp_path / "ours")["modules"] == 14
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"x": "\xe9"}'], ids=["empty", "cut off", "Latin-1"])
-def test_a_config_that_is_not_json_is_theirs_to_mend(theirs, tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "remedy"),
+    [
+        (b"", "download it again, or save it again with PEFT"),
+        (b"{", "download it again, or save it again with PEFT"),
+        (b'{"x": "\xe9"}', "byte 7 is not UTF-8; save it as UTF-8"),
+    ],
+    ids=["empty", "cut off", "Latin-1"],
+)
+def test_a_config_that_is_not_json_is_theirs_to_mend(theirs, tmp_path, content, remedy):
     (theirs / CONFIG).write_bytes(content)
     line = refused(theirs, tmp_path)
-    assert "adapter_config.json: not JSON (" in line and "made again" not in line
-    assert line.endswith("download it again, or save it again with PEFT")
+    assert f"{theirs / CONFIG}: " in line and line.endswith(remedy)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "null", "7", '"LORA"'])
