@@ -201,7 +201,7 @@ def _submit_to_slurm(everything: list[Artifact], todo: list[Artifact], experimen
     from offscript.experiment.backends import slurm
     from offscript.experiment.backends import slurm_queue as queue
     from offscript.experiment.backends.plan import processes_per_task, shard_count, write_plan
-    from offscript.experiment.backends.slurm_site import check_cluster
+    from offscript.experiment.backends.slurm_site import check_cluster, max_array_tasks
 
     cluster = experiment.planner.settings.cluster
     check_cluster(cluster, sorted({a.kind for a in todo}))
@@ -216,7 +216,8 @@ def _submit_to_slurm(everything: list[Artifact], todo: list[Artifact], experimen
             for launch, job in slurm.add_missing_supervisors(experiment.folder):
                 print(f"{job:>10}  supervisor of {launch}, which had none")
             return 0
-        plan = write_plan(experiment, everything, jobs_of(left, shard_count(cluster)))
+        jobs = jobs_of(left, shard_count(cluster))
+        plan = write_plan(experiment, everything, jobs, max_tasks=max_array_tasks())
         ids = slurm.submit(plan, in_flight)
     for array, job in zip(plan.arrays, ids, strict=False):
         print(f"{job:>10}  {array.kind}: {len(array.tasks)} tasks")
@@ -278,6 +279,9 @@ def cancel(settings: Settings, experiment: Experiment) -> int:
     from offscript.experiment.backends import slurm_queue as queue
     from offscript.experiment.backends.slurm import submission_lock
 
+    if not queue.launches(experiment.folder):
+        say(f"{settings.name}: no SLURM job was submitted from {experiment.folder}")
+        return 0
     # Under the lock, a supervisor either has submitted its jobs before, or is cancelled before it submits any.
     with submission_lock(experiment.folder):
         ids = queue.cancel(experiment.folder)

@@ -94,6 +94,36 @@ def test_the_results_method_is_restored_after_the_block():
     assert Job.results is before
 
 
+@pytest.mark.parametrize(
+    ("program", "line"),
+    [
+        (
+            None,
+            "error: cluster: no SLURM here (sbatch is not on the path); "
+            "run this on a login node of the cluster, or the grid with cluster=local",
+        ),
+        (
+            "echo 'squeue: error: Unable to contact slurm controller (connect failure)' >&2; exit 1",
+            "error: squeue: Unable to contact slurm controller (connect failure); "
+            "is the SLURM controller up, and is this machine configured for it (SLURM_CONF)?",
+        ),
+    ],
+    ids=["no SLURM", "no controller"],
+)
+def test_a_sweep_that_slurm_cannot_take_is_refused_in_one_line(tmp_path, program, line):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("sbatch", "srun", "squeue") if program else ():
+        (programs / name).write_text(f"#!/bin/sh\n{program}\n")
+        (programs / name).chmod(0o755)
+    words = ["-m", "experiment=smoke", "tracking=off", "persona=sarcasm", "limit=1", "hydra/launcher=slurm"]
+    command = [sys.executable, str(HOME / "rollout.py"), *words]
+    env = {**os.environ, "PATH": str(programs)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.splitlines() == [line]
+    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+
+
 @pytest.mark.slow
 def test_a_local_sweep_reports_each_job_with_its_log(tmp_path):
     words = ["-m", "experiment=smoke", "tracking=off", "persona=sarcasm", "stage=full,base", "limit=1"]

@@ -1,6 +1,7 @@
 """Threads of processes that share a machine, and the one line that says so."""
 
 import os
+import pickle
 import subprocess
 import sys
 
@@ -73,15 +74,13 @@ def test_processes_that_are_started_together_share_the_cpus(machine):
 
 
 def test_the_cells_of_a_local_sweep_share_the_cpus(machine, tmp_path):
-    from submitit import AutoExecutor
+    import submitit
 
     with sweep.collect_exit_codes([]):
-        jobs = AutoExecutor(tmp_path, cluster="local").map_array(os.getenv, ["OMP_NUM_THREADS"] * 4)
+        jobs = submitit.AutoExecutor(tmp_path, cluster="local").map_array(os.getenv, ["OMP_NUM_THREADS"] * 4)
         paths = [job.paths.result_pickle for job in jobs]
         for job in jobs:
             job.wait()
-    import pickle
-
     assert [pickle.loads(path.read_bytes()) for path in paths] == [("success", "2")] * 4
 
 

@@ -56,7 +56,7 @@ SNAPSHOT_FOLDERS = ("offscript", "assets", "conf", "data")
 """The parts of the repository that a snapshot copies. The settings are in the plan; of ``conf``, the names are read."""
 
 MAX_TASKS = 1000
-"""Tasks of one array; SLURM's default MaxArraySize is 1001."""
+"""Tasks of one array where the cluster does not say how many it allows; SLURM's default MaxArraySize is 1001."""
 
 
 class JobFailed(RuntimeError):
@@ -131,11 +131,13 @@ def write_plan(
     jobs: Sequence[Job],
     attempts: Mapping[str, int] | None = None,
     previous: "Plan | None" = None,
+    max_tasks: int = MAX_TASKS,
 ) -> "Plan":
     """Writes the plan of ``jobs`` into a new folder below ``<experiment>/launch/``.
 
     ``everything`` is the whole grid, of which ``jobs`` make the missing part; ``attempts`` counts the earlier retries of
-    each artifact, by key; ``previous`` is the plan that is retried: the new one runs the same code.
+    each artifact, by key; ``previous`` is the plan that is retried: the new one runs the same code. ``max_tasks``: see
+    ``arrays_of``.
 
     Raises:
         UserError: two artifacts have the same path, or the folder cannot be written.
@@ -158,7 +160,8 @@ def write_plan(
         "artifacts": artifact_records(everything),
         "jobs": [_job_record(job) for job in jobs],
         "arrays": [
-            array.record() for array in arrays_of(jobs, processes_per_task(settings.cluster, "rollout"))
+            array.record()
+            for array in arrays_of(jobs, processes_per_task(settings.cluster, "rollout"), max_tasks)
         ],
     }
     # Not indented: the plan of 10,000 cells would take seconds to write and to read.

@@ -25,7 +25,7 @@ from offscript.experiment.backends.plan import (
 )
 from offscript.experiment.backends.plan_file import PLAN, read_plan_file
 from offscript.experiment.backends.requeue import forward_signal_to_submitit
-from offscript.experiment.backends.slurm_site import run_command
+from offscript.experiment.backends.slurm_site import max_array_tasks, refusal, run_command
 from offscript.experiment.folder import Experiment
 from offscript.experiment.graph import needed
 from offscript.experiment.runner import Result, write_index
@@ -101,7 +101,9 @@ class Supervisor:
         if not jobs:
             return sum(artifact.key not in in_flight for artifact in missing)
         say(f"submitting {len(jobs)} jobs again")
-        submit(write_plan(plan.experiment, list(plan.artifacts.values()), jobs, attempts, plan), in_flight)
+        everything = list(plan.artifacts.values())
+        again = write_plan(plan.experiment, everything, jobs, attempts, plan, max_array_tasks())
+        submit(again, in_flight)
         return 0
 
     def checkpoint(self) -> "DelayedSubmission":
@@ -272,9 +274,7 @@ def _sbatch(plan: Plan, kind: str, label: str, tasks: Sequence[Callable[[], None
         with _without_job_variables(), executor.batch():
             jobs = [executor.submit(task) for task in tasks]
     except FailedJobError as error:
-        lines = [line for line in str(error).splitlines() if "error" in line] or [str(error)]
-        found = lines[-1].removeprefix("sbatch: error: ")
-        raise UserError(f"sbatch ({label})", found, "see cluster=") from None
+        raise refusal("sbatch", str(error), f"sbatch ({label})", "see cluster=") from None
     return queue.root_id(str(jobs[0].job_id))
 
 

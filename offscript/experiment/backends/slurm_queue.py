@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from offscript.errors import UserError
 from offscript.experiment.backends.plan_file import PLAN, PlanFile, read_plan_file
-from offscript.experiment.backends.slurm_site import run_command
+from offscript.experiment.backends.slurm_site import fields, run_command
 from offscript.storage.files import read_json, write_json
 
 SUBMITTED = "submitted.json"
@@ -98,7 +98,7 @@ def squeue(timeout_s: float = 60.0) -> dict[str, QueuedJob]:
         UserError: see ``run_command``.
     """
     output = run_command("squeue", "--me", "-h", "-r", "-o", "%i|%T|%j", timeout_s=timeout_s)
-    rows = (line.split("|", 2) for line in output.splitlines())
+    rows = (fields("squeue", line, 3) for line in output.splitlines() if line.strip())
     return {job: QueuedJob(state, name) for job, state, name in rows}
 
 
@@ -246,8 +246,8 @@ def sacct_failures(ids: Collection[str]) -> dict[str, tuple[str, float]]:
     command = ("sacct", "-X", "-n", "-P", "-o", "JobID,State,ExitCode,End", "-j", ",".join(sorted(ids)))
     found: dict[str, tuple[str, float]] = {}
     for line in run_command(*command, timeout_s=QUERY_TIMEOUT_S).splitlines():
-        name, state, code, end = line.split("|")
-        if (reason := _failure_reason(state.split()[0], code)) is not None:
+        name, state, code, end = fields("sacct", line, 4)
+        if (reason := _failure_reason(state.partition(" ")[0], code)) is not None:
             ended = float(end) if end.isdigit() else 0.0
             found |= {task: (f"SLURM job {task}: {reason}", ended) for task in _task_names(name)}
     return found
@@ -272,7 +272,9 @@ def _failure_reason(state: str, code: str) -> str | None:
     if state in ("COMPLETED", "PENDING", "RUNNING", "REQUEUED", "RESIZING", "SUSPENDED"):
         return None
     exit_code, _, number = code.partition(":")
-    signal_number = int(number or 0) or max(0, int(exit_code) - 128)
+    if not state or not (exit_code + number).isdecimal():
+        return state.lower() or "unknown"
+    signal_number = int(number or 0) or max(0, int(exit_code or 0) - 128)
     if state == "FAILED":
         killed = 0 < signal_number < 65
         return f"killed by signal {signal_number}" if killed else f"exit code {exit_code}"

@@ -1,15 +1,19 @@
 """SLURM as a site offers it: running its commands, and the limits of its partitions, checked before a submission."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from offscript.errors import UserError, one_of
+from offscript.experiment.backends.plan import MAX_TASKS
 from offscript.settings import ClusterSettings, ResourceSettings
 
 TIMEOUT_S = 60.0
+
+NO_CONTROLLER = "is the SLURM controller up, and is this machine configured for it (SLURM_CONF)?"
 
 SETTING_OF = {
     "partition": "cluster.partition",
@@ -42,22 +46,73 @@ def run_command(*command: str, timeout_s: float = TIMEOUT_S) -> str:
     """
     env = {**os.environ, "SLURM_TIME_FORMAT": "%s"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=env)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=timeout_s, env=env
+        )
     except FileNotFoundError:
         raise _no_slurm(command[0]) from None
+    except OSError as error:
+        raise UserError(command[0], f"cannot be run ({error.strerror})", NO_CONTROLLER) from None
     except subprocess.TimeoutExpired:
-        found = f"no answer in {timeout_s:.0f} seconds"
-        raise UserError(command[0], found, "is the SLURM controller up?") from None
+        raise UserError(command[0], f"no answer in {timeout_s:.0f} seconds", NO_CONTROLLER) from None
     if done.returncode:
-        lines = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
-        remedy = "is the SLURM controller up?" if "contact" in lines[-1] else ""
-        raise UserError(command[0], lines[-1], remedy)
+        output = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
+        raise refusal(command[0], output)
     return done.stdout
+
+
+def refusal(program: str, output: str, where: str = "", remedy: str = "") -> UserError:
+    """The error of a SLURM command that failed with ``output``: its last line about an error. ``remedy`` is that of a
+    controller that answers."""
+    lines = [line for line in output.splitlines() if re.search("error|fatal", line)] or output.splitlines()
+    found = re.sub(rf"^{program}: ((error|fatal): )*", "", lines[-1].strip())
+    down = re.search("contact|configuration source|controller|onnection|imed out", found)
+    return UserError(where or program, found, NO_CONTROLLER if down else remedy)
+
+
+def fields(program: str, line: str, count: int) -> list[str]:
+    """The ``count`` parts of a line, between ``|``; the last one may hold further ones.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    parts = line.split("|", count - 1)
+    if len(parts) < count:
+        found = f"its output has the line {line[:80]!r}, with {len(parts)} of {count} columns"
+        raise UserError(program, found, "a wrapper of the site may print it; call SLURM's own program")
+    return parts
 
 
 def _no_slurm(program: str) -> UserError:
     found = f"no SLURM here ({program} is not on the path)"
-    return UserError("cluster", found, "cluster=local, or a login node")
+    return UserError(
+        "cluster", found, "run this on a login node of the cluster, or the grid with cluster=local"
+    )
+
+
+def check_controller() -> None:
+    """Checks that jobs can be submitted: sbatch is there, and the controller answers.
+
+    Raises:
+        UserError: SLURM is not installed, or does not answer.
+    """
+    if shutil.which("sbatch") is None:
+        raise _no_slurm("sbatch")
+    run_command("squeue", "--me", "-h", "-o", "%i")
+
+
+def max_array_tasks() -> int:
+    """How many tasks the cluster allows in one array; ``MAX_TASKS`` if it does not say.
+
+    MaxArraySize is the first index that is not allowed, and indices begin at 0. A scheduler may allow fewer tasks.
+    """
+    try:
+        text = run_command("scontrol", "show", "config", timeout_s=10)
+    except UserError:
+        return MAX_TASKS
+    limits = re.findall(r"^MaxArraySize\s*=\s*(\d+)|\bmax_array_tasks=(\d+)", text, re.MULTILINE)
+    found = [int(a or b) for a, b in limits]
+    return max(1, min(found)) if found else MAX_TASKS
 
 
 # ---------------------------------------------------------------- checks before a submission
@@ -156,7 +211,7 @@ def _check_resources(where: str, resources: ResourceSettings, nodes: Sequence[No
 
 def parse_sinfo(text: str) -> list[NodeLimits]:
     """The nodes in the output of ``sinfo -N -h -o '%P|%l|%c|%m|%G'``, whose memory is in MiB."""
-    rows = (line.split("|") for line in text.splitlines())
+    rows = (fields("sinfo", line, 5) for line in text.splitlines() if line.strip())
     return [
         NodeLimits(
             partition=name.rstrip("*"),
@@ -184,7 +239,7 @@ def count_gpus(gres: str) -> int:
 
 def parse_minutes(limit: str) -> float:
     """Minutes of a time limit in SLURM's format: ``2-12:00:00``, ``12:00:00``, ``30:00`` or ``infinite``."""
-    if not limit[:1].isdigit():
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", limit):
         return float("inf")
     days, _, rest = limit.rpartition("-")
     parts = [int(part) for part in rest.split(":")]

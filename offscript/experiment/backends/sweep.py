@@ -7,17 +7,22 @@ and its exit code reaches the command.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from offscript.console import say
 from offscript.errors import UserError
 from offscript.experiment.backends.slurm_queue import root_id, squeue
+from offscript.experiment.backends.slurm_site import check_controller, refusal
 from offscript.threads import shared_by
 
 if TYPE_CHECKING:
+    from submitit import AutoExecutor
     from submitit.core.core import Job
+
+R = TypeVar("R")
 
 POLL_S = 10.0
 """Interval between queries of the queue. submitit's own is up to ten minutes, in which a killed job looks alive."""
@@ -44,21 +49,13 @@ def collect_exit_codes(codes: list[int]) -> Iterator[None]:
     """Within the block: waits for every launcher job, reports its status, and appends its exit code to ``codes``. Jobs on
     this machine share its CPUs.
 
-    The launcher has no hook for the start or the end of a job, so ``AutoExecutor.map_array``, which it calls for all jobs,
-    and ``Job.results``, which it calls for each job, are replaced.
+    The launcher has no hook for the start or the end of a job, so the executor that it makes, and ``Job.results``, which
+    it calls for each job, are replaced.
     """
-    from submitit import AutoExecutor
+    import submitit
     from submitit.core.core import Job
 
-    original, start = cast(Results, Job.results), AutoExecutor.map_array
-
-    def map_array(
-        executor: AutoExecutor, function: Callable[..., object], *arguments: Sequence[object]
-    ) -> "list[Job[object]]":
-        if executor.cluster != "local":
-            return start(executor, function, *arguments)
-        with shared_by(len(arguments[0])):
-            return start(executor, function, *arguments)
+    original, executor = cast(Results, Job.results), submitit.AutoExecutor
 
     def results(job: "Job[object]") -> list[object]:
         code = _wait_and_report(job, original)
@@ -66,12 +63,36 @@ def collect_exit_codes(codes: list[int]) -> Iterator[None]:
         return [SimpleNamespace(return_value=code)]
 
     Job.results = results  # type: ignore[assignment, method-assign]
-    AutoExecutor.map_array = map_array  # type: ignore[assignment, method-assign]
+    submitit.AutoExecutor = _executor_class()  # type: ignore[misc]
     try:
         yield
     finally:
         Job.results = original  # type: ignore[assignment, method-assign]
-        AutoExecutor.map_array = start  # type: ignore[method-assign]
+        submitit.AutoExecutor = executor  # type: ignore[misc]
+
+
+def _executor_class() -> "type[AutoExecutor]":
+    from submitit import AutoExecutor
+    from submitit.core.utils import FailedJobError
+
+    class Executor(AutoExecutor):
+        """Says in one line why SLURM takes no jobs, and divides the CPUs of this machine among jobs on it."""
+
+        def __init__(self, folder: str | Path, cluster: str | None = None, **parameters: object) -> None:
+            if cluster == "slurm":
+                check_controller()
+            super().__init__(folder, cluster, **parameters)
+
+        def map_array(self, fn: Callable[..., R], *iterable: Iterable[object]) -> "list[Job[R]]":
+            arguments = [list(one) for one in iterable]
+            shared = shared_by(len(arguments[0])) if self.cluster == "local" else contextlib.nullcontext()
+            try:
+                with shared:
+                    return super().map_array(fn, *arguments)
+            except FailedJobError as error:
+                raise refusal("sbatch", str(error), remedy="see hydra.launcher and cluster=") from None
+
+    return Executor
 
 
 def _wait_and_report(job: "Job[object]", results: Results) -> int:

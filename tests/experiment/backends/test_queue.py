@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from offscript import commands
 from offscript.errors import UserError
 from offscript.experiment.backends import slurm_queue as queue
+from tests.composed import experiment_of
 
 ARRAYS = [
     {"kind": "rollout", "layer": 0, "tasks": [[0, 1], [2]], "after": []},
@@ -141,3 +143,29 @@ def test_a_query_without_an_answer_is_a_note(folder, slurm):
 def test_slurm_is_not_queried_without_launches(folder, slurm):
     assert queue.query_cluster(folder, ["k0"]) == queue.ClusterState()
     assert slurm["commands"] == []
+
+
+def test_output_that_is_not_slurms_is_a_user_error(folder, slurm):
+    launch(folder, "a", "12", "13", "14")
+    slurm["squeue"] = "\nWelcome to the cluster!\n"
+    with pytest.raises(UserError, match="squeue: its output has the line 'Welcome to the cluster!'"):
+        queue.in_flight(folder)
+    slurm["squeue"], slurm["sacct"] = "", "12_0|FAILED|x:y|1\n13||0:0|\n12_1|odd\n"
+    state = queue.query_cluster(folder, ["k0", "k3"])
+    assert state.notes == (
+        "the accounting cannot be queried (sacct: its output has the line '12_1|odd', with 2 of 4 columns;"
+        " a wrapper of the site may print it; call SLURM's own program)",
+    )
+    slurm["sacct"] = "12_0|FAILED|x:y|1\n13||0:0|\n"
+    assert {key: job.reason for key, job in queue.query_cluster(folder, ["k0", "k3"]).failed.items()} == {
+        "k0": "SLURM job 12_0: failed",
+        "k3": "SLURM job 13: unknown",
+    }
+
+
+def test_cancel_without_jobs_needs_no_slurm(monkeypatch, tmp_path, capsys):
+    experiment = experiment_of("experiment=smoke", f"root={tmp_path}", config="cancel")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commands.cancel(experiment.planner.settings, experiment) == 0
+    assert capsys.readouterr().err == f"smoke: no SLURM job was submitted from {tmp_path / 'smoke'}\n"
+    assert list(tmp_path.iterdir()) == []

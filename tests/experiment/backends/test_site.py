@@ -1,5 +1,7 @@
 """Checks of the cluster settings against the limits of a site, before a submission."""
 
+import re
+
 import pytest
 
 from offscript.errors import UserError
@@ -82,8 +84,54 @@ def test_jobs_within_the_limits_are_accepted(monkeypatch):
 def test_a_machine_without_slurm_is_a_user_error(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
-        UserError, match=r"no SLURM here \(sbatch is not on the path\); cluster=local, or a login node"
+        UserError, match=r"no SLURM here \(sbatch is not on the path\); run this on a login node"
     ):
         site.check_cluster(settings_of("experiment=smoke", "cluster=slurm").cluster, ["rollout"])
     with pytest.raises(UserError, match="no SLURM here"):
         site.run_command("squeue")
+
+
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        ("echo 'sinfo: fatal: Could not establish a configuration source' >&2; exit 1",
+         "sinfo: Could not establish a configuration source; is the SLURM controller up"),
+        ("echo 'sinfo: error: Invalid user' >&2; echo 'see the manual' >&2; exit 1", "sinfo: Invalid user"),
+        ("exit 3", "sinfo: exit code 3"),
+        ("sleep 5", "sinfo: no answer in 1 seconds; is the SLURM controller up"),
+        ("echo 'This site is in maintenance.'",
+         "sinfo: its output has the line 'This site is in maintenance.', with 1 of 5 columns"),
+        ("printf '\\377|a\n'", "sinfo: its output has the line"),
+    ],
+)  # fmt: skip
+def test_a_site_whose_sinfo_fails_or_prints_something_else(monkeypatch, tmp_path, script, line):
+    for name in ("sinfo", "sbatch"):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.setattr(site.run_command, "__kwdefaults__", {"timeout_s": 1.0})
+    with pytest.raises(UserError, match="^" + re.escape(line)):
+        site.check_cluster(settings_of("experiment=smoke", "cluster=slurm").cluster, ["rollout"])
+
+
+@pytest.mark.parametrize(
+    ("config", "tasks"),
+    [
+        ("Configuration data\nMaxArraySize            = 1001\nMaxJobCount = 9\n", 1001),
+        ("MaxArraySize = 75000\nSchedulerParameters = bf_continue,max_array_tasks=500,x=1\n", 500),
+        ("MaxArraySize = 0\n", 1),
+        ("nothing of that\n", 1000),
+        (UserError("scontrol", "no answer"), 1000),
+    ],
+)
+def test_the_size_of_an_array_is_asked_of_the_cluster(monkeypatch, config, tasks):
+    """The largest index is one less than MaxArraySize, and the first is 0."""
+
+    def run_command(*command, **_):
+        assert command == ("scontrol", "show", "config")
+        if isinstance(config, UserError):
+            raise config
+        return config
+
+    monkeypatch.setattr(site, "run_command", run_command)
+    assert site.max_array_tasks() == tasks
