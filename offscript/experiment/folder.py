@@ -15,7 +15,7 @@ from offscript.errors import command_line
 from offscript.experiment.artifacts import Artifact, Evaluation, Predictions, Rollout
 from offscript.experiment.planner import Planner
 from offscript.json_types import Json
-from offscript.storage.files import HOME, read_json, read_text, write_json
+from offscript.storage.files import HOME, read_json_object, read_text, write_json
 from offscript.storage.hashing import key_of
 from offscript.storage.manifests import (
     has_files_of,
@@ -123,7 +123,7 @@ class Experiment:
     def has_failed(self, artifact: Artifact, since: str) -> bool:
         """Whether a failure of ``artifact`` was recorded after ``since``."""
         path = self.failure_record(artifact)
-        return path.exists() and bool(read_json(path)["when"] >= since)
+        return path.exists() and bool(read_json_object(path, "when")["when"] >= since)
 
 
 # ---------------------------------------------------------------- manifests and tracking

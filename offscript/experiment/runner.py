@@ -18,7 +18,7 @@ from offscript.experiment.folder import Experiment
 from offscript.experiment.graph import jobs_of, needed
 from offscript.experiment.jobs import RUN
 from offscript.experiment.jobs.training import check_settings, help_train
-from offscript.storage.files import read_json, write_json, write_text
+from offscript.storage.files import read_json_object, write_json, write_text
 from offscript.storage.locks import claim
 from offscript.training.interrupt import Interrupted
 from offscript.training.ranks import rank_info
@@ -205,7 +205,7 @@ def write_index(experiment: Experiment, results: Iterable[Result]) -> None:
     if not finished:
         return
     path = experiment.folder / "index.json"
-    current = read_json(path) if path.exists() else {}
+    current = read_json_object(path) if path.exists() else {}
     write_json(
         path, {**current, **{name: {"path": str(a.path), "key": a.key} for name, a in finished.items()}}
     )

@@ -26,6 +26,8 @@ def parse_json(text: str, where: str, allowed: str, unique_keys: bool = True) ->
         UserError: not JSON, nested deeper than MAX_DEPTH, an integer with more digits than Python reads, or, with
             ``unique_keys``, an object with the same key twice.
     """
+    if not text.strip():
+        raise UserError(where, "is empty", allowed)
     try:
         value = cast(Json, json.loads(text, object_pairs_hook=_unique if unique_keys else None))
         deep = _is_deep(text, value)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from offscript.console import say
 from offscript.errors import UserError
 from offscript.settings import TrackingSettings
-from offscript.storage.files import read_json, write_json
+from offscript.storage.files import read_json_object, write_json
 from offscript.storage.locks import Busy, claim
 from offscript.tracking import transaction_log
 from offscript.tracking.tracker import is_key_rejected, run_files
@@ -153,7 +153,9 @@ def _is_offline(path: Path) -> bool:
 
 def _read_pending(path: Path) -> PendingFile | None:
     """Reads what of a file was not uploaded; None if there is nothing, or if its run uploads itself."""
-    uploaded = int(read_json(_offset_file(path))["bytes"]) if _offset_file(path).exists() else 0
+    uploaded = (
+        int(read_json_object(_offset_file(path), "bytes")["bytes"]) if _offset_file(path).exists() else 0
+    )
     stat = path.stat()
     if stat.st_size <= uploaded:
         return None

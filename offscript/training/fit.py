@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from offscript.errors import UserError
 from offscript.models import adapters
-from offscript.storage.files import new_folder, read_json, write_json
+from offscript.storage.files import new_folder, read_json_object, write_json
 from offscript.training import checkpoints, ranks
 from offscript.training.interrupt import Interrupted, SignalStopper
 from offscript.training.run import Metrics, Run
@@ -95,7 +95,7 @@ def _release_base(trainer: AdapterTrainer, run: Run) -> None:
 def _finished(run: Run, fingerprint: str) -> Metrics | None:
     """The numbers of an adapter that this very training has already written to ``run.out``."""
     try:
-        record: Metrics = read_json(run.out / TRAINING_RECORD)
+        record = read_json_object(run.out / TRAINING_RECORD, "fingerprint", "numbers")
     except (OSError, UserError):
         return None
     if record["fingerprint"] != fingerprint:

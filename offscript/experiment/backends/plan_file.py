@@ -1,10 +1,10 @@
 """The layout of ``plan.json``: the plan of one launch as JSON, read by its jobs, its supervisor and the status."""
 
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from offscript.json_types import Json
-from offscript.storage.files import read_json
+from offscript.storage.files import read_json_object
 
 PLAN = "plan.json"
 
@@ -61,10 +61,12 @@ class PlanFile(CodeLocation):
 
 
 def read_plan_file(path: Path) -> PlanFile:
-    """The content of a ``plan.json``, unchecked: this program wrote it.
+    """The content of a ``plan.json``. Its values are not checked: this program wrote it.
 
     Raises:
-        UserError: the file is not JSON.
+        UserError: the file is damaged.
     """
-    content: PlanFile = read_json(path)
-    return content
+    keys = sorted(PlanFile.__required_keys__)
+    return cast(
+        PlanFile, read_json_object(path, *keys, remedy="delete the folder of this launch, and submit again")
+    )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from offscript.errors import UserError
 from offscript.experiment.backends.plan_file import PLAN, PlanFile, read_plan_file
 from offscript.experiment.backends.slurm_site import fields, run_command
-from offscript.storage.files import read_json, write_json
+from offscript.storage.files import read_json_object, write_json
 
 SUBMITTED = "submitted.json"
 """The file beside a plan that lists the ids and labels of its jobs."""
@@ -71,7 +71,7 @@ def launches(folder: Path) -> list[Launch]:
     """The launches of the experiment in ``folder`` that submitted any job, oldest first."""
     found = []
     for path in sorted(folder.glob(f"launch/*/{SUBMITTED}")):
-        jobs = read_json(path)["jobs"]
+        jobs = read_json_object(path, "jobs")["jobs"]
         found.append(Launch(path.parent, *(tuple(job[name] for job in jobs) for name in ("id", "label"))))
     return found
 

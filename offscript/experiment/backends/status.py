@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from offscript.console import duration
 from offscript.errors import UserError
 from offscript.experiment.artifacts import KINDS
 from offscript.experiment.backends.plan_file import ArtifactRecord
 from offscript.experiment.backends.slurm_queue import ClusterState
-from offscript.storage.files import read_json
+from offscript.storage.files import read_json_object
 from offscript.storage.locks import writing_since
 from offscript.storage.manifests import has_files_of, manifest_path
 
@@ -161,11 +161,11 @@ class _Files:
         if name not in self.records:
             return None
         try:
-            record: FailureRecord = read_json(self.folder / "logs" / name)
+            record = read_json_object(self.folder / "logs" / name, *sorted(FailureRecord.__required_keys__))
         except (OSError, UserError):
             # A job has just made the artifact, or the disk was full when the record was written.
             return None
-        return record
+        return cast(FailureRecord, record)
 
 
 def _entry(

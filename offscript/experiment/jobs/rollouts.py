@@ -10,7 +10,7 @@ from offscript.rollouts.engines import open_engine
 from offscript.rollouts.engines.base import Engine
 from offscript.rollouts.scheduler import CellRun, EpisodeCounts, RolloutFailed, run_episodes
 from offscript.storage import hub
-from offscript.storage.files import read_json, write_json
+from offscript.storage.files import read_json_object, write_json
 from offscript.tasks.formats import check_episodes
 from offscript.tasks.rows import Row
 from offscript.tracking.tracker import RolloutProgressLogger
@@ -127,7 +127,7 @@ def check_commits(rollout: Rollout, experiment: Experiment) -> dict[str, str | N
     found = {str(reference): hub.commit(reference) for reference in references}
     path = experiment.path(rollout)
     record = path.with_name(f".{path.name}.hub.json")
-    before = read_json(record) if record.exists() else {}
+    before = read_json_object(record) if record.exists() else {}
     for name, commit in found.items():
         if before.get(name, commit) != commit:
             raise UserError(
