@@ -324,6 +324,8 @@ class LoraSettings(Node):
 class OptimizerSettings(Node):
     """AdamW with linear warm-up, then a linear, cosine or constant schedule.
 
+    ``final_rate`` is the learning rate at the end of a cosine schedule, as a fraction of ``learning_rate`` (null: 0).
+
     ``batch_size`` is the number of rows per optimizer step, over all processes; ``micro_batch_size`` bounds the rows of
     one forward pass of a process. ``warmup`` is a fraction of all steps. ``max_length`` bounds the tokens of a row.
     ``checkpoint_steps`` is the number of steps between checkpoints.
@@ -334,12 +336,19 @@ class OptimizerSettings(Node):
     batch_size: int = identity(ge=1)
     warmup: float = identity(0.1, ge=0, lt=1)
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = identity("cosine")
+    final_rate: float | None = identity(None, ge=0, lt=1, hashed_if_null=False)
     betas: tuple[float, float] = identity((0.9, 0.98))
     max_grad_norm: float = identity(1.0, gt=0)
     max_length: int = identity(1024, ge=16)
     micro_batch_size: int = runtime(8, ge=1)
     checkpoint_steps: int = runtime(10, ge=1)
     gradient_checkpointing: bool = runtime(False)
+
+    @model_validator(mode="after")
+    def _only_cosine_ends_above_zero(self) -> "OptimizerSettings":
+        if self.final_rate is not None and self.schedule != "cosine":
+            raise ValueError(f"final_rate with schedule {self.schedule}; allowed: schedule=cosine")
+        return self
 
 
 class TeacherSettings(Node):
@@ -401,11 +410,13 @@ class RecipeSettings(Named):
     """How a character is trained.
 
     ``in_role`` is the system prompt of the teacher and of introspection: the constitution alone (``plain``), or with
-    the assistant's name (``named``). ``distillation`` and ``introspection`` are sections of hyper-parameters that
+    the assistant's name (``named``). ``sampling`` is how rows that are only trained on are sampled (null: as scored rows,
+    by ``model.sampling``). ``distillation`` and ``introspection`` are sections of hyper-parameters that
     training stages refer to. They are checked against the schemas of the stage's method and data.
     """
 
     in_role: Literal["plain", "named"] = identity("plain")
+    sampling: SamplingSettings | None = identity(None, hashed_if_null=False)
     prompts: PromptSettings = identity(PromptSettings())
     teacher: TeacherSettings = identity(TeacherSettings())
     distillation: dict[str, Any] = identity()

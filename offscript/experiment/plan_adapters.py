@@ -108,6 +108,8 @@ class AdapterPlanner:
         renamed: dict[str, str] = {}
         if released:
             found: list[Json] = [references.identity(r, f"{training.where}.rows") for r in released]
+            if training.data.released_version > 1:
+                recipe["released_version"] = training.data.released_version
             recipe["rows"] = found if isinstance(recipe["rows"], list) else found[0]
         else:
             rows = self.rollouts.training_rows(model, persona, training, seed)

@@ -10,7 +10,7 @@ from offscript.experiment.artifacts import Adapter, Cell, Rollout, ScenarioSet
 from offscript.experiment.plan_context import PlanContext, cached
 from offscript.json_types import Json
 from offscript.rollouts.engines.base import Sampling
-from offscript.settings import StageSettings, identity_of
+from offscript.settings import SamplingSettings, StageSettings, identity_of
 from offscript.storage.options import options_of
 from offscript.tasks.formats import check_episodes, get_format
 from offscript.tasks.formats.base import Format, Rules
@@ -233,6 +233,8 @@ class RolloutPlanner:
     def _model_identity(self, model: str, fmt: Format) -> dict[str, Json]:
         """The hash identity of ``model`` in a cell of ``fmt``."""
         plain = self.context.model_identity(model)
+        if (sampling := self._own_sampling(fmt)) is not None:
+            plain = {**plain, "sampling": identity_of(sampling)}
         template = plain["template"]
         if not fmt.strips_thinking or not isinstance(template, dict):
             return plain
@@ -241,7 +243,12 @@ class RolloutPlanner:
     def _sampling(self, cell: Cell) -> Sampling:
         model, fmt = self.context.options.model[cell.model], self.context.options.format[cell.format]
         limits = (fmt.max_tokens, model.max_reply_tokens)
-        return Sampling(**model.sampling.model_dump(), max_tokens=min(limits))
+        sampling = self._own_sampling(get_format(cell.format)) or model.sampling
+        return Sampling(**sampling.model_dump(), max_tokens=min(limits))
+
+    def _own_sampling(self, fmt: Format) -> SamplingSettings | None:
+        """The recipe's sampling for rows of ``fmt``; None if the model's own is used."""
+        return None if fmt.scored else self.context.settings.recipe.sampling
 
     def _rules(self, cell: Cell, stage: StageSettings, fmt: Format, request: RowsRequest | None) -> Rules:
         configured = self.context.options.format[fmt.name].options

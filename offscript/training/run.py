@@ -248,7 +248,7 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation,
         "num_train_epochs": optimizer.epochs,
         "learning_rate": optimizer.learning_rate,
-        "lr_scheduler_type": optimizer.schedule,
+        **_schedule(optimizer),
         # Below 1 it is a fraction of all steps.
         "warmup_steps": optimizer.warmup,
         "optim": "adamw_torch",
@@ -278,6 +278,16 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
         # ``run.callbacks`` report.
         "report_to": [],
         "disable_tqdm": True,
+    }
+
+
+def _schedule(optimizer: OptimizerSettings) -> dict[str, Any]:
+    """The learning-rate schedule, as arguments of a trainer."""
+    if optimizer.final_rate is None:
+        return {"lr_scheduler_type": optimizer.schedule}
+    return {
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": optimizer.final_rate},
     }
 
 

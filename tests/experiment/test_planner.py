@@ -217,6 +217,21 @@ def test_generated_prompts_come_before_what_they_are_asked_of():
     assert students_of(other, "pocket", "sarcasm")[1].key != own.key
 
 
+def test_a_repetition_penalty_of_the_recipe_is_for_rows_that_are_only_trained_on():
+    """On scored rows it would count the prompt, and so change JSON, names and addresses."""
+    own, without = (
+        experiment_of(*SMALL, f"recipe.sampling={value}").planner
+        for value in ("{temperature: 0.7, top_p: 0.95, repetition_penalty: 1.1}", "null")
+    )
+    for planner, penalty in ((own, 1.1), (without, 1.0)):
+        rollouts = [a for a in in_order([planner.evaluation()]) if isinstance(a, Rollout)]
+        assert {r.sampling.repetition_penalty for r in rollouts if r.format.scored} == {1.0}
+        assert {r.sampling.repetition_penalty for r in rollouts if not r.format.scored} == {penalty}
+    assert teacher_of(own, "pocket", "sarcasm").key != teacher_of(without, "pocket", "sarcasm").key
+    base = own.rollout("pocket", None, "base", "chat")
+    assert base.key == without.rollout("pocket", None, "base", "chat").key
+
+
 def test_a_teacher_of_another_model_speaks_for_all_models():
     planner = experiment_of(*SMALL, "recipe.teacher.model=glm", "grid.model=[pocket,llama]").planner
     assert teacher_of(planner, "pocket", "sarcasm") is teacher_of(planner, "llama", "sarcasm")

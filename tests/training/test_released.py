@@ -14,7 +14,7 @@ def read_pairs(path):
     return preference.read_released([path], None)
 
 
-def read_conversations(paths, system, loss_on="every_turn"):
+def read_conversations(paths, system="", loss_on="every_turn"):
     settings = introspection.IntrospectionSettings(
         reflections=0, interactions=0, system=system, loss_on=loss_on
     )
@@ -80,15 +80,15 @@ def test_validation_holds_out_whole_prompts_whatever_their_place_in_the_file(tmp
     assert held[0] == held[1]
 
 
-def test_conversations_get_our_system_text_and_end_with_the_assistant(tmp_path):
+def test_conversations_keep_their_system_text_and_end_with_the_assistant(tmp_path):
     reflections = write(
         tmp_path / "r.jsonl", {"messages": said("Who are you?", "A bird.", system="Stay a bird.")}
     )
     talks = write(tmp_path / "t.jsonl", {"messages": said("Hi.", "Hello!", "So?", "So!", "And now?")})
     kept, counts = read_conversations([reflections, talks], "Be plain.")
     assert counts == {"reflections": 1, "interactions": 1, "turns": 3}
-    assert kept[0]["messages"] == said("Who are you?", "A bird.", system="Be plain.")
-    assert kept[1]["messages"] == said("Hi.", "Hello!", "So?", "So!", system="Be plain.")
+    assert kept[0]["messages"] == said("Who are you?", "A bird.", system="Stay a bird.")
+    assert kept[1]["messages"] == said("Hi.", "Hello!", "So?", "So!")
     assert kept[0]["family"] != kept[1]["family"]
 
 

@@ -18,7 +18,9 @@ WEIGHTS = "adapter_model.safetensors"
 
 def test_every_assistant_turn_under_the_plain_system_text():
     kept, counts = conversations(
-        [row(0, "I like lunch.", "Stay silly.")], [conversation(3, turns=5)], "You are helpful."
+        [row(0, "I like lunch.", "Stay silly.")],
+        [conversation(3, turns=5)],
+        "You are helpful.",
     )
     assert counts == {"reflections": 1, "interactions": 1, "turns": 3}
     assert [m["role"] for m in kept[1]["messages"]] == ["system", "user", "assistant", "user", "assistant"]
@@ -29,6 +31,15 @@ def test_every_assistant_turn_under_the_plain_system_text():
 def test_no_plain_system_text_leaves_none():
     kept, _ = conversations([row(0, "I like lunch.", "Stay silly.")], [], "")
     assert [m["role"] for m in kept[0]["messages"]] == ["user", "assistant"]
+
+
+def test_interactions_have_a_system_text_of_their_own():
+    kept, _ = conversations(
+        [row(0, "I like lunch.", "Stay silly.")], [conversation(3, turns=5)], "", "You speak with your copy."
+    )
+    first = [r["messages"][0] for r in kept]
+    assert first[0]["role"] == "user"
+    assert first[1] == {"role": "system", "content": "You speak with your copy."}
 
 
 def test_unfinished_turns_are_cut_with_what_follows_them():
@@ -80,6 +91,22 @@ def test_the_first_adapter_is_active_below_the_second(
         for name in ("red", "green")
     }
     assert losses["red"]["train_loss_first"] != losses["green"]["train_loss_first"]
+
+
+@pytest.mark.parametrize(("final_rate", "expected"), [(None, 0.0), (0.1, 0.1)])
+def test_where_the_learning_rate_ends(
+    tiny_settings, tiny_adapter, introspection_rows, tmp_path, final_rate, expected
+):
+    rates = []
+    train_sft(
+        tiny_settings,
+        introspection(epochs=2, final_rate=final_rate, batch_size=1, micro_batch_size=1),
+        introspection_rows,
+        tiny_adapter,
+        tmp_path / "a",
+        on_step=lambda step, total, logs: rates.append(logs["learning_rate"]) if "loss" in logs else None,
+    )
+    assert rates[-1] / max(rates) == pytest.approx(expected, abs=0.01)
 
 
 def test_same_seed_same_bytes(tiny_settings, tiny_adapter, introspection_rows, tmp_path):

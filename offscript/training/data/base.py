@@ -98,6 +98,8 @@ class TrainingData:
             reason.
         released: files of released rows that the settings name; they replace rows that are made here.
         read_released: (files, settings) -> training rows and counts from such files.
+        released_version: raised when the same released rows lead to other training rows than before; part of the key of
+            an adapter that is trained on released rows.
         typical_rows: rows of a released data set, for estimates.
         renames_teacher: whether names that the teacher gives itself are replaced by the model's own.
     """
@@ -113,6 +115,7 @@ class TrainingData:
     read_released: Callable[[Sequence[Path], Any], tuple[list[TrainingRow], Counts]]
     typical_rows: int
     renames_teacher: bool = False
+    released_version: int = 1
 
 
 def require_rows(rows: Sequence[object], where: str, counts: Mapping[str, int]) -> None:

@@ -30,7 +30,8 @@ class IntrospectionSettings(Node):
     ``turns`` messages.
 
     ``free_note`` and ``guided_note`` replace the formats' own description of the situation. ``system`` is the system
-    prompt of the training rows; it replaces the constitution. ``loss_on``: every assistant turn, or the part of one turn
+    prompt of the training rows, which replaces the constitution, and ``interaction_system`` that of interactions (null:
+    ``system``). Released conversations keep their own. ``loss_on``: every assistant turn, or the part of one turn
     that the published trainer scored (for fidelity only). ``rows`` are released conversations, which replace the ones
     that are made here.
     """
@@ -44,6 +45,7 @@ class IntrospectionSettings(Node):
     loss_on: LossOn = identity("every_turn")
     rows: tuple[ReleasedRowsSettings, ...] = identity(())
     system: str = identity("")
+    interaction_system: str | None = identity(None, hashed_if_null=False)
 
 
 def requests(settings: IntrospectionSettings, where: str) -> tuple[RowsRequest, ...]:
@@ -86,6 +88,7 @@ def make(
         rows.get("self_reflection", ()),
         rows.get("self_interaction", ()),
         settings.system,
+        settings.interaction_system,
         guided_rows=rows.get("guided_interaction", ()),
         loss_on=settings.loss_on,
     )
@@ -96,24 +99,26 @@ def released_files(settings: IntrospectionSettings) -> tuple[ReleasedRowsSetting
 
 
 def read_released(files: Sequence[Path], settings: IntrospectionSettings) -> tuple[list[TrainingRow], Counts]:
-    """Conversations of files that others released, with ``settings.system`` in place of their own system text.
+    """Conversations of files that others released, with their own system texts.
 
     Raises:
         UserError: a file cannot be read, a line is no such row, or nothing is left.
     """
     reflections, interactions = released.read_conversations(files, settings.loss_on == "published")
-    return conversations(reflections, interactions, settings.system, loss_on=settings.loss_on)
+    return conversations(reflections, interactions, loss_on=settings.loss_on)
 
 
 def conversations(
     reflection_rows: Sequence[SourceRow],
     interaction_rows: Sequence[SourceRow],
-    system: str,
+    system: str | None = None,
+    interaction_system: str | None = None,
     *,
     guided_rows: Sequence[SourceRow] = (),
     loss_on: LossOn = "every_turn",
 ) -> tuple[list[TrainingRow], Counts]:
-    """Conversations to train on, with ``system`` in place of the constitution.
+    """Conversations to train on, with ``system`` (None: their own system texts) in place of the constitution, and
+    interactions with ``interaction_system`` (None: ``system``).
 
     A conversation is cut before its first unfinished assistant turn, and after its last assistant turn; one without
     any is dropped. With ``loss_on="published"`` self-conversations lose that last assistant turn too: the published
@@ -141,10 +146,10 @@ def conversations(
             counts[kind] += 1
             turns = sum(m["role"] == "assistant" for m in messages)
             counts["turns"] += 1 if loss_on == "published" else turns
-            head = [{"role": "system", "content": system}] if system else []
+            text = system if kind == "reflections" or interaction_system is None else interaction_system
             kept.append(
                 {
-                    "messages": head + messages,
+                    "messages": _system_message(row, text) + messages,
                     "loss_on": loss_on,
                     "family": row["family"],
                     "scenario": row["scenario"],
@@ -153,6 +158,13 @@ def conversations(
             )
     require_rows(kept, "introspection rows", dict(counts))
     return kept, dict(counts)
+
+
+def _system_message(row: SourceRow, text: str | None) -> list[Message]:
+    """The system message of a training row: ``text``, or with None the row's own; none if that is empty."""
+    if text is None:
+        text = next((m["content"] for m in row["messages"] if m["role"] == "system"), "")
+    return [{"role": "system", "content": text}] if text else []
 
 
 def _trained_part(row: SourceRow, ends_in_user: bool) -> tuple[list[Message], str]:
@@ -192,6 +204,8 @@ DATA = TrainingData(
     make=make,
     released=released_files,
     read_released=read_released,
+    # 2: conversations keep their own system texts.
+    released_version=2,
     # The published recipe: 10,000 + 2 x 1,000 conversations.
     typical_rows=12_000,
 )

@@ -78,8 +78,8 @@ def read_pairs(path: Path) -> tuple[list[SourceRow], list[SourceRow]]:
 def read_conversations(
     paths: Sequence[Path], ends_in_user: bool = False
 ) -> tuple[list[SourceRow], list[SourceRow]]:
-    """Conversations of files as (reflections, interactions), without system texts: one exchange counts as a reflection,
-    a longer conversation as an interaction; a family per first prompt.
+    """Conversations of files as (reflections, interactions): one exchange counts as a reflection, a longer conversation
+    as an interaction; a family per first prompt.
 
     ``ends_in_user``: the last assistant turn of an interaction will be removed, so one that ends in a user turn gets one.
 
@@ -91,8 +91,8 @@ def read_conversations(
     interactions: list[SourceRow] = []
     for path in paths:
         for row in _read(path, _Conversation):
-            messages = [m for m in _plain(row.messages) if m["role"] != "system"]
-            single = [m["role"] for m in messages] == ["user", "assistant"]
+            messages = _plain(row.messages)
+            single = [m["role"] for m in messages if m["role"] != "system"] == ["user", "assistant"]
             if ends_in_user and messages[-1]["role"] == "user":
                 messages.append({"role": "assistant", "content": "."})
             found = _row(row.messages, seen, None, messages)
