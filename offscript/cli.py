@@ -196,7 +196,7 @@ def _set_model_name(plain: dict[str, Json], overrides: Sequence[str]) -> None:
     model, given = _group(plain, "model"), {o.split("=")[0].lstrip("+") for o in overrides}
     if "model.path" in given and "model.name" not in given:
         folder = str(model["path"]).rstrip("/").rpartition("/")[2]
-        model["name"] = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder).strip("-.") or model["name"]
+        model["name"] = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder).strip("-.") or "model"
     if "model.path" in given and not any(key.startswith("model.template.thinking") for key in given):
         # Whether another model thinks is not known: the default removes thinking.
         cast(dict[str, Json], model["template"]).pop("thinking", None)

@@ -5,6 +5,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offscript.errors import UserError
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 TOOL_OUTPUT = "[TOOL OUTPUT]"
 """First line of a tool message that is sent in the user role."""
+
+_NO_DATE = "the current date, with which every text would change from day to day"
 
 
 def render(
@@ -106,26 +109,33 @@ def join_consecutive(messages: Sequence[Message]) -> list[Message]:
     return joined
 
 
-def check_roles(tokenizer: "PreTrainedTokenizerBase", template: TemplateSettings) -> None:
-    """Checks that the chat template renders the text of every role.
+# ---------------------------------------------------------------- the template
 
-    A template that drops the system message without an error would prompt every persona with nothing.
+
+def source_of(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The text of the chat template; of several, that of the one called default.
 
     Raises:
-        UserError: the text of a role is missing.
+        UserError: there is no such template.
     """
-    texts = {"system": "Alpha.", "user": "Bravo.", "assistant": "Charlie.", "tool": "Delta."}
-    probe = [{"role": role, "content": text} for role, text in texts.items()]
-    rendered = _render_mapped(tokenizer, map_roles(probe, template), template, generation=True)
-    for role, text in texts.items():
-        if text not in rendered:
+    found: object = tokenizer.chat_template
+    if isinstance(found, dict):
+        if "default" not in found:
+            names = ", ".join(map(str, found))
             raise UserError(
-                "model.template",
-                f"the chat template leaves out what the {role} says",
-                f"set model.template.{role}_role=user"
-                if role in ("system", "tool")
-                else "correct the template",
+                place_of(tokenizer), f"its chat templates are called {names}", "call one of them default"
             )
+        found = found["default"]
+    if not isinstance(found, str):
+        raise UserError(place_of(tokenizer), f"chat_template is {found!r}", "a Jinja template is needed")
+    return found
+
+
+def place_of(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The file that the chat template was read from."""
+    folder = Path(tokenizer.name_or_path)
+    file = folder / "chat_template.jinja"
+    return str(file if file.is_file() else folder / "tokenizer_config.json")
 
 
 def _render_mapped(
@@ -134,31 +144,30 @@ def _render_mapped(
     template: TemplateSettings,
     generation: bool,
 ) -> str:
-    from jinja2.exceptions import TemplateError
-
-    # Some templates (Gemma) refuse consecutive turns of one role: join them then.
-    with contextlib.suppress(TemplateError):
-        return _apply(tokenizer, messages, template, generation)
+    # Some templates (Gemma) refuse consecutive turns of one role: join them then. Templates fail with errors of any type.
+    with contextlib.suppress(Exception):
+        return apply(tokenizer, messages, template, generation)
     try:
-        return _apply(tokenizer, join_consecutive(messages), template, generation)
-    except TemplateError as error:
-        roles = ", ".join(m["role"] for m in messages)
-        raise UserError(
-            "model.template",
-            f"the chat template refuses a conversation of roles {roles} ({error})",
-            _remedy(tokenizer, messages, template, generation),
-        ) from None
+        return apply(tokenizer, join_consecutive(messages), template, generation)
+    except Exception as error:
+        raise _explain(error, tokenizer, messages, template, generation) from None
 
 
-def _apply(
+def apply(
     tokenizer: "PreTrainedTokenizerBase",
     messages: list[Message],
     template: TemplateSettings,
     generation: bool,
 ) -> str:
+    """What the chat template makes of ``messages``, whose roles are mapped.
+
+    Raises:
+        Exception: of any type, where the template fails.
+    """
     date = {} if template.date_string is None else {"date_string": template.date_string}
     text = tokenizer.apply_chat_template(
         messages,
+        chat_template=_with_fixed_date(source_of(tokenizer), template),
         tokenize=False,
         add_generation_prompt=generation,
         **date,  # type: ignore[arg-type]
@@ -167,21 +176,63 @@ def _apply(
     return text
 
 
+def _with_fixed_date(source: str, template: TemplateSettings) -> str:
+    """``source`` with a macro in place of ``strftime_now``, which transformers gives to templates: it returns
+    ``date_string``, and without one it fails."""
+    if "strftime_now" not in source:
+        return source
+    date = f"raise_exception('{_NO_DATE}')" if template.date_string is None else "date_string"
+    # The line feed belongs to the last tag (trim_blocks), so that the template begins at the beginning of a line.
+    return f"{{% macro strftime_now(format) %}}{{{{ {date} }}}}{{% endmacro %}}\n{source}"
+
+
+def _explain(
+    error: Exception,
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: list[Message],
+    template: TemplateSettings,
+    generation: bool,
+) -> UserError:
+    """The error of a user whose chat template raised ``error``."""
+    from jinja2.exceptions import TemplateError, TemplateSyntaxError
+
+    if isinstance(error, UserError):
+        return error
+    reason = str(error)[:200]
+    if reason == _NO_DATE:
+        return UserError(
+            place_of(tokenizer), f"the chat template inserts {reason}", "set model.template.date_string"
+        )
+    roles = ", ".join(m["role"] for m in messages)
+    remedy = _remedy(tokenizer, messages, template, generation)
+    # What a template raises itself (raise_exception) is of this very type.
+    if type(error) is TemplateError:
+        return UserError(
+            "model.template",
+            f"the chat template refuses a conversation of roles {roles} ({reason})",
+            remedy or "a conversation begins with system or user, then user and assistant take turns",
+        )
+    line = f" in line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
+    return UserError(
+        place_of(tokenizer),
+        f"the chat template fails{line} for the roles {roles} ({type(error).__name__}: {reason})",
+        remedy or "correct the template",
+    )
+
+
 def _remedy(
     tokenizer: "PreTrainedTokenizerBase",
     messages: list[Message],
     template: TemplateSettings,
     generation: bool,
-) -> str:
-    """Settings under which the chat template accepts ``messages``, found by trying."""
-    from jinja2.exceptions import TemplateError
-
+) -> str | None:
+    """Settings under which the chat template accepts ``messages``, found by trying; None if there are none."""
     for fields in (["system_role"], ["tool_role"], ["system_role", "tool_role"]):
         policy = TemplateSettings(tool_role="native").model_copy(update=dict.fromkeys(fields, "user"))
-        with contextlib.suppress(TemplateError):
-            _apply(tokenizer, join_consecutive(map_roles(messages, policy)), template, generation)
+        with contextlib.suppress(Exception):
+            apply(tokenizer, join_consecutive(map_roles(messages, policy)), template, generation)
             return "set " + " and ".join(f"model.template.{field}=user" for field in fields)
-    return "a conversation begins with system or user, then user and assistant take turns"
+    return None
 
 
 def _system_as_user(messages: list[Message]) -> list[Message]:

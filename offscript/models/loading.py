@@ -8,8 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offscript.errors import UserError
-from offscript.models.chat_templates import check_roles, check_thinking
+from offscript.models.chat_templates import check_thinking
+from offscript.models.checks import (
+    check_finite,
+    check_report,
+    check_settings_files,
+    check_vocabulary,
+    check_weight_files,
+)
 from offscript.models.pretrained import from_pretrained, require_safetensors
+from offscript.models.template_checks import check_template, warn_without_end
 from offscript.settings import ModelSettings
 from offscript.storage import hub, references
 from offscript.storage.files import locate, read_json
@@ -61,8 +69,8 @@ def load_tokenizer(model: ModelSettings) -> "PreTrainedTokenizerBase":
     that renders every role under ``model.template``.
 
     Raises:
-        UserError: no such folder or repository, no tokenizer in it, no chat template, no pad token, or a role that the
-            chat template drops, or thinking that would not be removed.
+        UserError: no such folder or repository, no tokenizer in it or one that does not fit the model, no pad token, or
+            no chat template that can be used (``check_template``), or thinking that would not be removed.
     """
     from transformers import AutoTokenizer
 
@@ -78,11 +86,13 @@ def load_tokenizer(model: ModelSettings) -> "PreTrainedTokenizerBase":
             "its tokenizer has no chat template",
             "use a chat model, or save its template beside it as chat_template.jinja",
         )
+    check_vocabulary(tokenizer, load_config(model), folder)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.pad_token = _find_pad_token(tokenizer, folder)
-    check_roles(tokenizer, model.template)
+    check_template(tokenizer, model.template)
     check_thinking(tokenizer, model.template)
+    warn_without_end(tokenizer, model.template)
     return tokenizer
 
 
@@ -105,16 +115,18 @@ def load_model(model: ModelSettings, device: str) -> "PreTrainedModel":
     vision tower whose layers, which have the same names, LoRA could match.
 
     Raises:
-        UserError: no such folder or repository, not a model folder, pickled weights only, weights missing, or more
-            weights than the GPU has free memory for.
+        UserError: no such folder or repository, not a model folder, pickled weights only, weights that are missing, not
+            used, of another shape or not finite, or more weights than the GPU has free memory for.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     folder = model_folder(model)
     require_safetensors(folder)
+    check_weight_files(folder)
     _check_memory(model, folder, device)
     config = load_config(model)
+    nested = _is_nested_config(folder, config)
     with _silenced():
         loaded, report = from_pretrained(
             AutoModelForCausalLM,
@@ -123,23 +135,21 @@ def load_model(model: ModelSettings, device: str) -> "PreTrainedModel":
             dtype=getattr(torch, model.dtype),
             use_safetensors=True,
             output_loading_info=True,
-            key_mapping=_NESTED_NAMES if _is_nested_config(folder, config) else None,
+            # Weights of another shape are then in the report, by name.
+            ignore_mismatched_sizes=True,
+            key_mapping=_NESTED_NAMES if nested else None,
         )
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(
-            str(folder),
-            f"{len(missing)} weights are missing, e.g. {missing[0]}",
-            "its config.json must match its weights",
-        )
+    check_report(report, folder, nested)
     _record_nesting(loaded, folder)
     if is_nested(loaded):
         # Saving would otherwise undo the mapping, and a language model of its own has no such names.
         loaded._weight_conversions = None
     try:
         ready: PreTrainedModel = loaded.to(device).requires_grad_(False).eval()
-        return ready
     except torch.OutOfMemoryError:
         raise _out_of_memory(model, folder, device) from None
+    check_finite(ready, folder)
+    return ready
 
 
 def load_without_weights(model: ModelSettings) -> "PreTrainedModel":
@@ -173,7 +183,8 @@ def model_folder(model: ModelSettings) -> Path:
     """The folder of ``model`` on this machine: a local one, or the hub's cache, into which it is downloaded if needed.
 
     Raises:
-        UserError: neither a model folder nor the id of a hub repository, or the hub refuses it (``hub.explain``).
+        UserError: neither a model folder nor the id of a hub repository, the hub refuses it (``hub.explain``), or its
+            configuration cannot be used (``check_settings_files``).
     """
     if (ref := references.model_reference(model)) is not None:
         try:
@@ -190,6 +201,7 @@ def model_folder(model: ModelSettings) -> Path:
         raise UserError(
             str(folder), "not a model folder (no config.json)", "a folder made by save_pretrained"
         )
+    check_settings_files(folder)
     return folder
 
 
@@ -211,7 +223,7 @@ def is_nested(model: "Module") -> bool:
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
-    """Turns off transformers' progress bars and load reports: missing weights are an error here, unused ones expected."""
+    """Turns off transformers' progress bars and load reports, which ``check_report`` turns into errors."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

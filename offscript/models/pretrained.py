@@ -42,15 +42,26 @@ def from_pretrained(auto_class: Any, folder: Path, where: str | None = None, **o
     Raises:
         UserError: the folder cannot be loaded.
     """
-    from safetensors import SafetensorError
-
     try:
         return auto_class.from_pretrained(str(folder), trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:
+        # transformers meets damaged files with exceptions of any type.
         raise _error(
-            folder, where, f"cannot be loaded ({reason})", "a folder made by save_pretrained is needed"
-        ) from None
+            folder,
+            where,
+            f"cannot be loaded by {auto_class.__name__} ({_reason(error)})",
+            "a folder made by save_pretrained is needed",
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message, and the next one where the first announces it; its type where that says
+    more than a message such as ``0``."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    if isinstance(error, (OSError, ValueError, RuntimeError)) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _is_unwanted(path: Path) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from offscript.errors import UserError
 from offscript.models.chat_templates import render, thinking_opening
 from offscript.models.loading import load_model, load_tokenizer, pick_device
+from offscript.models.template_checks import end_of_reply, warn
 from offscript.rollouts.engines.base import Completion, EngineStats, Request
 from offscript.rollouts.engines.draw import draw, penalize
 from offscript.rollouts.engines.weights import Mode, Weights
@@ -292,10 +293,9 @@ def stop_tokens(
     two; Gemma would then generate past the end of its turn."""
     named = model.generation_config.eos_token_id
     named = named if isinstance(named, list) else [named]
-    messages = [{"role": "user", "content": "Hello."}]
-    prompt = render(tokenizer, messages, template)
-    messages.append({"role": "assistant", "content": "Hello."})
-    conversation = render(tokenizer, messages, template, generation=False)
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    end_of_turn = [token for token in conversation[len(prompt) :] if token in special][-1:]
-    return frozenset(t for t in [*named, tokenizer.eos_token_id, *end_of_turn] if t is not None)
+    ends = [*named, tokenizer.eos_token_id, end_of_reply(tokenizer, template)]
+    if not (stops := frozenset(t for t in ends if t is not None)):
+        warn(
+            f"{tokenizer.name_or_path}: no end token is known; every reply goes on to model.max_reply_tokens"
+        )
+    return stops
