@@ -148,7 +148,8 @@ class TemplateSettings(Node):
 
     ``system_role`` and ``tool_role``: messages of this role are passed to the template as they are (``native``) or as
     user messages (``user``). ``default_system`` is the system prompt of conversations that have none (null: none is
-    added). ``date_string`` is the date in the template (null: the template's own). ``thinking`` are the marks of the
+    added). ``date_string`` is the date in the template, also where it asks for the current one (null: the template's
+    own; a template that asks for the current date is refused). ``thinking`` are the marks of the
     model's thinking (null: the model does not think, and replies are used as they are).
     """
 

@@ -7,11 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from offscript import commands
+from offscript import commands, doctor
+from offscript.doctor import run_check
 from offscript.storage.files import HOME, read_json
 from tests.composed import experiment_of
 from tests.storage.hub_stub import READER, running_hub
@@ -80,6 +82,19 @@ def test_a_template_without_a_system_role(model, tmp_path, template, found):
         f"failed: rollout broken sarcasm prompted chat eval 0: model.template: {found}; "
         "set model.template.system_role=user"
     )
+
+
+def test_a_configuration_with_fewer_layers_than_its_weights(model, tmp_path):
+    """transformers loads it, without the last layer, and replies would be gibberish."""
+    config = read_json(model / "config.json")
+    (model / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    assert refused(tmp_path, *ONE, "stage=base", f"model.path={model}") == (
+        f"failed: rollout broken base chat eval 0: {model}: 9 weights are not used by the model, e.g. "
+        "model.layers.3.input_layernorm.weight; its config.json must match its weights"
+    )
+    experiment = experiment_of("experiment=smoke", f"model.path={model}", config="doctor")
+    state, line = run_check("rollout", partial(doctor.rollout, experiment))
+    assert state == "fail" and "9 weights are not used by the model" in line
 
 
 @pytest.mark.slow

@@ -79,6 +79,8 @@ def load_tokenizer(model: ModelSettings) -> "PreTrainedTokenizerBase":
         raise UserError(
             str(folder), "holds no tokenizer (tokenizer.json)", "save the tokenizer beside the model"
         )
+    # Before the tokenizer, which is read with the configuration and would fail with its faults.
+    config = load_config(model)
     tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, folder)
     if not tokenizer.chat_template:
         raise UserError(
@@ -86,7 +88,7 @@ def load_tokenizer(model: ModelSettings) -> "PreTrainedTokenizerBase":
             "its tokenizer has no chat template",
             "use a chat model, or save its template beside it as chat_template.jinja",
         )
-    check_vocabulary(tokenizer, load_config(model), folder)
+    check_vocabulary(tokenizer, config, folder)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.pad_token = _find_pad_token(tokenizer, folder)
