@@ -159,7 +159,9 @@ def test_a_model_without_any_end_token_is_said(copy, capsys):
     change(copy / "config.json", eos_token_id=None)
     change(copy / "generation_config.json", eos_token_id=None)
     template_checks.warn.cache_clear()
-    engine = TransformersEngine(tiny_model_settings(copy), {}, EngineSettings(name="transformers", device="cpu"))
+    engine = TransformersEngine(
+        tiny_model_settings(copy), {}, EngineSettings(name="transformers", device="cpu")
+    )
     assert engine.stops == frozenset()
     assert "no end token is known; every reply goes on to model.max_reply_tokens" in capsys.readouterr().err
 
