@@ -5,6 +5,7 @@ import errno
 import glob
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from offscript.storage.json_text import parse_json
 HOME = Path(__file__).resolve().parents[2]
 """The repository's root. The files that it ships (conf, data, assets) are found from any working folder."""
 
+PROBE_BYTES = 2**20
+"""Size of the file that tests whether a disk is full: larger than the buffer of a library that failed to write."""
 REMAKE = "delete it to have it made again"
 
 
@@ -143,6 +146,36 @@ def refused_by_system(path: Path, error: OSError) -> BaseException:
     return UserError(str(path), f"cannot be written ({error.strerror})", remedy)
 
 
+@contextlib.contextmanager
+def refusals_explained(path: Path) -> Iterator[None]:
+    """Context for libraries that write into ``path``, a folder of the experiment. If the system refuses to write, their
+    error is replaced by a UserError. safetensors names the errno in its message only, and torch not at all."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        refusal = error if isinstance(error, OSError) else _hidden_refusal(path, error)
+        if refusal is None or (explained := refused_by_system(path, refusal)) is refusal:
+            raise
+        raise explained from error
+
+
+def _hidden_refusal(path: Path, error: Exception) -> OSError | None:
+    """The refusal of the system behind the error of a library that has written into ``path``; None if there is none."""
+    if found := re.search(r"\(os error (\d+)\)", str(error)):
+        return OSError(int(found[1]), os.strerror(int(found[1])))
+    probe = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        probe.write_bytes(bytes(PROBE_BYTES))
+    except OSError as refusal:
+        return refusal
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return None
+
+
 def write_json(path: Path, value: object) -> None:
     """Writes ``value`` as indented JSON with sorted keys, atomically.
 
@@ -209,9 +242,10 @@ def new_folder(final: Path) -> Iterator[Path]:
     """A temporary folder that is renamed to ``final`` at the end of the block, or deleted if the block raises."""
     ensure_folder(final.parent)
     scratch = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
-    scratch.mkdir()
     try:
-        yield scratch
+        with refusals_explained(final):
+            scratch.mkdir()
+            yield scratch
         # The caller holds the claim and found no manifest: an existing folder is unfinished.
         if final.exists():
             shutil.rmtree(final)

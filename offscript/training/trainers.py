@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from offscript.models import adapters
+from offscript.storage.files import refusals_explained
 from offscript.training import deepspeed
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ class AdapterTrainer(Trainer):
         self.write_adapter(Path(str(output_dir)))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        with refusals_explained(self.run.work):
+            super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

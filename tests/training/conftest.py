@@ -1,5 +1,7 @@
 """Training data made once, and a look at the parameters of a training."""
 
+import subprocess
+
 import pytest
 
 from tests.training.data import conversation, student_rows, teacher_rows
@@ -38,3 +40,22 @@ def before_and_after(monkeypatch):
     for method in (dpo, sft):
         monkeypatch.setattr(method, "fit", watched)
     return seen
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that makes ``tmp_path/disk`` a file system of so many KiB; called again, it changes the size."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def resize(kib: int) -> None:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", place]
+        if place.is_mount():
+            command = ["mount", "-o", f"remount,size={kib}k", place]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+
+    yield resize
+    if place.is_mount():
+        subprocess.run(["umount", "--lazy", place], check=True)

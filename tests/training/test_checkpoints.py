@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from offscript.errors import UserError
+from offscript.storage.files import new_folder
 from offscript.training import checkpoints
 from tests.training.data import distillation, introspection, train_dpo, train_sft
 
@@ -63,6 +65,39 @@ def test_a_killed_distillation_skips_a_damaged_checkpoint_when_rerun(
     assert numbers["resumed_from"] == 2
     assert (out / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
     assert not work.exists()
+
+
+def test_a_full_disk_during_a_checkpoint_is_one_line_and_the_checkpoint_before_it_is_resumed(
+    tiny_settings, pairs, tmp_path, small_disk
+):
+    """Neither torch nor safetensors raises an OSError then."""
+    small_disk(300)
+    with pytest.raises(
+        UserError, match=r"\.a\.work: cannot be written \(No space left on device\); free some"
+    ):
+        train_dpo(tiny_settings, distillation(), pairs, tmp_path / "disk" / "a", 3)
+    small_disk(2000)
+    messages = []
+    numbers = train_dpo(tiny_settings, distillation(), pairs, tmp_path / "disk" / "a", 3, say=messages.append)
+    assert numbers["resumed_from"] == 4 and messages[0].startswith("checkpoint-6 is damaged (")
+    train_dpo(tiny_settings, distillation(), pairs, tmp_path / "whole", 3)
+    assert (tmp_path / "disk" / "a" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+
+
+def test_a_full_disk_while_the_adapter_is_written_is_one_line(tmp_path, small_disk):
+    import torch
+    from safetensors.torch import save_file
+
+    small_disk(64)
+    for write in (save_file, torch.save):
+        with (
+            pytest.raises(
+                UserError, match=r"disk/a: cannot be written \(No space left on device\); free some"
+            ),
+            new_folder(tmp_path / "disk" / "a") as scratch,
+        ):
+            write({"x": torch.zeros(50_000)}, scratch / WEIGHTS)
+        assert list((tmp_path / "disk").iterdir()) == []
 
 
 def test_a_killed_introspection_resumes_with_the_same_numbers(
