@@ -1,13 +1,15 @@
 """Finds the checkpoint that a restarted training resumes from: complete, and of the same training."""
 
+import contextlib
+import dataclasses
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from offscript.errors import UserError
-from offscript.storage.files import ensure_folder, read_json, write_json
+from offscript.storage.files import ensure_folder, read_json_object, write_json
 
 KEPT = 2
 FINGERPRINT = "fingerprint.json"
@@ -61,12 +63,28 @@ def find_resumable(
     return None
 
 
+@contextlib.contextmanager
+def loading(checkpoint: Path) -> Iterator[None]:
+    """Context for code that loads a part of ``checkpoint``: whatever it raises becomes a UserError.
+
+    Files can be intact and still not hold what a checkpoint holds: those of another version of a library, or edited.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        found = f"cannot be resumed ({type(error).__name__}: {reason})"
+        raise UserError(
+            str(checkpoint), found, "delete it to continue from the checkpoint before it"
+        ) from error
+
+
 def _difference(fingerprint_file: Path, fingerprint: str, layout: Layout) -> str:
     """Describes how the checkpoints beside ``fingerprint_file`` differ from this training; empty if they belong to it."""
     try:
-        found = read_json(fingerprint_file)
+        found = read_json_object(fingerprint_file)
         other = Layout(found.get("world_size", 1), found.get("stage", 0))
-    except (OSError, UserError, AttributeError):
+    except UserError:
         return "no readable fingerprint"
     if found.get("fingerprint") != fingerprint:
         return "other data or settings"
@@ -76,14 +94,20 @@ def _difference(fingerprint_file: Path, fingerprint: str, layout: Layout) -> str
 def damage(checkpoint: Path, layout: Layout = Layout()) -> str | None:
     """Describes what is missing or broken in a checkpoint; None if it is complete.
 
-    A complete checkpoint has a trainer_state.json (written last) of the folder's step, a readable adapter, and files with
+    A complete checkpoint has a whole trainer_state.json (written last) of the folder's step, a readable adapter, and files with
     intact checksums: the schedule, the optimizer (with DeepSpeed the shard of every rank, in the folder named by
     ``latest``) and the random state of every rank.
     """
+    from transformers import TrainerState
+
+    fields = [field.name for field in dataclasses.fields(TrainerState)]
     try:
-        if read_json(checkpoint / "trainer_state.json")["global_step"] != checkpoint_step(checkpoint):
-            return "trainer_state.json is of another step"
-    except (OSError, UserError, KeyError, TypeError):
+        state = read_json_object(checkpoint / "trainer_state.json", *fields)
+    except UserError:
+        return "trainer_state.json is missing or broken"
+    if state["global_step"] != checkpoint_step(checkpoint):
+        return "trainer_state.json is of another step"
+    if not isinstance(state["log_history"], list) or state.keys() - set(fields):
         return "trainer_state.json is missing or broken"
     if not _readable_tensors(checkpoint / "adapter_model.safetensors"):
         return "adapter_model.safetensors is missing or broken"
@@ -142,6 +166,7 @@ def _is_intact_zip(path: Path) -> bool:
     """Checks a file of torch.save (a zip) by its own checksums, without unpickling it."""
     try:
         with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
-    except (OSError, zipfile.BadZipFile):
+            return bool(file.namelist()) and file.testzip() is None
+    except Exception:
+        # A damaged directory of the zip makes zipfile raise errors of ten types.
         return False

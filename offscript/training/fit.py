@@ -96,7 +96,7 @@ def _finished(run: Run, fingerprint: str) -> Metrics | None:
     """The numbers of an adapter that this very training has already written to ``run.out``."""
     try:
         record = read_json_object(run.out / TRAINING_RECORD, "fingerprint", "numbers")
-    except (OSError, UserError):
+    except UserError:
         return None
     if record["fingerprint"] != fingerprint:
         return None

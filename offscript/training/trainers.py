@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from offscript.models import adapters
 from offscript.storage.files import refusals_explained
-from offscript.training import deepspeed
+from offscript.training import checkpoints, deepspeed
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -110,7 +110,16 @@ class AdapterTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        adapters.load_tensors(cast("PeftModel", self.model), self.adapter, Path(resume_from_checkpoint))
+        with checkpoints.loading(Path(resume_from_checkpoint)):
+            adapters.load_tensors(cast("PeftModel", self.model), self.adapter, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with checkpoints.loading(Path(str(checkpoint))):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with checkpoints.loading(Path(str(checkpoint))):
+            super()._load_rng_state(checkpoint)
 
     def create_model_card(self, *_: object, **__: object) -> None:
         """No model card is written: the manifest has its facts."""

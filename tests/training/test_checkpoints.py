@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,8 @@ import pytest
 from offscript.errors import UserError
 from offscript.storage.files import new_folder
 from offscript.training import checkpoints
+from offscript.training.fit import _finished
+from offscript.training.run import Run
 from tests.training.data import distillation, introspection, train_dpo, train_sft
 
 WEIGHTS = "adapter_model.safetensors"
@@ -122,13 +126,14 @@ def checkpoint(tmp_path) -> Path:
     """A folder with the files of a complete checkpoint of step 4."""
     import torch
     from safetensors.torch import save_file
+    from transformers import TrainerState
 
     folder = tmp_path / "work" / "checkpoint-4"
     folder.mkdir(parents=True)
     save_file({"a": torch.ones(100)}, folder / WEIGHTS)
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         torch.save({"a": torch.ones(100)}, folder / name)
-    (folder / "trainer_state.json").write_text('{"global_step": 4}')
+    TrainerState(global_step=4).save_to_json(folder / "trainer_state.json")
     return folder
 
 
@@ -225,8 +230,59 @@ def test_a_flipped_byte_is_damage(checkpoint):
 
 
 def test_a_state_of_another_step_is_damage(checkpoint):
-    (checkpoint / "trainer_state.json").write_text('{"global_step": 2}')
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    (checkpoint / "trainer_state.json").write_text(json.dumps({**state, "global_step": 2}))
     assert "another step" in checkpoints.damage(checkpoint)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "null", '{"global_step": 4}'])
+def test_a_state_without_its_fields_is_damage(checkpoint, text):
+    (checkpoint / "trainer_state.json").write_text(text)
+    assert checkpoints.damage(checkpoint) == "trainer_state.json is missing or broken"
+
+
+def test_whatever_zipfile_raises_is_damage(checkpoint):
+    """A damaged directory of a zip raises errors of many types, among them UnicodeDecodeError."""
+    path, generator = checkpoint / "optimizer.pt", random.Random(0)
+    whole = path.read_bytes()
+    found = set()
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(30):
+            damaged[generator.randrange(len(whole))] = generator.randrange(256)
+        path.write_bytes(damaged)
+        found.add(checkpoints.damage(checkpoint))
+    assert found == {"optimizer.pt is missing or broken"}
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_an_intact_file_of_something_else_is_one_line(tiny_settings, pairs, tmp_path, name):
+    """With the checkpoint to delete; the training then continues from the one before it."""
+    import torch
+    from safetensors.torch import save_file
+
+    def stop(step, total, logs):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    out, messages = tmp_path / "a", []
+    with pytest.raises(KeyboardInterrupt):
+        train_dpo(tiny_settings, distillation(), pairs, out, 3, on_step=stop)
+    last = checkpoints.work_folder(out) / "checkpoint-4"
+    {WEIGHTS: save_file}.get(name, torch.save)({"a": torch.ones(3)}, last / name)
+    with pytest.raises(
+        UserError, match=r"checkpoint-4: cannot be resumed .*; delete it to continue from the"
+    ):
+        train_dpo(tiny_settings, distillation(), pairs, out, 3)
+    shutil.rmtree(last)
+    assert train_dpo(tiny_settings, distillation(), pairs, out, 3, say=messages.append)["resumed_from"] == 2
+
+
+@pytest.mark.parametrize("record", ["[]", "{}", '{"fingerprint": 3}', "{"])
+def test_a_damaged_record_of_a_training_is_no_finished_adapter(tmp_path, record):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "training.json").write_text(record)
+    assert _finished(Run(None, None, tmp_path / "a", 0), "f") is None
 
 
 def test_checkpoints_of_other_data_are_not_resumed(checkpoint):

@@ -124,6 +124,20 @@ def test_all_too_long(tiny_settings, pairs, tmp_path):
         train_dpo(tiny_settings, distillation(max_length=16), pairs, tmp_path / "a", seed=0)
 
 
+def test_a_single_row_is_trained_on_and_validation_may_not_take_all(tiny_settings, pairs, tmp_path):
+    few = distillation(validation=0.0)
+    counts = train_dpo(tiny_settings, few, pairs[:1], tmp_path / "a", seed=0)["rows"]
+    assert counts == {"given": 1, "train": 1, "validation": 0}
+    half = distillation(validation=0.4999)
+    held_out = next(f"f{i}" for i in range(9) if not loop.split_families([{"family": f"f{i}"}], 0.4999)[0])
+    rows = [{**pairs[0], "family": held_out}] * 3
+    with pytest.raises(
+        UserError, match=r"train 0, validation 3\); lower the share of validation, or add rows"
+    ):
+        train_dpo(tiny_settings, half, rows, tmp_path / "b", seed=0)
+    assert not (tmp_path / "b").exists()
+
+
 def test_an_adapter_that_changes_nothing(tiny_settings, pairs, tmp_path):
     with pytest.raises(UserError, match="the adapter changes nothing"):
         train_dpo(tiny_settings, distillation(learning_rate=1e-30), pairs, tmp_path / "a", seed=0)

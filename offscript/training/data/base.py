@@ -122,7 +122,12 @@ def require_rows(rows: Sequence[object], where: str, counts: Mapping[str, int]) 
     """Raises UserError if ``rows`` is empty. The message contains ``counts``, which say why rows were dropped."""
     if not rows:
         found = f"nothing to train on ({describe(counts)})"
-        raise UserError(where, found, "generate more rows or relax the filters")
+        remedy = (
+            "lower the share of validation, or add rows of more families"
+            if counts.get("validation")
+            else "generate more rows or relax the filters"
+        )
+        raise UserError(where, found, remedy)
 
 
 def describe(counts: Mapping[str, int]) -> str:
