@@ -19,7 +19,7 @@ from offscript.settings import (
 )
 from offscript.training.data import data_kinds, get_data
 from offscript.training.data.base import TrainingData
-from offscript.training.methods import get_method
+from offscript.training.methods import get_method, methods
 from offscript.training.methods.base import Method
 
 BASE = "base"
@@ -100,10 +100,25 @@ def training_stage(stage: StageSettings, recipe: RecipeSettings) -> TrainingStag
     except UserError as error:
         # ``where`` is the recipe's section. A value that the stage overrides stands in the stage's file.
         field = error.where.removeprefix(f"{where}.")
-        if field.split(".")[0] not in overrides:
-            raise
-        raise UserError(f"{key}.hyper_parameters.{field}", error.found, error.allowed) from None
+        first = field.split(".")[0]
+        if first in overrides:
+            raise UserError(f"{key}.hyper_parameters.{field}", error.found, error.allowed) from None
+        if first in _known_fields() - schema_of(method.settings, data.settings).model_fields.keys():
+            # The section is right as it is, but it is for other stages.
+            raise UserError(
+                f"{key}.recipe",
+                f"{training.recipe}, whose {first} neither {method.name} nor {data.name} has",
+                "name the section for them, or null and give all values as hyper_parameters",
+            ) from None
+        raise
     return TrainingStage(stage.name, training.parent, method, data, settings, recipe.merge, where)
+
+
+def _known_fields() -> set[str]:
+    """The names of the hyper-parameters of all methods and kinds of data."""
+    schemas: list[type[Node]] = [method.settings for method in methods().values()]
+    schemas += [kind.settings for kind in data_kinds().values()]
+    return {name for schema in schemas for name in schema.model_fields}
 
 
 @functools.cache

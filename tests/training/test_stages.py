@@ -52,6 +52,14 @@ def test_a_stage_on_another_stage_is_planned_with_all_of_its_parents():
         ({"x": sft(hyper_parameters={"turns": 3})}, "training.hyper_parameters.turns: found 3; input should be a multiple of 2"),
         ({"x": sft(hyper_parameters={"beta": 1})}, "training.hyper_parameters.beta: unknown key; allowed: free_note"),
         ({"x": sft(recipe=None)}, "lora: missing; this key is needed"),
+        (
+            {"x": {"method": "dpo", "data": "preference", "recipe": "introspection"}},
+            "conf/stage/x.yaml: training.recipe: introspection, whose reflections neither dpo nor preference has; name",
+        ),
+        (
+            {"x": sft(recipe="distillation")},
+            "conf/stage/x.yaml: training.recipe: distillation, whose prompts neither sft nor introspection has; name the",
+        ),
         ({"x": sft(parent="prompted")}, "stage=prompted: has no training"),
         ({"x": sft(parent="y"), "y": sft(parent="x")}, "the parents form a circle (x -> y -> x)"),
     ],

@@ -4,10 +4,15 @@ from offscript.storage.plugins import choose, discover
 from offscript.training.methods.base import Method
 
 
+def methods() -> dict[str, Method]:
+    """Every method by name."""
+    return discover(__name__, "METHOD", Method, __path__)
+
+
 def get_method(name: str, where: str) -> Method:
     """The method called ``name``, which the config key ``where`` asks for.
 
     Raises:
         UserError: there is none; the message lists all names.
     """
-    return choose(discover(__name__, "METHOD", Method, __path__), name, where, "training method")
+    return choose(methods(), name, where, "training method")
