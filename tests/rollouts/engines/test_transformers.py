@@ -1,7 +1,10 @@
 """The transformers engine: texts are a function of prompt, adapter and seed, not of what else is in the batch."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from offscript.errors import UserError
 from offscript.rollouts.engines.base import Request, Sampling
@@ -235,3 +238,12 @@ def test_info_and_stats(engine):
     assert {"engine", "torch", "transformers", "peft", "device", "dtype"} <= info.keys()
     assert info["device"] == "cpu" and info["dtype"] == "float32"
     assert engine.stats.tokens_out > 0 and engine.stats.completions > 0
+
+
+def test_an_adapter_that_overflows_is_named_by_its_folder(tiny_settings, tiny_adapter, tmp_path):
+    """Its name in the engine is a key of 64 digits."""
+    folder = shutil.copytree(tiny_adapter, tmp_path / "full-0a1b2c3d")
+    weights = folder / "adapter_model.safetensors"
+    save_file({k: v * 1e38 if "lora_B" in k else v for k, v in load_file(weights).items()}, weights)
+    with pytest.raises(UserError, match=r"^/.*/full-0a1b2c3d: outputs with it are not finite numbers"):
+        TransformersEngine(tiny_settings, {"f" * 64: folder}, engine_settings())
