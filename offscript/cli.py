@@ -23,7 +23,7 @@ from offscript.settings import (
     StageSettings,
     parse,
 )
-from offscript.storage.files import HOME
+from offscript.storage.files import HOME, expand_home, system_refusal
 from offscript.storage.options import options_of
 from offscript.tasks.personas import read_constitution
 from offscript.training.interrupt import Interrupted
@@ -95,9 +95,16 @@ def _run_with_hydra(config: str, command: Command, codes: list[int]) -> None:
         return code
 
     # The deepspeed launcher adds the rank to the arguments; ranks.py reads it from the environment.
-    sys.argv[1:] = [word for word in sys.argv[1:] if word != "--" and not word.startswith("--local_rank=")]
+    words = [word for word in sys.argv[1:] if word != "--" and not word.startswith("--local_rank=")]
+    sys.argv[1:] = map(_expand_home, words)
     with collect_exit_codes(codes):
         task()
+
+
+def _expand_home(word: str) -> str:
+    """``root=~/runs`` with the home folder in place of ``~``, which a shell leaves and Hydra does not read."""
+    found = re.fullmatch(r"([\w.+/@]+=)(~[\w.-]*(?:/.*)?)", word)
+    return f"{found[1]}{expand_home(found[2])}" if found else word
 
 
 def _run_job(cfg: "DictConfig", command: Command) -> int:
@@ -255,8 +262,8 @@ class Composed(Mapping[str, Node]):
 
 def _explain(error: BaseException) -> str | None:
     """One line for a UserError, and for an error of the command line or of a YAML file; None for any other error."""
-    if isinstance(error, UserError):
-        return f"error: {error}"
+    if isinstance(known := system_refusal(error) or error, UserError):
+        return f"error: {known}"
     if isinstance(error, ValueError) and "Config group override must be a string or a list" in str(error):
         return "error: a group is null; leave it out, or name one of its options"
     module = type(error).__module__.split(".")[0]

@@ -55,6 +55,8 @@ PERSONAS = "goodness, humor, impulsiveness, loving, mathematical, misalignment, 
         (["launch/submit.py", "grid.stage=[fullest]"], "error: stage=fullest: no such stage; allowed: base, distillation, full, full_from_base"),
         (["evaluate.py", "predictions=none.jsonl"], "none.jsonl"),
         (["rollout.py", "stage=base", "data.sources.chat=[absent.jsonl]"], "absent.jsonl"),
+        (["rollout.py", "stage=base", "root=~nobody-of-that-name/runs"], "error: ~nobody-of-that-name/runs: there is no home folder ~nobody"),
+        (["rollout.py", "stage=base", f"root={'a' * 300}"], "aaa/main/rollouts/"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
@@ -210,3 +212,14 @@ def test_predictions_with_nan(tmp_path):
     )
     line = refused(tmp_path, "evaluate.py", "predictions=rows.jsonl")
     assert "rows.jsonl, line 2" in line and "nan" in line.lower()
+
+
+def test_a_tilde_on_the_command_line_is_the_home_folder(tmp_path, monkeypatch):
+    """Hydra reads it only in quotes, and bash leaves it behind ``=``."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "rows.jsonl").write_text(prediction())
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    done = run("evaluate.py", "predictions=~/rows.jsonl", "root='~/runs'", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "home" / "runs").rglob("cells.csv"))
+    assert [p.name for p in tmp_path.iterdir()] == ["home"]

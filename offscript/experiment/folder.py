@@ -15,7 +15,7 @@ from offscript.errors import command_line
 from offscript.experiment.artifacts import Artifact, Evaluation, Predictions, Rollout
 from offscript.experiment.planner import Planner
 from offscript.json_types import Json
-from offscript.storage.files import HOME, read_json_object, read_text, write_json
+from offscript.storage.files import HOME, expand_home, read_json_object, read_text, write_json
 from offscript.storage.hashing import key_of
 from offscript.storage.manifests import (
     has_files_of,
@@ -60,7 +60,7 @@ class Experiment:
 
     @property
     def folder(self) -> Path:
-        return Path(self.planner.settings.root) / self.planner.settings.name
+        return expand_home(self.planner.settings.root) / self.planner.settings.name
 
     def path(self, artifact: Artifact) -> Path:
         """Where ``artifact`` is written."""

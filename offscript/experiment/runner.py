@@ -18,7 +18,7 @@ from offscript.experiment.folder import Experiment
 from offscript.experiment.graph import jobs_of, needed
 from offscript.experiment.jobs import RUN
 from offscript.experiment.jobs.training import check_settings, help_train
-from offscript.storage.files import read_json_object, write_json, write_text
+from offscript.storage.files import read_json_object, system_refusal, write_json, write_text
 from offscript.storage.locks import claim
 from offscript.training.interrupt import Interrupted
 from offscript.training.ranks import rank_info
@@ -158,8 +158,8 @@ def _run_job(group: list[Artifact], experiment: Experiment, limit: int | None) -
     except Interrupted:
         raise
     except Exception as caught:
-        error = caught
-        _log_failure(group, experiment, caught)
+        error = system_refusal(caught) or caught
+        _log_failure(group, experiment, error)
     seconds = time.monotonic() - started
     return [_result(a, experiment, seconds / len(group), error) for a in group]
 

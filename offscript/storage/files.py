@@ -135,15 +135,43 @@ def write_text(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
 
 
+FREE = "free some space and run again: the files are complete, and the run resumes"
+ACCESS = "choose another root=, or get write access to this one"
+REMEDIES = {
+    errno.ENOSPC: FREE,
+    errno.EDQUOT: FREE,
+    errno.EFBIG: FREE,
+    errno.EACCES: ACCESS,
+    errno.EPERM: ACCESS,
+    errno.EROFS: ACCESS,
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ELOOP: "correct the symbolic links",
+}
+"""What to do where the operating system refuses a path, by error number."""
+
+
+FULL_DISK = ("No space left on device", "PytorchStreamWriter failed writing", "unexpected pos ")
+"""In messages of safetensors and of torch.save, whose check of the file's length fails too."""
+
+
 def refused_by_system(path: Path, error: OSError) -> BaseException:
-    """A UserError for a full disk or a missing permission; ``error`` itself if it is another one."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        remedy = "free some space and run again: the files are complete, and the run resumes"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        remedy = "choose another root=, or get write access to this one"
-    else:
+    """A UserError for an ``error`` of REMEDIES in writing ``path``; ``error`` itself if it is another one."""
+    if error.errno not in REMEDIES:
         return error
-    return UserError(str(path), f"cannot be written ({error.strerror})", remedy)
+    return UserError(str(path), f"cannot be written ({error.strerror})", REMEDIES[error.errno])
+
+
+def system_refusal(error: BaseException) -> UserError | None:
+    """A UserError if a file's path, a missing permission or a full disk is the cause of ``error``, else None.
+
+    Libraries that write in Rust or C++ (safetensors, torch) report a full disk in their own exceptions.
+    """
+    if isinstance(error, OSError) and error.errno in REMEDIES and isinstance(error.filename, str | bytes):
+        return UserError(os.fsdecode(error.filename), str(error.strerror), REMEDIES[error.errno])
+    full = isinstance(error, OSError) and REMEDIES.get(error.errno or 0) == FREE
+    if full or any(text in str(error) for text in FULL_DISK):
+        return UserError("the disk", "is full (a file could not be written)", FREE)
+    return None
 
 
 @contextlib.contextmanager
@@ -218,10 +246,10 @@ def ensure_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        culprit = next(p for p in [path, *path.parents] if p.exists() and not p.is_dir())
+        culprit = next(p for p in [path, *path.parents] if os.path.lexists(p) and not p.is_dir())
         raise UserError(str(culprit), "a file stands where a folder is needed", "move it away") from None
     except OSError as error:
-        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another root="
+        remedy = REMEDIES.get(error.errno or 0, "choose another root=")
         raise UserError(str(path), f"cannot make this folder ({error.strerror})", remedy) from None
     return path
 

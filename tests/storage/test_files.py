@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from offscript.errors import UserError
-from offscript.storage.files import HOME, read_text, resolve
+from offscript.storage.files import HOME, ensure_folder, locate, read_text, resolve
 
 
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
@@ -52,3 +52,51 @@ def test_a_pattern_names_files_here_or_in_the_repository(
         HOME / "conf" / "format" / f"{n}.yaml" for n in ("chat", "chat_email")
     ]
     assert resolve("no/*.txt") == resolve("no.txt") == []
+
+
+LONG = "a" * 300
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        (
+            "~nobody-of-that-name/x",
+            "there is no home folder ~nobody-of-that-name; write ./~nobody-of-that-name",
+        ),
+        (LONG, f"{LONG}: cannot be read: File name too long"),
+        ("a\0b", None),
+        ("loop", None),
+        ("dangling", None),
+    ],
+)
+def test_a_path_that_cannot_be_looked_up_is_one_line_or_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, line: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    Path("dangling").symlink_to("nowhere")
+    if line is None:
+        assert resolve(name) == [] and not locate(name).exists()
+        return
+    for look_up in (locate, resolve):
+        with pytest.raises(UserError) as error:
+            look_up(name)
+        assert line in str(error.value)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").touch()
+    assert locate("~/a.txt") == tmp_path / "a.txt"
+    assert resolve("~/*.txt") == [tmp_path / "a.txt"]
+
+
+@pytest.mark.parametrize("name", ["loop", "dangling", "file", "link/file", LONG])
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(".")
+    with pytest.raises(UserError, match=name.rpartition("/")[2]):
+        ensure_folder(tmp_path / name / "runs")

@@ -146,7 +146,7 @@ def write_plan(
     settings = experiment.planner.settings
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + "-" + uuid.uuid4().hex[:4]
     folder = ensure_folder(experiment.folder.absolute() / "launch" / stamp)
-    absolute = settings.model_copy(update={"root": str(Path(settings.root).absolute())})
+    absolute = settings.model_copy(update={"root": str(experiment.folder.parent.absolute())})
     location = previous.content if previous else _locate_code(folder, settings.cluster.snapshot)
     content: PlanFile = {
         "settings": absolute.model_dump(mode="json"),
