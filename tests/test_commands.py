@@ -167,7 +167,7 @@ def test_an_invalid_line_in_the_middle_of_rows_is_refused_and_kept(tmp_path):
         path.write_text("oops\n" + path.read_text())
 
     path, done = rerun_after(tmp_path, change)
-    assert done.returncode == 2 and f"{path.name}, line 1: not a JSON row" in done.stderr
+    assert done.returncode == 2 and f"{path.name}, line 1: not JSON: " in done.stderr
     assert path.read_text().startswith("oops\n")
 
 

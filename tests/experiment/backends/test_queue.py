@@ -7,6 +7,7 @@ import pytest
 from offscript import commands
 from offscript.errors import UserError
 from offscript.experiment.backends import slurm_queue as queue
+from offscript.experiment.backends.plan_file import PlanFile
 from tests.composed import experiment_of
 
 ARRAYS = [
@@ -36,7 +37,8 @@ def slurm(monkeypatch):
 def launch(folder, name, *ids, created="2026-01-01T00:00:00Z"):
     own = folder / "launch" / name
     own.mkdir(parents=True)
-    (own / "plan.json").write_text(json.dumps({"arrays": ARRAYS, "jobs": JOBS, "created": created}))
+    whole = dict.fromkeys(PlanFile.__required_keys__)
+    (own / "plan.json").write_text(json.dumps({**whole, "arrays": ARRAYS, "jobs": JOBS, "created": created}))
     queue.record_jobs(own, list(zip(ids, ("0-rollout", "1-adapter", "supervisor"), strict=False)))
     return own
 
