@@ -150,10 +150,6 @@ REMEDIES = {
 """What to do where the operating system refuses a path, by error number."""
 
 
-FULL_DISK = ("No space left on device", "PytorchStreamWriter failed writing", "unexpected pos ")
-"""In messages of safetensors and of torch.save, whose check of the file's length fails too."""
-
-
 def refused_by_system(path: Path, error: OSError) -> BaseException:
     """A UserError for an ``error`` of REMEDIES in writing ``path``; ``error`` itself if it is another one."""
     if error.errno not in REMEDIES:
@@ -162,16 +158,14 @@ def refused_by_system(path: Path, error: OSError) -> BaseException:
 
 
 def system_refusal(error: BaseException) -> UserError | None:
-    """A UserError if a file's path, a missing permission or a full disk is the cause of ``error``, else None.
-
-    Libraries that write in Rust or C++ (safetensors, torch) report a full disk in their own exceptions.
-    """
-    if isinstance(error, OSError) and error.errno in REMEDIES and isinstance(error.filename, str | bytes):
-        return UserError(os.fsdecode(error.filename), str(error.strerror), REMEDIES[error.errno])
-    full = isinstance(error, OSError) and REMEDIES.get(error.errno or 0) == FREE
-    if full or any(text in str(error) for text in FULL_DISK):
-        return UserError("the disk", "is full (a file could not be written)", FREE)
-    return None
+    """A UserError if ``error``, which was raised anywhere in a command, is one of REMEDIES; else None."""
+    if not isinstance(error, OSError) or error.errno not in REMEDIES:
+        return None
+    remedy = REMEDIES[error.errno]
+    if isinstance(error.filename, str | bytes):
+        return UserError(os.fsdecode(error.filename), str(error.strerror), remedy)
+    # Without a file's name, a missing permission may be that of a process or of a network.
+    return UserError("the disk", str(error.strerror), remedy) if remedy == FREE else None
 
 
 @contextlib.contextmanager
