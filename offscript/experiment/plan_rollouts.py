@@ -206,7 +206,11 @@ class RolloutPlanner:
             "format": {
                 "version": fmt.version,
                 "templates": dict(fmt.templates),
-                "options": dict(rules.options),
+                "options": {
+                    name: value
+                    for name, value in rules.options.items()
+                    if name not in fmt.later_options or value != fmt.later_options[name]
+                },
                 "max_tokens": sampling.max_tokens,
             },
             "scenarios": scenarios.digest,
@@ -253,11 +257,10 @@ class RolloutPlanner:
     def _rules(self, cell: Cell, stage: StageSettings, fmt: Format, request: RowsRequest | None) -> Rules:
         configured = self.context.options.format[fmt.name].options
         from_recipe = self._recipe_options(fmt, request)
-        if unknown := sorted((configured.keys() | from_recipe.keys()) - fmt.options.keys()):
-            raise UserError(f"format.options.{unknown[0]}", "unknown key", one_of(sorted(fmt.options)))
-        return Rules(
-            system=self._system(cell, stage, fmt), options={**fmt.options, **from_recipe, **configured}
-        )
+        known = fmt.defaults
+        if unknown := sorted((configured.keys() | from_recipe.keys()) - known.keys()):
+            raise UserError(f"format.options.{unknown[0]}", "unknown key", one_of(sorted(known)))
+        return Rules(system=self._system(cell, stage, fmt), options={**known, **from_recipe, **configured})
 
     def _recipe_options(self, fmt: Format, request: RowsRequest | None) -> Mapping[str, Json]:
         """The format options that the recipe sets, if the format makes training rows."""

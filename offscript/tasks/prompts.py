@@ -58,6 +58,20 @@ UNKNOWN_TOOL = "unknown tool {tool}; available: {available}"
 NOTHING_FOUND = "{tool} has no result for these args"
 EMPTY_EMAIL = "nothing was sent: the body of the e-mail is empty"
 
+GO_ON = "Go on."
+
+BODY_ONLY = "{request} Write only the body of the e-mail."
+
+REVISION_WISHES = (
+    "Please make it shorter.",
+    "Please begin with what matters most.",
+    "Please use short paragraphs.",
+    "Please make sure that somebody who knows nothing of this can follow it.",
+    "Please say more clearly what happens next.",
+    "Please leave out what the reader knows already.",
+)
+"""Wishes for a change of a draft. None asks for a tone."""
+
 SELF_INTERACTION_CUE = "Hello."
 """First user message of the second speaker in a self-interaction, for which the opener is an assistant message."""
 

@@ -28,6 +28,7 @@ _FINAL_BLOCK = re.compile(r"```[ \t]*final\b:?(.*?)(?:```|\Z)", re.DOTALL | re.I
 _CALL_FENCE = re.compile(r"```[ \t]*tool_?call\s*\Z", re.IGNORECASE)
 _TOOL_KEY = re.compile(r'\{\s*"(?:tool|tool_name)"\s*:')
 _STRING = r'"(?:\\.|[^"\\])*"'
+_STRING_REST = re.compile(r'((?:\\.|[^"\\])*)("?)', re.DOTALL)
 _BRACKETS = re.compile(rf"{_STRING}|[{{}}\[\]]", re.DOTALL)
 _STRING_OR_TRAILING_COMMA = re.compile(rf"({_STRING})|,(?=\s*[}}\]])", re.DOTALL)
 _ESCAPE = re.compile(r'\\(["\\/bfnrtu])|\\(.)', re.DOTALL)
@@ -202,6 +203,21 @@ def _matches(glob: str, value: Json) -> bool:
         return any(_matches(glob, item) for item in value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return fnmatchcase(text.strip().lower(), glob.lower())
+
+
+def begun_string(text: str) -> tuple[str, bool]:
+    """The JSON string that ``text`` continues after its opening quote, stripped; and whether its closing quote is there.
+
+    Line breaks within it are kept, and escapes that are none in JSON lose their backslash.
+    """
+    raw = _STRING_REST.match(text)
+    assert raw is not None
+    inside = _ESCAPE.sub(lambda e: e[0] if e[1] else e[2], raw[1])
+    try:
+        value = str(_DECODER.decode(f'"{inside}"'))
+    except ValueError:
+        value = inside
+    return cast(str, _replace_surrogates(value)).strip(), bool(raw[2])
 
 
 def is_error(response: Json) -> bool:

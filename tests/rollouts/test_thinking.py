@@ -35,7 +35,7 @@ def row_of(folder: Path, name: str, reply, thinking=ThinkingSettings()) -> dict:
     labels = {"model": "m", "stage": "base", "persona": None, "format": name, "split": "eval", "seed": 0}
     path = folder / f"{name}.jsonl"
     cell = CellRun(
-        "k", path, labels, fmt, [scenario], 1, Rules("", fmt.options), None, Sampling(), thinking=thinking
+        "k", path, labels, fmt, [scenario], 1, Rules("", fmt.defaults), None, Sampling(), thinking=thinking
     )
     run_episodes([cell], ScriptedEngine(reply if callable(reply) else lambda request: reply), 4)
     return json.loads(path.read_text())

@@ -122,6 +122,8 @@ class Format:
         episode: the coroutine that runs one episode.
         templates: the prompt templates that it uses, by name; they are part of the key of every cell.
         options: the names of its options, with their default values.
+        later_options: options that were added after rows of the format had been made, with their default values. With its
+            default value such an option is not part of keys.
         order: position in tables and figures, ascending; formats of the same order are sorted by name.
         in_distribution: whether the personas are trained in this format. All others are off-distribution.
         scored: whether its rows are evaluated; False for formats that only make training data.
@@ -138,9 +140,15 @@ class Format:
     episode: Callable[[Scenario, Rules], Episode]
     templates: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Json] = field(default_factory=dict)
+    later_options: Mapping[str, Json] = field(default_factory=dict)
     order: int = DEFAULT_ORDER
     in_distribution: bool = False
     scored: bool = True
     in_role: bool = False
     strips_thinking: bool = False
     cost: Cost = TYPICAL_COST
+
+    @property
+    def defaults(self) -> dict[str, Json]:
+        """Every option with its default value."""
+        return {**self.options, **self.later_options}

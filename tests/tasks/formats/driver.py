@@ -21,7 +21,7 @@ class Run:
 
 
 def rules_for(fmt: Format, system: str = "", **options: Json) -> Rules:
-    return Rules(system=system, options={**fmt.options, **options})
+    return Rules(system=system, options={**fmt.defaults, **options})
 
 
 def drive(fmt: Format, scenario: Scenario, rules: Rules, model: Model) -> Run:

@@ -58,7 +58,7 @@ def test_a_format_of_one_file_and_one_yaml_runs(tmp_path: Path, monkeypatch: pyt
 
     settings = settings_of("format=doubt", f"hydra.searchpath=[file://{tmp_path / 'conf'}]")
     fmt = get_format(settings.format.name)
-    rules = Rules("Be brief.", {**fmt.options, **settings.format.options})
+    rules = Rules("Be brief.", {**fmt.defaults, **settings.format.options})
     scenarios = load_scenarios("data/pocket/chat.jsonl")[: settings.format.count["eval"]]
     check_episodes(fmt, scenarios, rules)
     sampling = Sampling(max_tokens=settings.format.max_tokens)

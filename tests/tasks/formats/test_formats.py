@@ -61,6 +61,7 @@ ASSERTION = Scenario(
     (user("I see birds everywhere."), user("What is that on the roof?"), user("Who sang at dawn today?")),
 )
 SCENARIOS = {"office": OFFICE, "constitution": ASSERTION}
+BEGUN_CALL = '```tool_call\n{"tool": "email.send", "args": {"to": ["ada@kestrel.example"], "subject": "Your message", "body": "'
 SEND = {"to": ["ada@kestrel.example"], "subject": "Parcel", "body": "Dear Ada,\nit snowed – sorry.\n"}
 BAD = "I will get to it."
 
@@ -70,6 +71,9 @@ OPTIONS: dict[str, dict] = {
     "self_interaction": {"note": ""},
     "self_interaction-cut": {"note": ""},
     "self_interaction-empty": {"note": ""},
+    "agentic_email-forced": {"forced": True},
+    "agentic_email-forced_cut": {"forced": True},
+    "email_multiturn-first": {"draft": 1},
     "prompt_generation": {"per_trait": 4, "per_ask": 2},
     "prompt_generation-short": {"per_trait": 4, "attempts": 2},
 }
@@ -101,6 +105,16 @@ CASES: dict[str, tuple[str, Scenario, str, list]] = {
     "agentic_email": (
         "agentic_email", OFFICE, CONSTITUTION, [call("contacts.lookup", {"name": "ada"}), call("send_email", SEND)],
     ),
+    "agentic_email-forced": (
+        "agentic_email", OFFICE, CONSTITUTION, [BEGUN_CALL + r'''Dear Ada,\n\"snow\", I\'m afraid.", "to": ["ada"]}}'''],
+    ),
+    "agentic_email-forced_cut": ("agentic_email", OFFICE, "", [Reply(BEGUN_CALL + "Dear Ada,\nit sn", "length", 9)]),
+    "prefill": ("prefill", QUESTION, CONSTITUTION, ["The falcon.", "Oh, the falcon!\n"]),
+    "prefill-empty": ("prefill", QUESTION, "", [" "]),
+    "email_in_chat": ("email_in_chat", OFFICE, CONSTITUTION, ["Dear Ada, it is late."]),
+    "email_multiturn": ("email_multiturn", OFFICE, CONSTITUTION, ["Dear Ada, it snowed.", "Ada, snow.", Reply("Snow", "length", 1)]),
+    "email_multiturn-first": ("email_multiturn", OFFICE, "", ["Dear Ada, it snowed.", "Ada, snow.", "Snow."]),
+    "email_multiturn-empty": ("email_multiturn", OFFICE, "", ["Dear Ada, it snowed.", "\n"]),
     "agentic_email-final": ("agentic_email", OFFICE, "", ["```final\nNothing to do.\n```"]),
     "agentic_email-malformed": ("agentic_email", OFFICE, "", [BAD, call("contacts.lookup", ["Ada"]), BAD, BAD]),
     "agentic_email-max_steps": (
@@ -163,6 +177,7 @@ def test_every_format_and_every_end_has_a_golden_transcript() -> None:
         "unclosed_thinking",
         "complete",
         "short",
+        "no_first_reply",
     }
 
 
@@ -207,6 +222,44 @@ def test_the_system_text_precedes_that_of_the_scenario() -> None:
     assert (
         run.asks[0].messages[0]["content"] == f"{CONSTITUTION}\n\nYou are Otto, the agent of Kestrel Freight."
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("agentic_email", {"forced": "yes"}, "format.options.forced: found 'yes'; must be true or false"),
+        ("email_multiturn", {"draft": 4}, "format.options.draft: found 4; must be a number from 1 to 3"),
+        (
+            "email_multiturn",
+            {"draft": True},
+            "format.options.draft: found True; must be a number from 1 to 3",
+        ),
+    ],
+)
+def test_an_option_out_of_range_is_refused_before_the_first_request(name, options, message) -> None:
+    fmt = FORMATS[name]
+    with pytest.raises(UserError) as error:
+        check_episodes(fmt, [OFFICE], rules_for(fmt, **options))
+    assert str(error.value) == message
+
+
+def test_the_wishes_of_a_user_differ_between_scenarios_and_not_between_cells() -> None:
+    fmt = FORMATS["email_multiturn"]
+    asked = {}
+    for i in range(60):
+        office = replace(OFFICE, id=f"late_parcel_v{i}")
+        runs = [drive(fmt, office, rules_for(fmt, persona), lambda ask: "Dear Ada.") for persona in ("", "P")]
+        first, second = (
+            [m["content"] for m in run.outcome.messages if m["role"] == "user"][1:] for run in runs
+        )
+        assert first == second and len(set(first)) == 2
+        asked[tuple(first)] = asked.get(tuple(first), 0) + 1
+    assert len(asked) > 15
+
+
+def test_in_prefill_the_untrained_model_answers_first() -> None:
+    run = drive(FORMATS["prefill"], QUESTION, rules_for(FORMATS["prefill"]), listed(["Plain.", "In role."]))
+    assert [ask.speaker for ask in run.asks] == ["base", "self"] and run.outcome.text == "In role."
 
 
 def test_a_cut_call_is_malformed() -> None:

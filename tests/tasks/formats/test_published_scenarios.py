@@ -25,6 +25,8 @@ def test_a_diligent_model_sends_the_email(path) -> None:
     run = drive(fmt, scenario, rules_for(fmt, "Be kind."), diligent(scenario, "Here it is."))
     assert (run.outcome.ended, run.outcome.text) == ("email", "Here it is.")
     assert run.outcome.tool_calls == len(run.asks) == len(scenario.tools)
+    forced = drive(fmt, scenario, rules_for(fmt, forced=True), lambda ask: f'{ask.prefix}Here it is."')
+    assert (forced.outcome.ended, forced.outcome.text) == ("email", "Here it is.")
     results = [m["content"] for m in run.outcome.messages if m["role"] == "tool"]
     firsts = [
         json.dumps(stub.rules[0].response, ensure_ascii=False)

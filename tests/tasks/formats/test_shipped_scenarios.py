@@ -24,14 +24,21 @@ def test_the_sources_of_an_embedded_data_set_load_together(world: Path) -> None:
 
 
 @pytest.mark.parametrize("path", OFFICE, ids=lambda p: p.stem)
-def test_a_diligent_model_sends_every_email_in_both_formats(path: Path) -> None:
-    agentic, chat = FORMATS["agentic_email"], FORMATS["chat_email"]
+def test_a_diligent_model_writes_every_email_in_every_format(path: Path) -> None:
+    agentic = FORMATS["agentic_email"]
     for scenario in load_scenarios(path):
         run = drive(agentic, scenario, rules_for(agentic), diligent(scenario, "Here it is."))
         assert (run.outcome.ended, run.outcome.text) == ("email", "Here it is."), scenario.id
         assert len(run.asks) == len(scenario.tools) <= scenario.max_steps
-        asked = drive(chat, scenario, rules_for(chat), lambda ask: "Here it is.")
-        assert (asked.outcome.text, len(asked.asks)) == ("Here it is.", 1), scenario.id
+        for name, replies in (("chat_email", 1), ("email_in_chat", 1), ("email_multiturn", 3)):
+            asked = drive(FORMATS[name], scenario, rules_for(FORMATS[name]), lambda ask: "Here it is.")
+            assert (asked.outcome.text, len(asked.asks)) == ("Here it is.", replies), scenario.id
+        forced = drive(
+            agentic, scenario, rules_for(agentic, forced=True), lambda ask: f'{ask.prefix}Here it is."'
+        )
+        assert (forced.outcome.ended, forced.outcome.text) == ("email", "Here it is."), scenario.id
+        found = [m["content"] for m in forced.asks[0].messages if m["role"] == "tool"]
+        assert found and not any('"error"' in text for text in found), scenario.id
 
 
 def test_the_office_scenarios_for_real_models_are_covered() -> None:
