@@ -58,14 +58,16 @@ def parse_object(text: str, where: str, allowed: str) -> dict[str, Json]:
     return value
 
 
-def check_encodable(value: Json, where: str) -> None:
-    r"""Refuses a value whose texts cannot be written as UTF-8: JSON can escape half of a surrogate pair, ``\ud800``.
+def check_encodable(value: object, where: str) -> None:
+    r"""Refuses a value of JSON or YAML whose texts cannot be written as UTF-8: both can escape half of a surrogate pair,
+    ``\ud800``.
 
     Raises:
         UserError: ``value`` holds one.
     """
     try:
-        json.dumps(value, ensure_ascii=False).encode()
+        # Values that only YAML has, such as sets, are no reason to refuse the text.
+        json.dumps(value, ensure_ascii=False, default=str, skipkeys=True).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
         found = f"{half!r} is half of a surrogate pair, not a character"

@@ -8,7 +8,7 @@ import yaml
 from offscript.errors import UserError
 from offscript.json_types import Json
 from offscript.storage.files import read_text
-from offscript.storage.json_text import MAX_DEPTH
+from offscript.storage.json_text import MAX_DEPTH, check_encodable
 
 MAX_ALIASED = 10_000
 """Nodes that the aliases of a file may add. Nested aliases multiply, and every reader of the value walks through all."""
@@ -49,7 +49,7 @@ def read_yaml(path: Path) -> Json:
     """The value in a YAML file; None if it is empty.
 
     Raises:
-        UserError: the file cannot be read, is not YAML, has a tag or a repeated key, is nested deeper than MAX_DEPTH, or
+        UserError: the file cannot be read, is not YAML, has a tag, a repeated key or half of a surrogate pair, is nested deeper than MAX_DEPTH, or
             its aliases add more than MAX_ALIASED nodes or contain themselves.
     """
     text = read_text(path, "a YAML file is needed")
@@ -74,6 +74,7 @@ def _load(text: str, path: Path, loader: type[yaml.SafeLoader]) -> Json:
     # libyaml's composer is recursive C code, which ends the process where a file is nested too deeply.
     _check_size(text, path, loader)
     value: Json = yaml.load(text, loader)
+    check_encodable(value, str(path))
     return value
 
 

@@ -12,7 +12,7 @@ from offscript.errors import UserError
 from offscript.json_types import Json
 from offscript.settings import Assertion, Node, parse, shown
 from offscript.storage.files import locate, read_text
-from offscript.storage.json_text import parse_json
+from offscript.storage.json_text import check_encodable, parse_json
 
 MUST_BE = 'must be a JSON list, or lines, of {"trait": text, "questions": [text, ...]}'
 
@@ -50,6 +50,7 @@ def assertion_of(entry: Json, where: str) -> Assertion:
     """
     if not isinstance(entry, dict):
         raise UserError(where, f"found {shown(entry)}", 'must be {"trait": ..., "questions": [...]}')
+    check_encodable(entry, where)
     checked = parse(_Entry, entry, where)
     return Assertion(assertion=checked.trait, questions=(*checked.questions, *checked.additional_questions))
 

@@ -29,7 +29,7 @@ from offscript.json_types import Json
 from offscript.seeds import stable_hash
 from offscript.settings import parse, shown
 from offscript.storage.files import read_text, resolve
-from offscript.storage.json_text import parse_json
+from offscript.storage.json_text import check_encodable, parse_json
 from offscript.storage.yaml_text import read_yaml
 from offscript.tasks.messages import Message
 from offscript.tasks.personas import assertion_of
@@ -291,6 +291,8 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Scenario]]:
         row = parse_json(line, where, "one JSON object a line")
         if not isinstance(row, dict):
             raise UserError(where, f"found {shown(row)}", "one JSON object a line")
+        if not row.keys() & {"conversation", "conversations"}:  # of others: such rows are skipped
+            check_encodable(row, where)
         found = _scenarios_of_row(row, path, number)
         empty += not found
         yield from ((where, scenario) for scenario in found)

@@ -50,6 +50,7 @@ def test_the_layout_is_recognized_by_the_content(write, name: str, bom: str) -> 
         ('{"trait": "x", "questions": ["?"]}\n{"trait', "a.txt:2: not JSON: "),
         (b"\xff", "a.txt: byte 0 is not UTF-8; save it as UTF-8"),
         ("[{}]".encode("utf-16"), "a.txt: is UTF-16; save it as UTF-8"),
+        ('[{"trait": "\\ud800", "questions": ["?"]}]', "a.txt[0]: '\\ud800' is half of a surrogate pair"),
         ("[" * 9999, "a.txt: nested more than 100 levels deep; must be"),
         ('{"trait": "x", "trait": "y", "questions": ["?"]}', "a.txt:1: key 'trait' occurs twice; must be"),
         ('["I joke."]', 'a.txt[0]: found \'I joke.\'; must be {"trait": ..., "questions": [...]}'),
