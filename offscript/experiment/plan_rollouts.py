@@ -57,7 +57,10 @@ class RolloutPlanner:
         counts = {str(name): n for name, n in settings.count.items() if n}
         if cell.split not in counts:
             raise UserError(f"split {cell.split}", f"format {fmt.name} has no count for it", one_of(counts))
-        scenarios = self.context.collections.split(fmt.source, cell.split, counts[cell.split])
+        scenarios = scenario_sets.crossed(
+            self.context.collections.split(fmt.source, cell.split, counts[cell.split]),
+            fmt.variants({**fmt.defaults, **settings.options}),
+        )
         samples = {str(name): n for name, n in settings.samples.items()}.get(cell.split, 1)
         planned = Cell(cell.model, persona, stage.name, fmt.name, cell.split, seed, scale)
         return self._rollout(planned, stage, scenarios, samples)

@@ -6,6 +6,8 @@ episodes run.
 
 import math
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from offscript.errors import UserError
@@ -34,6 +36,27 @@ def joined(first: ScenarioSet, second: ScenarioSet) -> ScenarioSet:
         lambda rows_of: first.load(rows_of) + second.load(rows_of),
         is_local=False,
         inputs=first.inputs + second.inputs,
+    )
+
+
+def crossed(scenarios: ScenarioSet, variants: Sequence[str]) -> ScenarioSet:
+    """Every scenario in every variant, whose name ends the id; ``scenarios`` itself if there are no variants."""
+    if not variants:
+        return scenarios
+
+    def load(rows_of: RowsOf) -> list[Scenario]:
+        return [
+            replace(scenario, id=f"{scenario.id}_{variant}", variant=variant)
+            for scenario in scenarios.load(rows_of)
+            for variant in variants
+        ]
+
+    return ScenarioSet(
+        {"crossed": scenarios.identity, "variants": list(variants)},
+        scenarios.count * len(variants),
+        load,
+        scenarios.is_local,
+        scenarios.inputs,
     )
 
 

@@ -40,6 +40,7 @@ class Scenario:
         max_steps: largest number of replies in an agentic episode.
         brief: the same task as a request for the body of an e-mail; empty if there is none.
         meta: notes for readers, which no model sees.
+        variant: one of the format's ``variants``, which also ends the id; empty if the format has none.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Scenario:
     max_steps: int = 8
     brief: tuple[Message, ...] = ()
     meta: Mapping[str, object] = field(default_factory=dict)
+    variant: str = ""
 
 
 def task_of(scenario_id: str) -> str:

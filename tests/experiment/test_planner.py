@@ -217,6 +217,21 @@ def test_generated_prompts_come_before_what_they_are_asked_of():
     assert students_of(other, "pocket", "sarcasm")[1].key != own.key
 
 
+def test_every_scenario_is_crossed_with_every_instruction():
+    plain, all_of_them = (
+        experiment_of(
+            *SMALL, f"format.options={{instructions: {value}}}", "format=break_character"
+        ).planner.rollout("pocket", None, "base", "break_character")
+        for value in ("one", "all")
+    )
+    assert all_of_them.planned_rows == 8 * plain.planned_rows and all_of_them.key != plain.key
+    found = all_of_them.scenarios.load_local()
+    assert len({s.id for s in found}) == len(found) and {s.variant for s in found} == {
+        f"i{i}" for i in range(1, 9)
+    }
+    assert {s.family for s in found} == {s.family for s in plain.scenarios.load_local()}
+
+
 def test_a_repetition_penalty_of_the_recipe_is_for_rows_that_are_only_trained_on():
     """On scored rows it would count the prompt, and so change JSON, names and addresses."""
     own, without = (

@@ -5,7 +5,7 @@
 A format does not know about batching, adapters, engines or files, so a new one is a single small file.
 """
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -124,6 +124,7 @@ class Format:
         options: the names of its options, with their default values.
         later_options: options that were added after rows of the format had been made, with their default values. With its
             default value such an option is not part of keys.
+        variants: options -> names of the variants in which every scenario is played; none by default.
         order: position in tables and figures, ascending; formats of the same order are sorted by name.
         in_distribution: whether the personas are trained in this format. All others are off-distribution.
         scored: whether its rows are evaluated; False for formats that only make training data.
@@ -141,6 +142,7 @@ class Format:
     templates: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Json] = field(default_factory=dict)
     later_options: Mapping[str, Json] = field(default_factory=dict)
+    variants: Callable[[Mapping[str, Json]], Sequence[str]] = lambda options: ()
     order: int = DEFAULT_ORDER
     in_distribution: bool = False
     scored: bool = True

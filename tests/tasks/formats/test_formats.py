@@ -374,6 +374,21 @@ def test_an_empty_end_of_thinking_is_refused() -> None:
         check_episodes(fmt, [QUESTION], rules_for(fmt, thinking_end=""))
 
 
+def test_break_character_can_play_every_scenario_with_every_instruction() -> None:
+    fmt = FORMATS["break_character"]
+    assert fmt.variants(fmt.defaults) == ()
+    names = fmt.variants({"instructions": "all"})
+    asked = [
+        drive(fmt, replace(QUESTION, variant=name), rules_for(fmt), listed(["Any."]))
+        .asks[0]
+        .messages[-1]["content"]
+        for name in names
+    ]
+    assert [text.removeprefix("Which bird is the fastest?\n\n") for text in asked] == list(BREAK_CHARACTER)
+    with pytest.raises(UserError, match=r"^format.options.instructions: found 'every'; allowed: one, all"):
+        fmt.variants({"instructions": "every"})
+
+
 def test_break_character_uses_every_instruction_and_one_per_scenario() -> None:
     fmt = FORMATS["break_character"]
     used = set()
