@@ -74,6 +74,17 @@ def check_encodable(value: object, where: str) -> None:
         raise UserError(where, found, "write the character itself, or both halves") from None
 
 
+def replace_surrogates(value: Json) -> Json:
+    """Replaces lone surrogates (``\\ud800``), which are valid in JSON but cannot be encoded as UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [replace_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {str(replace_surrogates(key)): replace_surrogates(item) for key, item in value.items()}
+    return value
+
+
 def _unique(pairs: Sequence[tuple[str, Json]]) -> dict[str, Json]:
     found = dict(pairs)
     if len(found) < len(pairs):

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from typing import cast
 
 from offscript.json_types import Json
+from offscript.storage.json_text import replace_surrogates
 from offscript.tasks.prompts import NOTHING_FOUND, UNKNOWN_TOOL, fill
 from offscript.tasks.scenarios import ToolStub
 
@@ -105,7 +106,7 @@ def _object_at(text: str, start: int) -> tuple[dict[str, Json], int]:
             value = _DECODER.decode(_repair(text[start:end]))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"the JSON object is not valid ({getattr(error, 'msg', error)})") from None
-    return cast(dict[str, Json], _replace_surrogates(value)), end
+    return cast(dict[str, Json], replace_surrogates(value)), end
 
 
 def _repair(text: str) -> str:
@@ -125,17 +126,6 @@ def _end_of_object(text: str, start: int) -> int:
         if not depth:
             return bracket.end()
     raise ValueError("the JSON object is not closed")
-
-
-def _replace_surrogates(value: Json) -> Json:
-    """Replaces lone surrogates (``\\ud800``), which are valid in JSON but cannot be encoded as UTF-8."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    if isinstance(value, list):
-        return [_replace_surrogates(item) for item in value]
-    if isinstance(value, dict):
-        return {str(_replace_surrogates(key)): _replace_surrogates(item) for key, item in value.items()}
-    return value
 
 
 def _interpret(value: dict[str, Json]) -> Parsed | None:
@@ -217,7 +207,7 @@ def begun_string(text: str) -> tuple[str, bool]:
         value = str(_DECODER.decode(f'"{inside}"'))
     except ValueError:
         value = inside
-    return cast(str, _replace_surrogates(value)).strip(), bool(raw[2])
+    return cast(str, replace_surrogates(value)).strip(), bool(raw[2])
 
 
 def is_error(response: Json) -> bool:

@@ -19,6 +19,7 @@ from offscript.models.chat_templates import map_roles
 from offscript.rollouts.engines.base import Completion, EngineStats, Request
 from offscript.settings import EndpointSettings, EngineSettings, ModelSettings
 from offscript.storage.files import Json
+from offscript.storage.json_text import replace_surrogates
 
 FIRST_WAIT_S = 0.5
 # Longest wait between two attempts where the server names none.
@@ -225,7 +226,8 @@ class OpenAIEngine:
                 "serve the model without a reasoning parser; thinking is cut off here (recipe.teacher.thinking_end)",
             )
         reason = "length" if finish in TRUNCATED else "stop"
-        return Completion(request.id, request.prefix + text, reason, tokens_in, tokens_out)
+        whole = str(replace_surrogates(request.prefix + text))
+        return Completion(request.id, whole, reason, tokens_in, tokens_out)
 
     def _rejected(self, request: Request, error: openai.APIStatusError) -> Completion:
         """What follows from an HTTP error: a retry, an empty completion, or an error for the user."""

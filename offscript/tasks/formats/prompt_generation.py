@@ -16,6 +16,7 @@ from offscript.errors import UserError
 from offscript.json_types import Json
 from offscript.seeds import stable_hash
 from offscript.settings import PromptSettings, identity_of, parse
+from offscript.storage.json_text import replace_surrogates
 from offscript.tasks.formats.base import Ask, Cost, Episode, Format, Outcome, Rules
 from offscript.tasks.formats.episodes import assistant_message, require, with_system
 from offscript.tasks.messages import Message
@@ -142,7 +143,9 @@ def extract_prompts(text: str, complete: bool = True) -> tuple[list[str], Counte
 
 def _count_rejected(texts: list[str], parts: int, cut: bool = False) -> tuple[list[str], Counter[str]]:
     """``texts``, stripped, and how many of the reply's ``parts`` are not among them."""
-    return [t.strip() for t in texts], +Counter(format=parts - len(texts), cut=int(cut))
+    return [str(replace_surrogates(t)).strip() for t in texts], +Counter(
+        format=parts - len(texts), cut=int(cut)
+    )
 
 
 def _first_json_list(text: str) -> list[Json] | None:

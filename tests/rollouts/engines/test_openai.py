@@ -262,6 +262,7 @@ def test_roles_are_mapped_to_those_of_the_model(serve, engine_for):
         ({"finish_reason": "content_filter", "message": {"content": "cut"}}, "cut", "length"),
         ({"message": {"content": None, "reasoning_content": "Hm."}, "finish_reason": "length"}, "", "length"),
         ({"message": {"content": "So.", "reasoning": "Hm."}}, "So.", "stop"),
+        ({"message": {"content": "Half \ud800."}}, "Half ?.", "stop"),
     ],
 )
 def test_text_and_finish_reason_of_a_reply(serve, engine_for, changes, text, finish):

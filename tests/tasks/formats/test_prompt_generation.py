@@ -59,6 +59,13 @@ def test_prompts_are_found_in_every_layout(reply: str) -> None:
     assert accepted(generate(reply)) == THREE
 
 
+@pytest.mark.parametrize("reply", ['["Half of \\ud800 a pair?"]', '1. "Half of \\ud800 a pair?"'])
+def test_half_of_a_surrogate_pair_in_a_prompt_is_replaced(reply: str) -> None:
+    """No row that holds one can be written."""
+    (prompt,) = accepted(generate(reply))
+    assert prompt in ("Half of ? a pair?", "Half of \\ud800 a pair?") and prompt.encode()
+
+
 @pytest.mark.parametrize(
     ("prompt", "reason"),
     [
