@@ -18,13 +18,12 @@ from offscript.experiment.artifacts import (
     Rollout,
     in_order,
 )
-from offscript.experiment.folder import Experiment
+from offscript.experiment.folder import Experiment, read_failure
 from offscript.experiment.graph import jobs_of, needed
 from offscript.experiment.jobs.training import check_settings
 from offscript.experiment.runner import Result, make, on_all_ranks, write_index
 from offscript.settings import GridSettings, Settings
 from offscript.storage import hub
-from offscript.storage.files import read_json_object
 from offscript.storage.hashing import fingerprint, key_of
 from offscript.storage.manifests import digests, remove_manifests, write_manifest
 from offscript.training.stages import BASE
@@ -188,10 +187,9 @@ def _run_locally(everything: list[Artifact], todo: list[Artifact], experiment: E
 
 
 def _recorded_reason(artifact: Artifact, experiment: Experiment) -> str:
-    record = experiment.failure_record(artifact)
-    if not record.exists():
+    failure = read_failure(experiment.failure_record(artifact))
+    if failure is None:
         return "an input of it is missing"
-    failure = read_json_object(record, "reason", "log")
     log = f" (log: {experiment.folder / failure['log']})" if failure["log"] else ""
     return f"{failure['reason']}{log}"
 

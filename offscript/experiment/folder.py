@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from offscript.errors import command_line
+from typing_extensions import TypedDict
+
+from offscript.errors import UserError, command_line
 from offscript.experiment.artifacts import Artifact, Evaluation, Predictions, Rollout
 from offscript.experiment.planner import Planner
 from offscript.json_types import Json
-from offscript.storage.files import HOME, expand_home, read_json_object, read_text, write_json
+from offscript.storage.files import HOME, expand_home, read_record, read_text, write_json
 from offscript.storage.hashing import key_of
 from offscript.storage.manifests import (
     has_files_of,
@@ -122,8 +124,31 @@ class Experiment:
 
     def has_failed(self, artifact: Artifact, since: str) -> bool:
         """Whether a failure of ``artifact`` was recorded after ``since``."""
-        path = self.failure_record(artifact)
-        return path.exists() and bool(read_json_object(path, "when")["when"] >= since)
+        record = read_failure(self.failure_record(artifact))
+        return record is not None and record["when"] >= since
+
+
+class FailureRecord(TypedDict):
+    """What ``Experiment.record_failure`` writes, as far as it is read. ``log`` is relative to the experiment's folder."""
+
+    reason: str
+    log: str | None
+    when: str
+
+
+def read_failure(path: Path) -> FailureRecord | None:
+    """The record of a failure; None if there is none. Of a damaged record, that is the reason."""
+    if not path.exists():
+        return None
+    try:
+        return read_record(path, FailureRecord)
+    except UserError:
+        # A job may have made the artifact meanwhile. Damaged: the disk was full when it was written.
+        return (
+            {"reason": f"unknown, since {path} is damaged", "log": None, "when": ""}
+            if path.exists()
+            else None
+        )
 
 
 # ---------------------------------------------------------------- manifests and tracking

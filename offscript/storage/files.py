@@ -10,12 +10,16 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from offscript.errors import UserError
 from offscript.json_types import Json as Json
 from offscript.settings import shown
 from offscript.storage.json_text import parse_json
+
+T = TypeVar("T")
 
 HOME = Path(__file__).resolve().parents[2]
 """The repository's root. The files that it ships (conf, data, assets) are found from any working folder."""
@@ -229,6 +233,21 @@ def read_json_object(path: Path, *keys: str, remedy: str = REMAKE) -> dict[str, 
     if absent := [key for key in keys if key not in value]:
         raise UserError(str(path), f"damaged: no {absent[0]}", remedy)
     return value
+
+
+def read_record(path: Path, schema: type[T], remedy: str = REMAKE) -> T:
+    """The JSON value in ``path``, which has the type ``schema`` (a TypedDict; further keys are left out).
+
+    Raises:
+        UserError: the file cannot be read or is not JSON, or its value has another type; names the first difference.
+    """
+    try:
+        return TypeAdapter(schema).validate_python(read_json(path, remedy), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        message = first["msg"][:1].lower() + first["msg"][1:]
+        raise UserError(str(path), f"damaged: {f'{where}: ' if where else ''}{message}", remedy) from None
 
 
 def ensure_folder(path: Path) -> Path:

@@ -35,9 +35,7 @@ def damaged(path: Path, damage: str) -> Path:
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_manifest_plan_or_record_is_named_with_the_remedy(
-    experiment: Experiment, damage: str
-) -> None:
+def test_a_damaged_manifest_or_plan_is_named_with_the_remedy(experiment: Experiment, damage: str) -> None:
     rollout = experiment.planner.rollout("pocket", "sarcasm", "prompted", "chat", "eval", 0)
     evaluation = experiment.planner.evaluation()
     damaged(experiment.path(rollout), "empty")
@@ -45,7 +43,6 @@ def test_a_damaged_manifest_plan_or_record_is_named_with_the_remedy(
     readers = {
         manifest_path(experiment.path(rollout)): lambda path: experiment.is_finished(rollout),
         manifest_path(experiment.path(evaluation)): lambda path: experiment.is_finished(evaluation),
-        experiment.failure_record(rollout): lambda path: experiment.has_failed(rollout, "2000"),
         launch / "plan.json": read_plan_file,
         launch / "submitted.json": lambda path: launches(experiment.folder),
     }

@@ -219,7 +219,7 @@ def newest_plan(experiment: Experiment) -> PlanFile | None:
     if not paths:
         return None
     content, current = read_plan_file(paths[-1]), experiment.planner.settings.model_dump(mode="json")
-    return content if all(content["settings"][name] == current[name] for name in GRID_FIELDS) else None
+    return content if all(content["settings"].get(name) == current[name] for name in GRID_FIELDS) else None
 
 
 def _composed(options: Mapping[str, Named]) -> dict[str, Json]:

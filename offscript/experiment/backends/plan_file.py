@@ -1,10 +1,11 @@
 """The layout of ``plan.json``: the plan of one launch as JSON, read by its jobs, its supervisor and the status."""
 
 from pathlib import Path
-from typing import TypedDict, cast
 
-from offscript.json_types import Json
-from offscript.storage.files import read_json_object
+from pydantic import JsonValue
+from typing_extensions import TypedDict
+
+from offscript.storage.files import read_record
 
 PLAN = "plan.json"
 
@@ -50,8 +51,8 @@ class CodeLocation(TypedDict):
 class PlanFile(CodeLocation):
     """A whole plan. ``attempts`` counts the earlier retries of an artifact, by key."""
 
-    settings: dict[str, Json]
-    options: dict[str, dict[str, Json]]
+    settings: dict[str, JsonValue]
+    options: dict[str, dict[str, JsonValue]]
     overrides: list[str]
     created: str
     attempts: dict[str, int]
@@ -61,12 +62,11 @@ class PlanFile(CodeLocation):
 
 
 def read_plan_file(path: Path) -> PlanFile:
-    """The content of a ``plan.json``. Its values are not checked: this program wrote it.
+    """The content of a ``plan.json``.
 
     Raises:
         UserError: the file is damaged.
     """
-    keys = sorted(PlanFile.__required_keys__)
-    return cast(
-        PlanFile, read_json_object(path, *keys, remedy="delete the folder of this launch, and submit again")
+    return read_record(
+        path, PlanFile, f"delete {path.parent} to forget this launch (its jobs run on), and submit again"
     )

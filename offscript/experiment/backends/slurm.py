@@ -162,7 +162,7 @@ def refuse_other_settings(experiment: Experiment) -> None:
     settings = experiment.planner.settings.model_dump(mode="json")
     for launch in queue.active_launches(experiment.folder, queue.squeue()):
         theirs = launch.plan["settings"]
-        if different := [name for name in GRID_FIELDS if theirs[name] != settings[name]]:
+        if different := [name for name in GRID_FIELDS if theirs.get(name) != settings[name]]:
             cancel = command_line("cancel", *experiment.overrides)
             raise UserError(
                 f"name={settings['name']}",

@@ -7,10 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from typing_extensions import TypedDict
+
 from offscript.errors import UserError
 from offscript.experiment.backends.plan_file import PLAN, PlanFile, read_plan_file
 from offscript.experiment.backends.slurm_site import fields, run_command
-from offscript.storage.files import read_json_object, write_json
+from offscript.storage.files import read_record, write_json
 
 SUBMITTED = "submitted.json"
 """The file beside a plan that lists the ids and labels of its jobs."""
@@ -25,6 +27,17 @@ SLURM_ERROR = re.compile(r"slurmstepd\S*: error: (.*(?:memory limit|oom.kill|DUE
 
 QUERY_TIMEOUT_S = 10.0
 """Timeout of queries of ``launch/status.py``, which can show the state of the files without an answer."""
+
+
+class SubmittedJob(TypedDict):
+    id: str
+    label: str
+
+
+class Submitted(TypedDict):
+    """The layout of ``submitted.json``."""
+
+    jobs: list[SubmittedJob]
 
 
 @dataclass(frozen=True)
@@ -71,8 +84,12 @@ def launches(folder: Path) -> list[Launch]:
     """The launches of the experiment in ``folder`` that submitted any job, oldest first."""
     found = []
     for path in sorted(folder.glob(f"launch/*/{SUBMITTED}")):
-        jobs = read_json_object(path, "jobs")["jobs"]
-        found.append(Launch(path.parent, *(tuple(job[name] for job in jobs) for name in ("id", "label"))))
+        jobs = read_record(path, Submitted, f"delete {path.parent} to forget this launch; its jobs run on")[
+            "jobs"
+        ]
+        if jobs:
+            ids, labels = (tuple(job["id"] for job in jobs), tuple(job["label"] for job in jobs))
+            found.append(Launch(path.parent, ids, labels))
     return found
 
 

@@ -64,7 +64,8 @@ def run_command(*command: str, timeout_s: float = TIMEOUT_S) -> str:
 def refusal(program: str, output: str, where: str = "", remedy: str = "") -> UserError:
     """The error of a SLURM command that failed with ``output``: its last line about an error. ``remedy`` is that of a
     controller that answers."""
-    lines = [line for line in output.splitlines() if re.search("error|fatal", line)] or output.splitlines()
+    said = [line for line in output.splitlines() if not line.startswith("Try ")] or [""]
+    lines = [line for line in said if re.search("error|fatal", line)] or said
     found = re.sub(rf"^{program}: ((error|fatal): )*", "", lines[-1].strip())
     down = re.search("contact|configuration source|controller|onnection|imed out", found)
     return UserError(where or program, found, NO_CONTROLLER if down else remedy)

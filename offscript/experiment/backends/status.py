@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TypedDict
 
 from offscript.console import duration
 from offscript.errors import UserError
 from offscript.experiment.artifacts import KINDS
 from offscript.experiment.backends.plan_file import ArtifactRecord
 from offscript.experiment.backends.slurm_queue import ClusterState
-from offscript.storage.files import read_json_object
+from offscript.experiment.folder import FailureRecord, read_failure
 from offscript.storage.locks import writing_since
 from offscript.storage.manifests import has_files_of, manifest_path
 
@@ -24,14 +24,6 @@ SHOWN = 20
 """Failures that the table lists; further ones are counted."""
 
 FOLDERS = ("rollouts", "adapters", "classifiers", "predictions", "evaluation")
-
-
-class FailureRecord(TypedDict):
-    """What ``Experiment.record_failure`` writes, as far as it is read here."""
-
-    reason: str
-    log: str | None
-    when: str
 
 
 class StatusJson(TypedDict):
@@ -158,14 +150,7 @@ class _Files:
 
     def failure(self, key: str) -> FailureRecord | None:
         name = f"{key[:8]}.failed.json"
-        if name not in self.records:
-            return None
-        try:
-            record = read_json_object(self.folder / "logs" / name, *sorted(FailureRecord.__required_keys__))
-        except (OSError, UserError):
-            # A job has just made the artifact, or the disk was full when the record was written.
-            return None
-        return cast(FailureRecord, record)
+        return read_failure(self.folder / "logs" / name) if name in self.records else None
 
 
 def _entry(

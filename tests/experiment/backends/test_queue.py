@@ -7,14 +7,20 @@ import pytest
 from offscript import commands
 from offscript.errors import UserError
 from offscript.experiment.backends import slurm_queue as queue
-from offscript.experiment.backends.plan_file import PlanFile
 from tests.composed import experiment_of
 
 ARRAYS = [
     {"kind": "rollout", "layer": 0, "tasks": [[0, 1], [2]], "after": []},
     {"kind": "adapter", "layer": 1, "tasks": [[3]], "after": [0]},
 ]
-JOBS = [{"keys": ["k0", "k00"]}, {"keys": ["k1"]}, {"keys": ["k2"]}, {"keys": ["k3"]}]
+JOBS = [
+    {"kind": "rollout", "layer": 0, "name": "job", "keys": keys}
+    for keys in (["k0", "k00"], ["k1"], ["k2"], ["k3"])
+]
+PLAN = {
+    **{"settings": {}, "options": {}, "overrides": [], "attempts": {}, "artifacts": []},
+    **{"home": "/code", "cwd": "/code", "code": None, "arrays": ARRAYS, "jobs": JOBS},
+}
 
 
 @pytest.fixture
@@ -37,8 +43,7 @@ def slurm(monkeypatch):
 def launch(folder, name, *ids, created="2026-01-01T00:00:00Z"):
     own = folder / "launch" / name
     own.mkdir(parents=True)
-    whole = dict.fromkeys(PlanFile.__required_keys__)
-    (own / "plan.json").write_text(json.dumps({**whole, "arrays": ARRAYS, "jobs": JOBS, "created": created}))
+    (own / "plan.json").write_text(json.dumps({**PLAN, "created": created}))
     queue.record_jobs(own, list(zip(ids, ("0-rollout", "1-adapter", "supervisor"), strict=False)))
     return own
 
@@ -171,3 +176,25 @@ def test_cancel_without_jobs_needs_no_slurm(monkeypatch, tmp_path, capsys):
     assert commands.cancel(experiment.planner.settings, experiment) == 0
     assert capsys.readouterr().err == f"smoke: no SLURM job was submitted from {tmp_path / 'smoke'}\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("plan.json", "{}", "damaged: home: field required"),
+        ("plan.json", "[]", "damaged: input should be a valid dictionary"),
+        ("plan.json", '{"jobs": [', "not JSON"),
+        ("plan.json", json.dumps({**PLAN, "created": "", "jobs": [{}]}), "damaged: jobs.0.kind: field required"),
+        ("submitted.json", "[]", "damaged: input should be a valid dictionary"),
+        ("submitted.json", '{"jobs": [{"id": 12}]}', "damaged: jobs.0.id: input should be a valid string"),
+    ],
+)  # fmt: skip
+def test_a_damaged_launch_is_named_in_one_line(slurm, tmp_path, name, content, found):
+    experiment = experiment_of("experiment=smoke", f"root={tmp_path}", config="status")
+    own = launch(tmp_path / "smoke", "a", "12", "13", "14")
+    slurm["squeue"] = "12_1|PENDING|smoke-0-rollout\n"
+    (own / name).write_text(content)
+    with pytest.raises(UserError) as caught:
+        commands.status(experiment.planner.settings, experiment)
+    assert str(caught.value).startswith(f"{own / name}: {found}")
+    assert f"delete {own} to forget this launch" in str(caught.value)

@@ -110,6 +110,16 @@ def test_a_recorded_failure_is_shown_with_its_log(folder):
     assert json.loads(json.dumps(found.as_json()))["states"] == {"failed": 1, "missing": 2}
 
 
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", '{"reason": 1', '{"reason": "x", "log": [], "when": "y"}']
+)
+def test_a_damaged_record_of_a_failure_is_shown_as_that(folder, content):
+    path = folder / "logs" / f"{ROWS['key'][:8]}.failed.json"
+    path.write_text(content)
+    (first, *_) = read_status(folder, LISTED).entries
+    assert (first.state, first.reason) == ("failed", f"unknown, since {path} is damaged")
+
+
 def test_of_a_recorded_failure_and_a_failed_job_the_newer_one_is_shown(folder):
     record_failure(folder, ROWS["key"], "boom", when="2026-01-02T00:00:00Z")
     log = folder / "job.out"
