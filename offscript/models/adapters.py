@@ -387,11 +387,15 @@ def merge(
             their dtype, as in the published evaluation.
 
     Raises:
-        MissingInput, UserError: a part is missing or does not fit the base, or ``published`` with unequal ranks.
+        MissingInput, UserError: a part is missing or does not fit the base, ``published`` with unequal ranks, or
+            weights with which a value overflows.
         MergeFailed: ``exact``, and the error of a module is above 1e-5.
     """
     with new_folder(out) as scratch:
         errors = _fold(model, parts, scratch) if method == "fold" else _combine(model, parts, scratch, method)
+        if odd := [module for module, error in errors.items() if not math.isfinite(error)]:
+            found = f"weights {', '.join(f'{w:g}' for _, w in parts)}: {odd[0]} is not finite after the merge"
+            raise UserError("recipe.merge", found, "use smaller weights")
         worst = max(errors, key=lambda module: errors[module])
         if method == "exact" and not errors[worst] <= MAX_EXACT_ERROR:
             raise MergeFailed(

@@ -298,6 +298,16 @@ def test_a_published_merge_needs_equal_ranks(tiny_settings, parts, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("method", ["exact", "published", "fold"])
+def test_a_merge_that_overflows_leaves_nothing(tiny_settings, tiny_adapters, tmp_path, method):
+    parts = [(tiny_adapters["red"], 1.0), (tiny_adapters["blue"], 1e300)]
+    with pytest.raises(
+        UserError, match=r"recipe.merge: weights 1, 1e\+300: .* is not finite after the merge"
+    ):
+        adapters.merge(tiny_settings, parts, tmp_path / "merged", method)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_published_merge_needs_one_rank_in_all_modules(tiny_settings, tiny_model, tiny_adapter, tmp_path):
     """PEFT would add matrices of two shapes."""
     mixed = make_adapter(tiny_model, tmp_path / "mixed", seed=1, rank_pattern={"q_proj": 2})
