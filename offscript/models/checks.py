@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,33 +144,41 @@ def check_vocabulary(tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedCo
         )
 
 
-def check_report(report: Mapping[str, Any], folder: Path, nested: bool) -> None:
-    """Checks that the weights in ``folder`` are those of the model that its config.json describes.
+def check_report(
+    report: Mapping[str, Any], where: str, ignored: Callable[[str], bool] = lambda name: False
+) -> None:
+    """Checks that the weights of a folder are those of the model that its config.json describes. transformers would draw
+    missing ones at random, and leave out those that the model has not.
 
     Args:
-        report: the loading info of transformers' ``from_pretrained``.
-        nested: whether only the language model of a vision-language repository was loaded.
+        report: the loading info of transformers' ``from_pretrained`` with ``ignore_mismatched_sizes``.
+        where: folder or setting that the error names.
+        ignored: whether a weight of this name may be missing, unused, or of another shape.
 
     Raises:
         UserError: weights are missing, of another shape, or not part of the model.
     """
-    unused = (k for k in report["unexpected_keys"] if not (nested and _OTHER_PARTS.match(k)))
-    shapes = (
-        f"{name} ({_shape(stored)}, the model's is {_shape(wanted)})"
+    shapes = {
+        name: f" ({_shape(stored)}, the model's is {_shape(wanted)})"
         for name, stored, wanted in report["mismatched_keys"]
-    )
+    }
     for weights, fault in (
         (report["missing_keys"], "are missing"),
         (shapes, "have another shape"),
-        (unused, "are not used by the model"),
+        (report["unexpected_keys"], "are not used by the model"),
         (report["error_msgs"], "cannot be loaded"),
     ):
-        if names := sorted(weights):
+        if names := sorted(name for name in weights if not ignored(name)):
             raise UserError(
-                str(folder),
-                f"{len(names)} weights {fault}, e.g. {names[0]}",
+                where,
+                f"{len(names)} weights {fault}, e.g. {names[0]}{shapes.get(names[0], '')}",
                 "its config.json must match its weights",
             )
+
+
+def is_other_part(name: str) -> bool:
+    """Whether a weight of a vision-language repository belongs to another part than the language model."""
+    return _OTHER_PARTS.match(name) is not None
 
 
 def check_finite(model: "PreTrainedModel", folder: Path) -> None:

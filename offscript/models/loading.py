@@ -15,6 +15,7 @@ from offscript.models.checks import (
     check_settings_files,
     check_vocabulary,
     check_weight_files,
+    is_other_part,
 )
 from offscript.models.pretrained import from_pretrained, require_safetensors
 from offscript.models.template_checks import check_template, warn_without_end
@@ -141,7 +142,7 @@ def load_model(model: ModelSettings, device: str) -> "PreTrainedModel":
             ignore_mismatched_sizes=True,
             key_mapping=_NESTED_NAMES if nested else None,
         )
-    check_report(report, folder, nested)
+    check_report(report, str(folder), is_other_part if nested else lambda name: False)
     _record_nesting(loaded, folder)
     if is_nested(loaded):
         # Saving would otherwise undo the mapping, and a language model of its own has no such names.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offscript.errors import MissingInput, UserError, command_line
+from offscript.models.checks import check_report, check_weight_files
 from offscript.models.loading import pick_device
 from offscript.models.pretrained import from_pretrained, require_safetensors
 from offscript.storage import hub
@@ -130,18 +131,19 @@ def load_network(
         path: the folder or the hub id.
         where: setting or file that errors name.
         new_head: whether the last layers may be missing or of another size, as in a masked language model that is to be
-            fitted. Otherwise every weight must exist; transformers would initialize missing ones at random.
+            fitted.
         precision: dtype of the weights.
         config: entries that override those of its config.
 
     Raises:
-        UserError: it cannot be loaded, or weights are missing.
+        UserError: it cannot be loaded, or its weights are not those of its config (``check_report``).
     """
     import torch
     from transformers import AutoModelForSequenceClassification
 
     folder = _folder_of(path, revision, where)
     require_safetensors(folder, where)
+    check_weight_files(folder)
     network, loading_info = from_pretrained(
         AutoModelForSequenceClassification,
         folder,
@@ -150,14 +152,17 @@ def load_network(
         use_safetensors=True,
         output_loading_info=True,
         attn_implementation="sdpa",
-        ignore_mismatched_sizes=new_head,
+        # Weights of another shape are then in the report, by name.
+        ignore_mismatched_sizes=True,
         **config,
     )
     backbone = network.base_model_prefix + "."
-    if missing := sorted(k for k in loading_info["missing_keys"] if not new_head or k.startswith(backbone)):
-        raise UserError(
-            where, f"{len(missing)} weights are missing, e.g. {missing[0]}", "a sequence classifier"
-        )
+    check_report(
+        loading_info,
+        where,
+        # Masked language models have a pooler that no classifier uses, or none where one does.
+        lambda name: new_head and (not name.startswith(backbone) or name.startswith(f"{backbone}pooler.")),
+    )
     return network
 
 

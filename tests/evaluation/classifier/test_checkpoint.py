@@ -1,5 +1,9 @@
 """Fitting from a pretrained checkpoint: layers and head, precision, early stopping, the hub, presets."""
 
+import json
+import re
+import shutil
+
 import pytest
 
 from offscript.errors import UserError
@@ -35,6 +39,26 @@ def test_only_the_label_layer_of_a_masked_language_model_is_new(start):
     assert "head.dense.weight" in before and all(
         after[name].equal(before[name]) for name in after if name not in new
     )
+
+
+@pytest.mark.parametrize(
+    ("entry", "found"),
+    [
+        ({"num_hidden_layers": 2}, "6 weights are not used by the model, e.g. model.layers.2."),
+        ({"num_hidden_layers": 4}, "6 weights are missing, e.g. model.layers.3."),
+        (
+            {"intermediate_size": 32},
+            "6 weights have another shape, e.g. model.layers.0.mlp.Wi.weight (96x32, the",
+        ),
+    ],
+)
+def test_the_layers_of_a_checkpoint_must_be_those_of_its_configuration(start, tmp_path, entry, found):
+    """A layer of another shape would be drawn at random, as the label layer is."""
+    folder = shutil.copytree(start, tmp_path / "start")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **entry}))
+    with pytest.raises(UserError, match=f"^classifier.path: {re.escape(found)}"):
+        fit(from_start(folder), None, toy.rows(4, 2, seed=0), toy.LABELS, tmp_path / "out")
 
 
 def test_a_checkpoint_is_fitted_with_its_own_tokenizer(start, tmp_path):

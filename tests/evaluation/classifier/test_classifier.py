@@ -244,6 +244,13 @@ def test_a_network_without_a_head_is_rejected(altered):
         load(folder)
 
 
+def test_a_layer_that_the_configuration_lacks_is_rejected(altered):
+    with pytest.raises(UserError, match=r"weights are not used by the model, e\.g\. model\.layers\."):
+        load(
+            altered(lambda config: config.update(num_hidden_layers=1, layer_types=config["layer_types"][:1]))
+        )
+
+
 def test_errors_of_corrupt_folders_are_one_line(altered):
     folder = altered(lambda config: None)
     (folder / "model.safetensors").write_bytes(b"torn")
