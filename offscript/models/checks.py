@@ -135,8 +135,10 @@ def check_vocabulary(tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedCo
         UserError: a token has no row; a text with it would fail in the middle of a batch.
     """
     rows = getattr(config, "vocab_size", None)
-    token, last = max(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
+    vocabulary = tokenizer.get_vocab()
+    last = max(vocabulary.values(), default=-1)
     if isinstance(rows, int) and last >= rows:
+        token = next(token for token, number in vocabulary.items() if number == last)
         raise UserError(
             str(folder),
             f"its tokenizer has token {token!r} with id {last}, but the embedding has {rows} rows (config.json)",
