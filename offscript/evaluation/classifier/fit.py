@@ -13,7 +13,7 @@ from offscript.evaluation.metrics import f1
 from offscript.models.loading import load_tokenizer
 from offscript.seeds import unit_hash
 from offscript.settings import ClassifierSettings, ModelSettings
-from offscript.storage.files import ensure_folder, write_json
+from offscript.storage.files import ensure_folder, refusals_explained, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,8 +140,9 @@ def fit(
         shutil.rmtree(work, ignore_errors=True)
     ensure_folder(out)
     # The Trainer has loaded the weights of the best epoch (load_best_model_at_end).
-    classifier.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with refusals_explained(out):
+        classifier.save_pretrained(out)
+        tokenizer.save_pretrained(out)
     result = report(out, train, held_out, settings.predict_batch_size)
     result["epochs"] = _epochs(trainer.state.log_history)
     write_json(out / REPORT, result)
