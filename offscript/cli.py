@@ -4,17 +4,22 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from offscript.console import quiet_libraries, say
-from offscript.errors import UserError
+from offscript.arguments import checked, composable, key_of
+from offscript.command_table import OPTIONS
+from offscript.console import READER_GONE, ReaderGone, drop_output, quiet_libraries, say
+from offscript.errors import UserError, one_of
+from offscript.experiment.backends.slurm_site import refusal
 from offscript.experiment.folder import Experiment
 from offscript.experiment.planner import Options, Planner
 from offscript.json_types import Json
 from offscript.rollouts.engines import check_engine
 from offscript.settings import (
+    NAME_LENGTH,
     FormatSettings,
     ModelSettings,
     Named,
@@ -22,59 +27,80 @@ from offscript.settings import (
     Settings,
     StageSettings,
     parse,
+    shown,
 )
-from offscript.storage.files import HOME, expand_home, system_refusal
-from offscript.storage.options import options_of
+from offscript.storage.files import HOME, system_refusal
+from offscript.storage.options import check_option_files, option_file, options_of, value_at
 from offscript.tasks.personas import read_constitution
 from offscript.training.interrupt import Interrupted
 from offscript.training.ranks import RankLost
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-    from pydantic import BaseModel
 
 Command = Callable[[Settings, Experiment], int]
 
-CELL_OVERRIDES = ("model", "persona", "stage", "format", "split", "seed", "scale", "limit", "show", "dry_run")
-"""Overrides that select a cell or an option of one command. Commands that messages suggest repeat all others."""
 
-
-def main(config: str, command: Command, has_dry_run: bool = False) -> None:
-    """Runs ``command`` on the configuration ``config`` composed with the command line, then exits. Only a command that
-    ``has_dry_run`` takes ``dry_run=true``.
+def main(config: str, command: Command, unread: Mapping[str, str]) -> None:
+    """Runs ``command`` on the configuration ``config`` composed with the command line, then exits. ``unread`` are the
+    options that it does not read, each with what to write instead.
 
     Exit code 0: done; 2: a mistake of the user (one line on stderr); 1: the work failed (its traceback is in a log);
-    130: interrupted (128 + the number of the signal). In a multirun every job runs, and the exit code is the largest of theirs.
+    130: interrupted (128 + the number of the signal); 141: the reader of stdout has ended. In a multirun every job runs,
+    and the exit code is the largest of theirs.
     """
     quiet_libraries()
     # Hydra then raises its errors instead of printing them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     codes: list[int] = []
     try:
-        _run_with_hydra(config, _without_dry_run(command) if not has_dry_run else command, codes)
+        sys.argv[1:] = checked(sys.argv[1:])
+        _check_place()
+        _run_with_hydra(config, lambda cfg: _run_job(cfg, command, unread), codes)
     except KeyboardInterrupt:
         say("interrupted; run the same command again to continue")
         codes.append(130)
+    except SystemExit as end:
+        # Hydra has printed --help or --cfg, or says why it cannot.
+        codes.append(end.code if isinstance(end.code, int) else bool(end.code))
     except Exception as error:
-        if (line := _explain(error)) is None:
-            traceback.print_exception(error)
-            codes.append(1)
-        else:
-            say(line)
-            codes.append(2)
+        codes.append(_report(error))
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_output()
+        codes.append(READER_GONE)
     sys.exit(max(codes, default=0))
 
 
-def _without_dry_run(command: Command) -> Command:
-    def checked(settings: Settings, experiment: Experiment) -> int:
-        if settings.dry_run:
-            raise UserError("dry_run=true", "only submit has it", "offscript submit ... dry_run=true")
-        return command(settings, experiment)
+def _check_place() -> None:
+    """Checks what Hydra needs: a working folder, and files of ``conf/`` that can be composed."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("working folder", "it was removed", "change to another folder") from None
+    check_option_files()
 
-    return checked
+
+def _report(error: Exception) -> int:
+    """Prints ``error``, one line if the user can correct it, and returns the exit code."""
+    if isinstance(error, ReaderGone):
+        return READER_GONE
+    if isinstance(error, BrokenPipeError) and _origin(error) == "hydra":
+        # While Hydra printed --help or --cfg.
+        drop_output()
+        return READER_GONE
+    if line := _explain(error):
+        say(line)
+        return 2
+    if isinstance(error, RankLost):
+        say(f"error: {error}")
+    else:
+        say("".join(traceback.format_exception(error)).rstrip())
+    return 1
 
 
-def _run_with_hydra(config: str, command: Command, codes: list[int]) -> None:
+def _run_with_hydra(config: str, job: Callable[["DictConfig"], int], codes: list[int]) -> None:
     import hydra
 
     from offscript.experiment.backends.requeue import forward_signal_to_submitit
@@ -83,7 +109,7 @@ def _run_with_hydra(config: str, command: Command, codes: list[int]) -> None:
     @hydra.main(version_base="1.3", config_path=str(HOME / "conf"), config_name=config)
     def task(cfg: "DictConfig") -> int:
         try:
-            code = _run_job(cfg, command)
+            code = job(cfg)
         except Interrupted as stop:
             if forward_signal_to_submitit(stop):
                 raise
@@ -94,58 +120,58 @@ def _run_with_hydra(config: str, command: Command, codes: list[int]) -> None:
         codes.append(code)
         return code
 
-    # The deepspeed launcher adds the rank to the arguments; ranks.py reads it from the environment.
-    words = [word for word in sys.argv[1:] if word != "--" and not word.startswith("--local_rank=")]
-    sys.argv[1:] = map(_expand_home, words)
-    with collect_exit_codes(codes):
+    with collect_exit_codes(codes), tempfile.TemporaryDirectory() as folder:
+        # The sweeper of a multirun writes a file there that nothing here reads.
+        sys.argv.append(f"hydra.sweep.dir='{folder}'")
         task()
 
 
-def _expand_home(word: str) -> str:
-    """``root=~/runs`` with the home folder in place of ``~``, which a shell leaves and Hydra does not read."""
-    found = re.fullmatch(r"([\w.+/@]+=)(~[\w.-]*(?:/.*)?)", word)
-    return f"{found[1]}{expand_home(found[2])}" if found else word
-
-
-def _run_job(cfg: "DictConfig", command: Command) -> int:
+def _run_job(cfg: "DictConfig", command: Command, unread: Mapping[str, str]) -> int:
     """Runs one job of the command. Its errors are printed here, so that the other jobs of a multirun still run."""
     try:
-        settings, experiment = compose(cfg)
+        settings, experiment = compose(cfg, unread)
         return command(settings, experiment)
     except Interrupted:
         raise
     except Exception as error:
-        if line := _explain(error):
-            say(line)
-            return 2
-        if isinstance(error, RankLost):
-            say(f"error: {error}")
-        else:
-            traceback.print_exception(error)
-        return 1
+        return _report(error)
 
 
 # ---------------------------------------------------------------- composition
 
 
-def compose(cfg: "DictConfig") -> tuple[Settings, Experiment]:
+def compose(cfg: "DictConfig", unread: Mapping[str, str]) -> tuple[Settings, Experiment]:
     """The settings of this job, and its experiment.
 
     Raises:
-        UserError: a value does not fit the schema, or the grid names an option that does not exist.
+        UserError: a value does not fit the schema, the grid names an option that does not exist, or one of the
+            ``unread`` options is given.
     """
     from hydra.core.hydra_config import HydraConfig
 
     running = HydraConfig.get()
     overrides = [str(override) for override in running.overrides.task]
     plain = to_container(cfg)
+    _check_unread(plain, overrides, unread)
     _check_names(plain, overrides, running.runtime.choices)
     return assemble(plain, overrides, running.job.config_name or "")
 
 
+def _check_unread(plain: dict[str, Json], overrides: Sequence[str], unread: Mapping[str, str]) -> None:
+    """Checks that no option is given, on the command line or by an experiment's file, that the command ignores."""
+    given = {key_of(o): o.partition("=")[2] for o in overrides}
+    for option, instead in unread.items():
+        value = plain.get(option)
+        field = Settings.model_fields.get(option)
+        is_default = field is None or isinstance(value, dict | None) or value == field.default
+        if option in given or not is_default:
+            found = given.get(option, str(value))
+            raise UserError(f"{option}={found}", "this command does not read it", instead.format(value=found))
+
+
 def _check_names(plain: dict[str, Json], overrides: Sequence[str], choices: Mapping[str, str]) -> None:
     """Checks that the chosen options are called as their files; a name that is given on the command line may differ."""
-    given = {o.split("=")[0].lstrip("+") for o in overrides}
+    given = {key_of(o) for o in overrides}
     for group in ("persona", "stage", "format"):
         option, chosen = plain.get(group), choices.get(group)
         if (
@@ -177,7 +203,7 @@ def assemble(plain: dict[str, Json], overrides: Sequence[str], config: str) -> t
     _set_model_name(plain, overrides)
     _load_constitution(plain)
     grid = _group(plain, "grid")
-    if grid["persona"] is None:
+    if grid.get("persona") is None:
         grid["persona"] = [name for name in options_of("persona")]
     settings = parse(Settings, plain, "")
     options = Options(
@@ -186,7 +212,7 @@ def assemble(plain: dict[str, Json], overrides: Sequence[str], config: str) -> t
         Composed(config, overrides, "stage", StageSettings, settings.stage),
         Composed(config, overrides, "format", FormatSettings, settings.format),
     )
-    kept = tuple(shlex.quote(o) for o in overrides if o.split("=")[0] not in CELL_OVERRIDES)
+    kept = tuple(shlex.quote(o.lstrip("+")) for o in overrides if key_of(o) not in ("model", *OPTIONS))
     planner = Planner(settings, options)
     planner.check_training(settings.model, (settings.stage.name,))
     check_engine(settings.engine.name)
@@ -194,21 +220,25 @@ def assemble(plain: dict[str, Json], overrides: Sequence[str], config: str) -> t
 
 
 def _group(plain: dict[str, Json], name: str) -> dict[str, Json]:
-    return cast(dict[str, Json], plain[name])
+    group = plain.get(name)
+    if not isinstance(group, dict):
+        found = "missing" if name not in plain else f"found {shown(group)}"
+        raise UserError(name, found, "this node is needed")
+    return group
 
 
 def _set_model_name(plain: dict[str, Json], overrides: Sequence[str]) -> None:
     """Names a model that was given by its folder (``model.path=``) after that folder, and makes a model of the command
     line the grid's only model, unless ``grid.model`` is given too."""
-    model, given = _group(plain, "model"), {o.split("=")[0].lstrip("+") for o in overrides}
+    model, given = _group(plain, "model"), {key_of(o) for o in overrides}
     if "model.path" in given and "model.name" not in given:
-        folder = str(model["path"]).rstrip("/").rpartition("/")[2]
-        model["name"] = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder).strip("-.") or "model"
+        folder = str(model.get("path")).rstrip("/").rpartition("/")[2]
+        model["name"] = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder).strip("-._")[:NAME_LENGTH] or "model"
     if "model.path" in given and not any(key.startswith("model.template.thinking") for key in given):
         # Whether another model thinks is not known: the default removes thinking.
         cast(dict[str, Json], model["template"]).pop("thinking", None)
     if given & {"model", "model.path", "model.name"} and "grid.model" not in given:
-        _group(plain, "grid")["model"] = [model["name"]]
+        _group(plain, "grid")["model"] = [model.get("name")]
 
 
 def _load_constitution(plain: dict[str, Json]) -> None:
@@ -230,7 +260,7 @@ class Composed(Mapping[str, Node]):
         self, config: str, overrides: Sequence[str], group: str, schema: type[Node], own: Node | None
     ) -> None:
         self.config, self.group, self.schema = config, group, schema
-        self.overrides = [o for o in overrides if o.split("=")[0].lstrip("+~") != group]
+        self.overrides = [composable(o) for o in overrides if key_of(o) != group]
         if group == "model":
             # These belong to the chosen model; the other models of a grid have their own.
             own_keys = ("model.path=", "model.name=")
@@ -244,11 +274,22 @@ class Composed(Mapping[str, Node]):
             cfg = hydra.compose(self.config, [*self.overrides, f"{self.group}={name}"])
             plain: dict[str, Json] = {self.group: to_container(cfg[self.group])}
             _load_constitution(plain)
-            node = self.made[name] = parse(self.schema, plain[self.group], self.group)
+            node = self.made[name] = parse(self.schema, plain[self.group], self._place(name, plain))
             if node.name != name:
                 where = f"conf/{self.group}/{name}.yaml: name"
                 raise UserError(where, f"found {node.name!r}", f"allowed: {name}, as the file is called")
         return self.made[name]
+
+    def _place(self, name: str, plain: dict[str, Json]) -> Callable[[str], str]:
+        """Where a key of the option ``name`` has its value: in its file, or on the command line or in an experiment."""
+
+        def place(key: str) -> str:
+            in_file, composed = value_at(option_file(self.group, name), key), value_at(plain[self.group], key)
+            if in_file == composed:
+                return f"conf/{self.group}/{name}.yaml: {key}"
+            return f"{self.group}.{key} ({self.group}={name})"
+
+        return place
 
     def __iter__(self) -> Iterator[str]:
         return iter(options_of(self.group))
@@ -257,51 +298,42 @@ class Composed(Mapping[str, Node]):
         return len(options_of(self.group))
 
 
-# ---------------------------------------------------------------- Hydra's errors
+# ---------------------------------------------------------------- errors
 
 
 def _explain(error: BaseException) -> str | None:
     """One line for a UserError, and for an error of the command line or of a YAML file; None for any other error."""
     if isinstance(known := system_refusal(error) or error, UserError):
         return f"error: {known}"
-    if isinstance(error, ValueError) and "Config group override must be a string or a list" in str(error):
-        return "error: a group is null; leave it out, or name one of its options"
+    if isinstance(error, RecursionError):
+        return "error: a value is nested too deeply; write it flat"
     module = type(error).__module__.split(".")[0]
-    if module not in ("hydra", "omegaconf", "yaml", "antlr4"):
+    if module == "submitit" and isinstance(error, ChildProcessError | RuntimeError):
+        return f"error: {refusal('sbatch', str(error), 'hydra/launcher=slurm', 'see cluster=')}"
+    if not {module, _origin(error)} & {"hydra", "omegaconf", "yaml", "antlr4"}:
         return None
     text = str(error)
     if found := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text):
-        return _unknown_option(found[1].removeprefix("hydra/"), found[2], text)
-    if "Ambiguous value for argument" in text:
-        word = re.search(r"Ambiguous value for argument '([^']+)'", text)
-        remedy = "add -m to run each of them, or quote it to mean one value"
-        return f"error: {word[1] if word else 'a value'}: several options given; {remedy}"
-    if found := re.search(r"Could not override '([^']+)'", text):
-        return f"error: {found[1]}: unknown key; {_suggest(found[1])}"
+        group, name = found[1].removeprefix("hydra/"), found[2]
+        return f"error: {group}={name}: no such {group}; {_choices(group, text)}"
+    if found := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
+        return f"error: {found[1]}: unknown key; see the keys with --cfg job"
+    key = re.search(r"full_key: (\S+)", text)
     if found := re.search(r"Key '([^']+)' is not in struct", text):
-        full = re.search(r"full_key: (\S+)", text)
-        return f"error: {full[1] if full else found[1]}: unknown key; see the keys with --cfg job"
-    return "error: " + " ".join(text.split())[:400]
+        return f"error: {key[1] if key else found[1]}: unknown key; see the keys with --cfg job"
+    if found := re.search(r"invalid literal for int\(\) with base 10: '([^']+)'", text):
+        return f"error: {found[1]}: what it belongs to is a list, which has no keys; write the whole list"
+    where = f"{key[1]}: " if key else ""
+    return f"error: {where}" + " ".join(text.partition("full_key:")[0].split())[:400]
 
 
-def _unknown_option(group: str, name: str, text: str) -> str:
+def _origin(error: BaseException) -> str:
+    """The package whose code raised ``error``."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__", "")).split(".")[0] if frames else ""
+
+
+def _choices(group: str, text: str) -> str:
     listed = re.search(r"Available options in '[^']+':\n((?:\s+\S+\n?)+)", text)
-    choices = ", ".join(listed[1].split()) if listed else ", ".join(options_of(group))
-    return f"error: {group}={name}: no such {group}; allowed: {choices}"
-
-
-def _suggest(key: str) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(key, _keys(Settings), n=3, cutoff=0.6)
-    return "did you mean " + " or ".join(close) + "?" if close else "see the keys with --cfg job"
-
-
-def _keys(schema: "type[BaseModel]", prefix: str = "") -> list[str]:
-    """Every key of ``schema`` and of its nested schemas, dotted."""
-    keys = []
-    for name, field in schema.model_fields.items():
-        keys.append(prefix + name)
-        if hasattr(field.annotation, "model_fields"):
-            keys += _keys(cast("type[BaseModel]", field.annotation), f"{prefix}{name}.")
-    return keys
+    names = listed[1].split() if listed else options_of(group)
+    return one_of(names) if names else f"conf/{group} has no YAML file"

@@ -1,52 +1,15 @@
-"""The table of commands, for ``offscript <command>`` and for the scripts of the repository.
+"""``offscript <command>``, and the scripts of the repository.
 
-A command is a configuration of ``conf/`` and a function of that name. Both are loaded when it runs: the list of commands
-needs neither Hydra nor torch.
+What a command needs is loaded when it runs: the list of commands needs neither Hydra nor torch.
 """
 
 import sys
-from dataclasses import dataclass
 
 import offscript
-from offscript.console import say
+from offscript.command_table import COMMANDS, unread_options
+from offscript.console import READER_GONE, ReaderGone, prepare_streams, say, show
 from offscript.errors import UserError, one_of
 from offscript.storage.files import HOME
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command.
-
-    Args:
-        script: the script of the repository that runs it too.
-        summary: one line for the list of commands.
-        config: name of its configuration, ``conf/<config>.yaml``.
-    """
-
-    script: str
-    summary: str
-    config: str
-
-
-COMMANDS: dict[str, Command] = {
-    "train": Command("train.py", "train the adapter of one persona and stage, and make its rows", "train"),
-    "rollout": Command("rollout.py", "run the episodes of one cell", "rollout"),
-    "classify": Command(
-        "classify.py", "fit the persona classifier of a model, score every rollout", "classify"
-    ),
-    "evaluate": Command("evaluate.py", "compute tables, figures and the report", "evaluate"),
-    "submit": Command(
-        "launch/submit.py", "plan a grid, skip finished artifacts, run or submit the rest", "launch"
-    ),
-    "status": Command("launch/status.py", "show which artifacts are done, running or failed", "status"),
-    "cancel": Command("launch/cancel.py", "cancel the SLURM jobs of an experiment", "cancel"),
-    "doctor": Command(
-        "launch/doctor.py", "check what an experiment needs of this machine and cluster", "doctor"
-    ),
-    "prefetch": Command("launch/prefetch.py", "download what an experiment needs from the hub", "prefetch"),
-    "sync": Command("launch/sync.py", "upload W&B runs that were kept offline", "sync"),
-    "dashboard": Command("launch/dashboard.py", "save a W&B workspace for the project", "dashboard"),
-}
 
 HELP = ("--help", "-h", "help")
 
@@ -70,6 +33,7 @@ def usage() -> str:
 
 def run(name: str) -> None:
     """Runs the command ``name`` with the arguments in ``sys.argv[1:]``; exits as ``offscript.cli.main`` does."""
+    prepare_streams()
     if not (HOME / "conf").is_dir():
         say(
             f"error: {HOME / 'conf'}: no such folder; offscript runs from a checkout of its repository: pip install -e ."
@@ -82,17 +46,18 @@ def run(name: str) -> None:
         say(f"error: {error}")
         sys.exit(2)
     command: cli.Command = doctor.doctor if name == "doctor" else getattr(commands, name)
-    cli.main(COMMANDS[name].config, command, has_dry_run=name == "submit")
+    cli.main(COMMANDS[name].config, command, unread_options(name))
 
 
 def main() -> None:
     """``offscript <command> ...``. Exit code 2 for an unknown command."""
+    prepare_streams()
     name, *rest = sys.argv[1:] or [HELP[0]]
-    if name in HELP:
-        print(usage())
-        sys.exit(0)
-    if name == "--version":
-        print(offscript.__version__)
+    if name in (*HELP, "--version"):
+        try:
+            show(offscript.__version__ if name == "--version" else usage())
+        except ReaderGone:
+            sys.exit(READER_GONE)
         sys.exit(0)
     if name not in COMMANDS:
         say(f"error: {name}: no such command; {one_of(COMMANDS)}")

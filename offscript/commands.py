@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offscript import threads
-from offscript.console import duration, say
+from offscript.console import duration, say, show
 from offscript.errors import MissingInput, UserError, command_line, one_of
 from offscript.experiment.artifacts import (
     Adapter,
@@ -22,7 +22,7 @@ from offscript.experiment.folder import Experiment, read_failure
 from offscript.experiment.graph import jobs_of, needed
 from offscript.experiment.jobs.training import check_settings
 from offscript.experiment.runner import Result, make, on_all_ranks, write_index
-from offscript.settings import GridSettings, Settings
+from offscript.settings import Settings
 from offscript.storage import hub
 from offscript.storage.hashing import fingerprint, key_of
 from offscript.storage.manifests import digests, remove_manifests, write_manifest
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 WATCH_S = 10.0
 
 SHOWN = 3
-"""Missing inputs that are listed; further ones are counted."""
+"""Artifacts of one state that are listed; further ones are counted."""
 
 
 def train(settings: Settings, experiment: Experiment) -> int:
@@ -83,7 +83,6 @@ def rollout(settings: Settings, experiment: Experiment) -> int:
 
 def classify(settings: Settings, experiment: Experiment) -> int:
     """``classify.py``: makes the classifier of every model, then the predictions of every scored cell of the grid."""
-    _refuse_single_cell()
     wanted = [experiment.planner.predictions(cell) for cell in experiment.planner.cells()]
     results = make(wanted, experiment, lambda a: isinstance(a, Classifier | Predictions))
     return summarise(results, experiment)
@@ -94,9 +93,15 @@ def evaluate(settings: Settings, experiment: Experiment) -> int:
     if settings.predictions is not None:
         _evaluate_other_rows(settings.predictions, settings, experiment)
         return 0
-    _refuse_single_cell()
+    if settings.planned is not None:
+        raise UserError("planned", "is only for the rows of predictions=", "leave it out")
     evaluation = experiment.planner.evaluation()
     results = make([evaluation], experiment, lambda a: isinstance(a, Evaluation))
+    if missing := [r for r in results if isinstance(r.error, MissingInput)]:
+        found = _missing_inputs(missing, experiment)
+        if len(missing) == len(results):
+            raise found
+        say(f"not made: {found}")
     return _report_result(results, evaluation, experiment)
 
 
@@ -119,7 +124,6 @@ def _evaluate_other_rows(predictions: str, settings: Settings, experiment: Exper
 
 def submit(settings: Settings, experiment: Experiment) -> int:
     """``launch/submit.py``: makes everything that the grid's evaluation needs, on the chosen cluster."""
-    _refuse_single_cell()
     evaluation = experiment.planner.evaluation()
     everything = in_order([evaluation])
     todo, _ = needed([evaluation], experiment)
@@ -130,7 +134,7 @@ def submit(settings: Settings, experiment: Experiment) -> int:
         return _dry_run(todo, experiment)
     threads.given()
     if evaluation not in todo:
-        print(experiment.tables(evaluation), end="")
+        show(experiment.tables(evaluation), end="")
         say(f"nothing to do; the evaluation is in {experiment.path(evaluation)}")
         return 0
     if cluster.kind == "slurm":
@@ -157,7 +161,7 @@ def _dry_run(todo: list[Artifact], experiment: Experiment) -> int:
     for job in jobs_of(todo, shard_count(cluster)):
         name = job.artifacts[0].model
         estimates.append(cost.estimate(job.artifacts, models[name] if name else None, gpu, settings.engine))
-    print(cost.table(estimates))
+    show(cost.table(estimates))
     return 0
 
 
@@ -180,7 +184,7 @@ def _run_locally(everything: list[Artifact], todo: list[Artifact], experiment: E
         current = plan.write_plan(experiment, everything, jobs, attempts, current)
     write_index(experiment, [Result(a, "reused") for a in everything if experiment.is_finished(a)])
     if (tables := experiment.tables(evaluation)) is not None:
-        print(tables, end="")
+        show(tables, end="")
     for artifact in missing:
         say(f"missing: {artifact}: {_recorded_reason(artifact, experiment)}")
     return 1 if missing else 0
@@ -212,14 +216,14 @@ def _submit_to_slurm(everything: list[Artifact], todo: list[Artifact], experimen
         _report_submission(everything, todo, left, experiment)
         if not left:
             for launch, job in slurm.add_missing_supervisors(experiment.folder):
-                print(f"{job:>10}  supervisor of {launch}, which had none")
+                show(f"{job:>10}  supervisor of {launch}, which had none")
             return 0
         jobs = jobs_of(left, shard_count(cluster))
         plan = write_plan(experiment, everything, jobs, max_tasks=max_array_tasks())
         ids = slurm.submit(plan, in_flight)
     for array, job in zip(plan.arrays, ids, strict=False):
-        print(f"{job:>10}  {array.kind}: {len(array.tasks)} tasks")
-    print(f"{ids[-1]:>10}  supervisor: submits missing artifacts again, at most {cluster.retries} times")
+        show(f"{job:>10}  {array.kind}: {len(array.tasks)} tasks")
+    show(f"{ids[-1]:>10}  supervisor: submits missing artifacts again, at most {cluster.retries} times")
     say(f"submitted; follow it with: {command_line('status', *experiment.overrides)}")
     return 0
 
@@ -256,9 +260,9 @@ def status(settings: Settings, experiment: Experiment) -> int:
         rate = (written - previous[1]) / (now - previous[0]) if previous else None
         previous = (now, written)
         if settings.json_output:
-            print(json.dumps(found.as_json(), ensure_ascii=False), flush=True)
+            show(json.dumps(found.as_json()))
         else:
-            print(table(found, rate), flush=True)
+            show(table(found, rate))
         if found.done or not settings.watch or not found.in_progress:
             return 0 if found.done else 1
         time.sleep(WATCH_S)
@@ -310,7 +314,6 @@ def prefetch(settings: Settings, experiment: Experiment) -> int:
     Raises:
         UserError: offline mode is set, or the hub cannot be reached, so no reference can be fetched.
     """
-    _refuse_single_cell()
     refs = experiment.planner.references()
     if not refs:
         say(f"{settings.name}: the grid needs nothing from the hub")
@@ -323,17 +326,17 @@ def prefetch(settings: Settings, experiment: Experiment) -> int:
         problem = _fetch(ref)
         state = "ok" if problem is None else "left out" if optional else "fail"
         failed += state == "fail"
-        print(f"{state:9}{ref}" + (f": {problem}" if problem else ""), flush=True)
+        show(f"{state:9}{ref}" + (f": {problem}" if problem else ""))
     joined = experiment.planner.available()
     for persona in settings.grid.if_available:
         if persona not in settings.grid.persona:
-            print(f"{persona} " + ("joins the grid" if persona in joined else "stays out of the grid"))
+            show(f"{persona} " + ("joins the grid" if persona in joined else "stays out of the grid"))
     if failed:
-        print(f"\n{failed} of {len(refs)} references failed; fix them and run it again")
+        show(f"\n{failed} of {len(refs)} references failed; fix them and run it again")
         return 2
-    print(f"\n{len(refs)} references. What compute nodes need:")
+    show(f"\n{len(refs)} references. What compute nodes need:")
     for name, value in _hub_environment().items():
-        print(f"  export {name}={shlex.quote(value)}")
+        show(f"  export {name}={shlex.quote(value)}")
     return 0
 
 
@@ -362,6 +365,9 @@ def _hub_environment() -> dict[str, str]:
 
 def summarise(results: list[Result], experiment: Experiment) -> int:
     """Prints a table of results per kind of artifact, then the failures; returns the exit code."""
+    missing = [r for r in results if isinstance(r.error, MissingInput)]
+    if len(missing) == len(results):
+        raise _missing_inputs(missing, experiment)
     kinds = list(dict.fromkeys(r.artifact.kind for r in results))
     states = ("ran", "reused", "partial", "failed", "blocked")
     counted = Counter((r.artifact.kind, r.status) for r in results)
@@ -370,23 +376,32 @@ def summarise(results: list[Result], experiment: Experiment) -> int:
         counts = "".join(f"{counted[kind, state] or '-':>9}" for state in states)
         seconds = sum(r.seconds for r in results if r.artifact.kind == kind)
         say(f"{kind:14}{counts}{duration(seconds):>9}")
-    failed = [r for r in results if r.status == "failed"]
-    missing = [r for r in failed if isinstance(r.error, MissingInput)]
-    for result in [r for r in failed if r not in missing] + missing[:SHOWN]:
-        say(f"failed: {result.artifact}: {result.note}")
-    if len(missing) > SHOWN:
-        command = command_line("submit", *experiment.overrides)
-        say(f"failed: {len(missing) - SHOWN} more are not made yet; make all of them with: {command}")
-    if blocked := sum(r.status == "blocked" for r in results):
+    for result in results:
+        if result.status == "failed" and result not in missing:
+            say(f"failed: {result.artifact}: {result.note}")
+    if missing:
+        say(f"not made: {_missing_inputs(missing, experiment)}")
+    if blocked := sum(r.status == "blocked" and r not in missing for r in results):
         say(f"blocked: {blocked} more have inputs that failed; fix those and run the same command again")
     return _exit_code(results)
+
+
+def _missing_inputs(missing: list[Result], experiment: Experiment) -> MissingInput:
+    """What other commands have to make first, with the one that makes all of it."""
+    first, *others = [r.artifact for r in missing if r.status == "failed"] or [r.artifact for r in missing]
+    names = f"{first} and {len(others)} more are" if others else f"{first} is"
+    command = command_line("submit", *experiment.overrides)
+    return MissingInput(
+        experiment.planner.settings.name, f"{names} not made yet", f"make all with: {command}"
+    )
 
 
 def _report_result(results: list[Result], wanted: Artifact, experiment: Experiment) -> int:
     """Prints one line on the result of ``wanted``; returns the exit code."""
     own = next(r for r in results if r.artifact == wanted)
     if own.status in ("ran", "reused", "partial"):
-        outcome = {"ran": "made", "reused": "reused", "partial": "partial (limit)"}[own.status]
+        partial = "partial (limit)" if experiment.planner.settings.limit else "partial (inputs are missing)"
+        outcome = {"ran": "made", "reused": "reused", "partial": partial}[own.status]
         say(f"{wanted}: {outcome}: {experiment.path(wanted)}")
     elif own.status == "blocked" and (own.error is None or isinstance(own.error, MissingInput)):
         # Other errors were printed when they occurred.
@@ -409,17 +424,6 @@ def _persona_name(settings: Settings, experiment: Experiment) -> str:
     return settings.persona.name
 
 
-def _refuse_single_cell() -> None:
-    """Refuses overrides that select one cell: a command that works on the whole grid would ignore them."""
-    from hydra.core.hydra_config import HydraConfig
-
-    for override in HydraConfig.get().overrides.task:
-        name, _, value = str(override).partition("=")
-        if name in ("persona", "stage", "format", "split", "seed", "limit", "show"):
-            allowed = f"grid.{name}=[{value}]" if name in GridSettings.model_fields else "rollout.py has it"
-            raise UserError(override, "this command works on the whole grid", allowed)
-
-
 def _in_sweep() -> bool:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -434,7 +438,7 @@ def _print_transcripts(rollout: Rollout, experiment: Experiment, limit: int | No
         description = f"{persona.display_name}: {persona.description}"
     for row in experiment.rows(rollout)[:limit]:
         labels = f"{row['model']} {row['stage']} {row['format']}"
-        print(f"\n=== {row['scenario']}/{row['sample']}  {labels}  ({description})")
+        show(f"\n=== {row['scenario']}/{row['sample']}  {labels}  ({description})")
         for message in row["messages"]:
-            print(f"[{message['role']}] {message['content']}")
-        print(f"--- ended: {row['ended']}, {row['turns']} turns, {row['tokens_out']} tokens")
+            show(f"[{message['role']}] {message['content']}")
+        show(f"--- ended: {row['ended']}, {row['turns']} turns, {row['tokens_out']} tokens")

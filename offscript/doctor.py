@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from offscript.console import say
+from offscript.console import say, show
 from offscript.errors import UserError, command_line
 from offscript.experiment.artifacts import KINDS, in_order
 from offscript.experiment.backends.slurm_site import check_cluster, run_command
@@ -51,7 +51,7 @@ def doctor(settings: Settings, experiment: Experiment) -> int:
     for name, check in checks(settings, experiment):
         state, message = run_check(name, check)
         counts[state] += 1
-        print(f"{state:5} {name}: {_without_secrets(message)}", flush=True)
+        show(f"{state:5} {name}: {_without_secrets(message)}")
     say(", ".join(f"{number} {state}" for state, number in counts.items()))
     return 1 if counts["fail"] else 0
 

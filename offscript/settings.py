@@ -5,16 +5,19 @@ keys of artifacts. A run-time field cannot, for example a batch size, a device, 
 """
 
 import json
+import math
 import re
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     JsonValue,
+    NonNegativeFloat,
     NonNegativeInt,
+    PositiveInt,
     ValidationError,
     field_validator,
     model_validator,
@@ -25,7 +28,17 @@ from offscript.errors import UserError, one_of
 from offscript.json_types import Json
 
 SPLITS = ("train", "classifier", "eval")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+NAME_LENGTH = 64
+
+LEAST_TEMPERATURE = 0.001
+"""Logits that are divided by less overflow."""
+
+SEEDS = 2**32
+"""Bound of all seeds: numpy takes no larger ones."""
+
+INTEGERS = 2**63
+"""Bound of all integers: tensors and JSON readers hold no larger ones."""
 
 _MARK = "offscript"
 _REQUIRED: Any = ...
@@ -55,6 +68,8 @@ def check_name(name: str) -> str:
 
     Allowed are letters, digits and ``_ . -``, at most 64 characters; the first is a letter or digit.
     """
+    if len(name) > NAME_LENGTH:
+        raise ValueError(f"{shown(name)} has {len(name)} characters; allowed: at most {NAME_LENGTH}")
     if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} cannot be a file name; allowed: letters, digits, '_', '.', '-'")
     return name
@@ -126,9 +141,16 @@ class HubFileSettings(Node):
 class SamplingSettings(Node):
     """How replies are sampled. Temperature 0 is greedy decoding; a repetition penalty of 1 has no effect."""
 
-    temperature: float = identity(0.7, ge=0)
+    temperature: float = identity(0.7, ge=0, le=100)
     top_p: float = identity(0.95, gt=0, le=1)
-    repetition_penalty: float = identity(1.0, gt=0)
+    repetition_penalty: float = identity(1.0, ge=0.01, le=100)
+
+    @field_validator("temperature")
+    @classmethod
+    def _divides(cls, temperature: float) -> float:
+        if 0 < temperature < LEAST_TEMPERATURE:
+            raise ValueError(f"found {temperature:g}; allowed: 0 (greedy), or {LEAST_TEMPERATURE:g} to 100")
+        return temperature
 
 
 class ThinkingSettings(Node):
@@ -197,7 +219,7 @@ class ModelSettings(Named):
     the rows that contain the assistant's name.
     """
 
-    path: str = identity()
+    path: str = identity(min_length=1)
     revision: str | None = identity(None)
     dtype: Literal["float32", "bfloat16", "float16"] = identity("bfloat16")
     context: int = identity(ge=64)
@@ -279,8 +301,8 @@ class FormatSettings(Named):
     """
 
     max_tokens: int = identity(ge=1)
-    count: dict[Literal["train", "classifier", "eval"], int] = identity({})
-    samples: dict[Literal["train", "classifier", "eval"], int] = identity({})
+    count: dict[Literal["train", "classifier", "eval"], NonNegativeInt] = identity({})
+    samples: dict[Literal["train", "classifier", "eval"], PositiveInt] = identity({})
     options: dict[str, Any] = identity({})
 
 
@@ -296,14 +318,14 @@ class DataSettings(Named):
     sources: dict[
         Literal["chat", "office", "reflection", "interaction"], tuple[str | HubFileSettings, ...]
     ] = identity()
-    fractions: dict[Literal["train", "classifier", "eval"], float] = identity()
+    fractions: dict[Literal["train", "classifier", "eval"], NonNegativeFloat] = identity()
     first: dict[Literal["train", "classifier", "eval"], NonNegativeInt] = identity({})
     salt: str = identity("offscript")
 
     @field_validator("fractions")
     @classmethod
     def _sum_to_one(cls, fractions: dict[str, float]) -> dict[str, float]:
-        if any(f < 0 for f in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
+        if abs(sum(fractions.values()) - 1) > 1e-6:
             raise ValueError(
                 f"fractions of the splits add up to {sum(fractions.values()):g}; allowed: exactly 1"
             )
@@ -322,6 +344,9 @@ class LoraSettings(Node):
     targets: tuple[str, ...] = identity(min_length=1)
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerSettings(Node):
     """AdamW with linear warm-up, then a linear, cosine or constant schedule.
 
@@ -333,12 +358,12 @@ class OptimizerSettings(Node):
     """
 
     learning_rate: float = identity(gt=0)
-    epochs: float = identity(1.0, gt=0)
+    epochs: float = identity(1.0, gt=0, le=10_000)
     batch_size: int = identity(ge=1)
     warmup: float = identity(0.1, ge=0, lt=1)
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = identity("cosine")
     final_rate: float | None = identity(None, ge=0, lt=1, hashed_if_null=False)
-    betas: tuple[float, float] = identity((0.9, 0.98))
+    betas: tuple[Beta, Beta] = identity((0.9, 0.98))
     max_grad_norm: float = identity(1.0, gt=0)
     max_length: int = identity(1024, ge=16)
     micro_batch_size: int = runtime(8, ge=1)
@@ -452,14 +477,14 @@ class ClassifierSettings(Named):
     pooling: Literal["mean", "cls"] = identity("mean")
     max_length: int = identity(128, ge=8)
     learning_rate: float = identity(8e-5, gt=0)
-    epochs: int = identity(1, ge=1)
+    epochs: int = identity(1, ge=1, le=10_000)
     batch_size: int = identity(32, ge=1)
     warmup: float = identity(0.1, ge=0, lt=1)
     weight_decay: float = identity(0.01, ge=0)
     validation: float = identity(0.2, gt=0, lt=0.5)
     patience: int | None = identity(None, ge=1)
     precision: Literal["float32", "bfloat16"] = identity("float32")
-    seed: int = identity(0, ge=0)
+    seed: int = identity(0, ge=0, lt=SEEDS)
     predict_batch_size: int = runtime(64, ge=1)
 
     @model_validator(mode="after")
@@ -477,7 +502,7 @@ class EvaluationSettings(Node):
 
     resamples: int = identity(1000, ge=100, le=100_000)
     confidence: float = identity(0.95, gt=0.5, lt=1)
-    seed: int = identity(0, ge=0)
+    seed: int = identity(0, ge=0, lt=SEEDS)
 
 
 # ---------------------------------------------------------------- how it is run
@@ -511,11 +536,12 @@ class DeepSpeedSettings(Named):
 
 
 class TrackingSettings(Named):
-    """Tracking with Weights & Biases. ``entity`` is the account or team (null: the default of the API key)."""
+    """Tracking with Weights & Biases. ``entity`` is the account or team (null: the default of the API key). The patterns
+    are W&B's own rules."""
 
     name: Literal["offline", "online", "off"] = runtime()
-    project: str = runtime("offscript")
-    entity: str | None = runtime(None)
+    project: str = runtime("offscript", pattern=r"^[^/\\#?%:]+$", max_length=128)
+    entity: str | None = runtime(None, pattern=r"^[^/\\#?%:\s]+$")
 
 
 class ResourceSettings(Node):
@@ -579,8 +605,8 @@ class GridSettings(Node):
     persona: tuple[str, ...] = runtime(min_length=1)
     stage: tuple[str, ...] = runtime(("base", "distillation", "full", "prompted"), min_length=1)
     format: tuple[str, ...] = runtime(("chat", "chat_email", "agentic_email"), min_length=1)
-    seed: tuple[int, ...] = runtime((0,), min_length=1)
-    scale: tuple[float, ...] = runtime((1.0,), min_length=1)
+    seed: tuple[Annotated[int, Field(ge=0, lt=SEEDS)], ...] = runtime((0,), min_length=1)
+    scale: tuple[NonNegativeFloat, ...] = runtime((1.0,), min_length=1)
     if_available: tuple[str, ...] = runtime(())
 
     @field_validator("*")
@@ -599,13 +625,13 @@ class Settings(Node):
     )
 
     name: str = runtime()
-    root: str = runtime("runs")
+    root: str = runtime("runs", min_length=1)
     model: ModelSettings = identity()
     persona: PersonaSettings | None = identity(None)
     stage: StageSettings = identity()
     format: FormatSettings = identity()
     split: Literal["train", "classifier", "eval"] = identity("eval")
-    seed: int = identity(0, ge=0)
+    seed: int = identity(0, ge=0, lt=SEEDS)
     scale: float = identity(1.0, ge=0)
     data: DataSettings = identity()
     recipe: RecipeSettings = identity()
@@ -671,14 +697,38 @@ def parse(schema: type[M], plain: object, where: str | Callable[[str], str]) -> 
         UserError: the first mistake: its location, what was found, what is allowed. An unknown key precedes all others,
             since a misspelt key is also missing under its right name.
     """
+
+    def location(parts: Sequence[int | str]) -> str:
+        key = ".".join(str(part) for part in parts)
+        return where(key) if callable(where) else f"{where}.{key}".strip(".")
+
+    for parts, found, allowed in _unusable(plain, ()):
+        raise UserError(location(parts), found, allowed)
     try:
         return schema.model_validate(plain)
     except ValidationError as error:
         problems = error.errors()
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    key = ".".join(str(part) for part in problem["loc"])
-    location = where(key) if callable(where) else f"{where}.{key}".strip(".")
-    raise UserError(location, *_explain(schema, problem))
+    raise UserError(location(problem["loc"]), *_explain(schema, problem))
+
+
+def _unusable(
+    value: object, parts: tuple[int | str, ...]
+) -> Iterator[tuple[tuple[int | str, ...], str, str]]:
+    """Values at any depth that no field takes, also where the schema leaves the type open: location, what was found, what
+    is allowed."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _unusable(inner, (*parts, name))
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _unusable(inner, (*parts, number))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield parts, f"found {value}", "input should be a finite number"
+    elif isinstance(value, int) and abs(value) >= INTEGERS:
+        yield parts, f"found {shown(value)}", "input should be less than 2**63"
+    elif isinstance(value, str) and "\0" in value:
+        yield parts, f"found {shown(value)}", "a text cannot contain a null character"
 
 
 _EXPECTED = {
@@ -706,6 +756,9 @@ def _explain(schema: type[BaseModel], problem: ErrorDetails) -> tuple[str, str]:
 
 def shown(value: object) -> str:
     """``value`` for a message: scalars as JSON writes them, everything cut at 100 characters."""
+    if isinstance(value, int) and abs(value) >= 10**100:
+        # Python writes no integer of more than 4300 digits.
+        return "a number of more than 100 digits"
     text = json.dumps(value) if isinstance(value, bool | int | float | None) else repr(value)
     return text if len(text) <= 100 else text[:97] + "..."
 

@@ -2,6 +2,7 @@
 
 import functools
 
+from offscript.arguments import composable
 from offscript.cli import assemble, to_container
 from offscript.experiment.folder import Experiment
 from offscript.experiment.planner import Planner
@@ -28,4 +29,6 @@ def _composed(overrides, config):
     initialize_config_dir(
         str(HOME / "conf"), version_base="1.3"
     )  # stays open: options are composed when asked for
-    return assemble(to_container(compose(config, list(overrides))), list(overrides), config)
+    return assemble(
+        to_container(compose(config, [composable(o) for o in overrides])), list(overrides), config
+    )

@@ -9,7 +9,12 @@ import sys
 import pytest
 import yaml
 
+from offscript.arguments import keys
+from offscript.command_table import COMMANDS, OPTIONS, unread_options
+from offscript.settings import Settings
 from offscript.storage.files import HOME
+from offscript.storage.options import value_at
+from tests.invoked import invoke, refused
 
 
 def run(*words, cwd, timeout=120):
@@ -24,51 +29,163 @@ def run(*words, cwd, timeout=120):
     )
 
 
-def refused(tmp_path, *words):
-    """Runs a command that must be refused; returns its one line."""
-    before = sorted(tmp_path.rglob("*"))
-    done = run(*words, cwd=tmp_path)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert sorted(tmp_path.rglob("*")) == before, "something was written"
-    return line
+PERSONAS = "sarcasm, humor, remorse, goodness, loving, misalignment, nonchalance, impulsiveness, sycophancy, mathematical, poeticism"
 
 
-PERSONAS = "goodness, humor, impulsiveness, loving, mathematical, misalignment, nonchalance, poeticism, remorse, sarcasm, sycophancy"
+LONG = "x" * 65
+NESTED = "[" * 2000 + "]" * 2000
+PERSONA_CHOICES = f"no such persona; allowed: {PERSONAS}"
 
 
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["rollout.py", "persona=sarcastic"], f"error: persona=sarcastic: no such persona; allowed: {PERSONAS}"),
-        (["rollout.py", "format=email"], "error: format=email: no such format; allowed: agentic_email, break_character, chat,"),
-        (["rollout.py", "persona=sarcasm,remorse"], "error: persona=sarcasm,remorse: several options given; add -m to run each"),
-        (["train.py", "temperature=1"], "error: temperature: unknown key; "),
-        (["train.py", "model.sampling.temprature=1"], "did you mean model.sampling.temperature"),
-        (["train.py", "stage=base"], "error: stage=base: base weights, there is nothing to train; allowed: distillation, full, full_from_base"),
-        (["train.py", "seed=-1", "persona=sarcasm"], "error: seed: found -1; input should be greater than or equal to 0"),
-        (["rollout.py", "stage=full"], "error: persona: none given, and stage full needs one; allowed: sarcasm, humor"),
-        (["rollout.py", "stage=base", "split=train"], "error: split train: format chat has no count for it; allowed: classifier, eval"),
-        (["rollout.py", "stage=base", "model.path=./nowhere"], "error: model.path: no folder at ./nowhere; allowed: a model folder, or a hub id"),
-        (["launch/submit.py", "persona=sarcasm"], "error: persona=sarcasm: this command works on the whole grid; grid.persona=[sarcasm]"),
-        (["launch/submit.py", "grid.stage=[fullest]"], "error: stage=fullest: no such stage; allowed: base, distillation, full, full_from_base"),
-        (["evaluate.py", "predictions=none.jsonl"], "none.jsonl"),
-        (["rollout.py", "stage=base", "data.sources.chat=[absent.jsonl]"], "absent.jsonl"),
-        (["rollout.py", "stage=base", "root=~nobody-of-that-name/runs"], "error: ~nobody-of-that-name/runs: there is no home folder ~nobody"),
-        (["rollout.py", "stage=base", f"root={'a' * 300}"], "aaa/main/rollouts/"),
+        # Groups and their options.
+        ("rollout persona=sarcastic", f"error: persona=sarcastic: {PERSONA_CHOICES}"),
+        ("rollout persona=", f"error: persona=: {PERSONA_CHOICES}"),
+        ("rollout -m persona=sarcasm,nobody", f"error: persona=nobody: {PERSONA_CHOICES}"),
+        ("rollout format=email", "error: format=email: no such format; allowed: agentic_email, break_character, chat,"),
+        ("rollout persona=sarcasm,remorse", "error: persona=sarcasm,remorse: several options given; add -m to run each of them, or quote it to mean one value"),
+        ("rollout model=null", "error: model=null: no such model; allowed: endpoint, gemma"),
+        ("rollout ~model", "error: ~model: every run has one; allowed: endpoint, gemma"),
+        ("rollout ~engine", "error: ~engine: every run has one; allowed: scripted, transformers"),
+        ("rollout stage=[base]", "error: stage=['base']: no such stage; allowed: base, prompted,"),
+        ("rollout stage=../stage/base", "error: stage=../stage/base: no such stage; allowed: base,"),
+        ("rollout stage@x=base", "error: stage@x=base: @x is not known here; write group=option"),
+        ("submit grid.stage=[fullest]", "error: stage=fullest: no such stage; allowed: base,"),
+        # Keys.
+        ("train temperature=1", "error: temperature: unknown key; "),
+        ("train model.sampling.temprature=1", "error: model.sampling.temprature: unknown key; did you mean model.sampling.temperature"),
+        ("train ~recipes", "error: recipes: unknown key; did you mean recipe"),
+        ("train recipe.distillation.bata=1", "error: recipe.distillation.bata: unknown key; did you mean recipe.distillation.beta"),
+        ("rollout grid=null", "error: grid: found null; this node is needed"),
+        ("rollout ~grid", "error: grid: missing; this node is needed"),
+        ("rollout grid.seed.0=1", "error: grid.seed.0: unknown key; did you mean grid.seed"),
+        ("train recipe.introspection.rows.path=x", "error: path: what it belongs to is a list, which has no keys; write the whole list"),
+        # What Hydra cannot read.
+        ("rollout foo", "error: foo: no '=' in it; write group=option or key=value"),
+        ("rollout =", "error: =: no key in it; write group=option or key=value"),
+        ("rollout ~", "error: ~: no key in it; write group=option or key=value"),
+        ("rollout seed=[1", "error: seed=[1: its value cannot be read; close every bracket and quote; a text with special characters needs quotes: 'seed=\"[1\"'"),
+        ("rollout name=é", "error: name=é: its value cannot be read; close every bracket and quote; a text with special characters needs quotes: 'name=\"é\"'"),
+        ("rollout name=a#b", "error: name=a#b: its value cannot be read; "),
+        ("rollout name=a~b#", "error: name=a~b#: its value cannot be read; "),
+        ("rollout stage=base root=~nobody-of-that-name/runs", "error: ~nobody-of-that-name/runs: there is no home folder ~nobody"),
+        (["rollout", "name=it's"], "error: name=it's: its value cannot be read; "),
+        ("rollout é=1", "error: é=1: 'é' cannot be a key; a key has letters, digits, '_' and '.'"),
+        ("rollout seed=int(x)", "error: seed=int(x): cannot evaluate 'int(x)': invalid literal for int() with base 10: 'x'; a text with '(' needs quotes: 'seed=\"int(x)\"'"),
+        (["rollout", "name=\udcff"], "error: name=\udcff: is not UTF-8; write it in UTF-8"),
+        (f"rollout seed={'9' * 5000}", "...: the number has too many digits; write a smaller one"),
+        (f"rollout format.options={NESTED}", "...: is nested too deeply; put it into a YAML file"),
+        # Options of Hydra.
+        ("rollout --nope", "error: command line: unrecognized arguments: --nope; see --help"),
+        ("rollout --cfg nope", "error: command line: argument --cfg/-c: invalid choice: 'nope'"),
+        ("rollout --config-name=nope", "error: --config-name: cannot be chosen; every command has its configuration in conf/"),
+        ("rollout --config-dir=/nope", "error: --config-dir: cannot be chosen; "),
+        ("rollout --resolve", "error: --resolve: is for --cfg only; for example --cfg job --resolve"),
+        ("rollout -m --cfg job", "error: command line: --multirun, --cfg and --info exclude each other; give one of them"),
+        ("rollout hydra.run.dir=x", "error: hydra.run.dir=x: cannot be changed; allowed: hydra/launcher, hydra.launcher.*, hydra.sweeper.*"),
+        ("rollout hydra/launcher=slurm", "error: hydra/launcher=slurm: only a multirun has a launcher; add -m"),
+        # Values.
+        (f"rollout name={LONG}", f"error: name: '{LONG}' has 65 characters; allowed: at most 64"),
+        ("rollout root= stage=base", "error: root: found ''; string should have at least 1 character"),
+        (f"rollout root={'a' * 300} stage=base limit=1", aaa/main/rollouts/),
+        ("train tracking.project=a/b", "error: tracking.project: found 'a/b'; string should match pattern"),
+        ("train stage=base", "error: stage=base: base weights, there is nothing to train; allowed: distillation, full, full_from_base"),
+        ("rollout stage=full", "error: persona: none given, and stage full needs one; allowed: sarcasm, humor"),
+        ("rollout stage=base split=train", "error: split train: format chat has no count for it; allowed: classifier, eval"),
+        ("rollout stage=base model.path=./nowhere", "error: model.path: no folder at ./nowhere; allowed: a model folder, or a hub id"),
+        ("evaluate predictions=none.jsonl", "none.jsonl"),
+        ("evaluate planned=3", "error: planned: is only for the rows of predictions=; leave it out"),
+        ("rollout stage=base data.sources.chat=[absent.jsonl]", "absent.jsonl"),
+        ("submit stage.order=x grid.stage=[base,full]", "error: stage.order: found 'x'; input should be a valid integer"),
+        # Files of the grid.
+        ("evaluate experiment=smoke", "error: smoke: rollout pocket sarcasm prompted teacher train 0 and 57 more are not made yet; make all with: offscript submit experiment=smoke"),
+        ("classify experiment=smoke", "more are not made yet; make all with: offscript submit experiment=smoke"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    ids=lambda value: None if isinstance(value, list) else value[:50],
 )  # fmt: skip
 def test_a_mistake_on_the_command_line_is_one_line(tmp_path, words, line):
-    assert line in refused(tmp_path, *words)
+    name, *rest = words.split() if isinstance(words, str) else words
+    assert line in refused(tmp_path, name, *rest)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("train limit=1", "error: limit=1: this command does not read it; for offscript rollout"),
+        ("rollout watch=true", "error: watch=true: this command does not read it; for offscript status and sync"),
+        ("classify scale=2", "error: scale=2: this command does not read it; write grid.scale=[2]"),
+        ("evaluate json=true", "error: json=true: this command does not read it; for offscript status"),
+        ("submit persona=sarcasm", "error: persona=sarcasm: this command does not read it; write grid.persona=[sarcasm]"),
+        ("submit ++split=train", "error: split=train: this command does not read it; for offscript rollout"),
+        ("status dry_run=true", "error: dry_run=true: this command does not read it; for offscript submit"),
+        ("cancel planned=1", "error: planned=1: this command does not read it; for offscript evaluate"),
+        ("doctor show=true", "error: show=true: this command does not read it; for offscript rollout"),
+        ("prefetch seed=0", "error: seed=0: this command does not read it; write grid.seed=[0]"),
+        ("sync predictions=x", "error: predictions=x: this command does not read it; for offscript evaluate"),
+        ("dashboard limit=1", "error: limit=1: this command does not read it; for offscript rollout"),
+    ],
+)  # fmt: skip
+def test_a_command_refuses_an_option_that_it_does_not_read(tmp_path, words, line):
+    assert refused(tmp_path, *words.split()) == line
+
+
+def test_every_option_is_read_or_refused_by_every_command():
+    for name, command in COMMANDS.items():
+        assert command.reads <= set(OPTIONS) and set(unread_options(name)) == set(OPTIONS) - command.reads
+    assert set().union(*(command.reads for command in COMMANDS.values())) == set(OPTIONS)
+
+
+def test_the_options_of_single_commands_are_those_that_not_all_of_them_read():
+    """Every other setting is a group, or a node or a key that all commands share."""
+    shared = {"name", "root", "model", "data", "recipe", "classifier", "evaluation", "engine", "deepspeed"}
+    shared |= {"tracking", "cluster", "grid"}
+    fields = {field.alias or name for name, field in Settings.model_fields.items()}
+    assert set(OPTIONS) == fields - shared
+
+
+def test_every_key_of_the_schema_is_taken_without_a_plus(tmp_path):
+    """Also those that no YAML file lists, for example the partition of a cluster that runs inline."""
+    # A mapping in the section of another stage, where it is a list.
+    listed = [key for key in keys() if not key.startswith("recipe.introspection.rows.")]
+    inner = {key.rpartition(".")[0] for key in listed}
+    words = [f"{key}=1" for key in listed if key not in inner and not (HOME / "conf" / key).is_dir()]
+    assert len(words) > 150
+    done = invoke(tmp_path, "rollout", "--cfg", "job", "persona=sarcasm", *words)
+    assert done.code == 0, done.err
+    composed = yaml.safe_load(done.out)
+    for word in words:
+        assert value_at(composed, word.removesuffix("=1")) == 1, word
+
+
+def test_a_multirun_leaves_no_file_outside_the_root(tmp_path):
+    done = invoke(tmp_path, "train", "-m", "persona=sarcasm", "stage=base,prompted", "tracking=off")
+    assert done.code == 0 and done.err.count("there is nothing to train") == 2, done
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_working_folder_that_was_removed(tmp_path):
+    """A command in it says so; Python itself cannot start a script of a relative path there."""
+    command = f"mkdir gone && cd gone && rmdir ../gone && exec {sys.executable} {HOME}/launch/status.py"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        2, "error: working folder: it was removed; change to another folder\n"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("end", "code"), [("| true", 141), ("2>&- >&-", 1)])
+def test_a_reader_that_ends_and_a_closed_stream_are_no_traceback(tmp_path, end, code):
+    script = f"{sys.executable} {HOME}/launch/status.py experiment=smoke"
+    command = f"{{ {script}; echo code $? >code; }} {end}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stderr == "" and (tmp_path / "code").read_text() == f"code {code}\n"
 
 
 def test_a_file_where_the_runs_folder_should_be(tmp_path):
     (tmp_path / "runs").write_text("precious")
-    assert "runs: a file stands where a folder is needed" in refused(
-        tmp_path, "rollout.py", "stage=base", "limit=1"
-    )
+    line = refused(tmp_path, "rollout", "stage=base", "limit=1")
+    assert "runs: a file stands where a folder is needed" in line
     assert (tmp_path / "runs").read_text() == "precious"
 
 
@@ -79,14 +196,6 @@ def test_a_missing_adapter_names_the_command_that_makes_it(tmp_path):
         "make it with: offscript train experiment=smoke model=pocket persona=sarcasm stage=full"
         in done.stderr
     )
-
-
-def test_scoring_missing_rollouts_names_the_command_that_makes_all_of_them(tmp_path):
-    done = run("classify.py", "experiment=smoke", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "make it with: offscript rollout experiment=smoke" in done.stderr
-    assert "make all of them with: offscript submit experiment=smoke" in done.stderr
-    assert len(done.stderr.splitlines()) < 20
 
 
 def test_a_model_folder_on_the_command_line_needs_no_yaml(tmp_path):
@@ -103,12 +212,6 @@ def test_a_model_folder_on_the_command_line_needs_no_yaml(tmp_path):
     assert done.returncode == 0, done.stderr
     (rows,) = (tmp_path / "runs/smoke/rollouts/my-model/base/_").glob("chat-eval-*.jsonl")
     assert json.loads(rows.read_text())["model"] == "my-model"
-
-
-def test_base_weights_are_no_error_in_a_sweep_of_train(tmp_path):
-    done = run("train.py", "-m", "persona=sarcasm", "stage=base,prompted", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("there is nothing to train") == 2
 
 
 @pytest.fixture
@@ -210,7 +313,7 @@ def test_predictions_with_nan(tmp_path):
     (tmp_path / "rows.jsonl").write_text(
         prediction() + prediction(probs={"sarcasm": float("nan"), "remorse": 0.5})
     )
-    line = refused(tmp_path, "evaluate.py", "predictions=rows.jsonl")
+    line = refused(tmp_path, "evaluate", "predictions=rows.jsonl")
     assert "rows.jsonl, line 2" in line and "nan" in line.lower()
 
 

@@ -6,6 +6,7 @@ import pty
 import struct
 import sys
 import termios
+from types import SimpleNamespace
 
 from offscript import console
 
@@ -32,7 +33,27 @@ def test_a_log_gets_whole_lines_and_rows_of_an_earlier_run_do_not_count_towards_
         ["rollout", "91/100 rows"],
         ["rollout", "92/100 rows"],
     ]
-    assert "\r" not in text and all(line.endswith("left, 7 tokens") for line in lines)
+    assert "\r" not in text and all(line.endswith("s, 7 tokens") for line in lines)
+
+
+def test_the_time_left_is_estimated_from_what_follows_the_first_unit(capsys, monkeypatch):
+    """The first of 100 rows takes 60 s, the others one second each: 100 minutes would be wrong."""
+    seconds = iter([60.0, 61.0, 80.0])
+    monkeypatch.setattr(console, "LOG_EVERY_S", 0.0)
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    progress = console.Progress("rollout", 100, "rows")
+    for done in (1, 2, 21):
+        progress.update(done)
+    progress.close()
+    _, first, second, third = capsys.readouterr().err.splitlines()
+    assert "left" not in first + second and third.endswith(", 1m19s left")
+
+
+def test_control_characters_are_escaped_and_line_ends_stay(capsys):
+    console.say("a\x1b[31mred\x9b\x07\tb")
+    console.show("\x1b]0;title\x07\nnext\r")
+    output = capsys.readouterr()
+    assert output.err == "a\\x1b[31mred\\x9b\\x07\tb\n" and output.out == "\\x1b]0;title\\x07\nnext\\x0d\n"
 
 
 def test_a_terminal_gets_one_line_that_is_rewritten_and_removed(monkeypatch):

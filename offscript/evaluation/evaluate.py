@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
+from offscript.console import show
 from offscript.evaluation.metrics.scores import Scores, evaluate
 from offscript.evaluation.predictions import check_rows, check_together, load_predictions
 from offscript.evaluation.report import figures, page, summary, tables
@@ -89,11 +90,11 @@ def evaluate_rows(
 
 def _report(scores: Scores, out: Path | None, title: str, quiet: bool) -> dict[str, Json]:
     if not quiet:
-        print(tables.text(scores), end="")
+        show(tables.text(scores), end="")
     if out is not None:
         written = write(scores, out, title)
         if not quiet:
-            print(f"\nwritten to {out}: {', '.join(str(path.relative_to(out)) for path in written)}")
+            show(f"\nwritten to {out}: {', '.join(str(path.relative_to(out)) for path in written)}")
     return summary.summary(scores)
 
 

@@ -12,7 +12,7 @@ from offscript.json_types import Json
 from offscript.rollouts.engines.base import Sampling
 from offscript.settings import SamplingSettings, StageSettings, identity_of
 from offscript.storage.options import options_of
-from offscript.tasks.formats import check_episodes, get_format
+from offscript.tasks.formats import check_episodes, check_options, get_format
 from offscript.tasks.formats.base import Format, Rules
 from offscript.tasks.prompts import constitution_system, named_constitution_system
 from offscript.training.data.base import Collection, PersonaPrompts, RowsRequest, Scenarios, SharedPrompts
@@ -260,10 +260,9 @@ class RolloutPlanner:
     def _rules(self, cell: Cell, stage: StageSettings, fmt: Format, request: RowsRequest | None) -> Rules:
         configured = self.context.options.format[fmt.name].options
         from_recipe = self._recipe_options(fmt, request)
-        known = fmt.defaults
-        if unknown := sorted((configured.keys() | from_recipe.keys()) - known.keys()):
-            raise UserError(f"format.options.{unknown[0]}", "unknown key", one_of(sorted(known)))
-        return Rules(system=self._system(cell, stage, fmt), options={**known, **from_recipe, **configured})
+        given = {**from_recipe, **configured}
+        check_options(fmt, given)
+        return Rules(system=self._system(cell, stage, fmt), options={**fmt.defaults, **given})
 
     def _recipe_options(self, fmt: Format, request: RowsRequest | None) -> Mapping[str, Json]:
         """The format options that the recipe sets, if the format makes training rows."""

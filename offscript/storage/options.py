@@ -1,15 +1,23 @@
 """The options of a Hydra group, as the files of ``conf/<group>/`` name them."""
 
 import functools
+import re
 from pathlib import Path
+from typing import Any, cast
 
 import yaml
 
 from offscript.errors import UserError
-from offscript.storage.files import HOME
+from offscript.json_types import Json
+from offscript.storage.files import HOME, read_text
 
 LAST = 1000
 """Display order of an option whose file has no ``order``."""
+
+MOST_NODES = 100_000
+"""Values of a YAML file, aliases repeated. A few lines of aliases of aliases can stand for billions."""
+
+_ALIAS = re.compile(r"(?:^|[\s\[{,:-])\*\w", re.MULTILINE)
 
 
 @functools.cache
@@ -23,13 +31,64 @@ def options_of(group: str) -> tuple[str, ...]:
     return tuple(name for _, name in sorted((_order(path), path.stem) for path in files))
 
 
-def _order(path: Path) -> int:
-    where = f"conf/{path.parent.name}/{path.name}"
+def option_file(group: str, name: str) -> Json:
+    """The content of ``conf/<group>/<name>.yaml``."""
+    return cast(Json, _load(HOME / "conf" / group / f"{name}.yaml"))
+
+
+def value_at(node: Json, key: str) -> Json:
+    """The value that ``node`` has at the dotted ``key``, None if it has none."""
+    for part in key.split("."):
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict):
+            node = node.get(part)
+        else:
+            return None
+    return node
+
+
+def check_option_files() -> None:
+    """Checks that the files of ``conf/`` are UTF-8, not empty, and not too large to be composed.
+
+    Raises:
+        UserError: one is not.
+    """
+    for path in sorted((HOME / "conf").rglob("*.yaml")):
+        text = read_text(path)
+        if not text.strip():
+            raise UserError(_shown(path), "is empty", "fill it in, or remove it")
+        if _ALIAS.search(text) and _size(yaml.compose(text, Loader=yaml.SafeLoader), {}) > MOST_NODES:
+            raise UserError(
+                _shown(path), f"its aliases stand for more than {MOST_NODES} values", "write them out"
+            )
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(HOME))
+
+
+def _size(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """The number of values in ``node``. ``known`` holds those of nodes that were counted before."""
+    if id(node) not in known:
+        known[id(node)] = 1
+        children = node.value if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            children = [value for _, value in node.value]
+        known[id(node)] += sum(_size(child, known) for child in children)
+    return known[id(node)]
+
+
+def _load(path: Path) -> Any:
     try:
-        loaded = yaml.load(path.read_text("utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        raise UserError(where, f"not YAML ({error})", "correct the file") from None
+        return yaml.load(read_text(path), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(_shown(path), f"not YAML ({error})", "correct the file") from None
+
+
+def _order(path: Path) -> int:
+    loaded = _load(path)
     order = loaded.get("order", LAST) if isinstance(loaded, dict) else LAST
     if not isinstance(order, int) or isinstance(order, bool):
-        raise UserError(f"{where}: order", f"found {order!r}", "must be a whole number")
+        raise UserError(f"{_shown(path)}: order", f"found {order!r}", "must be a whole number")
     return order

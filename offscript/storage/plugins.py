@@ -2,7 +2,7 @@
 
 import importlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol, TypeVar
@@ -38,10 +38,7 @@ def discover(package: str, attribute: str, kind: type[P], folders: Sequence[str 
             inside = path.parent == own
             module = importlib.import_module(f"{package}.{path.stem}") if inside else _load(path, package)
         except Exception as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise UserError(
-                str(path), f"{type(error).__name__}: {reason}", "correct or remove the file"
-            ) from error
+            raise cannot_load(path, error) from error
         value = getattr(module, attribute, None)
         if value is None:
             continue
@@ -61,15 +58,38 @@ def discover(package: str, attribute: str, kind: type[P], folders: Sequence[str 
     return {name: value for name, (_, value) in sorted(found.items())}
 
 
-def choose(options: Mapping[str, P], name: str, where: str, what: str) -> P:
+def choose(
+    options: Mapping[str, P], name: str, where: str, what: str, folders: Sequence[str | Path], attribute: str
+) -> P:
     """The option called ``name``, which the config key ``where`` asks for; ``what`` is what options are called.
 
     Raises:
-        UserError: there is none; the message lists all names.
+        UserError: there is none; the message lists all names, or names the file of ``folders`` that lacks ``attribute``.
     """
     if name not in options:
-        raise UserError(where, f"unknown {what} {name!r}", one_of(options))
+        raise not_found(options, name, where, what, folders, attribute)
     return options[name]
+
+
+def not_found(
+    names: Iterable[str],
+    name: str,
+    where: str,
+    what: str,
+    folders: Iterable[str | Path],
+    attribute: str,
+) -> UserError:
+    """The error of ``choose``."""
+    for file in (Path(folder) / f"{name}.py" for folder in folders):
+        if file.is_file():
+            return UserError(str(file), f"defines no {attribute}", f"a {what} needs it at the top level")
+    return UserError(where, f"unknown {what} {name!r}", one_of(names))
+
+
+def cannot_load(path: Path, error: Exception) -> UserError:
+    """The error about a Python file that cannot be imported."""
+    reason = (str(error).splitlines() or [""])[0]
+    return UserError(str(path), f"{type(error).__name__}: {reason}", "correct or remove the file")
 
 
 def _load(path: Path, package: str) -> ModuleType:

@@ -11,9 +11,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from offscript.errors import UserError, one_of
+from offscript.errors import UserError
 from offscript.rollouts.engines.base import Engine
 from offscript.settings import EngineSettings, ModelSettings
+from offscript.storage.plugins import cannot_load, not_found
+
+PARTS = ("stats", "submit", "step", "pending", "close", "info")
+"""What an ``Engine`` has."""
 
 _DEFINES_ENGINE = re.compile(r"^def open_engine\(", re.MULTILINE)
 
@@ -31,7 +35,7 @@ def check_engine(name: str) -> None:
         UserError: there is none; lists those there are.
     """
     if name not in engine_names():
-        raise UserError("engine.name", f"unknown engine {name!r}", one_of(engine_names()))
+        raise not_found(engine_names(), name, "engine.name", "engine", __path__, "open_engine")
 
 
 def open_engine(
@@ -51,7 +55,13 @@ def open_engine(
     check_engine(settings.name)
     # An endpoint's weights are not on this machine: no other engine could load them.
     name = "openai" if model.endpoint is not None and settings.name != "scripted" else settings.name
-    engine: Engine = importlib.import_module(f"{__name__}.{name}").open_engine(
-        model, adapters, scales, settings
-    )
+    file = next(path for folder in __path__ if (path := Path(folder) / f"{name}.py").exists())
+    try:
+        module = importlib.import_module(f"{__name__}.{name}")
+    except Exception as error:
+        raise cannot_load(file, error) from error
+    engine: Engine = module.open_engine(model, adapters, scales, settings)
+    if not all(hasattr(engine, part) for part in PARTS):
+        found = f"open_engine returned a {type(engine).__name__}"
+        raise UserError(str(file), found, f"an engine has {', '.join(PARTS)}")
     return engine

@@ -1,10 +1,11 @@
 """The formats by name. A new format is one Python file in this folder, with a ``FORMAT``, and one YAML in
 ``conf/format``."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from offscript.errors import UserError
+from offscript.errors import UserError, one_of
+from offscript.json_types import Json
 from offscript.storage.plugins import choose, discover
 from offscript.tasks.formats.base import Format, Rules
 from offscript.tasks.scenarios import Scenario
@@ -34,7 +35,34 @@ def get_format(name: str) -> Format:
     Raises:
         UserError: there is none; the message lists all names.
     """
-    return choose(FORMATS, name, "format", "format")
+    return choose(FORMATS, name, "format", "format", [FOLDER], "FORMAT")
+
+
+EXPECTED = {
+    bool: "must be true or false",
+    int: "must be a whole number",
+    float: "must be a number",
+    str: "must be a text (it may be empty)",
+    list: "must be a list",
+    dict: "must be a mapping",
+}
+"""What an option must be, by the type of its default."""
+
+
+def check_options(fmt: Format, given: Mapping[str, Json]) -> None:
+    """Checks that ``given`` are options of the format, each of the type that its default has (null: of any).
+
+    Raises:
+        UserError: one is not.
+    """
+    for name, value in sorted(given.items()):
+        where = f"format.options.{name}"
+        if name not in fmt.defaults:
+            raise UserError(where, "unknown key", one_of(sorted(fmt.defaults)))
+        kind = type(fmt.defaults[name])
+        fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
+        if kind in EXPECTED and (not fits or (isinstance(value, bool) and kind is not bool)):
+            raise UserError(where, f"found {value!r}", EXPECTED[kind])
 
 
 def check_episodes(fmt: Format, scenarios: Iterable[Scenario], rules: Rules) -> None:
@@ -44,4 +72,12 @@ def check_episodes(fmt: Format, scenarios: Iterable[Scenario], rules: Rules) -> 
         UserError: a scenario or an option does not fit the format.
     """
     for scenario in scenarios:
-        next(fmt.episode(scenario, rules), None)
+        try:
+            next(fmt.episode(scenario, rules), None)
+        except UserError:
+            raise
+        except Exception as error:
+            found = f"{type(error).__name__}: {error}"
+            raise UserError(
+                f"format {fmt.name}, scenario {scenario.id}", found, "correct the format"
+            ) from error

@@ -15,4 +15,4 @@ def get_data(name: str, where: str) -> TrainingData:
     Raises:
         UserError: there is none; the message lists all names.
     """
-    return choose(data_kinds(), name, where, "kind of training data")
+    return choose(data_kinds(), name, where, "kind of training data", __path__, "DATA")

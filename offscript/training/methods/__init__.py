@@ -15,4 +15,4 @@ def get_method(name: str, where: str) -> Method:
     Raises:
         UserError: there is none; the message lists all names.
     """
-    return choose(methods(), name, where, "training method")
+    return choose(methods(), name, where, "training method", __path__, "METHOD")
