@@ -134,7 +134,7 @@ def submit(settings: Settings, experiment: Experiment) -> int:
         return _dry_run(todo, experiment)
     threads.given()
     if evaluation not in todo:
-        show(experiment.tables(evaluation), end="")
+        show(experiment.tables(evaluation) or "", end="")
         say(f"nothing to do; the evaluation is in {experiment.path(evaluation)}")
         return 0
     if cluster.kind == "slurm":

@@ -89,7 +89,7 @@ PERSONA_CHOICES = f"no such persona; allowed: {PERSONAS}"
         # Values.
         (f"rollout name={LONG}", f"error: name: '{LONG}' has 65 characters; allowed: at most 64"),
         ("rollout root= stage=base", "error: root: found ''; string should have at least 1 character"),
-        (f"rollout root={'a' * 300} stage=base limit=1", aaa/main/rollouts/),
+        (f"rollout root={'a' * 300} stage=base limit=1", "aaa/main/rollouts/"),
         ("train tracking.project=a/b", "error: tracking.project: found 'a/b'; string should match pattern"),
         ("train stage=base", "error: stage=base: base weights, there is nothing to train; allowed: distillation, full, full_from_base"),
         ("rollout stage=full", "error: persona: none given, and stage full needs one; allowed: sarcasm, humor"),
