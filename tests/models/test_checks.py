@@ -15,6 +15,7 @@ from offscript.models.chat_templates import render
 from offscript.models.loading import load_model, load_tokenizer
 from offscript.rollouts.engines.transformers import TransformersEngine, stop_tokens
 from offscript.settings import EngineSettings, TemplateSettings
+from tests.composed import settings_of
 from tests.conftest import TINY_TEMPLATE, tiny_model_settings
 from tests.families import family, family_settings
 
@@ -399,3 +400,9 @@ def test_links_in_a_circle(copy):
     (copy / "config.json").unlink()
     (copy / "config.json").symlink_to(copy / "config.json")
     assert refusal(load_tokenizer, copy).startswith(": not a model folder (no config.json)")
+
+
+@pytest.mark.parametrize(("folder", "name"), [("a b", "a-b"), (".hidden", "hidden"), ("日本", "model")])
+def test_a_model_is_called_after_its_folder_and_never_as_another_model(folder, name):
+    settings = settings_of(f'model.path="models/{folder}"', config="rollout")
+    assert settings.model.name == name and settings.grid.model == (name,)
