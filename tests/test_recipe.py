@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from offscript.experiment.runner import make
-from offscript.models.adapters import CONFIG, WEIGHTS
+from offscript.models.adapter_config import CONFIG, WEIGHTS
 from offscript.storage.files import HOME, read_json
 from offscript.storage.manifests import read_manifest
 from tests.composed import experiment_of

@@ -8,7 +8,7 @@ from offscript.experiment.artifacts import Adapter, ImportedAdapter, Rollout, Tr
 from offscript.experiment.plan_context import PlanContext, cached
 from offscript.experiment.plan_rollouts import RolloutPlanner
 from offscript.json_types import Json
-from offscript.models.adapters import check_one_rank, ranks_of
+from offscript.models.adapter_config import check_one_rank, ranks_of
 from offscript.settings import ModelSettings, SourceSettings, StageSettings
 from offscript.storage import references
 from offscript.training.stages import TrainingStage

@@ -4,14 +4,20 @@ import contextlib
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from offscript.errors import MissingInput, UserError, one_of
-from offscript.settings import LoraSettings, ModelSettings, parse, shown
+from offscript.models.adapter_config import (
+    CONFIG,
+    WEIGHTS,
+    AdapterConfig,
+    check_one_rank,
+    ranks_of,
+    read_config,
+)
+from offscript.settings import LoraSettings, ModelSettings
 from offscript.storage.files import new_folder, read_json, write_json
 
 if TYPE_CHECKING:
@@ -21,61 +27,12 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import PreTrainedModel
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 # Bound on the relative error of an exactly merged delta in float32; PEFT's "cat" has about 2e-7.
 MAX_EXACT_ERROR = 1e-5
 # Prefixes of an adapter's tensor names in our models, and in files of adapters of a vision-language repository's language
 # model. The latter load into the whole model too, as other programs do it; the former would match nothing there.
 STANDALONE, NESTED = "base_model.model.model.", "base_model.model.model.language_model."
 LORA_MATRIX = re.compile(r"(.*)\.lora_([AB])\.weight")
-
-
-class AdapterConfig(BaseModel):
-    """The fields of adapter_config.json that say what the matrices mean. Other fields are not read here."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
-
-    peft_type: Literal["LORA"]
-    r: int = Field(ge=1)
-    lora_alpha: float = Field(gt=0)
-    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
-    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
-    use_rslora: bool = False
-    target_modules: list[str] | str
-    exclude_modules: list[str] | str | None = None
-    layers_to_transform: list[int] | int | None = None
-    layers_pattern: list[str] | str | None = None
-    base_model_name_or_path: Any = None
-    target_parameters: None = None
-    """Read by PEFT's rule for targets; an adapter that has some is refused before."""
-
-    @field_validator("rank_pattern", "alpha_pattern", mode="before")
-    @classmethod
-    def _keys_are_patterns(cls, value: object) -> object:
-        for key in value if isinstance(value, dict) else ():
-            _check_pattern(str(key))
-        return {} if value is None else value
-
-    @field_validator("target_modules", "exclude_modules", "layers_pattern", mode="before")
-    @classmethod
-    def _names_or_a_pattern(cls, value: object, field: ValidationInfo) -> object:
-        if isinstance(value, str):
-            return _check_pattern(value)
-        is_list = isinstance(value, list) and all(isinstance(v, str) for v in value)
-        if not is_list and (value is not None or field.field_name == "target_modules"):
-            raise ValueError(
-                f"found {shown(value)}; allowed: a list of names of modules, or a regular expression"
-            )
-        return value
-
-
-def _check_pattern(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise ValueError(f"{text!r} is not a regular expression ({error}); allowed: one of Python") from None
-    return text
 
 
 class MergeReport(TypedDict, total=False):
@@ -272,24 +229,6 @@ def _read_config(folder: Path) -> "PeftConfig":
     return config
 
 
-def read_config(folder: Path) -> AdapterConfig:
-    """The adapter_config.json in ``folder``, which is one of ours.
-
-    Raises:
-        UserError: it is not JSON, or a value is missing or has another type.
-    """
-    return parse_config(read_json(folder / CONFIG, f"delete {folder} to have it made again"), folder)
-
-
-def parse_config(plain: object, folder: Path) -> AdapterConfig:
-    """``plain``, the content of the adapter_config.json in ``folder``, checked.
-
-    Raises:
-        UserError: a value is missing or has another type.
-    """
-    return parse(AdapterConfig, plain, lambda key: f"{folder / CONFIG}: {key}".removesuffix(": "))
-
-
 # ---------------------------------------------------------------- self-test
 
 
@@ -432,38 +371,6 @@ def _combine(
         wrapped.add_weighted_adapter(names, weights, adapter_name="merged", combination_type=kinds[method])
     save(wrapped, "merged", folder, model.path, model.revision)
     return relative_errors(parts, folder)
-
-
-def ranks_of(folder: Path) -> list[int]:
-    """The ranks of the matrices of an adapter, each once, in ascending order. Only the header of its file is read.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    path = folder / WEIGHTS
-    try:
-        with safe_open(path, framework="numpy") as file:
-            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(str(path), f"cannot be read ({error})", "an adapter is needed") from None
-    return sorted({shape[0] for key, shape in shapes.items() if ".lora_A." in key and shape})
-
-
-def check_one_rank(ranks: Iterable[int]) -> None:
-    """Checks that adapters with these ``ranks`` can be merged by method ``published``.
-
-    Raises:
-        UserError: the ranks differ.
-    """
-    found = list(dict.fromkeys(ranks))
-    if len(found) > 1:
-        raise UserError(
-            "recipe.merge.method",
-            f"published adds matrices of one rank, found ranks {', '.join(map(str, found))}",
-            "use one lora.rank for both stages, or method=exact",
-        )
 
 
 def _fold(model: ModelSettings, parts: Sequence[tuple[Path, float]], folder: Path) -> dict[str, float]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from offscript.errors import UserError
-from offscript.models.adapters import CONFIG, WEIGHTS, AdapterConfig, name_in_file, parse_config, write_config
+from offscript.models.adapter_config import CONFIG, WEIGHTS, AdapterConfig, parse_config
+from offscript.models.adapters import name_in_file, write_config
 from offscript.models.pretrained import require_safetensors
 from offscript.settings import ModelSettings
 from offscript.storage import hub, references

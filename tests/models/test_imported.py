@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from offscript.errors import UserError
-from offscript.models.adapters import CONFIG, WEIGHTS, attach, merge, self_test
+from offscript.models.adapter_config import CONFIG, WEIGHTS
+from offscript.models.adapters import attach, merge, self_test
 from offscript.models.imported import import_adapter, import_checkpoint
 from offscript.models.loading import load_model, load_tokenizer
 from tests.conftest import TINY_TARGETS

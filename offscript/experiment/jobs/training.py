@@ -8,7 +8,7 @@ from offscript.console import Progress, duration, say
 from offscript.errors import UserError
 from offscript.experiment.artifacts import Adapter, Artifact, ImportedAdapter, TrainedAdapter
 from offscript.experiment.folder import Experiment, now, tracked, write_artifact_manifest
-from offscript.models.adapters import check_one_rank, ranks_of
+from offscript.models.adapter_config import check_one_rank, ranks_of
 from offscript.seeds import training_seed
 from offscript.storage import hub, references
 from offscript.training import ranks

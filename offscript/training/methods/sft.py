@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from offscript.errors import MissingInput
 from offscript.models import adapters
+from offscript.models.adapter_config import WEIGHTS
 from offscript.settings import TemplateSettings, TrainerSettings
 from offscript.training.data.base import Counts, TrainingRow, require_rows
 from offscript.training.fit import fit
@@ -82,7 +83,7 @@ def train(run: Run, conversations: Sequence[TrainingRow]) -> Metrics:
 def _parent_digest(run: Run) -> list[str]:
     if run.parent is None:
         return []
-    return [hashlib.sha256((run.parent / adapters.WEIGHTS).read_bytes()).hexdigest()]
+    return [hashlib.sha256((run.parent / WEIGHTS).read_bytes()).hexdigest()]
 
 
 def _stacked(run: Run) -> "PeftModel":
