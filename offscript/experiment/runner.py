@@ -110,13 +110,13 @@ def on_all_ranks(everything: Iterable[Artifact], experiment: Experiment, main: C
             ranks.leave()
     known = {artifact.key: artifact for artifact in everything}
     try:
-        while (key := ranks.receive_task()) is not None:
-            help_train(known[key], experiment)
-    except Interrupted:
+        # Rank 0 would wait in a collective for a rank that has raised anything else.
+        with ranks.fail_together(expected=(Interrupted,)):
+            while (key := ranks.receive_task()) is not None:
+                help_train(known[key], experiment)
+    finally:
         # Otherwise rank 0 would wait for this rank, in the few seconds that a signal leaves it.
         ranks.leave()
-        raise
-    ranks.leave()
     return None
 
 

@@ -10,6 +10,7 @@ a rank that misses ``MAX_MISSED_HEARTBEATS`` of them is considered dead, and all
 they are blocked in a collective. This works with every launcher.
 """
 
+import atexit
 import contextlib
 import os
 import re
@@ -186,6 +187,7 @@ def join(always: bool = False) -> RankInfo:
     if me.world_size > 1:
         group.monitor = threading.Thread(target=_monitor, args=(group, heartbeats), daemon=True)
         group.monitor.start()
+        atexit.register(_end_monitor, group)
     _group = group
     return me
 
@@ -220,12 +222,17 @@ def leave() -> None:
             if group.me.is_main:
                 everyone = [f"left/{rank}" for rank in range(group.me.world_size)]
                 group.store.wait(everyone, timedelta(seconds=HEARTBEAT_S * MAX_MISSED_HEARTBEATS))
-    group.ended.set()
-    # A thread that is inside the store while the interpreter ends would abort the process.
-    if group.monitor is not None:
-        group.monitor.join(HEARTBEAT_S)
+    _end_monitor(group)
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _end_monitor(group: _Group) -> None:
+    """Ends the monitor, also at the exit of a process that did not leave: a thread that is inside the store while the
+    interpreter ends would abort the process (SIGABRT). It may be there for as long as another rank may stay silent."""
+    group.ended.set()
+    if group.monitor is not None:
+        group.monitor.join(HEARTBEAT_S * MAX_MISSED_HEARTBEATS)
 
 
 # ---------------------------------------------------------------- tasks and collectives

@@ -180,6 +180,28 @@ def test_no_rank_waits_for_a_killed_rank(victim):
     assert "has died" in exits[1 - victim][1]
 
 
+@pytest.mark.parametrize("end", ["raise MemoryError", "sys.exit(1)", "ranks.leave(); sys.exit(1)"])
+def test_a_rank_whose_monitor_is_inside_the_store_exits_with_its_own_code(end):
+    """The interpreter aborts (SIGABRT) if it ends while a thread is inside the store."""
+    exits = run_group(f"""
+        from datetime import timedelta
+        ranks.leave()
+        def monitor(group, store):
+            while not group.ended.wait(0.01):
+                try:
+                    store.wait(["never"], timedelta(seconds=1))
+                except RuntimeError:
+                    pass
+        ranks._monitor = monitor
+        os.environ["MASTER_PORT"] = "{crew.free_port()}"
+        ranks.join()
+        ranks._group.failure = "failed"
+        time.sleep(0.5)
+        {end}
+    """)
+    assert [code for code, _ in exits] == [1, 1], exits
+
+
 def test_an_exception_on_one_rank_ends_the_others():
     exits = run_group("""
         import torch.distributed as dist, torch
