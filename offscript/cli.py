@@ -13,7 +13,6 @@ from offscript.arguments import checked, composable, key_of
 from offscript.command_table import OPTIONS
 from offscript.console import READER_GONE, ReaderGone, drop_output, quiet_libraries, say
 from offscript.errors import UserError, one_of
-from offscript.experiment.backends.slurm_site import refusal
 from offscript.experiment.folder import Experiment
 from offscript.experiment.planner import Options, Planner
 from offscript.json_types import Json
@@ -308,8 +307,6 @@ def _explain(error: BaseException) -> str | None:
     if isinstance(error, RecursionError):
         return "error: a value is nested too deeply; write it flat"
     module = type(error).__module__.split(".")[0]
-    if module == "submitit" and isinstance(error, ChildProcessError | RuntimeError):
-        return f"error: {refusal('sbatch', str(error), 'hydra/launcher=slurm', 'see cluster=')}"
     if not {module, _origin(error)} & {"hydra", "omegaconf", "yaml", "antlr4"}:
         return None
     text = str(error)

@@ -1,17 +1,22 @@
 """Invalid input on the command line: one line, exit code 2, no file written."""
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
+from offscript import arguments, cli, command_line
 from offscript.arguments import keys
 from offscript.command_table import COMMANDS, OPTIONS, unread_options
+from offscript.rollouts import engines
 from offscript.settings import Settings
+from offscript.storage import options
 from offscript.storage.files import HOME
 from offscript.storage.options import value_at
 from tests.invoked import invoke, refused
@@ -212,6 +217,69 @@ def test_a_model_folder_on_the_command_line_needs_no_yaml(tmp_path):
     assert done.returncode == 0, done.stderr
     (rows,) = (tmp_path / "runs/smoke/rollouts/my-model/base/_").glob("chat-eval-*.jsonl")
     assert json.loads(rows.read_text())["model"] == "my-model"
+
+
+@pytest.fixture
+def conf(tmp_path, monkeypatch) -> Path:
+    """A copy of ``conf/`` that a test may damage; commands in this process use it."""
+    copy = tmp_path / "copy"
+    shutil.copytree(HOME / "conf", copy / "conf")
+    for module in (arguments, cli, command_line, options):
+        monkeypatch.setattr(module, "HOME", copy)
+    options.options_of.cache_clear()
+    yield copy / "conf"
+    options.options_of.cache_clear()
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in itertools.pairwise("abcdefgh")
+)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words", "line"),
+    [
+        ("stage/base.yaml", b"", "rollout stage=base", "error: conf/stage/base.yaml: is empty; fill it in, or remove it"),
+        ("persona/sarcasm.yaml", b"name: sarcasm\n# caf\xe9\n", "rollout stage=base", "/copy/conf/persona/sarcasm.yaml: byte 19 is not UTF-8; save it as UTF-8"),
+        ("stage/base.yaml", b"name: [base\n", "rollout stage=base", "error: conf/stage/base.yaml: not YAML (while parsing"),
+        ("experiment/bomb.yaml", BOMB.encode(), "rollout experiment=bomb", "error: conf/experiment/bomb.yaml: its aliases stand for more than 100000 values; write them out"),
+        ("stage/prompted.yaml", b"name: prompted\nweights: base\nsystem: rude\n", "submit", "error: conf/stage/prompted.yaml: system: found 'rude'; input should be 'plain' or 'constitution'"),
+        ("stage/prompted.yaml", b"name: prompted\nsystem: plain\n", "submit", "error: conf/stage/prompted.yaml: weights: missing; this key is needed"),
+        ("persona/sarcasm.yaml", b"name: irony\norder: 1\ndisplay_name: I\ndescription: d\nconstitution: [{assertion: a, questions: [q]}]\n", "submit experiment=smoke", "error: conf/persona/sarcasm.yaml: name: found 'irony'; allowed: sarcasm, as the file is called"),
+        ("format/self_interaction.yaml", b"name: self_interaction\nmax_tokens: 9\ncount: {eval: 1}\noptions: {note: 5}\n", "rollout persona=sarcasm stage=full format=self_interaction", "format.options.note: found 5; must be a text (it may be empty)"),
+        ("experiment/x.yaml", b"# @package _global_\nlimit: 3\n", "submit experiment=x", "error: limit=3: this command does not read it; for offscript rollout"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value.endswith("yaml") else "",
+)  # fmt: skip
+def test_a_damaged_file_of_conf_is_one_line(conf, file, content, words, line):
+    (conf / file).write_bytes(content)
+    assert line in refused(conf.parent, *words.split())
+
+
+def test_a_group_without_its_folder(conf):
+    shutil.rmtree(conf / "stage")
+    line = refused(conf.parent, "rollout", "persona=sarcasm")
+    assert line == "error: stage=full: no such stage; conf/stage has no YAML file"
+
+
+ENGINES = {
+    "silent": ("open = None\n", "is no engine; it must define open_engine at the top level"),
+    "torn": ("def open_engine(*given):\n    return (\n", "SyntaxError: '(' was never closed (torn.py, line 2); correct or"),
+    "absent": ("import no_such_library\n\ndef open_engine(*given):\n    pass\n", "ModuleNotFoundError: No module named"),
+    "empty": ("def open_engine(*given):\n    return None\n", "open_engine returned a NoneType; an engine has stats, submit,"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_file_that_is_none_is_one_line_and_leaves_no_rows(tmp_path, monkeypatch, name):
+    folder = tmp_path / "engines"
+    folder.mkdir()
+    text, line = ENGINES[name]
+    (folder / f"{name}.py").write_text(text)
+    monkeypatch.setattr(engines, "__path__", [*engines.__path__, str(folder)])
+    done = invoke(tmp_path, "rollout", "stage=base", "limit=1", "tracking=off", f"engine.name={name}")
+    assert done.code == 2 and f"{folder / name}.py: {line}" in done.err, done
+    assert len(done.err.splitlines()) == 1 and not list(tmp_path.rglob("*.jsonl"))
 
 
 @pytest.fixture

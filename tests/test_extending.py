@@ -290,4 +290,4 @@ def test_an_addition_that_does_not_fit_is_one_line(copy, path, text, command, li
 
 def test_dry_run_is_refused_where_it_would_do_the_work(copy):
     line = copy.run("rollout.py", "stage=base", "engine=scripted", "dry_run=true", code=2)
-    assert "dry_run=true: only submit has it" in line and not (copy.root / "runs").exists()
+    assert "dry_run=true: this command does not read it" in line and not (copy.root / "runs").exists()

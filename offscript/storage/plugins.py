@@ -82,7 +82,7 @@ def not_found(
     """The error of ``choose``."""
     for file in (Path(folder) / f"{name}.py" for folder in folders):
         if file.is_file():
-            return UserError(str(file), f"defines no {attribute}", f"a {what} needs it at the top level")
+            return UserError(str(file), f"is no {what}", f"it must define {attribute} at the top level")
     return UserError(where, f"unknown {what} {name!r}", one_of(names))
 
 

@@ -66,7 +66,6 @@ def is_done(own) -> bool:
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """A grid that was evaluated."""
-    monkeypatch.setattr(commands, "_refuse_single_cell", lambda: None)
     made = experiment(tmp_path)
     write_predictions(made)
     assert evaluate(made) == 0 and is_done(made)

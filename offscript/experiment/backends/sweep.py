@@ -103,7 +103,8 @@ def _wait_and_report(job: "Job[object]", results: Results) -> int:
     if _wait_for_report(job):
         with contextlib.suppress(UncompletedJobError, FailedJobError):
             code, reason = max((_exit_code(report) for report in results(job)), key=lambda pair: pair[0])
-    overrides = " ".join(str(word) for word in job.submission().args[0])
+    # Hydra is given every known key with ``++``, see arguments.py.
+    overrides = " ".join(str(word).removeprefix("++") for word in job.submission().args[0])
     if code:
         say(f"failed: {overrides}: {reason or f'exit code {code}'} (log: {job.paths.stdout})")
     else:
