@@ -411,7 +411,8 @@ def _has_chat_template(folder: Path) -> bool:
     if not (folder / "tokenizer.json").is_file() or not (folder / "tokenizer_config.json").is_file():
         return False
     separate = any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json"))
-    return separate or bool(read_json(folder / "tokenizer_config.json").get("chat_template"))
+    tokenizer = read_json(folder / "tokenizer_config.json", "save the tokenizer again")
+    return separate or (isinstance(tokenizer, dict) and bool(tokenizer.get("chat_template")))
 
 
 def _is_needed(path: Path) -> bool:

@@ -213,7 +213,7 @@ def _missing_shards(folder: Path) -> list[str]:
     for index in folder.glob("*.safetensors.index.json"):
         try:
             named |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     return sorted(name for name in named if not (folder / name).is_file())
 
@@ -221,7 +221,7 @@ def _missing_shards(folder: Path) -> list[str]:
 def _check_json(path: Path) -> str | None:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"unreadable JSON ({error})"
     if path.name.endswith(".safetensors.index.json") and not (
         isinstance(value, dict) and isinstance(value.get("weight_map"), dict)
@@ -235,7 +235,7 @@ def _check_lines(path: Path) -> str | None:
         for number, line in enumerate(file, start=1):
             try:
                 json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 return f"line {number} is not JSON ({error})"
     return None
 

@@ -295,7 +295,7 @@ def test_texts_of_transformers_are_explained_where_the_cause_is_lost():
         "You are trying to access a gated repo.\nMake sure to have access to it at https://x/y": "is gated",
         "a/b is not a local folder and is not a valid model identifier listed on 'https://x'": "no repository",
         "v9 is not a valid git identifier (branch name, tag name or commit id) that exists": "no such revision",
-        "We couldn't connect to 'https://x' to load the files": "prefetch.py",
+        "We couldn't connect to 'https://x' to load the files": "offscript prefetch",
         "a/b does not appear to have a file named config.json": "a file is missing",
     }.items():
         assert meaning in str(hub.explain(OSError(text), "model.path"))

@@ -41,7 +41,7 @@ def convert(folder: Path, out: Path, personas: Sequence[str]) -> Conversion:
     if not (folder / "config.json").is_file():
         raise UserError(str(folder), "no classifier here (no config.json)", "a folder in Hugging Face layout")
     require_safetensors(folder)
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", "download it again, or save it again with save_pretrained")
     theirs = _labels(config, folder)
     labels, renamed = _rename(theirs, personas, folder)
     config |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
