@@ -22,6 +22,12 @@ def submit(cwd, *words):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
 
 
+def weights_of(folder):
+    """The bytes of every adapter and classifier, by path."""
+    parts = (folder / "adapters", folder / "classifiers")
+    return {str(p.relative_to(folder)): p.read_bytes() for part in parts for p in part.rglob("*.safetensors")}
+
+
 def rows_of(folder):
     """Every rollout row of an experiment with its path, sorted."""
     found = []
@@ -92,10 +98,16 @@ def test_every_job_logs_its_metrics_to_wandb(smoke):
     )
 
 
-def test_a_grid_that_was_killed_three_times_has_the_same_rows(smoke, tmp_path):
+@pytest.mark.parametrize(
+    ("cluster", "signals"),
+    [("inline", ("SIGKILL", "SIGKILL", "SIGKILL")), ("local", ("SIGKILL", "SIGTERM", "SIGKILL"))],
+)
+def test_a_grid_that_was_killed_three_times_has_the_same_rows(smoke, tmp_path, cluster, signals):
+    """And the same weights and results; after each kill, the status shows at once that nothing runs."""
     cwd, _ = smoke
-    command = [sys.executable, str(HOME / "launch/submit.py"), "experiment=smoke", "tracking=off"]
-    for seconds in (9, 14, 19):
+    words = ["experiment=smoke", "tracking=off", f"cluster={cluster}"]
+    command = [sys.executable, str(HOME / "launch/submit.py"), *words]
+    for seconds, name in zip((9, 14, 19), signals, strict=True):
         process = subprocess.Popen(
             command,
             cwd=tmp_path,
@@ -104,10 +116,14 @@ def test_a_grid_that_was_killed_three_times_has_the_same_rows(smoke, tmp_path):
             start_new_session=True,
         )
         time.sleep(seconds)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    done = submit(tmp_path, "tracking=off")
+        os.killpg(process.pid, signal.Signals[name])
+        assert process.wait(120) == -signal.Signals[name]
+        status = [sys.executable, str(HOME / "launch/status.py"), *words, "json=true"]
+        found = subprocess.run(status, cwd=tmp_path, capture_output=True, text=True)
+        assert "running" not in json.loads(found.stdout)["states"], found.stdout
+    done = submit(tmp_path, "tracking=off", f"cluster={cluster}")
     assert done.returncode == 0, done.stderr[-3000:]
+    assert weights_of(tmp_path / "runs/smoke") == weights_of(cwd / "runs/smoke")
     assert rows_of(tmp_path / "runs/smoke") == rows_of(cwd / "runs/smoke")
     assert (tmp_path / "runs/smoke/evaluation/cells.csv").read_bytes() == (
         cwd / "runs/smoke/evaluation/cells.csv"
