@@ -9,7 +9,6 @@ import offscript
 from offscript.command_table import COMMANDS, unread_options
 from offscript.console import READER_GONE, ReaderGone, prepare_streams, say, show
 from offscript.errors import UserError, one_of
-from offscript.storage.files import HOME
 
 HELP = ("--help", "-h", "help")
 
@@ -33,6 +32,8 @@ def usage() -> str:
 
 def run(name: str) -> None:
     """Runs the command ``name`` with the arguments in ``sys.argv[1:]``; exits as ``offscript.cli.main`` does."""
+    from offscript.storage.files import HOME
+
     prepare_streams()
     if not (HOME / "conf").is_dir():
         say(

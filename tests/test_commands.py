@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from offscript import arguments, cli, command_line
+from offscript import arguments, cli
 from offscript.arguments import keys
 from offscript.command_table import COMMANDS, OPTIONS, unread_options
 from offscript.rollouts import engines
@@ -224,7 +224,7 @@ def conf(tmp_path, monkeypatch) -> Path:
     """A copy of ``conf/`` that a test may damage; commands in this process use it."""
     copy = tmp_path / "copy"
     shutil.copytree(HOME / "conf", copy / "conf")
-    for module in (arguments, cli, command_line, options):
+    for module in (arguments, cli, options):
         monkeypatch.setattr(module, "HOME", copy)
     options.options_of.cache_clear()
     yield copy / "conf"
@@ -241,7 +241,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     [
         ("stage/base.yaml", b"", "rollout stage=base", "error: conf/stage/base.yaml: is empty; fill it in, or remove it"),
         ("persona/sarcasm.yaml", b"name: sarcasm\n# caf\xe9\n", "rollout stage=base", "/copy/conf/persona/sarcasm.yaml: byte 19 is not UTF-8; save it as UTF-8"),
-        ("stage/base.yaml", b"name: [base\n", "rollout stage=base", "error: conf/stage/base.yaml: not YAML (while parsing"),
+        ("stage/base.yaml", b"name: [base\n", "rollout stage=base", "/conf/stage/base.yaml:2: not valid YAML: expected"),
         ("experiment/bomb.yaml", BOMB.encode(), "rollout experiment=bomb", "error: conf/experiment/bomb.yaml: its aliases stand for more than 100000 values; write them out"),
         ("stage/prompted.yaml", b"name: prompted\nweights: base\nsystem: rude\n", "submit", "error: conf/stage/prompted.yaml: system: found 'rude'; input should be 'plain' or 'constitution'"),
         ("stage/prompted.yaml", b"name: prompted\nsystem: plain\n", "submit", "error: conf/stage/prompted.yaml: weights: missing; this key is needed"),
