@@ -242,7 +242,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("stage/base.yaml", b"", "rollout stage=base", "error: conf/stage/base.yaml: is empty; fill it in, or remove it"),
         ("persona/sarcasm.yaml", b"name: sarcasm\n# caf\xe9\n", "rollout stage=base", "/copy/conf/persona/sarcasm.yaml: byte 19 is not UTF-8; save it as UTF-8"),
         ("stage/base.yaml", b"name: [base\n", "rollout stage=base", "/conf/stage/base.yaml:2: not valid YAML: expected"),
-        ("experiment/bomb.yaml", BOMB.encode(), "rollout experiment=bomb", "error: conf/experiment/bomb.yaml: its aliases stand for more than 100000 values; write them out"),
+        ("experiment/bomb.yaml", BOMB.encode(), "rollout experiment=bomb", "/conf/experiment/bomb.yaml:4: aliases repeat more than 10,000 nodes; write the values out"),
         ("stage/prompted.yaml", b"name: prompted\nweights: base\nsystem: rude\n", "submit", "error: conf/stage/prompted.yaml: system: found 'rude'; input should be 'plain' or 'constitution'"),
         ("stage/prompted.yaml", b"name: prompted\nsystem: plain\n", "submit", "error: conf/stage/prompted.yaml: weights: missing; this key is needed"),
         ("persona/sarcasm.yaml", b"name: irony\norder: 1\ndisplay_name: I\ndescription: d\nconstitution: [{assertion: a, questions: [q]}]\n", "submit experiment=smoke", "error: conf/persona/sarcasm.yaml: name: found 'irony'; allowed: sarcasm, as the file is called"),
