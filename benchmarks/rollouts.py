@@ -112,7 +112,7 @@ def measure(
                 format=get_format(fmt),
                 scenarios=scenarios,
                 samples=1,
-                rules=Rules(),
+                rules=Rules(options=get_format(fmt).defaults),
                 adapter=name,
                 sampling=Sampling(max_tokens=max_tokens),
             )

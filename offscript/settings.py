@@ -171,8 +171,8 @@ class TemplateSettings(Node):
     ``system_role`` and ``tool_role``: messages of this role are passed to the template as they are (``native``) or as
     user messages (``user``). ``default_system`` is the system prompt of conversations that have none (null: none is
     added). ``date_string`` is the date in the template, also where it asks for the current one (null: the template's
-    own; a template that asks for the current date is refused). ``thinking`` are the marks of the
-    model's thinking (null: the model does not think, and replies are used as they are).
+    own; a template that asks for the current date is refused). ``thinking`` are the marks of the model's thinking (null:
+    the model does not think, and replies are used as they are).
     """
 
     system_role: Literal["native", "user"] = identity("native")
@@ -724,7 +724,7 @@ def _unusable(
         for number, inner in enumerate(value):
             yield from _unusable(inner, (*parts, number))
     elif isinstance(value, float) and not math.isfinite(value):
-        yield parts, f"found {value}", "input should be a finite number"
+        yield parts, f"found {shown(value)}", "input should be a finite number"
     elif isinstance(value, int) and abs(value) >= INTEGERS:
         yield parts, f"found {shown(value)}", "input should be less than 2**63"
     elif isinstance(value, str) and "\0" in value:

@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_one_line(overrides, line):
         ("evaluation.seed=5000000000", "evaluation.seed: found 5000000000; input should be less than"),
         ("evaluation.resamples=0", "evaluation.resamples: found 0; input should be greater than or equal to 100"),
         ("grid.scale=[1,-0.5]", "grid.scale.1: found -0.5; input should be greater than or equal to 0"),
-        ("scale=inf", "scale: found inf; input should be a finite number"),
+        ("scale=inf", "scale: found Infinity; input should be a finite number"),
         ("limit=0", "limit: found 0; input should be greater than or equal to 1"),
         ("planned=0", "planned: found 0; input should be greater than or equal to 1"),
         ("format.count.eval=-1", "format.count.eval: found -1; input should be greater than or equal to 0"),
@@ -107,9 +107,9 @@ def test_what_does_not_fit_is_one_line(overrides, line):
         ("root=''", "root: found ''; string should have at least 1 character"),
         (f"name={'n' * 65}", "has 65 characters; allowed: at most 64"),
         # Where the schema leaves the type open.
-        ("recipe.distillation.beta=nan", "recipe.distillation.beta: found nan; input should be a finite number"),
-        ("+recipe.introspection.optimizer.epochs=inf", "recipe.introspection.optimizer.epochs: found inf; input should be"),
-        ("stage.training.hyper_parameters={a: [nan]}", "stage.training.hyper_parameters.a.0: found nan; input should"),
+        ("recipe.distillation.beta=nan", "recipe.distillation.beta: found NaN; input should be a finite number"),
+        ("+recipe.introspection.optimizer.epochs=inf", "recipe.introspection.optimizer.epochs: found Infinity; input should be"),
+        ("stage.training.hyper_parameters={a: [nan]}", "stage.training.hyper_parameters.a.0: found NaN; input should"),
         ("cluster.extra.mem=99999999999999999999", "cluster.extra.mem: found 99999999999999999999; input should"),
         # Checked with the method and the data of the stage.
         ("recipe.distillation.optimizer.betas=[0.9,1.0]", "recipe.distillation.optimizer.betas.1: found 1.0; input should be less than 1"),

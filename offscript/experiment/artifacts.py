@@ -261,7 +261,7 @@ class Rollout(Artifact):
     scenarios: ScenarioSet
     samples: int
     sampling: Sampling
-    thinking: ThinkingSettings | None
+    thinking: ThinkingSettings | None = None
     adapter: Adapter | None = None
     training_stage: str | None = None
 

@@ -190,6 +190,8 @@ def conversation(rollout: Rollout, limit: int, system: bool = True) -> Conversat
 def _replies(cost: Cost, options: Mapping[str, Json]) -> int:
     """Number of replies, from the format's options if they set it, else from its typical cost."""
     turns, per_trait, per_ask = (options.get(name) for name in ("turns", "per_trait", "per_ask"))
+    if options.get("forced") is True:
+        return 1
     if isinstance(turns, int):
         return max(1, turns - 1)
     if isinstance(per_trait, int) and isinstance(per_ask, int):

@@ -72,7 +72,7 @@ def cell(fmt="chat", planned=100, scenarios=None, adapter=None, system="", max_t
         inputs=() if adapter is None else (adapter,),
         cell=Cell("llama", None, "base", fmt, "eval", 0),
         format=code,
-        rules=Rules(system, {**code.options, **options}),
+        rules=Rules(system, {**code.defaults, **options}),
         scenarios=listed_ones,
         samples=max(1, planned // listed_ones.count),
         sampling=Sampling(max_tokens=max_tokens),

@@ -43,7 +43,7 @@ def row_of(folder: Path, name: str, reply, thinking=ThinkingSettings()) -> dict:
 
 @pytest.mark.parametrize("name", ORDINARY)
 def test_no_format_scores_or_repeats_thinking(tmp_path, name):
-    said = call(SEND, EMAIL) if FORMATS[name].source == "office" and name != "chat_email" else "It snowed."
+    said = call(SEND, EMAIL) if name == "agentic_email" else "It snowed."
     row = row_of(tmp_path, name, THOUGHT + said)
     assert row["text"] == "It snowed."
     assert "HERON" not in json.dumps(row["messages"]) and "think>" not in json.dumps(row["messages"])
@@ -60,7 +60,8 @@ def test_thinking_that_never_ends_leaves_no_text(tmp_path, name):
     unclosed = "<think>\nThe HERON, " + call(SEND, HERON)
     row = row_of(tmp_path, name, lambda request: Completion(request.id, unclosed, "length", 1, 9))
     assert row["text"] is None and set(row["replies"]) == {unclosed}
-    assert row["ended"] == ("malformed" if name == "agentic_email" else "unclosed_thinking")
+    others = {"agentic_email": "malformed", "prefill": "no_first_reply"}
+    assert row["ended"] == others.get(name, "unclosed_thinking")
 
 
 def test_marks_of_the_model(tmp_path):

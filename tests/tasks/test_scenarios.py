@@ -199,7 +199,7 @@ MISTAKES = {
     "default_false": (TASK.replace("default: true", "default: false"), "a.yaml: tool_stubs.0.rules.1.default: found false; input should be True"),
     "default_first": (TASK.replace("match: {name: '*Ada*', floor: 2}", "default: true"), "a.yaml: tool_stubs.0: a rule after the default one can never match; the default rule must be the last"),
     "no_response": (TASK.replace("    response: []\n", ""), "a.yaml: tool_stubs.0.rules.1.response: missing; this key is needed"),
-    "not_json": (TASK.replace("response: []", "response: .nan"), "a.yaml: tool_stubs.0.rules.1.response: found NaN; must be a JSON value, as models see it"),
+    "not_json": (TASK.replace("response: []", "response: .nan"), "a.yaml: tool_stubs.0.rules.1.response: found NaN; input should be a finite number"),
     "bytes": (TASK.replace("response: []", "response: !!binary aGk="), "a.yaml: tool_stubs.0.rules.1.response: found b'hi'; must be a JSON value, as models see it"),
     "two_documents": (TASK + "---\n" + TASK, "a.yaml:20: not valid YAML: expected a single document in the stream but found another document; correct this line or the one above"),
     "number": ("id: !!int abc\n", "a.yaml: not valid YAML: invalid literal for int() with base 10: 'abc'; correct the file"),
