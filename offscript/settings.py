@@ -316,7 +316,18 @@ class DataSettings(Named):
     """
 
     sources: dict[
-        Literal["chat", "office", "reflection", "interaction"], tuple[str | HubFileSettings, ...]
+        Literal[
+            "chat",
+            "office",
+            "agentic_tools",
+            "code_review",
+            "structured_form",
+            "multi_agent_debate",
+            "adversarial_roleplay",
+            "reflection",
+            "interaction",
+        ],
+        tuple[str | HubFileSettings, ...],
     ] = identity()
     fractions: dict[Literal["train", "classifier", "eval"], NonNegativeFloat] = identity()
     first: dict[Literal["train", "classifier", "eval"], NonNegativeInt] = identity({})

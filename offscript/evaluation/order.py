@@ -17,8 +17,21 @@ def stages_in_order(names: Iterable[str]) -> list[str]:
 
 
 def formats_in_order(names: Iterable[str]) -> list[str]:
-    """Distinct ``names`` of formats, in the ``order`` of each format."""
-    return _in_order(names, sorted(FORMATS, key=lambda name: (FORMATS[name].order, name)))
+    """Distinct ``names`` of formats, in the ``order`` of each format; variants (``drift/own2``, ``drift/own16``) by the
+    number in their names."""
+    found = set(names)
+    formats = _in_order(
+        (name.partition("/")[0] for name in found),
+        sorted(FORMATS, key=lambda name: (FORMATS[name].order, name)),
+    )
+    return sorted(found, key=lambda name: (formats.index(name.partition("/")[0]), _variant_key(name)))
+
+
+def _variant_key(name: str) -> tuple[str, int]:
+    """``("own", 16)`` for ``drift/own16``."""
+    variant = name.partition("/")[2]
+    letters = variant.rstrip("0123456789")
+    return letters, int(variant.removeprefix(letters) or 0)
 
 
 def is_in_distribution(format_: str) -> bool:

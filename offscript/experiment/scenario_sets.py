@@ -72,11 +72,10 @@ class ScenarioCollections:
         self._loaded: dict[str, list[Scenario]] = {}
 
     def split(self, source: str, split: str, count: int) -> ScenarioSet:
-        """At most ``count`` scenarios of a split. Office families are never trained on: all of them can be scored."""
-        fractions = (
-            {"eval": 1.0} if source == "office" else {str(k): v for k, v in self.data.fractions.items()}
-        )
-        first = {} if source == "office" else {str(k): v for k, v in self.data.first.items()}
+        """At most ``count`` scenarios of a split. Only chat is trained on: all families of other sources can be scored."""
+        is_chat = source == "chat"
+        fractions = {str(k): v for k, v in self.data.fractions.items()} if is_chat else {"eval": 1.0}
+        first = {str(k): v for k, v in self.data.first.items()} if is_chat else {}
 
         def load(rows_of: RowsOf | None = None) -> list[Scenario]:
             return select(self._all(source), split, fractions, self.data.salt, count, first=first)

@@ -314,6 +314,8 @@ def _row(live: _LiveEpisode, outcome: Outcome) -> Row:
         "tokens_in": live.tokens_in,
         "tokens_out": live.tokens_out,
     }
+    if live.scenario.variant:
+        row["variant"] = live.scenario.variant
     if live.has_thinking:
         row["replies"] = live.replies
     if outcome.notes:

@@ -72,6 +72,42 @@ REVISION_WISHES = (
 )
 """Wishes for a change of a draft. None asks for a tone."""
 
+SESSION_QUESTIONS = (
+    "How do I keep bread fresh?",
+    "What should I cook tonight with rice and two eggs?",
+    "How do I get a coffee stain out of a shirt?",
+    "Which plants grow well in a dark room?",
+    "How long does it take to learn to swim?",
+    "What is a good way to remember names?",
+    "How do I plan a week of meals?",
+    "Why does my bicycle make a noise?",
+    "What should I pack for two days at the sea?",
+    "How do I write a short letter to my landlord?",
+    "How much water does a tomato plant need?",
+    "What is the best way to clean a window?",
+    "How do I start a small library at work?",
+    "Can you explain how a lock on a canal works?",
+    "How do I choose a pair of walking shoes?",
+    "What can I do with old newspapers?",
+    "How do I split a bill among five people?",
+    "Which games need nothing but paper and a pencil?",
+    "How do I make a list of what I own?",
+    "What is the difference between jam and jelly?",
+    "How do I store potatoes over the winter?",
+    "How can I get up earlier?",
+    "What makes a good chair for a desk?",
+    "How do I read a train timetable?",
+    "Why do leaves turn red in autumn?",
+    "How do I paint a door without streaks?",
+    "What should be in a box of tools?",
+    "How do I find out how old a piano is?",
+    "Which spices go with lentils?",
+    "How do I hang a picture straight?",
+    "What is a fair price for a used table?",
+    "How do I take notes in a long meeting?",
+)
+"""Questions of a user in a session of many turns: everyday matters, none about the assistant."""
+
 SELF_INTERACTION_CUE = "Hello."
 """First user message of the second speaker in a self-interaction, for which the opener is an assistant message."""
 

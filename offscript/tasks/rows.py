@@ -11,7 +11,8 @@ class Row(TypedDict):
 
     ``key`` is that of the cell; ``text`` is the text to score, None where the episode left none; ``ended`` says why it
     ended; ``turns`` counts replies, ``tokens_in`` and ``tokens_out`` tokens over all of them. ``replies`` are the
-    model's replies in order, as it wrote them; they are kept where thinking was removed from one of them.
+    model's replies in order, as it wrote them; they are kept where thinking was removed from one of them. ``variant``
+    is that of the scenario, where its format has variants; it also ends ``scenario``.
     """
 
     key: str
@@ -31,5 +32,6 @@ class Row(TypedDict):
     tool_calls: int
     tokens_in: int
     tokens_out: int
+    variant: NotRequired[str]
     replies: NotRequired[list[str]]
     notes: NotRequired[dict[str, Json]]

@@ -90,6 +90,25 @@ def parse_reply(reply: str) -> Parsed:
     return Final(final[1].strip()) if final else Malformed("the reply has no tool call and no final block")
 
 
+def first_object(text: str) -> dict[str, Json]:
+    """The first JSON object in ``text``, repaired if necessary.
+
+    Raises:
+        ValueError: there is none.
+    """
+    position = text.find("{")
+    for _ in range(_MAX_CANDIDATES):
+        if position < 0:
+            break
+        try:
+            value, _ = _object_at(text, position)
+        except ValueError:
+            position = text.find("{", position + 1)
+            continue
+        return value
+    raise ValueError("no JSON object")
+
+
 def _object_at(text: str, start: int) -> tuple[dict[str, Json], int]:
     """The JSON object that begins at ``start``, and the position after it.
 

@@ -94,6 +94,8 @@ def test_the_default_format_is_the_name_of_the_file(tmp_path):
 
 def test_display_order_is_that_of_the_definitions_then_unknown_names_sorted():
     assert stages_in_order(["full", "mine", "base"]) == ["base", "full", "mine"]
+    variants = ["drift/own16", "chat_email", "drift/plain1", "drift/own2", "chat"]
+    assert formats_in_order(variants) == ["chat", "drift/own2", "drift/own16", "drift/plain1", "chat_email"]
     assert formats_in_order(["zen", "agentic_email", "art", "chat"]) == [
         "chat",
         "agentic_email",

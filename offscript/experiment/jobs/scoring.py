@@ -94,7 +94,12 @@ def prediction_row(
     artifact: Predictions, row: Row, labels: Sequence[str], remaining: Iterator[list[float]]
 ) -> dict[str, Json]:
     """One line of a predictions file, with the next probabilities of ``remaining``; a row without a text keeps its line
-    with ``predicted`` null."""
+    with ``predicted`` null.
+
+    A variant of a format is scored as a format of its own (``drift/own8``), with the scenario that all variants share, so
+    that they are resampled together.
+    """
+    variant = row.get("variant", "")
     text = row["text"]
     probs = dict(zip(labels, next(remaining), strict=True)) if text is not None else None
     return {
@@ -103,10 +108,10 @@ def prediction_row(
         "model": row["model"],
         "stage": row["stage"],
         "persona": row["persona"],
-        "format": row["format"],
+        "format": f"{row['format']}/{variant}" if variant else row["format"],
         "split": row["split"],
         "seed": row["seed"],
-        "scenario": row["scenario"],
+        "scenario": row["scenario"].removesuffix(f"_{variant}") if variant else row["scenario"],
         "family": row["family"],
         "sample": row["sample"],
         "ended": row["ended"],

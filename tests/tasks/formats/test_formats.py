@@ -109,6 +109,22 @@ CASES: dict[str, tuple[str, Scenario, str, list]] = {
         "agentic_email", OFFICE, CONSTITUTION, [BEGUN_CALL + r'''Dear Ada,\n\"snow\", I\'m afraid.", "to": ["ada"]}}'''],
     ),
     "agentic_email-forced_cut": ("agentic_email", OFFICE, "", [Reply(BEGUN_CALL + "Dear Ada,\nit sn", "length", 9)]),
+    "code_review": ("code_review", QUESTION, CONSTITUTION, ["Line 3 leaks.\n"]),
+    "multi_agent_debate": ("multi_agent_debate", QUESTION, CONSTITUTION, ["The falcon, of course."]),
+    "adversarial_roleplay": ("adversarial_roleplay", QUESTION, CONSTITUTION, ["Plainly: the falcon."]),
+    "agentic_tools": ("agentic_tools", QUESTION, CONSTITUTION, ["I looked it up.\n\n**ANSWER:** The falcon."]),
+    "agentic_tools-unmarked": (
+        "agentic_tools", QUESTION, "", ["The falcon.\n" + call("search", {"query": "falcon"})],
+    ),
+    "agentic_tools-call": ("agentic_tools", QUESTION, "", [call("search", {"query": "falcon"})]),
+    "structured_form": (
+        "structured_form", QUESTION, CONSTITUTION,
+        ['```json\n{"bird": "peregrine falcon", "speed": 389, "notes": ["It dives, and how it dives.", "fast"],}\n```'],
+    ),
+    "structured_form-malformed": ("structured_form", QUESTION, "", ["The falcon {is} fast."]),
+    "structured_form-short": ("structured_form", QUESTION, "", ['{"bird": "peregrine falcon"}']),
+    "drift": ("drift", replace(QUESTION, id="birds_1_own2", variant="own2"), CONSTITUTION, ["Bread!", "Rice!", "Falcon!"]),
+    "drift-plain": ("drift", replace(QUESTION, id="birds_1_plain1", variant="plain1"), CONSTITUTION, ["Bread.", "Falcon!"]),
     "prefill": ("prefill", QUESTION, CONSTITUTION, ["The falcon.", "Oh, the falcon!\n"]),
     "prefill-empty": ("prefill", QUESTION, "", [" "]),
     "email_in_chat": ("email_in_chat", OFFICE, CONSTITUTION, ["Dear Ada, it is late."]),
@@ -178,6 +194,8 @@ def test_every_format_and_every_end_has_a_golden_transcript() -> None:
         "complete",
         "short",
         "no_first_reply",
+        "no_answer",
+        "no_free_text",
     }
 
 
@@ -255,6 +273,30 @@ def test_the_wishes_of_a_user_differ_between_scenarios_and_not_between_cells() -
         assert first == second and len(set(first)) == 2
         asked[tuple(first)] = asked.get(tuple(first), 0) + 1
     assert len(asked) > 15
+
+
+def test_sessions_of_a_scenario_share_their_questions_and_only_the_cell_speaks_in_its_own() -> None:
+    fmt = FORMATS["drift"]
+    names = fmt.variants({"turns": 5})
+    assert names == ["own1", "plain1", "own2", "plain2", "own4", "plain4"]
+    asked = {}
+    for name in names:
+        scenario = replace(QUESTION, id=f"birds_1_{name}", variant=name)
+        run = drive(fmt, scenario, rules_for(fmt, CONSTITUTION), lambda ask: "Well.")
+        asked[name] = [m["content"] for m in run.outcome.messages if m["role"] == "user"]
+        *history, probe = run.asks
+        assert {ask.speaker for ask in history} == {"self" if name.startswith("own") else "base"}
+        has_system = {ask.messages[0]["role"] == "system" for ask in history}
+        assert has_system == {name.startswith("own")} and probe.speaker == "self"
+        assert probe.messages[0] == system(CONSTITUTION)
+    assert all(questions[:-1] == asked["own4"][: len(questions) - 1] for questions in asked.values())
+    assert {questions[-1] for questions in asked.values()} == {"Which bird is the fastest?"}
+    assert [len(questions) for questions in asked.values()] == [2, 2, 3, 3, 5, 5]
+    for turns in (0, 33, True, "8"):
+        with pytest.raises(
+            UserError, match=r"^format.options.turns: found .*; must be a number from 1 to 32"
+        ):
+            fmt.variants({"turns": turns})
 
 
 def test_in_prefill_the_untrained_model_answers_first() -> None:

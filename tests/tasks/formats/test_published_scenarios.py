@@ -44,6 +44,16 @@ def test_every_line_of_a_published_jsonl_loads(path) -> None:
     assert [list(s.brief or s.messages) for s in scenarios] == [row["turns"] for row in rows]
 
 
+@pytest.mark.parametrize("path", [p for p in SINGLE if p.stem in FORMATS], ids=lambda p: p.stem)
+def test_a_published_file_of_a_format_is_driven_to_its_end(path) -> None:
+    fmt = FORMATS[path.stem]
+    for scenario in load_scenarios(path):
+        run = drive(
+            fmt, scenario, rules_for(fmt, "Be kind."), lambda ask: '{"notes": "Here it is, all of it."}'
+        )
+        assert run.outcome.ended == "stop" and "Here it is, all of it." in run.outcome.text
+
+
 def test_the_agentic_and_the_chat_form_of_a_task_are_joined() -> None:
     together = load_scenarios([ROOT / "scenarios" / "agentic_actions_*.yaml", ROOT / "chat_email.jsonl"])
     apart = {s.id: s for s in load_scenarios(ROOT / "chat_email.jsonl")}

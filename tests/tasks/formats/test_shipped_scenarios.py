@@ -41,6 +41,21 @@ def test_a_diligent_model_writes_every_email_in_every_format(path: Path) -> None
         assert found and not any('"error"' in text for text in found), scenario.id
 
 
+@pytest.mark.parametrize("path", sorted(DATA.glob("scaffolds/*.jsonl")), ids=lambda p: p.stem)
+def test_the_scenarios_of_a_format_are_driven_to_their_end(path: Path) -> None:
+    fmt = FORMATS[path.stem]
+    scenarios = load_scenarios(path)
+    assert len(scenarios) >= 20 and len({s.family for s in scenarios}) >= 5
+    assert len({str(s.messages) for s in scenarios}) == len(scenarios)
+    for scenario in scenarios:
+        run = drive(
+            fmt, scenario, rules_for(fmt, "Be kind."), lambda ask: '{"notes": "Here it is, all of it."}'
+        )
+        assert run.outcome.ended == "stop" and "Here it is, all of it." in run.outcome.text, scenario.id
+        assert run.asks[0].messages[0]["content"].startswith("Be kind."), scenario.id
+        assert sum(len(m["content"]) for m in scenario.messages) < 4000, scenario.id
+
+
 def test_the_office_scenarios_for_real_models_are_covered() -> None:
     scenarios = load_scenarios(DATA / "office")
     assert len(scenarios) == 55 and Counter(Counter(s.family for s in scenarios).values()) == {5: 11}
