@@ -9,8 +9,9 @@ from offscript.evaluation.predictions import load_predictions
 from offscript.tasks.formats import FORMATS
 from offscript.tasks.personas import read_constitution
 from offscript.tasks.scenario_files import load_scenarios
+from offscript.tasks.tool_calls import SEND
 from tests.published import ROOT, needs_published
-from tests.tasks.formats.driver import diligent, drive, rules_for
+from tests.tasks.formats.driver import call, diligent, drive, listed, rules_for
 
 pytestmark = needs_published
 AGENTIC = sorted(ROOT.glob("scenarios/agentic_actions_*.yaml"))
@@ -47,11 +48,11 @@ def test_every_line_of_a_published_jsonl_loads(path) -> None:
 @pytest.mark.parametrize("path", [p for p in SINGLE if p.stem in FORMATS], ids=lambda p: p.stem)
 def test_a_published_file_of_a_format_is_driven_to_its_end(path) -> None:
     fmt = FORMATS[path.stem]
+    said = "Here it is, all of it."
+    reply = call(SEND, {"body": said}) if fmt.name == "agentic_email" else json.dumps({"notes": said})
     for scenario in load_scenarios(path):
-        run = drive(
-            fmt, scenario, rules_for(fmt, "Be kind."), lambda ask: '{"notes": "Here it is, all of it."}'
-        )
-        assert run.outcome.ended == "stop" and "Here it is, all of it." in run.outcome.text
+        run = drive(fmt, scenario, rules_for(fmt, "Be kind."), listed([reply]))
+        assert run.outcome.ended in ("stop", "email") and said in run.outcome.text
 
 
 def test_the_agentic_and_the_chat_form_of_a_task_are_joined() -> None:
