@@ -205,3 +205,13 @@ def test_examples_of_methods_data_and_models_run(extended: Path) -> None:
     models = [line for line in example_lines("rollout") if "model=" in line]
     assert len(trained) == 2 and len(models) == 2
     run_examples(extended, [*trained, stacked, method, *models])
+
+
+def test_every_test_that_reliability_names_exists() -> None:
+    text = (HOME / "docs/reliability.md").read_text(encoding="utf-8")
+    file, missing = "", []
+    for path, name in re.findall(r"(tests/[\w/]+\.py)?(?:::(\w+))?", text):
+        file = path or file
+        if name and not re.search(rf"^def {name}\b", (HOME / file).read_text(encoding="utf-8"), re.MULTILINE):
+            missing.append(f"{file}::{name}")
+    assert file and not missing
