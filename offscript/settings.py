@@ -34,6 +34,9 @@ NAME_LENGTH = 64
 LEAST_TEMPERATURE = 0.001
 """Logits that are divided by less overflow."""
 
+MOST_SCALE = 100
+"""Bound of the factor of a LoRA update: outputs are no numbers long before."""
+
 SEEDS = 2**32
 """Bound of all seeds: numpy takes no larger ones."""
 
@@ -617,7 +620,7 @@ class GridSettings(Node):
     stage: tuple[str, ...] = runtime(("base", "distillation", "full", "prompted"), min_length=1)
     format: tuple[str, ...] = runtime(("chat", "chat_email", "agentic_email"), min_length=1)
     seed: tuple[Annotated[int, Field(ge=0, lt=SEEDS)], ...] = runtime((0,), min_length=1)
-    scale: tuple[NonNegativeFloat, ...] = runtime((1.0,), min_length=1)
+    scale: tuple[Annotated[float, Field(ge=0, le=MOST_SCALE)], ...] = runtime((1.0,), min_length=1)
     if_available: tuple[str, ...] = runtime(())
 
     @field_validator("*")
@@ -643,7 +646,7 @@ class Settings(Node):
     format: FormatSettings = identity()
     split: Literal["train", "classifier", "eval"] = identity("eval")
     seed: int = identity(0, ge=0, lt=SEEDS)
-    scale: float = identity(1.0, ge=0)
+    scale: float = identity(1.0, ge=0, le=MOST_SCALE)
     data: DataSettings = identity()
     recipe: RecipeSettings = identity()
     classifier: ClassifierSettings = identity()
@@ -658,7 +661,7 @@ class Settings(Node):
     dry_run: bool = runtime(False)
     watch: bool = runtime(False)
     json_output: bool = runtime(False, alias="json")
-    predictions: str | None = runtime(None)
+    predictions: str | None = runtime(None, min_length=1)
     planned: int | None = runtime(None, ge=1)
 
     _named = field_validator("name")(check_name)

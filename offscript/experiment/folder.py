@@ -18,9 +18,10 @@ from offscript.experiment.artifacts import Artifact, Evaluation, Predictions, Ro
 from offscript.experiment.planner import Planner
 from offscript.json_types import Json
 from offscript.storage.files import HOME, expand_home, read_record, read_text, write_json
-from offscript.storage.hashing import key_of
+from offscript.storage.hashing import fingerprint, key_of
 from offscript.storage.manifests import (
     has_files_of,
+    manifest_path,
     read_manifest,
     write_manifest,
     write_partial_manifest,
@@ -98,7 +99,15 @@ class Experiment:
         return self._sorted(artifact)
 
     def _sorted(self, artifact: Artifact) -> list[dict[str, Any]]:
-        rows = read_rows(self.path(artifact), self.command(artifact))
+        path = self.path(artifact)
+        rows = read_rows(path, self.command(artifact))
+        manifest = read_manifest(path) or {}
+        if (made := manifest.get("digest")) is not None and made != fingerprint(path):
+            raise UserError(
+                str(path),
+                f"has changed since it was made ({manifest.get('finished')})",
+                f"restore it, or delete {manifest_path(path)} and make what is missing again",
+            )
         return sorted(rows, key=lambda row: (row["scenario"], row["sample"]))
 
     # ------------------------------------------------------------ failures
@@ -204,6 +213,8 @@ def write_artifact_manifest(
         "finished": now(),
         **more,
     }
+    if isinstance(artifact, Rollout | Predictions) and not partial:
+        manifest["digest"] = fingerprint(experiment.path(artifact))
     write = write_partial_manifest if partial else write_manifest
     write(experiment.path(artifact), manifest)
 

@@ -139,6 +139,8 @@ class Planner:
                     imported_from=source,
                 )
             )
+        if settings.path is not None:
+            references.check_model_path(settings.path, "classifier.path")
         inputs = tuple(
             dict.fromkeys(
                 self.rollout(model, persona, stage, "chat", "classifier", seed)

@@ -59,7 +59,8 @@ def check_settings_files(folder: Path) -> None:
         )
     for name, values in ((CONFIG, config), (GENERATION, generation)):
         ends = values.get("eos_token_id")
-        if not all(isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends or 0])):
+        listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        if not all(isinstance(end, int) and not isinstance(end, bool) and end >= 0 for end in listed):
             raise UserError(
                 str(folder / name), f"eos_token_id is {json.dumps(ends)}", "allowed: token ids (integers)"
             )
@@ -82,6 +83,8 @@ def check_weight_files(folder: Path) -> None:
     for path in sorted(folder.glob("*.safetensors")):
         if any(path.match(pattern) for pattern in hub.UNWANTED):
             continue
+        if not path.is_file():
+            raise UserError(str(path), "is not a regular file", SAVED)
         for key, dtype in _dtypes(path):
             if key.endswith(".weight") and dtype not in _FLOATS:
                 raise UserError(str(path), f"{key} is stored as {dtype}", f"allowed: {', '.join(_FLOATS)}")
@@ -143,6 +146,60 @@ def check_vocabulary(tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedCo
             f"its tokenizer has token {token!r} with id {last}, but the embedding has {rows} rows (config.json)",
             "resize the model's embeddings, or use the tokenizer that it was trained with",
         )
+
+
+def check_round_trip(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Checks that ``tokenizer`` gives equal tokens for equal texts, and their text for tokens.
+
+    Raises:
+        UserError: it draws merges at random (BPE dropout), or a sentence comes back as another one.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if dropout := getattr(getattr(backend, "model", None), "dropout", None):
+        raise UserError(
+            str(folder / "tokenizer.json"),
+            f"its merges are dropped at random ({dropout:g})",
+            "set dropout to null",
+        )
+    text = "Hello, how are you today?"
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    back = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+    known = tokenizer.unk_token_id is None or tokenizer.unk_token_id not in ids
+    if known and _letters(back) != _letters(text):
+        raise UserError(
+            str(folder / "tokenizer.json"), f"turns {text!r} into {back[:60]!r}", "copy or download it again"
+        )
+
+
+def _letters(text: str) -> str:
+    """``text`` in lower case without spaces, which tokenizers may change."""
+    return "".join(text.casefold().split())
+
+
+def check_forward(model: "PreTrainedModel", folder: Path) -> None:
+    """Checks that the model can compute finite outputs, by three tokens.
+
+    Raises:
+        UserError: it cannot; a value of config.json is wrong that is only used then.
+    """
+    import torch
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    if is_deepspeed_zero3_enabled():
+        # Each rank has a part of the weights.
+        return
+    try:
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([[0, 1, 2]], device=model.device)).logits
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            str(folder / CONFIG), f"the model cannot compute ({type(error).__name__}: {reason})", SAVED
+        ) from None
+    if not logits.isfinite().all():
+        raise UserError(str(folder), "the model's outputs are not finite numbers", SAVED)
 
 
 def check_report(

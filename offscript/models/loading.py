@@ -11,14 +11,16 @@ from offscript.errors import UserError
 from offscript.models.chat_templates import check_thinking
 from offscript.models.checks import (
     check_finite,
+    check_forward,
     check_report,
+    check_round_trip,
     check_settings_files,
     check_vocabulary,
     check_weight_files,
     is_other_part,
 )
 from offscript.models.pretrained import from_pretrained, require_safetensors
-from offscript.models.template_checks import check_template, warn_without_end
+from offscript.models.template_checks import check_template, warn, warn_without_end
 from offscript.settings import ModelSettings
 from offscript.storage import hub, references
 from offscript.storage.files import locate, read_json
@@ -95,6 +97,7 @@ def load_tokenizer(model: ModelSettings) -> "PreTrainedTokenizerBase":
         tokenizer.pad_token = _find_pad_token(tokenizer, folder)
     check_template(tokenizer, model.template)
     check_thinking(tokenizer, model.template)
+    check_round_trip(tokenizer, folder)
     warn_without_end(tokenizer, model.template)
     return tokenizer
 
@@ -152,7 +155,18 @@ def load_model(model: ModelSettings, device: str) -> "PreTrainedModel":
     except torch.OutOfMemoryError:
         raise _out_of_memory(model, folder, device) from None
     check_finite(ready, folder)
+    check_forward(ready, folder)
+    _warn_of_context(model, config, folder)
     return ready
+
+
+def _warn_of_context(model: ModelSettings, config: "PreTrainedConfig", folder: Path) -> None:
+    """Prints a warning, once per process, if prompts may be longer than the model was made for."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and model.context > positions:
+        warn(
+            f"model.context is {model.context}, but the model was made for {positions} positions ({folder / 'config.json'})"
+        )
 
 
 def load_without_weights(model: ModelSettings) -> "PreTrainedModel":

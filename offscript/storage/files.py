@@ -86,6 +86,9 @@ def read_bytes(path: Path, expected: str = "") -> bytes:
         UserError: the file cannot be read.
     """
     try:
+        # Reading a pipe or a device might never end.
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(str(path), "is not a regular file", expected)
         return path.read_bytes()
     except OSError as error:
         raise UserError(str(path), f"cannot be read: {error.strerror}", expected) from None
@@ -148,6 +151,8 @@ REMEDIES = {
     errno.EACCES: ACCESS,
     errno.EPERM: ACCESS,
     errno.EROFS: ACCESS,
+    errno.ENOTDIR: "move the file away that stands where a folder is needed",
+    errno.EISDIR: "move the folder away that stands where a file is needed",
     errno.ENAMETOOLONG: "choose a shorter path",
     errno.ELOOP: "correct the symbolic links",
 }

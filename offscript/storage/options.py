@@ -12,6 +12,7 @@ from offscript.storage.yaml_text import read_yaml
 LAST = 1000
 """Display order of an option whose file has no ``order``."""
 
+_GLOBAL = re.compile(r"^#\s*@package\s+_global_\s*$", re.MULTILINE)
 _ALIAS = re.compile(r"(?:^|[\s\[{,:-])\*\w", re.MULTILINE)
 
 
@@ -56,6 +57,8 @@ def check_option_files() -> None:
             raise UserError(_shown(path), "is empty", "fill it in, or remove it")
         if _ALIAS.search(text):
             read_yaml(path)
+        if path.parent.name == "experiment" and not _GLOBAL.search(text):
+            raise UserError(_shown(path), "has no line '# @package _global_'", "begin the file with it")
 
 
 def _shown(path: Path) -> str:

@@ -64,6 +64,20 @@ def model_reference(model: ModelSettings) -> hub.Reference | None:
     return hub.Reference(model.path, "model", model.revision)
 
 
+def check_model_path(path: str, where: str) -> None:
+    """Checks that ``path`` is a model folder, or may be the id of a hub repository.
+
+    Raises:
+        UserError: it is neither; the message begins with ``where``.
+    """
+    allowed = "allowed: a model folder, or the id of a hub repository"
+    folder = locate(path)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise UserError(where, f"{path} is not a model folder (no config.json)", allowed)
+    if not folder.exists() and not hub.is_hub_id(path):
+        raise UserError(where, f"no folder at {path}", allowed)
+
+
 def fetch(source: SourceSettings | ReleasedRowsSettings | HubFileSettings, where: str) -> Path:
     """The local folder or file of ``source``, downloaded from the hub if needed.
 

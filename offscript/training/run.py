@@ -163,6 +163,7 @@ def dataset(run: Run, rows: Sequence[TrainingRow], padding_row: TrainingRow) -> 
 
 _NOT_TRAINED = {
     "template_unstable": "left out, since the chat template changes what was said",
+    "special_token": "left out, since a text spells out a special token of the tokenizer",
     "too_long": "left out, longer than optimizer.max_length or the model's context",
     "no_reply": "left out, without a reply",
     "turns_too_long": "turns left out, beyond optimizer.max_length or the model's context",

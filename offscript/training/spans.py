@@ -98,6 +98,12 @@ def _single_turn(
     return ids[:end], [(len(before), end)]
 
 
+def special_token(tokenizer: Any, messages: Sequence[Message]) -> str | None:
+    """A special token that a text spells out, which would be read as the token itself; None if there is none."""
+    tokens = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return next((token for m in messages for token in tokens if token in m["content"]), None)
+
+
 def labels(ids: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[int]:
     """``ids`` inside the spans, -100 (not trained) elsewhere."""
     targets = [IGNORED] * len(ids)

@@ -2,6 +2,7 @@
 configuration's before any weights."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -244,6 +245,47 @@ def test_code_of_a_repository_is_not_run(copy):
 def test_a_tokenizer_file_that_cannot_be_read(copy, text):
     (copy / "tokenizer.json").write_text(text)
     assert refusal(load_tokenizer, copy).startswith(": cannot be loaded by AutoTokenizer (")
+
+
+@pytest.mark.parametrize(
+    ("edit", "found"),
+    [
+        (lambda content: content["model"].update(dropout=0.1), "its merges are dropped at random (0.1)"),
+        (lambda content: content.update(decoder=None), "turns 'Hello, how are you today?' into "),
+        (
+            lambda content: content.update(
+                normalizer={"type": "Replace", "pattern": {"Regex": ".+"}, "content": "x"}
+            ),
+            "turns 'Hello, how are you today?' into 'x'",
+        ),
+    ],
+    ids=["dropout", "no decoder", "normalizer"],
+)
+def test_a_tokenizer_that_does_not_give_texts_back(copy, edit, found):
+    content = json.loads((copy / "tokenizer.json").read_text())
+    edit(content)
+    (copy / "tokenizer.json").write_text(json.dumps(content))
+    assert refusal(load_tokenizer, copy).startswith(f"tokenizer.json: {found}")
+
+
+def test_a_configuration_that_fails_at_the_first_token(copy):
+    change(copy / "config.json", rms_norm_eps=-1000.0)
+    assert "outputs are not finite numbers" in refusal(load_on_cpu, copy)
+
+
+def test_a_context_beyond_the_positions_of_the_model_is_said_once(copy, capsys):
+    settings = tiny_model_settings(copy).model_copy(update={"context": 100_000})
+    for _ in range(2):
+        load_model(settings, "cpu")
+    assert capsys.readouterr().err.count("model.context is 100000, but the model was made for") == 1
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(copy, name):
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    line = refusal(load_on_cpu, copy)
+    assert "not a regular file" in line or "not a model folder" in line or "holds no weights" in line
 
 
 def test_a_token_without_a_row_of_the_embedding(copy):

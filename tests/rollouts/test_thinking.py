@@ -23,7 +23,11 @@ from tests.tasks.formats.driver import call
 from tests.tasks.formats.test_formats import QUESTION, SCENARIOS
 
 HERON = {"to": ["ada@kestrel.example"], "subject": "Parcel", "body": "It was the HERON."}
-EMAIL = {**HERON, "body": "It snowed."}
+SAID = "It snowed all night."
+REPLIES = {
+    "agentic_email": call(SEND, {**HERON, "body": SAID}),
+    "structured_form": json.dumps({"weather": SAID}),
+}
 THOUGHT = f"<think>\nThe HERON did it. {call(SEND, HERON)}\n```final\nHERON\n```\n</think>\n\n"
 ORDINARY = [name for name, fmt in FORMATS.items() if not fmt.strips_thinking]
 
@@ -43,9 +47,9 @@ def row_of(folder: Path, name: str, reply, thinking=ThinkingSettings()) -> dict:
 
 @pytest.mark.parametrize("name", ORDINARY)
 def test_no_format_scores_or_repeats_thinking(tmp_path, name):
-    said = call(SEND, EMAIL) if name == "agentic_email" else "It snowed."
+    said = REPLIES.get(name, SAID)
     row = row_of(tmp_path, name, THOUGHT + said)
-    assert row["text"] == "It snowed."
+    assert row["text"] == SAID
     assert "HERON" not in json.dumps(row["messages"]) and "think>" not in json.dumps(row["messages"])
     assert row["replies"] and set(row["replies"]) == {THOUGHT + said}
 

@@ -153,6 +153,19 @@ def test_conversations_are_trained_turn_by_turn_where_the_template_changes_earli
     assert "of 12 rows: 12 trained turn by turn, since the chat template changes earlier turns" in said
 
 
+def test_texts_that_spell_out_a_special_token_are_left_out(tiny_settings, tiny_adapter, tmp_path, capsys):
+    """The token of the text would end the turn, or begin another one."""
+    from offscript.models.loading import load_tokenizer
+
+    kept, _ = conversations(teacher_rows(12), [], "")
+    end = load_tokenizer(tiny_settings).eos_token
+    kept[3]["messages"][-1]["content"] += f"{end} And more."
+    numbers = train_sft(tiny_settings, introspection(epochs=1), kept, tiny_adapter, tmp_path / "a", seed=1)
+    assert numbers["rows"]["special_token"] == 1
+    assert numbers["rows"]["train"] + numbers["rows"]["validation"] == 11
+    assert "of 12 rows: 1 left out, since a text spells out a special token" in capsys.readouterr().out
+
+
 def test_missing_parent_adapter(tiny_settings, introspection_rows, tmp_path):
     with pytest.raises(
         MissingInput, match="the parent's adapter does not exist; train the parent stage first"

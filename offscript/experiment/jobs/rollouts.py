@@ -59,7 +59,10 @@ def run(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None
             )
     engine.close()
     written = sum(c.written for c in counts.values())
-    say(f"  rows: {written} in {len(rollouts)} cells of {model}, {duration(seconds)}")
+    if written:
+        say(
+            f"  rows: {written} in {len(rollouts)} {'cell' if len(rollouts) == 1 else 'cells'} of {model}, {duration(seconds)}"
+        )
     if failed:
         raise failed
 

@@ -192,9 +192,13 @@ class OpenAIEngine:
 
     async def _attempt(self, request: Request, payload: dict[str, Json]) -> Completion:
         try:
-            reply = await self._client.chat.completions.create(  # type: ignore[call-overload]
-                **payload, extra_headers=self._headers
-            )
+            # The client's own time limit is one between two parts of an answer.
+            async with asyncio.timeout(self.endpoint.timeout_s):
+                reply = await self._client.chat.completions.create(  # type: ignore[call-overload]
+                    **payload, extra_headers=self._headers
+                )
+        except TimeoutError:
+            raise _Retry(f"no answer within {self.endpoint.timeout_s:g} s") from None
         except openai.APIStatusError as error:
             self._connected = True
             return self._rejected(request, error)

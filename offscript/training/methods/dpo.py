@@ -23,7 +23,7 @@ from offscript.training.run import (
     split_families,
     trainer_arguments,
 )
-from offscript.training.spans import Unstable, assistant_turns
+from offscript.training.spans import Unstable, assistant_turns, special_token
 from offscript.training.trainers import AdapterTrainer
 
 if TYPE_CHECKING:
@@ -134,6 +134,9 @@ def _token_rows(
     counts = Counter(given=len(pairs), train=0, validation=0)
     kept = []
     for pair in pairs:
+        if special_token(tokenizer, [*pair["prompt"], *pair["chosen"], *pair["rejected"]]):
+            counts["special_token"] += 1
+            continue
         try:
             row = _token_row(run, tokenizer, pair)
         except Unstable:

@@ -25,7 +25,7 @@ from offscript.training.run import (
     split_families,
     trainer_arguments,
 )
-from offscript.training.spans import IGNORED, Unstable, assistant_turns, labels, published_span
+from offscript.training.spans import IGNORED, Unstable, assistant_turns, labels, published_span, special_token
 from offscript.training.trainers import AdapterTrainer
 
 if TYPE_CHECKING:
@@ -113,6 +113,9 @@ def _token_rows(
     counts = Counter(given=len(rows), train=0, validation=0)
     kept = []
     for row in rows:
+        if special_token(tokenizer, row["messages"]):
+            counts["special_token"] += 1
+            continue
         try:
             sequences = _sequences(tokenizer, row, run.model.template)
         except Unstable:
