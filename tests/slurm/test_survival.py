@@ -1,5 +1,8 @@
+import time
+
 """Failures injected into a running grid: it completes without a new command, with the rows of an undisturbed run."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -126,7 +129,12 @@ def test_a_job_that_exceeds_its_memory_is_reported_with_that_reason(idle_cluster
     options = (*grid.SHORT, "cluster=slurm", "cluster.retries=0", "+cluster.jobs.rollout={memory_gb: 0.05}")
     submit(tmp_path, *options)
     supervisors_end(idle_cluster, tmp_path, "FAILED")
-    found = grid.status(tmp_path, *options)
+    # The lock of a job that was killed on another node counts until it is older than the end of the job.
+    for _ in range(15):
+        found = grid.status(tmp_path, *options)
+        if not found["states"].get("running"):
+            break
+        time.sleep(5)
     failed = [entry for entry in found["entries"] if entry["state"] == "failed"]
     assert failed and all("memory limit" in entry["reason"] for entry in failed), failed
     assert all(Path(entry["log"]).exists() for entry in failed)
