@@ -42,6 +42,9 @@ def run(name: str) -> None:
         sys.exit(2)
     try:
         from offscript import cli, commands, doctor
+    except KeyboardInterrupt:
+        say("interrupted")
+        sys.exit(130)
     except UserError as error:
         # A file of a folder that is searched, a format for example, is not what it has to be.
         say(f"error: {error}")
