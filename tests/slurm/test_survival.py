@@ -1,5 +1,3 @@
-import time
-
 """Failures injected into a running grid: it completes without a new command, with the rows of an undisturbed run."""
 
 from pathlib import Path
