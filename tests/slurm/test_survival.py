@@ -1,5 +1,6 @@
 """Failures injected into a running grid: it completes without a new command, with the rows of an undisturbed run."""
 
+import time
 from pathlib import Path
 
 import pytest
