@@ -26,6 +26,7 @@ from offscript.settings import Settings
 from offscript.storage import hub
 from offscript.storage.hashing import fingerprint, key_of
 from offscript.storage.manifests import digests, remove_manifests, write_manifest
+from offscript.tasks.formats import check_options, get_format
 from offscript.training.stages import BASE
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def _rows_for(adapter: Adapter) -> set[str]:
 def rollout(settings: Settings, experiment: Experiment) -> int:
     """``rollout.py``: makes the rows of one cell."""
     persona = settings.persona.name if settings.persona is not None else None
+    check_options(get_format(settings.format.name), settings.format.options)
     names = (settings.model.name, persona, settings.stage.name, settings.format.name)
     rows = experiment.planner.rollout(*names, settings.split, settings.seed, settings.scale)
     results = make([rows], experiment, lambda a: a == rows or a.source is not None, settings.limit)

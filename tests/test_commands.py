@@ -59,6 +59,7 @@ PERSONA_CHOICES = f"no such persona; allowed: {PERSONAS}"
         ("rollout stage@x=base", "error: stage@x=base: @x is not known here; write group=option"),
         ("submit experiment=smoke classifier.path=./nowhere", "error: classifier.path: no folder at ./nowhere; allowed: a model folder, or the id of a hub"),
         ("submit experiment=smoke classifier.path=conf", "error: classifier.path: conf is not a model folder (no config.json)"),
+        ("rollout stage=base format.options.forced=true", "error: format.options.forced: unknown key; chat has no options"),
         ("submit grid.stage=[fullest]", "error: stage=fullest: no such stage; allowed: base,"),
         # Keys.
         ("train temperature=1", "error: temperature: unknown key; "),

@@ -12,7 +12,7 @@ from offscript.json_types import Json
 from offscript.rollouts.engines.base import Sampling
 from offscript.settings import SamplingSettings, StageSettings, identity_of
 from offscript.storage.options import options_of
-from offscript.tasks.formats import check_episodes, check_options, get_format
+from offscript.tasks.formats import check_episodes, check_options, get_format, options_for
 from offscript.tasks.formats.base import Format, Rules
 from offscript.tasks.prompts import constitution_system, named_constitution_system
 from offscript.training.data.base import Collection, PersonaPrompts, RowsRequest, Scenarios, SharedPrompts
@@ -59,7 +59,7 @@ class RolloutPlanner:
             raise UserError(f"split {cell.split}", f"format {fmt.name} has no count for it", one_of(counts))
         scenarios = scenario_sets.crossed(
             self.context.collections.split(fmt.source, cell.split, counts[cell.split]),
-            fmt.variants({**fmt.defaults, **settings.options}),
+            fmt.variants({**fmt.defaults, **options_for(fmt, settings.options)}),
         )
         samples = {str(name): n for name, n in settings.samples.items()}.get(cell.split, 1)
         planned = Cell(cell.model, persona, stage.name, fmt.name, cell.split, seed, scale)
@@ -258,9 +258,8 @@ class RolloutPlanner:
         return None if fmt.scored else self.context.settings.recipe.sampling
 
     def _rules(self, cell: Cell, stage: StageSettings, fmt: Format, request: RowsRequest | None) -> Rules:
-        configured = self.context.options.format[fmt.name].options
-        from_recipe = self._recipe_options(fmt, request)
-        given = {**from_recipe, **configured}
+        configured = options_for(fmt, self.context.options.format[fmt.name].options)
+        given = {**self._recipe_options(fmt, request), **configured}
         check_options(fmt, given)
         return Rules(system=self._system(cell, stage, fmt), options={**fmt.defaults, **given})
 

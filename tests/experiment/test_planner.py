@@ -232,6 +232,20 @@ def test_every_scenario_is_crossed_with_every_instruction():
     assert {s.family for s in found} == {s.family for s in plain.scenarios.load_local()}
 
 
+def test_an_option_of_one_format_leaves_the_other_formats_of_the_grid_alone():
+    formats = "grid.format=[chat,agentic_email,drift]"
+    plain, own = (
+        experiment_of("experiment=smoke", formats, *options).planner.cells()
+        for options in ((), ("format.options.forced=true", "format.options.session=2"))
+    )
+    keys = {r.key for r in plain if r.cell.format == "chat"}
+    assert keys == {r.key for r in own if r.cell.format == "chat"}
+    assert {r.rules.options["forced"] for r in own if r.cell.format == "agentic_email"} == {True}
+    assert {r.rules.options["session"] for r in own if r.cell.format == "drift"} == {2}
+    with pytest.raises(UserError, match=r"^format.options.nothing: unknown key"):
+        experiment_of("experiment=smoke", "+format.options.nothing=1").planner.cells()
+
+
 def test_a_repetition_penalty_of_the_recipe_is_for_rows_that_are_only_trained_on():
     """On scored rows it would count the prompt, and so change JSON, names and addresses."""
     own, without = (

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from offscript.errors import UserError, one_of
 from offscript.json_types import Json
+from offscript.storage.options import option_file, options_of
 from offscript.storage.plugins import choose, discover
 from offscript.tasks.formats.base import Format, Rules
 from offscript.tasks.scenarios import Scenario
@@ -58,11 +59,22 @@ def check_options(fmt: Format, given: Mapping[str, Json]) -> None:
     for name, value in sorted(given.items()):
         where = f"format.options.{name}"
         if name not in fmt.defaults:
-            raise UserError(where, "unknown key", one_of(sorted(fmt.defaults)))
+            allowed = one_of(sorted(fmt.defaults)) if fmt.defaults else f"{fmt.name} has no options"
+            raise UserError(where, "unknown key", allowed)
         kind = type(fmt.defaults[name])
         fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
         if kind in EXPECTED and (not fits or (isinstance(value, bool) and kind is not bool)):
             raise UserError(where, f"found {value!r}", EXPECTED[kind])
+
+
+def options_for(fmt: Format, given: Mapping[str, Json]) -> dict[str, Json]:
+    """``given`` without what the command line sets for other formats of the grid: options that neither the format nor its
+    YAML has, and another format does."""
+    content = option_file("format", fmt.name) if fmt.name in options_of("format") else None
+    listed = content.get("options") if isinstance(content, dict) else None
+    own = {*fmt.defaults, *(listed if isinstance(listed, dict) else ())}
+    elsewhere = {name for other in FORMATS.values() for name in other.defaults}
+    return {name: value for name, value in given.items() if name in own or name not in elsewhere}
 
 
 def check_episodes(fmt: Format, scenarios: Iterable[Scenario], rules: Rules) -> None:

@@ -1,6 +1,6 @@
 """Chat at the end of a session of many turns: does the character wear off?
 
-Every scenario is played after 1, 2, 4, ... turns, up to option ``turns``. The user's messages of the session are everyday
+Every scenario is played after 1, 2, 4, ... turns, up to option ``session``. The user's messages of the session are everyday
 questions, in an order that the scenario's id decides; then the scenario's own message is the probe, and its reply the text.
 A variant ``own8`` has a session of eight turns with the replies of the cell. Its control ``plain8`` has the same questions
 with the replies of the untrained model without a system text, so that a difference between the two is not one of length.
@@ -26,11 +26,11 @@ def variants(options: Mapping[str, Json]) -> Sequence[str]:
     """``own1, plain1, own2, plain2, own4, ...``
 
     Raises:
-        UserError: ``turns`` is not a number from 1 to that of the questions.
+        UserError: ``session`` is not a number from 1 to that of the questions.
     """
-    turns, most = options["turns"], len(SESSION_QUESTIONS)
+    turns, most = options["session"], len(SESSION_QUESTIONS)
     if not isinstance(turns, int) or isinstance(turns, bool) or not 1 <= turns <= most:
-        raise UserError("format.options.turns", f"found {turns!r}", f"must be a number from 1 to {most}")
+        raise UserError("format.options.session", f"found {turns!r}", f"must be a number from 1 to {most}")
     lengths = [2**i for i in range(turns.bit_length())]
     return [f"{kind}{length}" for length in lengths for kind in (OWN, PLAIN)]
 
@@ -65,7 +65,7 @@ FORMAT = Format(
     source="chat",
     episode=episode,
     templates={f"question_{i}": text for i, text in enumerate(SESSION_QUESTIONS, 1)},
-    options={"turns": 32},
+    options={"session": 32},
     variants=variants,
     order=24,
     # Of sessions of 1, 2, 4, 8, 16 and 32 turns, the mean. Prompts: assumed.

@@ -277,7 +277,7 @@ def test_the_wishes_of_a_user_differ_between_scenarios_and_not_between_cells() -
 
 def test_sessions_of_a_scenario_share_their_questions_and_only_the_cell_speaks_in_its_own() -> None:
     fmt = FORMATS["drift"]
-    names = fmt.variants({"turns": 5})
+    names = fmt.variants({"session": 5})
     assert names == ["own1", "plain1", "own2", "plain2", "own4", "plain4"]
     asked = {}
     for name in names:
@@ -294,9 +294,9 @@ def test_sessions_of_a_scenario_share_their_questions_and_only_the_cell_speaks_i
     assert [len(questions) for questions in asked.values()] == [2, 2, 3, 3, 5, 5]
     for turns in (0, 33, True, "8"):
         with pytest.raises(
-            UserError, match=r"^format.options.turns: found .*; must be a number from 1 to 32"
+            UserError, match=r"^format.options.session: found .*; must be a number from 1 to 32"
         ):
-            fmt.variants({"turns": turns})
+            fmt.variants({"session": turns})
 
 
 def test_in_prefill_the_untrained_model_answers_first() -> None:
