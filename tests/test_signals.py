@@ -45,6 +45,12 @@ print("went on", flush=True)
 """
 
 
+def default_signals():
+    """Undoes what a shell or nohup may have done to the tests' own process: ignored signals stay ignored in children."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(code, *words, **environment):
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, words)],
@@ -52,6 +58,7 @@ def start(code, *words, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=default_signals,
     )
 
 
