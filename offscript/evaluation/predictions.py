@@ -84,11 +84,13 @@ def prediction_files(path: str | Path) -> list[Path]:
         raise UserError(
             str(path), "no such file", "predictions= takes a file of prediction rows, a folder or a glob"
         )
-    if not found[0].is_dir():
-        return found
-    files = sorted(found[0].rglob("*.jsonl"))
+    files = sorted(found[0].rglob("*.jsonl")) if found[0].is_dir() else found
     if not files:
         raise UserError(str(path), "is a folder without .jsonl files", "give a file of prediction rows")
+    for file in files:
+        # Reading a pipe or a device might never end.
+        if not file.is_file():
+            raise UserError(str(file), "is not a regular file", "give files of prediction rows")
     return files
 
 

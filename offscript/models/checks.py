@@ -83,8 +83,6 @@ def check_weight_files(folder: Path) -> None:
     for path in sorted(folder.glob("*.safetensors")):
         if any(path.match(pattern) for pattern in hub.UNWANTED):
             continue
-        if not path.is_file():
-            raise UserError(str(path), "is not a regular file", SAVED)
         for key, dtype in _dtypes(path):
             if key.endswith(".weight") and dtype not in _FLOATS:
                 raise UserError(str(path), f"{key} is stored as {dtype}", f"allowed: {', '.join(_FLOATS)}")

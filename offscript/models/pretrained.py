@@ -19,7 +19,12 @@ def require_safetensors(folder: Path, where: str | None = None, name: str = "*")
     Raises:
         UserError: there are no such weights, or pickled ones only.
     """
-    if any(not _is_unwanted(path) for path in folder.glob(f"{name}.safetensors")):
+    found_weights = [path for path in folder.glob(f"{name}.safetensors") if not _is_unwanted(path)]
+    for path in found_weights:
+        # Reading a pipe might never end.
+        if not path.is_file():
+            raise _error(folder, where, f"holds {path.name}, which is not a regular file", "copy it again")
+    if found_weights:
         return
     pickled = sorted(path.name for suffix in PICKLED for path in folder.glob(name + suffix))
     found = (

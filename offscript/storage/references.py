@@ -90,6 +90,8 @@ def fetch(source: SourceSettings | ReleasedRowsSettings | HubFileSettings, where
     path = _local_path(source)
     if not path.exists():
         raise UserError(where, f"nothing at {path}", "allowed: a local folder, or the id of a hub repository")
+    if not path.is_file() and not path.is_dir():
+        raise UserError(where, f"{path} is not a regular file", "allowed: a file or folder")
     return path
 
 

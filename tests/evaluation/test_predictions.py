@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -364,3 +365,10 @@ def test_any_file_is_evaluated_or_refused(tmp_path_factory, content):
         json.dumps(summary.summary(scores), allow_nan=False)
         for text in (tables.text(scores), summary.cells_csv(scores), page.page(scores, "", "", "")):
             text.encode()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "rows.jsonl")
+    for place in (tmp_path / "rows.jsonl", tmp_path):
+        with pytest.raises(UserError, match=r"rows.jsonl: is not a regular file"):
+            load_predictions(place)
