@@ -337,6 +337,7 @@ def rerun_after(tmp_path, change):
     return path, run(*words, cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_an_invalid_line_in_the_middle_of_rows_is_refused_and_kept(tmp_path):
     def change(path):
         path.write_text("oops\n" + path.read_text())
@@ -346,6 +347,7 @@ def test_an_invalid_line_in_the_middle_of_rows_is_refused_and_kept(tmp_path):
     assert path.read_text().startswith("oops\n")
 
 
+@pytest.mark.slow
 def test_an_incomplete_last_line_is_removed_and_made_again(tmp_path):
     before = {}
 

@@ -63,6 +63,7 @@ class Cell:
         return JobReturn(overrides, _return_value=self.code, status=JobStatus.COMPLETED)
 
 
+@pytest.mark.slow
 def test_every_job_is_reported_even_if_another_was_killed(tmp_path, capsys, monkeypatch):
     import submitit
 
