@@ -81,7 +81,7 @@ def test_each_process_of_a_rollout_job_has_its_own_gpu_and_shard(rolled_out: tup
         ("1", "1", "1"),
     ]
     texts = logs(root, job, "0-rollout")
-    assert len(texts) == 2 and all("in 1 cells of pocket" in text for text in texts), texts
+    assert len(texts) == 2 and all("in 1 cell of pocket" in text for text in texts), texts
     assert len(list((root / "smoke" / "rollouts").rglob("*.manifest.json"))) == 2
     assert grid.duplicate_rows(root) == []
 
