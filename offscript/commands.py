@@ -113,8 +113,8 @@ def _evaluate_other_rows(predictions: str, settings: Settings, experiment: Exper
     from offscript.evaluation.predictions import prediction_files
 
     options = {**settings.evaluation.model_dump(), "planned": settings.planned}
-    # The name of a file can be the format of its rows.
-    content = {path.name: fingerprint(path) for path in prediction_files(predictions)}
+    # The name of a file can be the format of its rows. Files of several folders may have the same name.
+    content = [[path.name, fingerprint(path)] for path in prediction_files(predictions)]
     key = key_of({"predictions": content, **options})
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(predictions).stem).strip("-.")[:40] or "rows"
     folder = experiment.folder / "evaluations" / f"{name}-{key[:8]}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from offscript.errors import UserError
 from offscript.storage import hub
-from offscript.storage.files import read_text
+from offscript.storage.files import read_json_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -42,7 +42,9 @@ def check_settings_files(folder: Path) -> None:
     Raises:
         UserError: one of them cannot be used.
     """
-    found = {name: _read_object(folder / name) for name in _OBJECTS if (folder / name).is_file()}
+    found = {
+        name: read_json_object(folder / name, remedy=SAVED) for name in _OBJECTS if (folder / name).is_file()
+    }
     config, generation = found.get(CONFIG, {}), found.get(GENERATION, {})
     where = str(folder / CONFIG)
     nested = config.get("text_config")
@@ -88,22 +90,11 @@ def check_weight_files(folder: Path) -> None:
                 raise UserError(str(path), f"{key} is stored as {dtype}", f"allowed: {', '.join(_FLOATS)}")
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    text = read_text(path, SAVED)
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(str(path), f"is not JSON ({error})" if text.strip() else "is empty", SAVED) from None
-    if not isinstance(value, dict):
-        raise UserError(str(path), f"found {json.dumps(value)[:40]}", "a JSON object is needed")
-    return value
-
-
 def _indexed_files(folder: Path) -> list[str]:
     """Files that the index of sharded weights names; none for weights in one file, whose index is not used."""
     if (folder / "model.safetensors").is_file() or not (folder / INDEX).is_file():
         return []
-    weight_map = _read_object(folder / INDEX).get("weight_map")
+    weight_map = read_json_object(folder / INDEX, remedy=SAVED).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError(str(folder / INDEX), "weight_map does not map weights to file names", SAVED)
     return sorted(set(weight_map.values()))

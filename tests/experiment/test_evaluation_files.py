@@ -88,6 +88,16 @@ def test_rows_of_others_are_evaluated_in_a_folder_of_their_own(own, tmp_path, ca
     assert capsys.readouterr().out.encode() == before["tables.txt"]
 
 
+def test_files_of_one_name_in_two_folders_are_told_apart(own, tmp_path):
+    for content in (grid(4), grid(4, seed=1)):
+        for folder, rows in (("a", content), ("b", grid(4, model="other"))):
+            (tmp_path / "given" / folder).mkdir(parents=True, exist_ok=True)
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (tmp_path / "given" / folder / "rows.jsonl").write_text(text)
+        assert evaluate(experiment(tmp_path, f"predictions={tmp_path / 'given'}")) == 0
+    assert len(list((own.folder / "evaluations").iterdir())) == 2
+
+
 def test_tables_of_other_settings_are_not_shown(own, tmp_path):
     before = contents(own)
     changed = experiment(tmp_path, "evaluation.seed=5", "grid.format=[chat,chat_email,break_character]")

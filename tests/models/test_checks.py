@@ -189,18 +189,18 @@ def test_a_tokenizer_without_a_beginning_or_pad_token_is_completed(copy, pad):
 @pytest.mark.parametrize(
     ("name", "text", "found"),
     [
-        ("config.json", "[1]", "found [1]; a JSON object is needed"),
-        ("config.json", "null", "found null; a JSON object is needed"),
+        ("config.json", "[1]", "damaged: found [1], not an object; a folder made by save_pretrained"),
+        ("config.json", "null", "damaged: found null, not an object; a folder made by save_pretrained"),
         ("config.json", "", "is empty; a folder made by save_pretrained is needed"),
-        ("config.json", "{", "is not JSON (Expecting property name"),
-        ("generation_config.json", "{", "is not JSON (Expecting property name"),
+        ("config.json", "{", "not JSON: Expecting property name"),
+        ("generation_config.json", "{", "not JSON: Expecting property name"),
         ("generation_config.json", '{"eos_token_id": "</s>"}', 'eos_token_id is "</s>"; allowed: token ids'),
         (
             "generation_config.json",
             '{"eos_token_id": [2, "a"]}',
             'eos_token_id is [2, "a"]; allowed: token ids',
         ),
-        ("tokenizer_config.json", "[]", "found []; a JSON object is needed"),
+        ("tokenizer_config.json", "[]", "damaged: found [], not an object; a folder made by save_pretrained"),
     ],
 )
 def test_a_settings_file_that_cannot_be_read(copy, name, text, found):
