@@ -48,14 +48,16 @@ _REQUIRED: Any = ...
 
 
 def identity(
-    default: Any = _REQUIRED, hashed_as: str | None = None, hashed_if_null: bool = True, **rules: Any
+    default: Any = _REQUIRED, hashed_as: str | None = None, unhashed: JsonValue = _REQUIRED, **rules: Any
 ) -> Any:
     """Declares a field that can change a result.
 
-    ``hashed_as`` is the former name of a renamed field, which keys keep. ``hashed_if_null=False`` is for a field that was
-    added later: null then means what was done before, and keys of that time stay valid.
+    ``hashed_as`` is the former name of a renamed field, which keys keep. ``unhashed`` is for a field that was added later:
+    the value that means what was done before. With it the field is in no key, so that keys of that time stay valid.
     """
-    extra: dict[str, JsonValue] = {_MARK: "identity", "hashed_if_null": hashed_if_null}
+    extra: dict[str, JsonValue] = {_MARK: "identity"}
+    if unhashed is not _REQUIRED:
+        extra["unhashed"] = unhashed
     if hashed_as is not None:
         extra["hashed_as"] = hashed_as
     return Field(default, json_schema_extra=extra, **rules)
@@ -182,7 +184,7 @@ class TemplateSettings(Node):
     tool_role: Literal["native", "user"] = identity("user")
     default_system: str | None = identity(None)
     date_string: str | None = identity(None)
-    thinking: ThinkingSettings | None = identity(ThinkingSettings(), hashed_if_null=False)
+    thinking: ThinkingSettings | None = identity(ThinkingSettings(), unhashed=None)
 
 
 class SizeSettings(Node):
@@ -376,7 +378,7 @@ class OptimizerSettings(Node):
     batch_size: int = identity(ge=1)
     warmup: float = identity(0.1, ge=0, lt=1)
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = identity("cosine")
-    final_rate: float | None = identity(None, ge=0, lt=1, hashed_if_null=False)
+    final_rate: float | None = identity(None, ge=0, lt=1, unhashed=None)
     betas: tuple[Beta, Beta] = identity((0.9, 0.98))
     max_grad_norm: float = identity(1.0, gt=0)
     max_length: int = identity(1024, ge=16)
@@ -456,7 +458,7 @@ class RecipeSettings(Named):
     """
 
     in_role: Literal["plain", "named"] = identity("plain")
-    sampling: SamplingSettings | None = identity(None, hashed_if_null=False)
+    sampling: SamplingSettings | None = identity(None, unhashed=None)
     prompts: PromptSettings = identity(PromptSettings())
     teacher: TeacherSettings = identity(TeacherSettings())
     distillation: dict[str, Any] = identity()
@@ -687,7 +689,7 @@ def identity_of(node: BaseModel) -> dict[str, Json]:
         if not isinstance(mark, dict) or mark[_MARK] != "identity":
             continue
         value = getattr(node, name)
-        if value is not None or mark["hashed_if_null"]:
+        if "unhashed" not in mark or value != mark["unhashed"]:
             plain[str(mark.get("hashed_as", name))] = _plain(value)
     return plain
 

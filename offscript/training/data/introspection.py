@@ -45,7 +45,7 @@ class IntrospectionSettings(Node):
     loss_on: LossOn = identity("every_turn")
     rows: tuple[ReleasedRowsSettings, ...] = identity(())
     system: str = identity("")
-    interaction_system: str | None = identity(None, hashed_if_null=False)
+    interaction_system: str | None = identity(None, unhashed=None)
 
 
 def requests(settings: IntrospectionSettings, where: str) -> tuple[RowsRequest, ...]:
