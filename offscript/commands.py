@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offscript import threads
+from offscript.arguments import key_of
 from offscript.console import duration, say, show
 from offscript.errors import MissingInput, UserError, command_line, one_of
 from offscript.experiment.artifacts import (
@@ -22,9 +23,11 @@ from offscript.experiment.folder import Experiment, read_failure
 from offscript.experiment.graph import jobs_of, needed
 from offscript.experiment.jobs.training import check_settings
 from offscript.experiment.runner import Result, make, on_all_ranks, write_index
+from offscript.json_types import Json
 from offscript.settings import Settings
 from offscript.storage import hub
-from offscript.storage.hashing import fingerprint, key_of
+from offscript.storage.hashing import fingerprint
+from offscript.storage.hashing import key_of as hash_of
 from offscript.storage.manifests import digests, remove_manifests, write_manifest
 from offscript.tasks.formats import check_options, get_format
 from offscript.training.stages import BASE
@@ -74,13 +77,22 @@ def _rows_for(adapter: Adapter) -> set[str]:
 def rollout(settings: Settings, experiment: Experiment) -> int:
     """``rollout.py``: makes the rows of one cell."""
     persona = settings.persona.name if settings.persona is not None else None
-    check_options(get_format(settings.format.name), settings.format.options)
+    check_options(get_format(settings.format.name), _given_options(settings, experiment))
     names = (settings.model.name, persona, settings.stage.name, settings.format.name)
     rows = experiment.planner.rollout(*names, settings.split, settings.seed, settings.scale)
     results = make([rows], experiment, lambda a: a == rows or a.source is not None, settings.limit)
     if settings.show:
         _print_transcripts(rows, experiment, settings.limit)
     return _report_result(results, rows, experiment)
+
+
+def _given_options(settings: Settings, experiment: Experiment) -> dict[str, Json]:
+    """The format's options that stand on the command line. Those of an experiment are for all formats of its grid, and
+    some of them for other formats than this."""
+    keys = {key_of(override) for override in experiment.overrides}
+    if "format.options" in keys:
+        return dict(settings.format.options)
+    return {k: v for k, v in settings.format.options.items() if f"format.options.{k}" in keys}
 
 
 def classify(settings: Settings, experiment: Experiment) -> int:
@@ -115,7 +127,7 @@ def _evaluate_other_rows(predictions: str, settings: Settings, experiment: Exper
     options = {**settings.evaluation.model_dump(), "planned": settings.planned}
     # The name of a file can be the format of its rows. Files of several folders may have the same name.
     content = [[path.name, fingerprint(path)] for path in prediction_files(predictions)]
-    key = key_of({"predictions": content, **options})
+    key = hash_of({"predictions": content, **options})
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(predictions).stem).strip("-.")[:40] or "rows"
     folder = experiment.folder / "evaluations" / f"{name}-{key[:8]}"
     remove_manifests(folder)
@@ -152,7 +164,7 @@ def submit(settings: Settings, experiment: Experiment) -> int:
 
 def _dry_run(todo: list[Artifact], experiment: Experiment) -> int:
     """Prints one line per job: what it makes, and its estimated cost."""
-    from offscript.experiment import cost
+    from offscript.experiment import cost, fidelity
     from offscript.experiment.backends.plan import shard_count
 
     settings = experiment.planner.settings
@@ -164,6 +176,7 @@ def _dry_run(todo: list[Artifact], experiment: Experiment) -> int:
         name = job.artifacts[0].model
         estimates.append(cost.estimate(job.artifacts, models[name] if name else None, gpu, settings.engine))
     show(cost.table(estimates))
+    say(fidelity.described(experiment.planner))
     return 0
 
 

@@ -28,6 +28,8 @@ def test_every_option_composes_and_fits_the_schema(group):
             assert getattr(settings, group).name == option
         elif group == "experiment":
             assert settings.name == option
+        elif group == "fidelity":
+            assert settings.name == "main"
         else:
             assert getattr(settings, group).name == option
 

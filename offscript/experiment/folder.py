@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 
 from offscript.errors import UserError, command_line
 from offscript.experiment.artifacts import Artifact, Evaluation, Predictions, Rollout
+from offscript.experiment.fidelity import as_published
 from offscript.experiment.planner import Planner
 from offscript.json_types import Json
 from offscript.storage.files import HOME, expand_home, read_record, read_text, write_json
@@ -207,6 +208,7 @@ def write_artifact_manifest(
         **({"scenarios": artifact.scenarios.identity} if isinstance(artifact, Rollout) else {}),
         "inputs": {str(part.path): part.key for part in artifact.inputs},
         "config": experiment.planner.settings.model_dump(mode="json"),
+        "fidelity": as_published(experiment.planner),
         "versions": versions(),
         "code": code_revision(),
         "started": started,
