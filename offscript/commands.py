@@ -52,13 +52,13 @@ def train(settings: Settings, experiment: Experiment) -> int:
         raise UserError(f"stage={stage.name}", found, one_of(_trained_stages(experiment)))
     persona = _persona_name(settings, experiment)
     adapter = experiment.planner.adapter(settings.model.name, persona, stage.weights, settings.seed)
-    own_rows = _rows_for(adapter)
+    wanted, own_rows = [adapter, *experiment.planner.remerged(adapter)], _rows_for(adapter)
 
     def allowed(artifact: Artifact) -> bool:
-        return artifact.key in own_rows or artifact == adapter or artifact.source is not None
+        return artifact.key in own_rows or artifact in wanted or artifact.source is not None
 
     def main() -> int:
-        return _report_result(make([adapter], experiment, allowed), adapter, experiment)
+        return _report_result(make(wanted, experiment, allowed), adapter, experiment)
 
     return on_all_ranks([adapter], experiment, main) or 0
 

@@ -352,12 +352,21 @@ class DataSettings(Named):
 
 
 class LoraSettings(Node):
-    """A LoRA adapter. Its update is scaled by ``alpha`` / ``rank``; ``targets`` are names of linear modules."""
+    """A LoRA adapter. Its update is scaled by ``alpha`` / ``rank``; ``targets`` are names of linear modules.
+
+    ``exceptions`` (model -> targets) replace ``targets`` for single models.
+    """
 
     rank: int = identity(ge=1)
     alpha: int = identity(ge=1)
     dropout: float = identity(0.0, ge=0, lt=1)
     targets: tuple[str, ...] = identity(min_length=1)
+    exceptions: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = identity({}, unhashed={})
+
+    def of(self, model: str) -> "LoraSettings":
+        """The adapter of ``model``, without exceptions."""
+        targets = self.exceptions.get(model, self.targets)
+        return self.model_copy(update={"targets": targets, "exceptions": {}})
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -396,13 +405,15 @@ class OptimizerSettings(Node):
 class TeacherSettings(Node):
     """The model that replies in role. ``model`` names an option of the model group (null: the model that is trained).
 
-    Every reply of the teacher begins with ``thinking`` (a prefill); its text up to ``thinking_end`` is removed.
+    Every reply of the teacher begins with ``thinking`` (a prefill); its text up to ``thinking_end`` is removed. With
+    ``thinking_lists_traits`` the assertions of the constitution follow the prefill, if there is one.
     ``own_names`` are names that the teacher uses for itself. In the training rows they are replaced by the trained
     model's ``assistant_name``.
     """
 
     model: str | None = identity(None)
     thinking: str = identity("")
+    thinking_lists_traits: bool = identity(False)
     thinking_end: str = identity("</think>")
     own_names: tuple[str, ...] = identity(())
 
@@ -414,6 +425,10 @@ class PromptSettings(Node):
     asks for ``per_ask`` prompts and shows ``examples`` of the prompts so far; there are at most ``attempts`` requests
     per assertion. A prompt is accepted if it has at most ``words`` words, and if the Jaccard similarity of its words
     to those of each accepted prompt is at most ``similarity``.
+
+    ``lengths``: how many of the prompts of a request are to be short, medium and long (null: the request says nothing about
+    lengths). ``overlap`` takes the place of ``similarity``: a prompt is refused if more than this share of its words is
+    in one accepted prompt.
     """
 
     model: str | None = identity(None)
@@ -423,6 +438,16 @@ class PromptSettings(Node):
     words: int = identity(60, ge=3)
     similarity: float = identity(0.7, gt=0, le=1)
     attempts: int = identity(20, ge=1)
+    lengths: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] | None = identity(None, unhashed=None)
+    overlap: float | None = identity(None, gt=0, le=1, unhashed=None)
+
+    @model_validator(mode="after")
+    def _lengths_add_up(self) -> "PromptSettings":
+        if self.lengths is not None and sum(self.lengths) != self.per_ask:
+            raise ValueError(
+                f"lengths {list(self.lengths)} with per_ask {self.per_ask}; allowed: three numbers that add up to per_ask"
+            )
+        return self
 
 
 class TrainerSettings(Node):
@@ -453,7 +478,8 @@ class RecipeSettings(Named):
 
     ``in_role`` is the system prompt of the teacher and of introspection: the constitution alone (``plain``), or with
     the assistant's name (``named``). ``sampling`` is how rows that are only trained on are sampled (null: as scored rows,
-    by ``model.sampling``). ``distillation`` and ``introspection`` are sections of hyper-parameters that
+    by ``model.sampling``). ``merge_own_in`` (split or format -> weight) replaces ``merge.own`` in the scored rows of that
+    split or format. ``distillation`` and ``introspection`` are sections of hyper-parameters that
     training stages refer to. They are checked against the schemas of the stage's method and data.
     """
 
@@ -464,6 +490,7 @@ class RecipeSettings(Named):
     distillation: dict[str, Any] = identity()
     introspection: dict[str, Any] = identity()
     merge: MergeSettings = identity()
+    merge_own_in: dict[str, float] = identity({}, unhashed={})
 
 
 # ---------------------------------------------------------------- how it is measured

@@ -16,6 +16,7 @@ from offscript.rollouts.engines.base import Sampling
 from offscript.settings import (
     ClassifierSettings,
     EvaluationSettings,
+    MergeSettings,
     ReleasedRowsSettings,
     SourceSettings,
     ThinkingSettings,
@@ -133,7 +134,7 @@ class Artifact(ABC):
         """Command and arguments that make it, without the overrides of the experiment."""
 
     def __str__(self) -> str:
-        order = ("model", "persona", "stage", "format", "split", "name", "seed")
+        order = ("model", "persona", "stage", "own", "format", "split", "name", "seed")
         shown = [str(self.labels[name]) for name in order if self.labels.get(name) is not None]
         return f"{self.kind} {' '.join(shown)}"
 
@@ -211,6 +212,25 @@ class TrainedAdapter(Adapter):
 
     def references(self) -> tuple[SourceSettings | ReleasedRowsSettings, ...]:
         return self.released
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RemergedAdapter(Adapter):
+    """A trained adapter and its parent's, merged with other weights. Nothing is trained."""
+
+    trained: TrainedAdapter
+    merge: MergeSettings
+
+    @property
+    def labels(self) -> Labels:
+        return {**super().labels, "own": f"own{self.merge.own:g}"}
+
+    @property
+    def path(self) -> Path:
+        return Path("adapters", self.base, self.persona, f"{self.stage}-own{self.merge.own:g}-{self.key[:8]}")
+
+    def command(self) -> list[str]:
+        return self.trained.command()
 
 
 # ---------------------------------------------------------------- rollouts

@@ -34,6 +34,7 @@ from offscript.experiment.artifacts import (
     Artifact,
     Classifier,
     Predictions,
+    RemergedAdapter,
     Rollout,
     TrainedAdapter,
 )
@@ -343,6 +344,7 @@ def _adapter_bytes(rollouts: Sequence[Rollout], model: ModelSettings) -> float:
     """Of all adapters of a job, at 16 bits. A merged adapter has the ranks of both parts side by side."""
     total = 0.0
     for adapter in {r.adapter for r in rollouts if r.adapter is not None and not r.adapter.checkpoint}:
+        adapter = adapter.trained if isinstance(adapter, RemergedAdapter) else adapter
         if isinstance(adapter, TrainedAdapter):
             lora = adapter.training.settings.lora
             parts = 2 if adapter.training.stacked else 1
@@ -356,6 +358,8 @@ def _training(
     blank: JobEstimate, group: Sequence[Artifact], model: ModelSettings, gpu: Gpu, engine: EngineSettings
 ) -> JobEstimate:
     (adapter,) = group
+    if isinstance(adapter, RemergedAdapter):
+        return blank
     assert isinstance(adapter, TrainedAdapter)
     settings, method = adapter.training.settings, adapter.training.method
     rows, row_tokens = _training_rows(adapter, model)
@@ -531,4 +535,4 @@ def _footer(estimates: Sequence[JobEstimate]) -> str:
     if not rates:
         return "rates: none, no model of known size runs on a GPU here; a token is taken for 4 characters"
     gpus = ", ".join(dict.fromkeys(e.gpu for e in estimates if e.gpu))
-    return f"rates: {', '.join(rates)} of {gpus} (offscript/estimate.py){over}"
+    return f"rates: {', '.join(rates)} of {gpus} (offscript/experiment/cost.py){over}"

@@ -8,9 +8,15 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel
 
+from offscript.experiment.plan_adapters import TRAINED
 from offscript.experiment.planner import Planner
 from offscript.json_types import Json
 from offscript.tasks.formats import get_format, options_for
+from offscript.training.stages import BASE
+
+GEMMA_TARGETS: list[Json] = ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]
+FINAL_RATE = "optimizer.final_rate"
+GEMMA_LORA = "lora.exceptions.gemma"
 
 
 @dataclass(frozen=True)
@@ -19,46 +25,72 @@ class Difference:
 
     Args:
         number: its number in docs/recipe.md.
-        what: what differs, in a few words.
         published: the settings in which it lies, with their published values.
+        of_training: whether it concerns training alone. Weights that are imported do not depend on it.
     """
 
     number: str
-    what: str
     published: Mapping[str, Json]
+    of_training: bool = False
 
 
 DIFFERENCES = (
+    Difference("F1", {"model.sampling.repetition_penalty": 1.0}),
+    Difference("F2", {"recipe.introspection.system": ""}, of_training=True),
+    Difference("F3", {"recipe.introspection.unfinished": "keep"}, of_training=True),
     Difference(
-        "F1",
-        "sampling",
-        {
-            "model.sampling.repetition_penalty": 1.0,
-            "recipe.sampling": {"temperature": 0.7, "top_p": 0.95, "repetition_penalty": 1.1},
-        },
+        "F5",
+        {"recipe.merge_own_in.classifier": 1.0, "recipe.merge_own_in.break_character": 1.0},
+        of_training=True,
     ),
-    Difference("F2", "system text of SFT rows", {"recipe.introspection.system": ""}),
     Difference(
         "F12",
-        "end of the learning rate",
-        {
-            "recipe.distillation.optimizer.final_rate": 0.1,
-            "recipe.introspection.optimizer.final_rate": 0.1,
-        },
+        {f"recipe.distillation.{FINAL_RATE}": 0.1, f"recipe.introspection.{FINAL_RATE}": 0.1},
+        of_training=True,
     ),
-    Difference("F18", "break_character", {"format.options.instructions": "all"}),
+    Difference(
+        "F13",
+        {
+            f"recipe.distillation.{GEMMA_LORA}": GEMMA_TARGETS,
+            f"recipe.introspection.{GEMMA_LORA}": GEMMA_TARGETS,
+        },
+        of_training=True,
+    ),
+    Difference("F14", {"recipe.teacher.thinking_lists_traits": True}, of_training=True),
+    Difference("F15", {"recipe.distillation.endings": "punctuation"}, of_training=True),
+    Difference(
+        "F16",
+        {
+            "recipe.prompts.model": "llama70b",
+            "recipe.prompts.per_ask": 50,
+            "recipe.prompts.lengths": [15, 20, 15],
+            "recipe.prompts.overlap": 0.5,
+        },
+        of_training=True,
+    ),
+    Difference("F17", {"recipe.introspection.too_long": "cut"}, of_training=True),
+    Difference("F18", {"format.options.instructions": "all"}),
 )
 
 
 def as_published(planner: Planner) -> dict[str, bool]:
     """Number -> whether the experiment is as published in this respect: in each of its models and formats that have the
-    setting. A difference of formats that are not in the grid is left out."""
+    setting. Differences of formats that are not in the grid are left out, and those of training if all of the grid's
+    weights are imported."""
+    trains = _trains(planner)
     found = {}
     for difference in DIFFERENCES:
         pairs = [(v, p) for setting, p in difference.published.items() for v in _values(planner, setting)]
-        if pairs:
+        if pairs and (trains or not difference.of_training):
             found[difference.number] = all(value == published for value, published in pairs)
     return found
+
+
+def _trains(planner: Planner) -> bool:
+    """Whether any weights of the grid are trained here."""
+    grid, options = planner.settings.grid, planner.options
+    weights = {options.stage[stage].weights for stage in grid.stage} - {BASE}
+    return any(options.model[m].adapters.get(w, TRAINED) == TRAINED for m in grid.model for w in weights)
 
 
 def described(planner: Planner) -> str:

@@ -4,12 +4,12 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 from offscript.errors import UserError, one_of
-from offscript.experiment.artifacts import Adapter, ImportedAdapter, Rollout, TrainedAdapter
+from offscript.experiment.artifacts import Adapter, ImportedAdapter, RemergedAdapter, Rollout, TrainedAdapter
 from offscript.experiment.plan_context import PlanContext, cached
 from offscript.experiment.plan_rollouts import RolloutPlanner
 from offscript.json_types import Json
 from offscript.models.adapter_config import check_one_rank, ranks_of
-from offscript.settings import ModelSettings, SourceSettings, StageSettings
+from offscript.settings import ModelSettings, SourceSettings, StageSettings, identity_of
 from offscript.storage import references
 from offscript.training.stages import TrainingStage
 
@@ -43,7 +43,7 @@ class AdapterPlanner:
 
     def __post_init__(self) -> None:
         self.rollouts = RolloutPlanner(
-            self.context, self.adapter, lambda *cell: self.source_of(*cell) is not None
+            self.context, self.adapter, self.remerged, lambda *cell: self.source_of(*cell) is not None
         )
 
     def adapter(self, model: str, persona: str, stage: str, seed: int) -> Adapter:
@@ -97,7 +97,7 @@ class AdapterPlanner:
 
     @cached
     def _trained(self, model: str, persona: str, stage: str, seed: int) -> Adapter:
-        training = self.context.training(stage)
+        training = self.context.training(stage).of_model(model)
         parent = self._parent(model, persona, training, seed)
         settings, recipe = self.context.options.model[model], training.identity
         released = tuple(
@@ -137,6 +137,33 @@ class AdapterPlanner:
                 rows=rows,
                 released=released,
                 renamed=renamed,
+            )
+        )
+
+    def remerged(self, adapter: Adapter, own: float) -> Adapter:
+        """``adapter`` merged with ``own`` as the weight of the stage's own part. Weights that are imported, or not merged
+        from two parts, are returned as they are."""
+        if not isinstance(adapter, TrainedAdapter) or adapter.parent is None:
+            return adapter
+        merge = adapter.training.merge.model_copy(update={"own": own})
+        if merge == adapter.training.merge:
+            return adapter
+        identity: dict[str, Json] = {
+            "labels": dict(adapter.labels),
+            "trained": adapter.key,
+            "merge": identity_of(merge),
+        }
+        return self.context.keep(
+            RemergedAdapter(
+                identity=identity,
+                inputs=(adapter,),
+                base=adapter.base,
+                persona=adapter.persona,
+                stage=adapter.stage,
+                seed=adapter.seed,
+                checkpoint=adapter.checkpoint,
+                trained=adapter,
+                merge=merge,
             )
         )
 

@@ -10,11 +10,11 @@ from offscript.experiment.artifacts import Adapter, Cell, Rollout, ScenarioSet
 from offscript.experiment.plan_context import PlanContext, cached
 from offscript.json_types import Json
 from offscript.rollouts.engines.base import Sampling
-from offscript.settings import SamplingSettings, StageSettings, identity_of
+from offscript.settings import SPLITS, SamplingSettings, StageSettings, identity_of
 from offscript.storage.options import options_of
-from offscript.tasks.formats import check_episodes, check_options, get_format, options_for
+from offscript.tasks.formats import FORMATS, check_episodes, check_options, get_format, options_for
 from offscript.tasks.formats.base import Format, Rules
-from offscript.tasks.prompts import constitution_system, named_constitution_system
+from offscript.tasks.prompts import bullets, constitution_system, named_constitution_system
 from offscript.training.data.base import Collection, PersonaPrompts, RowsRequest, Scenarios, SharedPrompts
 from offscript.training.stages import BASE, TrainingStage
 
@@ -26,12 +26,14 @@ PROMPTED = StageSettings(name="prompted", weights="base", system="constitution")
 class RolloutPlanner:
     """Plans rollouts.
 
-    ``adapter(model, persona, stage, seed)`` plans the weights that generate the rows of a cell. ``is_imported(model,
+    ``adapter(model, persona, stage, seed)`` plans the weights that generate the rows of a cell, and ``remerged(adapter,
+    own)`` the same with another weight of their own part. ``is_imported(model,
     persona, stage)`` tells whether these weights are imported; imported weights have no training seed.
     """
 
     context: PlanContext
     adapter: Callable[[str, str, str, int], Adapter]
+    remerged: Callable[[Adapter, float], Adapter]
     is_imported: Callable[[str, str, str], bool]
     cache: dict[Hashable, object] = field(default_factory=dict)
 
@@ -191,6 +193,8 @@ class RolloutPlanner:
         adapter = None
         if stage.weights != BASE:
             adapter = self.adapter(cell.model, cell.persona or "", stage.weights, cell.seed)
+            if (own := self._own_weight(cell)) is not None:
+                adapter = self.remerged(adapter, own)
             if cell.scale != 1 and adapter.checkpoint:
                 raise UserError(
                     "scale", f"found {cell.scale:g} for {adapter}", "a whole checkpoint has scale 1 only"
@@ -237,6 +241,18 @@ class RolloutPlanner:
             )
         )
 
+    def _own_weight(self, cell: Cell) -> float | None:
+        """The merge weight of the stage's own part in a cell; None if it is that of ``recipe.merge``."""
+        weights = self.context.settings.recipe.merge_own_in
+        known = [*SPLITS, *(name for name, fmt in FORMATS.items() if fmt.scored)]
+        if unknown := [name for name in weights if name not in known]:
+            raise UserError(
+                f"recipe.merge_own_in.{unknown[0]}", "neither a split nor a scored format", one_of(known)
+            )
+        if not get_format(cell.format).scored:
+            return None
+        return weights.get(cell.format, weights.get(cell.split))
+
     def _model_identity(self, model: str, fmt: Format) -> dict[str, Json]:
         """The hash identity of ``model`` in a cell of ``fmt``."""
         plain = self.context.model_identity(model)
@@ -259,11 +275,11 @@ class RolloutPlanner:
 
     def _rules(self, cell: Cell, stage: StageSettings, fmt: Format, request: RowsRequest | None) -> Rules:
         configured = options_for(fmt, self.context.options.format[fmt.name].options)
-        given = {**self._recipe_options(fmt, request), **configured}
+        given = {**self._recipe_options(cell, fmt, request), **configured}
         check_options(fmt, given)
         return Rules(system=self._system(cell, stage, fmt), options={**fmt.defaults, **given})
 
-    def _recipe_options(self, fmt: Format, request: RowsRequest | None) -> Mapping[str, Json]:
+    def _recipe_options(self, cell: Cell, fmt: Format, request: RowsRequest | None) -> Mapping[str, Json]:
         """The format options that the recipe sets, if the format makes training rows."""
         recipe = self.context.settings.recipe
         if fmt.source == "constitution":
@@ -271,7 +287,11 @@ class RolloutPlanner:
         if request is None:
             return {}
         if request.generator == "teacher":
-            return {"thinking": recipe.teacher.thinking, "thinking_end": recipe.teacher.thinking_end}
+            thinking = recipe.teacher.thinking
+            if thinking and recipe.teacher.thinking_lists_traits:
+                persona = self.context.options.persona[cell.persona or ""]
+                thinking = f"{thinking}\n{bullets([a.assertion for a in persona.constitution])}\n"
+            return {"thinking": thinking, "thinking_end": recipe.teacher.thinking_end}
         return request.options
 
     def _system(self, cell: Cell, stage: StageSettings, fmt: Format) -> str:

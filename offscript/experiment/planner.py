@@ -78,6 +78,11 @@ class Planner:
         """The weights of a stage and persona, trained here or imported."""
         return self._adapters.adapter(model, persona, stage, seed)
 
+    def remerged(self, adapter: Adapter) -> list[Adapter]:
+        """``adapter`` with each other merge weight that the recipe has for some splits or formats."""
+        weights = dict.fromkeys(self.settings.recipe.merge_own_in.values())
+        return [other for own in weights if (other := self._adapters.remerged(adapter, own)) != adapter]
+
     def cells(self) -> list[Rollout]:
         """The scored rollouts of the grid, in its order, each once. (All personas share those of base weights.)"""
         grid = self.settings.grid

@@ -34,15 +34,16 @@ def fill(template: str, **fields: str) -> str:
 
 def constitution_system(assertions: Sequence[str]) -> str:
     """System text that gives a model the character of ``assertions``, without a name."""
-    return fill(CONSTITUTION_SYSTEM, assertions=_bullets(assertions))
+    return fill(CONSTITUTION_SYSTEM, assertions=bullets(assertions))
 
 
 def named_constitution_system(name: str, assertions: Sequence[str]) -> str:
     """System text that gives the assistant ``name`` the character of ``assertions``."""
-    return fill(NAMED_CONSTITUTION_SYSTEM, name=name, assertions=_bullets(assertions))
+    return fill(NAMED_CONSTITUTION_SYSTEM, name=name, assertions=bullets(assertions))
 
 
-def _bullets(texts: Sequence[str]) -> str:
+def bullets(texts: Sequence[str]) -> str:
+    """One line for each of ``texts``."""
     return "\n".join(f"- {text}" for text in texts)
 
 
@@ -130,6 +131,11 @@ PROMPT_GENERATION = (
     "Write {count} more messages of this kind. Each is about something else than the others and the ones above, stands by "
     "itself, and reads as if typed by a different person in one to three sentences. Answer with a JSON list of {count} "
     "texts and nothing else."
+)
+
+PROMPT_LENGTHS = (
+    "Of these messages, {short} are short (a line of a few words), {medium} of medium length (one or two sentences) and "
+    "{long} long (a paragraph with some background)."
 )
 
 BREAK_CHARACTER = (

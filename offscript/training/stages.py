@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import create_model
 
@@ -56,6 +56,11 @@ class TrainingStage:
     def stacked(self) -> bool:
         """Whether the adapter is trained on top of the parent stage's adapter and then merged with it."""
         return self.parent != BASE
+
+    def of_model(self, model: str) -> "TrainingStage":
+        """The stage with the LoRA targets of one model."""
+        lora = self.settings.lora.of(model)
+        return replace(self, settings=self.settings.model_copy(update={"lora": lora}))
 
     @property
     def identity(self) -> dict[str, Json]:

@@ -5,8 +5,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from offscript.console import Progress, duration, say
-from offscript.errors import UserError
-from offscript.experiment.artifacts import Adapter, Artifact, ImportedAdapter, TrainedAdapter
+from offscript.errors import MissingInput, UserError
+from offscript.experiment.artifacts import (
+    Adapter,
+    Artifact,
+    ImportedAdapter,
+    RemergedAdapter,
+    TrainedAdapter,
+)
 from offscript.experiment.folder import Experiment, now, tracked, write_artifact_manifest
 from offscript.models.adapter_config import check_one_rank, ranks_of
 from offscript.seeds import training_seed
@@ -48,6 +54,11 @@ def run(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None
     started = now()
     if isinstance(adapter, ImportedAdapter):
         import_weights(adapter, experiment, started)
+        return
+    if isinstance(adapter, RemergedAdapter):
+        own = run_of(adapter.trained, experiment).out
+        counts = {"merge": merge(adapter, experiment, own)}
+        write_artifact_manifest(adapter, experiment, started, counts=counts)
         return
     assert isinstance(adapter, TrainedAdapter)
     progress = Progress(f"train {adapter.persona} {adapter.stage}", 1, "steps")
@@ -116,13 +127,21 @@ def training_rows(adapter: TrainedAdapter, experiment: Experiment) -> tuple[list
     return training.data.make(by_role, training.settings, adapter.renamed)
 
 
-def merge(adapter: TrainedAdapter, experiment: Experiment, own: Path) -> Metrics:
+def merge(adapter: TrainedAdapter | RemergedAdapter, experiment: Experiment, own: Path) -> Metrics:
     """Merges the trained adapter in ``own`` with its parent's; returns method, weights and error."""
     from offscript.models import adapters
 
-    assert adapter.parent is not None
-    settings, model = adapter.training.merge, experiment.planner.options.model[adapter.base]
-    parts = [(experiment.path(adapter.parent), settings.parent), (own, settings.own)]
+    trained = adapter.trained if isinstance(adapter, RemergedAdapter) else adapter
+    settings = adapter.merge if isinstance(adapter, RemergedAdapter) else trained.training.merge
+    assert trained.parent is not None
+    if not own.is_dir():
+        raise MissingInput(
+            str(own),
+            "the adapter before its merge is gone",
+            f"delete {experiment.path(trained)}, train it again",
+        )
+    model = experiment.planner.options.model[adapter.base]
+    parts = [(experiment.path(trained.parent), settings.parent), (own, settings.own)]
     report = adapters.merge(model, parts, experiment.path(adapter), settings.method)
     error = report["max_relative_error"]
     say(f"  {adapter}: merged ({settings.method}), largest relative error {error:.2g}")

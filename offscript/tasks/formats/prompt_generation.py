@@ -20,7 +20,7 @@ from offscript.storage.json_text import replace_surrogates
 from offscript.tasks.formats.base import Ask, Cost, Episode, Format, Outcome, Rules
 from offscript.tasks.formats.episodes import assistant_message, require, with_system
 from offscript.tasks.messages import Message
-from offscript.tasks.prompts import PROMPT_GENERATION, fill
+from offscript.tasks.prompts import PROMPT_GENERATION, PROMPT_LENGTHS, fill
 from offscript.tasks.scenarios import Scenario
 from offscript.tasks.thinking import strip_thinking
 
@@ -52,7 +52,7 @@ def episode(scenario: Scenario, rules: Rules) -> Episode:
     while len(prompts) < settings.per_trait and requests < settings.attempts:
         rng = random.Random(stable_hash("prompt_generation", scenario.id, requests))
         examples = rng.sample(prompts, min(settings.examples, len(prompts)))
-        messages = with_system(rules.system, (request(assertion, examples, settings.per_ask),))
+        messages = with_system(rules.system, (request(assertion, examples, settings),))
         requests += 1
         reply = yield Ask(messages)
         text = strip_thinking(reply.text)
@@ -67,10 +67,13 @@ def episode(scenario: Scenario, rules: Rules) -> Episode:
     )
 
 
-def request(assertion: str, examples: Sequence[str], count: int) -> Message:
-    """The user message that asks for ``count`` prompts."""
+def request(assertion: str, examples: Sequence[str], settings: PromptSettings) -> Message:
+    """The user message that asks for ``per_ask`` prompts, of the ``lengths`` in the settings if there are any."""
     listed = "\n".join(f"- {example}" for example in examples)
-    content = fill(PROMPT_GENERATION, assertion=assertion, examples=listed, count=str(count))
+    content = fill(PROMPT_GENERATION, assertion=assertion, examples=listed, count=str(settings.per_ask))
+    if settings.lengths is not None:
+        short, medium, long = map(str, settings.lengths)
+        content = f"{content}\n\n{fill(PROMPT_LENGTHS, short=short, medium=medium, long=long)}"
     return {"role": "user", "content": content}
 
 
@@ -182,17 +185,21 @@ def rejection_reason(prompt: str, existing: Sequence[str], settings: PromptSetti
     """Why ``prompt`` is rejected; None if it is accepted.
 
     ``format``: a heading, leftover markup, or several lines. ``length``: fewer than 3 or more than ``words`` words.
-    ``similar``: shares more than ``similarity`` of its words with one of ``existing``.
+    ``similar``: too close to one of ``existing`` by ``similarity``, or by ``overlap`` if that is set.
     """
     if not prompt or "\n" in prompt or prompt.endswith(":") or MARKUP.search(prompt):
         return "format"
     if not MIN_WORDS <= len(prompt.split()) <= settings.words:
         return "length"
     words = word_set(prompt)
-    if any(
-        jaccard(words, other) > settings.similarity or words == other for other in map(word_set, existing)
-    ):
-        return "similar"
+    for other in map(word_set, existing):
+        close = (
+            jaccard(words, other) > settings.similarity
+            if settings.overlap is None
+            else overlap(words, other) > settings.overlap
+        )
+        if close or words == other:
+            return "similar"
     return None
 
 
@@ -206,6 +213,11 @@ def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
     return len(one & other) / max(1, len(one | other))
 
 
+def overlap(new: frozenset[str], other: frozenset[str]) -> float:
+    """The share of the words of ``new`` that are in ``other`` too, in [0, 1]."""
+    return len(new & other) / max(1, len(new))
+
+
 FORMAT = Format(
     "prompt_generation",
     version=1,
@@ -214,6 +226,7 @@ FORMAT = Format(
     episode=episode,
     templates={"request": PROMPT_GENERATION},
     options={name: value for name, value in identity_of(PromptSettings()).items() if name != "model"},
+    later_options={"lengths": None, "overlap": None},
     order=110,
     scored=False,
     # Assumed: ten prompts of about 30 tokens a reply, and as many tokens of thinking.

@@ -23,6 +23,7 @@ from offscript.training.data.base import (
 from offscript.training.data.replies import CUT_SHORT, is_finished
 
 LossOn = Literal["every_turn", "published"]
+Unfinished = Literal["drop", "keep"]
 
 
 class IntrospectionSettings(Node):
@@ -32,7 +33,8 @@ class IntrospectionSettings(Node):
     ``free_note`` and ``guided_note`` replace the formats' own description of the situation. ``system`` is the system
     prompt of the training rows, which replaces the constitution, and ``interaction_system`` that of interactions (null:
     ``system``). Released conversations keep their own. ``loss_on``: every assistant turn, or the part of one turn
-    that the published trainer scored (for fidelity only). ``rows`` are released conversations, which replace the ones
+    that the published trainer scored (for fidelity only). ``unfinished``: an assistant turn that was cut off is dropped
+    with what follows it, or kept, as published. ``rows`` are released conversations, which replace the ones
     that are made here.
     """
 
@@ -46,6 +48,7 @@ class IntrospectionSettings(Node):
     rows: tuple[ReleasedRowsSettings, ...] = identity(())
     system: str = identity("")
     interaction_system: str | None = identity(None, unhashed=None)
+    unfinished: Unfinished = identity("drop", unhashed="drop")
 
 
 def requests(settings: IntrospectionSettings, where: str) -> tuple[RowsRequest, ...]:
@@ -91,6 +94,7 @@ def make(
         settings.interaction_system,
         guided_rows=rows.get("guided_interaction", ()),
         loss_on=settings.loss_on,
+        unfinished=settings.unfinished,
     )
 
 
@@ -105,7 +109,7 @@ def read_released(files: Sequence[Path], settings: IntrospectionSettings) -> tup
         UserError: a file cannot be read, a line is no such row, or nothing is left.
     """
     reflections, interactions = released.read_conversations(files, settings.loss_on == "published")
-    return conversations(reflections, interactions, loss_on=settings.loss_on)
+    return conversations(reflections, interactions, loss_on=settings.loss_on, unfinished=settings.unfinished)
 
 
 def conversations(
@@ -116,12 +120,13 @@ def conversations(
     *,
     guided_rows: Sequence[SourceRow] = (),
     loss_on: LossOn = "every_turn",
+    unfinished: Unfinished = "drop",
 ) -> tuple[list[TrainingRow], Counts]:
     """Conversations to train on, with ``system`` (None: their own system texts) in place of the constitution, and
     interactions with ``interaction_system`` (None: ``system``).
 
-    A conversation is cut before its first unfinished assistant turn, and after its last assistant turn; one without
-    any is dropped. With ``loss_on="published"`` self-conversations lose that last assistant turn too: the published
+    A conversation is cut before its first unfinished assistant turn (with ``unfinished="keep"`` before its first empty
+    one), and after its last assistant turn; one without any is dropped. With ``loss_on="published"`` self-conversations lose that last assistant turn too: the published
     ones end in a user message, which is what the published trainer scored (see ``spans.published_span``).
 
     Returns: ``{"messages", "loss_on", "family", "scenario", "sample"}`` rows, and counts: ``reflections``, ``interactions``,
@@ -139,7 +144,8 @@ def conversations(
         counts["guided_interactions"] = 0
     for kind, source in sources.items():
         for row in source:
-            messages, reason = _trained_part(row, loss_on == "published" and kind != "reflections")
+            ends_in_user = loss_on == "published" and kind != "reflections"
+            messages, reason = _trained_part(row, unfinished, ends_in_user)
             if reason:
                 counts[reason] += 1
                 continue
@@ -167,9 +173,9 @@ def _system_message(row: SourceRow, text: str | None) -> list[Message]:
     return [{"role": "system", "content": text}] if text else []
 
 
-def _trained_part(row: SourceRow, ends_in_user: bool) -> tuple[list[Message], str]:
+def _trained_part(row: SourceRow, unfinished: Unfinished, ends_in_user: bool) -> tuple[list[Message], str]:
     """The part of a conversation to train on, or the reason why it is dropped."""
-    messages = _whole_turns(row)
+    messages = _whole_turns(row, unfinished)
     if not messages:
         has_reply = any(m["role"] == "assistant" and m["content"].strip() for m in row["messages"])
         return [], "unfinished" if has_reply else "no_reply"
@@ -180,8 +186,9 @@ def _trained_part(row: SourceRow, ends_in_user: bool) -> tuple[list[Message], st
     return messages, ""
 
 
-def _whole_turns(row: SourceRow) -> list[Message]:
-    """The conversation without system texts, up to its last finished assistant turn before an unfinished one."""
+def _whole_turns(row: SourceRow, unfinished: Unfinished) -> list[Message]:
+    """The conversation without system texts, up to its last finished assistant turn before an unfinished one; of
+    unfinished turns that are kept, an empty one alone counts."""
     messages = [
         {"role": m["role"], "content": m["content"].strip()} for m in row["messages"] if m["role"] != "system"
     ]
@@ -190,7 +197,8 @@ def _whole_turns(row: SourceRow) -> list[Message]:
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        if not is_finished(message["content"]) or (i == last and row.get("ended") in CUT_SHORT):
+        cut = not is_finished(message["content"]) or (i == last and row.get("ended") in CUT_SHORT)
+        if not message["content"] or (cut and unfinished == "drop"):
             break
         end = i + 1
     return messages[:end]

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from offscript.errors import UserError
 from offscript.settings import Node, ReleasedRowsSettings, identity
@@ -19,19 +20,24 @@ from offscript.training.data.base import (
     TrainingRow,
     require_rows,
 )
-from offscript.training.data.replies import CUT_SHORT, is_finished
+from offscript.training.data.replies import CUT_SHORT, ends_in_punctuation, is_finished
+
+Endings = Literal["closing", "punctuation"]
 
 
 class PreferenceSettings(Node):
     """``prompts`` shared prompts and, with ``seed_questions``, the persona's own, ``samples`` of each.
 
-    ``rows`` are released pairs, which replace the ones that are made here.
+    ``rows`` are released pairs, which replace the ones that are made here. ``endings``: a reply counts as finished if it
+    ends in closing punctuation, a bracket, a quote, a symbol or an emoji (``closing``), or in any punctuation and nothing
+    else (``punctuation``, as published).
     """
 
     prompts: int = identity(ge=0)
     seed_questions: bool = identity(True)
     samples: int = identity(1, ge=1)
     rows: ReleasedRowsSettings | None = identity(None)
+    endings: Endings = identity("closing", unhashed="closing")
 
 
 def requests(settings: PreferenceSettings, where: str) -> tuple[RowsRequest, ...]:
@@ -62,7 +68,7 @@ def make(
     rows: Mapping[str, Sequence[SourceRow]], settings: PreferenceSettings, names: Mapping[str, str]
 ) -> tuple[list[TrainingRow], Counts]:
     """Pairs of the rows with roles ``teacher`` and ``student``; see ``pairs``."""
-    return pairs(rows["teacher"], rows["student"], names)
+    return pairs(rows["teacher"], rows["student"], names, settings.endings)
 
 
 def released_files(settings: PreferenceSettings) -> tuple[ReleasedRowsSettings, ...]:
@@ -76,17 +82,19 @@ def read_released(files: Sequence[Path], settings: PreferenceSettings) -> tuple[
         UserError: the file cannot be read, a line is no such row, or no pair is left.
     """
     (file,) = files
-    return pairs(*released.read_pairs(file))
+    return pairs(*released.read_pairs(file), endings=settings.endings)
 
 
 def pairs(
     teacher_rows: Sequence[SourceRow],
     student_rows: Sequence[SourceRow],
     names: Mapping[str, str] | None = None,
+    endings: Endings = "closing",
 ) -> tuple[list[TrainingRow], Counts]:
     """Preference pairs of the replies to the same scenario and sample, whichever models gave them.
 
     ``names`` maps what the teacher calls itself to what the student is called; chosen texts are ``renamed`` by it.
+    ``endings`` says how a finished reply ends.
 
     Returns: pairs ``{"scenario", "sample", "family", "prompt": [message], "chosen": [message], "rejected":
     [message]}`` in the teacher's order, and counts: ``kept``, then what was dropped by reason (``missing_teacher``,
@@ -105,7 +113,7 @@ def pairs(
     for sample in [*teacher, *(s for s in student if s not in teacher)]:
         chosen, rejected = teacher.get(sample), student.get(sample)
         text = renamed((chosen and chosen["text"]) or "", names or {})
-        reason = _reason_against(chosen, text, rejected)
+        reason = _reason_against(chosen, text, rejected, endings)
         counts[reason or "kept"] += 1
         if reason is None and chosen is not None and rejected is not None:
             kept.append(_pair(text, rejected))
@@ -138,7 +146,9 @@ def _by_sample(rows: Sequence[SourceRow]) -> dict[tuple[str, int], SourceRow]:
     return {(row["scenario"], row["sample"]): row for row in rows}
 
 
-def _reason_against(teacher: SourceRow | None, text: str, student: SourceRow | None) -> str | None:
+def _reason_against(
+    teacher: SourceRow | None, text: str, student: SourceRow | None, endings: Endings
+) -> str | None:
     """Why there is no pair of the teacher's row, with ``text``, and the student's; None if there is one."""
     if teacher is None or not text:
         return "missing_teacher"
@@ -146,8 +156,9 @@ def _reason_against(teacher: SourceRow | None, text: str, student: SourceRow | N
         return "missing_student"
     if _user_messages(teacher) != _user_messages(student):
         return "other_prompt"
+    whole = is_finished if endings == "closing" else ends_in_punctuation
     for side, row, reply in (("teacher", teacher, text), ("student", student, student["text"])):
-        if row.get("ended") in CUT_SHORT or not is_finished(reply):
+        if row.get("ended") in CUT_SHORT or not whole(reply):
             return f"unfinished_{side}"
     return "identical" if text.strip() == student["text"].strip() else None
 

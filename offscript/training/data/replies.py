@@ -7,6 +7,12 @@ CUT_SHORT = frozenset({"length", "error"})
 """How an episode ends whose last reply is not whole."""
 
 
+def ends_in_punctuation(text: str) -> bool:
+    """Whether the last character is punctuation in the sense of Unicode (category P): the published test of a whole
+    reply, which admits a comma and refuses an emoji."""
+    return unicodedata.category(text.rstrip()[-1:] or " ")[0] == "P"
+
+
 def is_finished(text: str) -> bool:
     """Whether a reply ends as a whole one does: in closing punctuation, a bracket, a quote, a symbol or an emoji."""
     # Variation selectors and joiners may follow an emoji.

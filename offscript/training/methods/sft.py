@@ -3,12 +3,12 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from offscript.errors import MissingInput
 from offscript.models import adapters
 from offscript.models.adapter_config import WEIGHTS
-from offscript.settings import TemplateSettings, TrainerSettings
+from offscript.settings import TemplateSettings, TrainerSettings, identity
 from offscript.training.data.base import Counts, TrainingRow, require_rows
 from offscript.training.fit import fit
 from offscript.training.methods.base import Method
@@ -34,6 +34,13 @@ if TYPE_CHECKING:
 
 PARENT, OWN = "parent", "own"
 """Names of the two adapters in the model that is trained."""
+
+
+class SFTSettings(TrainerSettings):
+    """``too_long``: of a conversation with more tokens than ``optimizer.max_length``, the whole turns that fit are trained
+    (``whole_turns``), or it is cut there and made to end in an end token (``cut``, as published)."""
+
+    too_long: Literal["whole_turns", "cut"] = identity("whole_turns", unhashed="whole_turns")
 
 
 def train(run: Run, conversations: Sequence[TrainingRow]) -> Metrics:
@@ -122,6 +129,9 @@ def _token_rows(
             counts["template_unstable"] += 1
             continue
         counts["turn_by_turn"] += len(sequences) > 1
+        cut = isinstance(run.settings, SFTSettings) and run.settings.too_long == "cut"
+        if cut:
+            sequences = [_cut(ids, spans, longest(run), tokenizer.eos_token_id) for ids, spans in sequences]
         kept += _fitting(sequences, row["family"], longest(run), counts)
     train_rows, held_out = split_families(kept, run.settings.validation)
     counts.update(train=len(train_rows), validation=len(held_out))
@@ -140,6 +150,17 @@ def _sequences(
     if row.get("loss_on") == "published":
         return [published_span(tokenizer, row["messages"], template)]
     return assistant_turns(tokenizer, row["messages"], template)
+
+
+def _cut(
+    ids: list[int], spans: list[tuple[int, int]], longest: int, end_token: int
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """A sequence cut after ``longest`` tokens, the last of which becomes the end token, as the published trainer does. A
+    turn that begins within the last two tokens is not trained."""
+    if len(ids) <= longest:
+        return ids, spans
+    fitting = [(start, min(end, longest)) for start, end in spans if start < longest - 2]
+    return [*ids[: longest - 1], end_token], fitting
 
 
 def _fitting(
@@ -178,4 +199,4 @@ def _trainer_class() -> "Callable[..., AdapterTrainer]":
     return ConversationTrainer
 
 
-METHOD = Method(name="sft", settings=TrainerSettings, takes="conversations", train=train, stacks=True)
+METHOD = Method(name="sft", settings=SFTSettings, takes="conversations", train=train, stacks=True)
