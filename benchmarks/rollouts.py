@@ -13,7 +13,7 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,20 +29,30 @@ from offscript.settings import EngineSettings, ModelSettings, SamplingSettings, 
 from offscript.storage.files import HOME
 from offscript.tasks.formats import get_format
 from offscript.tasks.formats.base import Rules
-from offscript.tasks.scenarios import load_scenarios, select
+from offscript.tasks.scenario_files import load_scenarios
+from offscript.tasks.scenarios import select
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SOURCES = {"agentic_email": "data/pocket/office/*.yaml", "chat": "data/pocket/chat.jsonl"}
 
 
 class PlainEngine:
-    """One request at a time with ``model.generate()``."""
+    """One request at a time with ``model.generate()``. ``loaded``: see ``TransformersEngine``."""
 
-    def __init__(self, model: ModelSettings, adapters: dict[str, Path], device: str) -> None:
+    def __init__(
+        self,
+        model: ModelSettings,
+        adapters: dict[str, Path],
+        device: str,
+        loaded: "PreTrainedModel | None" = None,
+    ) -> None:
         self.settings, self.device, self.stats = model, device, EngineStats()
         self.tokenizer = load_tokenizer(model)
-        loaded = load_model(model, device)
+        loaded = loaded if loaded is not None else load_model(model, device)
         self.stops = sorted(stop_tokens(loaded, self.tokenizer, model.template))
-        self.model = attach(loaded, adapters)
+        self.model = attach(loaded, adapters) if adapters else loaded
         self.waiting: list[Request] = []
 
     def submit(self, request: Request) -> None:
@@ -60,7 +70,8 @@ class PlainEngine:
         limit = min(request.sampling.max_tokens, self.settings.context - len(prompt))
         if limit < 1:
             return [Completion(request.id, "", "length", len(prompt), 0)]
-        self.model.base_model.set_adapter(request.adapter)
+        if request.adapter is not None:
+            self.model.base_model.set_adapter(request.adapter)
         ids = torch.tensor([prompt], device=self.device)
         with torch.inference_mode():
             out = self.model.generate(

@@ -59,6 +59,8 @@ class TransformersEngine:
         adapters: adapter folders by name (no dots).
         settings: batch size, ``merge_from`` and device.
         scales: factor of an adapter's effect, by its name; 1 for an adapter without an entry.
+        loaded: a base model in memory, used in place of the weights in ``model.path``; it is changed in place. None: the
+            weights are loaded.
 
     Raises:
         UserError: the model or an adapter cannot be loaded, does not fit the memory, or has no effect at scale 1.
@@ -70,12 +72,13 @@ class TransformersEngine:
         adapters: Mapping[str, Path],
         settings: EngineSettings,
         scales: Mapping[str, float] | None = None,
+        loaded: "PreTrainedModel | None" = None,
     ) -> None:
         self.settings, self.model_settings = settings, model
         self.device = pick_device(settings.device)
         self.tokenizer = load_tokenizer(model)
         self.stats = EngineStats()
-        loaded = load_model(model, self.device)
+        loaded = loaded if loaded is not None else load_model(model, self.device)
         self._opening = thinking_opening(self.tokenizer, model.template)
         self._pad: int = self.tokenizer.pad_token_id
         self.stops = stop_tokens(loaded, self.tokenizer, model.template)

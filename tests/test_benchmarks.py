@@ -1,0 +1,89 @@
+"""The scripts of benchmarks/: that they run. Their numbers mean nothing here."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from offscript.storage.files import HOME
+
+SCRIPTS = ("gpu.py", "launch.py", "rollouts.py")
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(HOME), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *words]
+    return subprocess.run(command, cwd=HOME, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """benchmarks/gpu.py as a module."""
+    monkeypatch.syspath_prepend(str(HOME / "benchmarks"))
+    return importlib.import_module("gpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_benchmark_can_be_imported(script):
+    done = run(f"benchmarks/{script}", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_every_case_on_a_cpu_and_says_that_gpu_figures_are_missing(tmp_path):
+    done = run("benchmarks/gpu.py", "--small", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    assert {r["case"]: r.get("note") for r in results if r["status"] != "ok"} == {}
+    assert {"ceilings", "episodes one at a time", "episodes one adapter", "DPO step", "SFT step"} <= {
+        r["case"] for r in results
+    }
+    assert all(r["commit"] and r["card"].startswith("CPU") for r in results)
+    assert all(r["repetitions"] >= 5 for r in results if "ms" in r)
+    assert "GPU figures are missing" in done.stdout
+    assert "6,000 episodes, one adapter:" in done.stdout
+    # Every figure of the screen is also in a file.
+    assert (tmp_path / "gpu.txt").read_text().strip().endswith(done.stdout.strip()[-500:])
+
+
+@pytest.mark.slow
+def test_without_a_gpu_the_gpu_benchmark_ends_with_one_line(tmp_path):
+    done = run("benchmarks/gpu.py", "--out", str(tmp_path / "new"))
+    assert done.returncode == 2
+    assert done.stderr == "error: benchmarks/gpu.py: no GPU on this machine; allowed: --small, on a CPU\n"
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_case_that_fails_is_recorded_and_says_why(gpu, tmp_path):
+    import torch
+
+    def raises(error):
+        def measure(bench):
+            raise error
+
+        return measure
+
+    bench = gpu.Bench(gpu.SMALL, "cpu", tmp_path)
+    errors = {
+        "out of memory": torch.OutOfMemoryError("CUDA out of memory."),
+        "failed": RuntimeError("odd\nmore"),
+        "not run": gpu.Skipped("no adapters"),
+    }
+    with open(tmp_path / "log", "w") as log:
+        for status, error in errors.items():
+            result = gpu.run(gpu.Case("a", raises(error)), bench, time.monotonic() + 60, log)
+            assert result["status"] == status
+        assert gpu.run(gpu.Case("a", raises(errors["failed"])), bench, time.monotonic() + 60, log)[
+            "note"
+        ] == ("RuntimeError: odd")
+        slow = gpu.run(gpu.Case("a", lambda b: time.sleep(30), limit=0.2), bench, time.monotonic() + 60, log)
+        late = gpu.run(gpu.Case("a", lambda b: {}, spare=40), bench, time.monotonic() + 30, log)
+    assert slow["status"] == "time limit" and slow["case_seconds"] < 5
+    assert late["status"] == "not run" and late["note"] == "no time left"
+    assert "RuntimeError: odd" in (tmp_path / "log").read_text()
