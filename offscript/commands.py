@@ -30,6 +30,7 @@ from offscript.storage.hashing import fingerprint
 from offscript.storage.hashing import key_of as hash_of
 from offscript.storage.manifests import digests, remove_manifests, write_manifest
 from offscript.tasks.formats import check_options, get_format
+from offscript.tasks.messages import readable
 from offscript.training.stages import BASE
 
 if TYPE_CHECKING:
@@ -455,5 +456,5 @@ def _print_transcripts(rollout: Rollout, experiment: Experiment, limit: int | No
         labels = f"{row['model']} {row['stage']} {row['format']}"
         show(f"\n=== {row['scenario']}/{row['sample']}  {labels}  ({description})")
         for message in row["messages"]:
-            show(f"[{message['role']}] {message['content']}")
+            show(f"[{message['role']}] {readable(message)}")
         show(f"--- ended: {row['ended']}, {row['turns']} turns, {row['tokens_out']} tokens")

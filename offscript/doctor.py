@@ -336,15 +336,16 @@ def chat_template(model: ModelSettings) -> str:
         raise Skip(f"{model.path} is not fetched yet")
     from offscript.models.chat_templates import render
     from offscript.models.loading import load_tokenizer
+    from offscript.tasks.messages import Message
 
     # load_tokenizer refuses a template that omits the text of a role.
     tokenizer = load_tokenizer(model)
-    plain = [
+    plain: list[Message] = [
         {"role": "user", "content": "Send the minutes."},
         {"role": "assistant", "content": "I look them up."},
         {"role": "tool", "content": "minutes.txt"},
     ]
-    prompted = [{"role": "system", "content": "I am terse."}, *plain]
+    prompted: list[Message] = [{"role": "system", "content": "I am terse."}, *plain]
     tokens = [len(render(tokenizer, turns, model.template, prefix="Done")) for turns in (plain, prompted)]
     return f"renders user, assistant, tool ({tokens[0]} tokens) and a system text ({tokens[1]})"
 

@@ -9,9 +9,11 @@ from offscript.experiment import scenario_sets
 from offscript.experiment.artifacts import Adapter, Cell, Rollout, ScenarioSet
 from offscript.experiment.plan_context import PlanContext, cached
 from offscript.json_types import Json
+from offscript.models.dialect_checks import check_model_speaks
 from offscript.rollouts.engines.base import Sampling
 from offscript.settings import SPLITS, SamplingSettings, StageSettings, identity_of
 from offscript.storage.options import options_of
+from offscript.tasks.dialects import dialect_of
 from offscript.tasks.formats import FORMATS, check_episodes, check_options, get_format, options_for
 from offscript.tasks.formats.base import Format, Rules
 from offscript.tasks.prompts import bullets, constitution_system, named_constitution_system
@@ -201,6 +203,7 @@ class RolloutPlanner:
                 )
         fmt = get_format(cell.format)
         rules = self._rules(cell, stage, fmt, request)
+        check_model_speaks(self.context.options.model[cell.model], dialect_of(rules.options))
         self._check(fmt, scenarios, rules)
         sampling = self._sampling(cell)
         # Of ``sampling`` only max_tokens is listed: temperature, top_p and repetition_penalty are part of "model".
@@ -223,6 +226,8 @@ class RolloutPlanner:
             "scenarios": scenarios.digest,
             "samples": samples,
         }
+        if (dialect := dialect_of(rules.options)).native:
+            identity["dialect"] = dialect.identity
         return self.context.keep(
             Rollout(
                 identity=identity,

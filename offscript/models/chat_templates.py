@@ -6,11 +6,14 @@
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from offscript.errors import UserError
+from offscript.json_types import Json
 from offscript.settings import TemplateSettings, ThinkingSettings
 from offscript.tasks.messages import Message
+
+Schemas = Sequence[dict[str, Json]]
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,10 +31,12 @@ def render(
     *,
     prefix: str = "",
     generation: bool = True,
+    tools: Schemas = (),
 ) -> list[int]:
     """Token ids of a conversation under the policy ``template``.
 
-    With ``generation`` the ids end where the assistant's reply begins, after ``prefix``. Special tokens come from the
+    With ``tools`` (JSON schemas) the chat template is given them, and its own role for their results is used, whatever
+    ``template.tool_role`` is. With ``generation`` the ids end where the assistant's reply begins, after ``prefix``. Special tokens come from the
     chat template alone, so the beginning-of-text token is never doubled.
 
     Raises:
@@ -39,7 +44,7 @@ def render(
     """
     if prefix and not generation:
         raise ValueError("a prefix begins a reply: it needs generation=True")
-    return tokenize(tokenizer, render_text(tokenizer, messages, template, generation) + prefix)
+    return tokenize(tokenizer, render_text(tokenizer, messages, template, generation, tools) + prefix)
 
 
 def render_text(
@@ -47,13 +52,21 @@ def render_text(
     messages: Sequence[Message],
     template: TemplateSettings,
     generation: bool,
+    tools: Schemas = (),
 ) -> str:
     """The text whose tokens ``render`` returns.
 
     Raises:
         UserError: the chat template refuses the conversation.
     """
-    return _render_mapped(tokenizer, map_roles(messages, template), template, generation)
+    if tools:
+        template = with_native_tools(template)
+    return _render_mapped(tokenizer, map_roles(messages, template), template, generation, tools)
+
+
+def with_native_tools(template: TemplateSettings) -> TemplateSettings:
+    """``template`` for a request with tools, whose results are in the role ``tool``."""
+    return template.model_copy(update={"tool_role": "native"})
 
 
 def tokenize(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
@@ -90,7 +103,7 @@ def check_thinking(tokenizer: "PreTrainedTokenizerBase", template: TemplateSetti
 
 def map_roles(messages: Sequence[Message], template: TemplateSettings) -> list[Message]:
     """``messages`` with roles that the model lacks mapped to ``user``, and its default system text made explicit."""
-    mapped = [dict(m) for m in messages]
+    mapped = [m.copy() for m in messages]
     if template.default_system is not None and all(m["role"] != "system" for m in mapped):
         mapped.insert(0, {"role": "system", "content": template.default_system})
     if template.tool_role == "user":
@@ -99,13 +112,14 @@ def map_roles(messages: Sequence[Message], template: TemplateSettings) -> list[M
 
 
 def join_consecutive(messages: Sequence[Message]) -> list[Message]:
-    """``messages`` with consecutive turns of one role joined by a blank line."""
+    """``messages`` with consecutive turns of one role joined by a blank line; a message with a tool call stays alone."""
     joined: list[Message] = []
     for message in messages:
-        if joined and joined[-1]["role"] == message["role"]:
+        calls = "tool_calls" in message or (joined and "tool_calls" in joined[-1])
+        if joined and joined[-1]["role"] == message["role"] and not calls:
             joined[-1] = {**joined[-1], "content": _paragraphs(joined[-1]["content"], message["content"])}
         else:
-            joined.append(dict(message))
+            joined.append(message.copy())
     return joined
 
 
@@ -143,12 +157,13 @@ def _render_mapped(
     messages: list[Message],
     template: TemplateSettings,
     generation: bool,
+    tools: Schemas,
 ) -> str:
     # Some templates (Gemma) refuse consecutive turns of one role: join them then. Templates fail with errors of any type.
     with contextlib.suppress(Exception):
-        return apply(tokenizer, messages, template, generation)
+        return apply(tokenizer, messages, template, generation, tools)
     try:
-        return apply(tokenizer, join_consecutive(messages), template, generation)
+        return apply(tokenizer, join_consecutive(messages), template, generation, tools)
     except Exception as error:
         raise _explain(error, tokenizer, messages, template, generation) from None
 
@@ -158,6 +173,7 @@ def apply(
     messages: list[Message],
     template: TemplateSettings,
     generation: bool,
+    tools: Schemas = (),
 ) -> str:
     """What the chat template makes of ``messages``, whose roles are mapped.
 
@@ -166,7 +182,8 @@ def apply(
     """
     date = {} if template.date_string is None else {"date_string": template.date_string}
     text = tokenizer.apply_chat_template(
-        messages,
+        cast(list[dict[str, str]], messages),
+        tools=cast(Any, list(tools)) or None,
         chat_template=_with_fixed_date(source_of(tokenizer), template),
         tokenize=False,
         add_generation_prompt=generation,

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 # Bounds on rendering the short conversations below; the templates of the supported families take 1 ms.
 MAX_SECONDS, MAX_MEMORY, MAX_CHARACTERS = 10.0, 256 * 2**20, 100_000
 
-_USER, _REPLY = {"role": "user", "content": "Bravo."}, {"role": "assistant", "content": "Charlie."}
-_SYSTEM, _TOOL = {"role": "system", "content": "Alpha."}, {"role": "tool", "content": "Delta."}
+_SYSTEM: Message = {"role": "system", "content": "Alpha."}
+_USER: Message = {"role": "user", "content": "Bravo."}
+_REPLY: Message = {"role": "assistant", "content": "Charlie."}
+_TOOL: Message = {"role": "tool", "content": "Delta."}
 _PROBES: list[list[Message]] = [[_USER], [_USER, _REPLY], [_SYSTEM, _USER, _REPLY, _TOOL]]
 
 _bounded: set[tuple[str, str]] = set()

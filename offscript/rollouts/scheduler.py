@@ -287,6 +287,7 @@ def _request(live: _LiveEpisode, ask: Ask) -> Request:
         seed=row_seed(run.key, live.scenario.id, live.sample, live.turns),
         sampling=dataclasses.replace(run.sampling, max_tokens=min(bound, ask.max_tokens or bound)),
         prefix=ask.prefix,
+        tools=ask.tools,
     )
 
 

@@ -55,9 +55,18 @@ def join_system(*parts: str) -> str:
 # Templates of the formats. Raise the version of a format when a change here leads to other outcomes of the same replies.
 
 MALFORMED_REPLY = 'Nothing was done: {problem}. Reply with one call: {{"tool": "<name>", "args": {{...}}}}'
+MALFORMED_NATIVE_CALL = "Nothing was done: {problem}. Call one tool, with valid arguments."
 UNKNOWN_TOOL = "unknown tool {tool}; available: {available}"
 NOTHING_FOUND = "{tool} has no result for these args"
 EMPTY_EMAIL = "nothing was sent: the body of the e-mail is empty"
+
+# After the scenario's own system text.
+GEMMA_TOOLS = (
+    "You can call the functions below. To call one, reply with the call alone, in a block of this form:\n\n"
+    '```tool_code\nfunction_name(argument="value")\n```\n\n'
+    "Call one function per reply, with its arguments by name and as literals. What it returns comes back in a block "
+    "```tool_output```; read it before your next call.\n\n```python\n{tools}\n```"
+)
 
 GO_ON = "Go on."
 

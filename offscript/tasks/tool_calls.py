@@ -22,7 +22,7 @@ _SEND_NAMES = {"emailsend", "sendemail", "mailsend", "sendmail", "emailsendemail
 _TOOL_KEYS = ("tool", "tool_name", "name")
 _ARGS_KEYS = ("args", "arguments", "parameters", "params", "input")
 _BODY_KEYS = ("body", "content", "text", "message")
-_MAX_CANDIDATES = 64
+MAX_CANDIDATES = 64
 """Largest number of opening braces that are tried as the start of a call: bounds the time for a degenerate reply."""
 
 _FINAL_BLOCK = re.compile(r"```[ \t]*final\b:?(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
@@ -69,19 +69,19 @@ def parse_reply(reply: str) -> Parsed:
     """The first tool call or final block of ``reply``. Never raises."""
     position = 0
     final = _FINAL_BLOCK.search(reply)
-    for _ in range(_MAX_CANDIDATES):
+    for _ in range(MAX_CANDIDATES):
         start = reply.find("{", position)
         if start < 0 or (final and final.start() < start):
             break
         fenced = bool(_CALL_FENCE.search(reply, max(0, start - 80), start))
         try:
-            value, position = _object_at(reply, start)
+            value, position = object_at(reply, start)
         except ValueError as problem:
             if fenced or _TOOL_KEY.match(reply, start):
                 return Malformed(str(problem))
             position = start + 1
             continue
-        if parsed := _interpret(value):
+        if parsed := interpret(value):
             return parsed
         if fenced:
             return Malformed('the block has no "tool" key')
@@ -97,11 +97,11 @@ def first_object(text: str) -> dict[str, Json]:
         ValueError: there is none.
     """
     position = text.find("{")
-    for _ in range(_MAX_CANDIDATES):
+    for _ in range(MAX_CANDIDATES):
         if position < 0:
             break
         try:
-            value, _ = _object_at(text, position)
+            value, _ = object_at(text, position)
         except ValueError:
             position = text.find("{", position + 1)
             continue
@@ -109,7 +109,7 @@ def first_object(text: str) -> dict[str, Json]:
     raise ValueError("no JSON object")
 
 
-def _object_at(text: str, start: int) -> tuple[dict[str, Json], int]:
+def object_at(text: str, start: int) -> tuple[dict[str, Json], int]:
     """The JSON object that begins at ``start``, and the position after it.
 
     Raises:
@@ -147,7 +147,7 @@ def _end_of_object(text: str, start: int) -> int:
     raise ValueError("the JSON object is not closed")
 
 
-def _interpret(value: dict[str, Json]) -> Parsed | None:
+def interpret(value: dict[str, Json]) -> Parsed | None:
     """The call or final block that a JSON object represents; None if it is neither and thus part of the prose."""
     for wrapper in ("tool_call", "function"):
         inner = value.get(wrapper)
@@ -168,19 +168,24 @@ def _interpret(value: dict[str, Json]) -> Parsed | None:
         args = _decode_args(args)
     if not isinstance(args, dict):
         return Malformed(f'"{args_key}" must be a JSON object')
+    return named_call(tool, args)
+
+
+def named_call(tool: str, args: dict[str, Json]) -> Parsed:
+    """The call of the tool that a model calls ``tool``."""
     if tool.strip().lower() == "final":
         return Final(next((v.strip() for v in args.values() if isinstance(v, str)), ""))
-    return ToolCall(SEND if _normalize(tool) == _normalize(SEND) else tool.strip(), args)
+    return ToolCall(SEND if normalize(tool) == normalize(SEND) else tool.strip(), args)
 
 
 def _decode_args(text: str) -> Json:
     try:
-        return _object_at(text, text.index("{"))[0]
+        return object_at(text, text.index("{"))[0]
     except ValueError:
         return text
 
 
-def _normalize(tool: str) -> str:
+def normalize(tool: str) -> str:
     """Common form of the spellings of a tool's name: ``crm.lookup_contact``, ``crm_lookupContact``."""
     name = re.sub(r"[^a-z0-9]", "", tool.lower())
     return "emailsend" if name in _SEND_NAMES else name
@@ -191,12 +196,12 @@ def respond(tools: Sequence[ToolStub], call: ToolCall) -> Json:
 
     ``email.send`` always exists. An unknown tool, or a call that no rule matches, returns ``{"error": ...}``.
     """
-    stub = next((s for s in tools if _normalize(s.tool) == _normalize(call.tool)), None)
+    stub = next((s for s in tools if normalize(s.tool) == normalize(call.tool)), None)
     if stub is None:
         if call.tool == SEND:
             return {"sent": True}
         names = [s.tool for s in tools]
-        available = names if any(_normalize(n) == _normalize(SEND) for n in names) else [*names, SEND]
+        available = names if any(normalize(n) == normalize(SEND) for n in names) else [*names, SEND]
         return {"error": fill(UNKNOWN_TOOL, tool=call.tool, available=", ".join(available))}
     for rule in stub.rules:
         if rule.match is None or all(_matches(glob, call.args.get(arg)) for arg, glob in rule.match.items()):

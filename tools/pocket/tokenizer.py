@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from offscript.tasks.messages import Message
+
 BOS, END, PAD = "<|bos|>", "<|end|>", "<|pad|>"
 ROLES = ("system", "user", "assistant", "tool")
 SPECIAL = (PAD, BOS, END, *(f"<|{role}|>" for role in ROLES))
@@ -73,7 +75,7 @@ def train_tokenizer(texts: Iterable[str]) -> Any:
     return tokenizer
 
 
-def render(messages: Sequence[dict[str, str]]) -> tuple[str, list[tuple[int, int, int]]]:
+def render(messages: Sequence[Message]) -> tuple[str, list[tuple[int, int, int]]]:
     """What the chat template makes of ``messages``, and where the model speaks.
 
     Written out because the template engine takes a minute for what this does in a second (a test holds the two

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from offscript.tasks.dialects.base import ToolPrompt
 from offscript.tasks.messages import Message
 
 
@@ -28,6 +29,7 @@ class Request:
         seed: the only source of randomness of this reply, in [0, 2**63).
         sampling: how the reply is sampled.
         prefix: text that the reply begins with; it is part of the returned text.
+        tools: what the model is told of its tools, in a native tool dialect. Its marks are kept in the returned text.
     """
 
     id: int
@@ -36,6 +38,7 @@ class Request:
     seed: int
     sampling: Sampling
     prefix: str = ""
+    tools: ToolPrompt | None = None
 
 
 @dataclass(frozen=True)

@@ -2,24 +2,27 @@
 
 import asyncio
 import email.utils
+import json
 import os
 import queue
 import random
 import threading
 import time
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import openai
-from openai.types.chat import ChatCompletion
+from openai.types.chat import ChatCompletion, ChatCompletionMessage
 
 from offscript.errors import UserError
-from offscript.models.chat_templates import map_roles
+from offscript.models.chat_templates import map_roles, with_native_tools
 from offscript.rollouts.engines.base import Completion, EngineStats, Request
 from offscript.settings import EndpointSettings, EngineSettings, ModelSettings
 from offscript.storage.files import Json
 from offscript.storage.json_text import replace_surrogates
+from offscript.tasks.dialects.openai import as_text
+from offscript.tasks.messages import Message
 
 FIRST_WAIT_S = 0.5
 # Longest wait between two attempts where the server names none.
@@ -139,7 +142,8 @@ class OpenAIEngine:
                 "allowed: stages base, prompted",
             )
         sampling = request.sampling
-        messages: list[Json] = [dict(message) for message in map_roles(request.messages, self.model.template)]
+        template = self.model.template if request.tools is None else with_native_tools(self.model.template)
+        messages = api_messages(map_roles(request.messages, template))
         extensions: dict[str, Json] = {}
         if sampling.repetition_penalty != 1:
             extensions["repetition_penalty"] = sampling.repetition_penalty
@@ -154,9 +158,11 @@ class OpenAIEngine:
                 )
             messages.append({"role": "assistant", "content": request.prefix})
             extensions |= {"continue_final_message": True, "add_generation_prompt": False}
+        tools: dict[str, Json] = {"tools": list(request.tools.schemas)} if request.tools else {}
         return {
             "model": self.model.path,
             "messages": messages,
+            **tools,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,
@@ -218,6 +224,8 @@ class OpenAIEngine:
             tokens_in = int(usage.prompt_tokens or 0) if usage else 0
             tokens_out = int(usage.completion_tokens or 0) if usage else 0
             text = message.content or ""
+            if request.tools is not None:
+                text = as_text(text, _calls(message))
             if not isinstance(text, str) or str(finish) == "error":
                 raise TypeError("no text")
         except (ValueError, LookupError, TypeError, AttributeError):
@@ -288,6 +296,41 @@ def open_engine(
             "model.endpoint", f"{model.name} is asked for trained weights", "allowed: stages base, prompted"
         )
     return OpenAIEngine(model, settings)
+
+
+# ---------------------------------------------------------------- tool calls
+
+
+def api_messages(messages: Sequence[Message]) -> list[Json]:
+    """``messages`` as the API takes them: calls have ids and arguments as text, and a result names its call."""
+    sent: list[Json] = []
+    number = 0
+    for message in messages:
+        plain: dict[str, Json] = {"role": message["role"], "content": message["content"]}
+        if calls := message.get("tool_calls"):
+            entries: list[Json] = []
+            for call in calls:
+                number += 1
+                arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+                function: Json = {"name": call["function"]["name"], "arguments": arguments}
+                entries.append({"id": f"call_{number}", "type": "function", "function": function})
+            plain["tool_calls"] = entries
+        elif message["role"] == "tool" and number:
+            plain["tool_call_id"] = f"call_{number}"
+        sent.append(plain)
+    return sent
+
+
+def _calls(message: ChatCompletionMessage) -> list[dict[str, Json]]:
+    """Names and arguments of the calls in an answer, whose parts may be missing.
+
+    Raises:
+        AttributeError, TypeError: they are not in the layout of the API.
+    """
+    return [
+        {"name": call.function.name, "arguments": call.function.arguments}  # type: ignore[union-attr]
+        for call in message.tool_calls or ()
+    ]
 
 
 # ---------------------------------------------------------------- waits

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from offscript.errors import UserError
-from offscript.models.chat_templates import render, thinking_opening
+from offscript.models.chat_templates import Schemas, render, thinking_opening
+from offscript.models.dialect_checks import check_template_speaks
 from offscript.models.loading import load_model, load_tokenizer, pick_device
 from offscript.models.template_checks import end_of_reply, warn
 from offscript.rollouts.engines.base import Completion, EngineStats, Request
 from offscript.rollouts.engines.draw import draw, penalize
 from offscript.rollouts.engines.weights import Mode, Weights
 from offscript.settings import EngineSettings, ModelSettings, TemplateSettings
+from offscript.tasks.dialects.base import ToolPrompt
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -25,13 +27,14 @@ if TYPE_CHECKING:
 @dataclass(eq=False)
 class Row:
     """A request with the token ids of its prompt and of its reply, at most ``limit`` of them. ``finish``: why the reply
-    ended, None while it has not."""
+    ended, None while it has not. ``ends``: tokens that end this reply, besides those of the engine."""
 
     request: Request
     prompt: list[int]
     limit: int
     new: list[int] = field(default_factory=list)
     finish: str | None = None
+    ends: frozenset[int] = frozenset()
 
     def take(self, token: int, stops: frozenset[int]) -> None:
         """Adds a sampled token; -1 stands for logits that are not finite."""
@@ -41,7 +44,7 @@ class Row:
             self.finish = "error"
             return
         self.new.append(token)
-        if token in stops:
+        if token in stops or token in self.ends:
             self.finish = "stop"
         elif len(self.new) == self.limit:
             self.finish = "length"
@@ -80,6 +83,8 @@ class TransformersEngine:
         self.stats = EngineStats()
         loaded = loaded if loaded is not None else load_model(model, self.device)
         self._opening = thinking_opening(self.tokenizer, model.template)
+        added = self.tokenizer.added_tokens_decoder.items()
+        self._special = {i for i, token in added if token.special} | set(self.tokenizer.all_special_ids)
         self._pad: int = self.tokenizer.pad_token_id
         self.stops = stop_tokens(loaded, self.tokenizer, model.template)
         self.weights = Weights(self._attach(loaded, adapters, scales), tuple(adapters))
@@ -89,13 +94,20 @@ class TransformersEngine:
         """Queues a request.
 
         Raises:
-            UserError: the chat template refuses its messages.
+            UserError: the chat template refuses its messages, or does not speak its tool dialect.
             KeyError: the engine has no such adapter.
         """
         self.weights.mode([request.adapter])
-        prompt = render(self.tokenizer, request.messages, self.model_settings.template, prefix=request.prefix)
+        schemas: Schemas = ()
+        ends: frozenset[int] = frozenset()
+        if request.tools is not None:
+            check_template_speaks(self.tokenizer, request.tools.dialect)
+            schemas, ends = request.tools.schemas, self._ids(request.tools.dialect.ends)
+        template = self.model_settings.template
+        prompt = render(self.tokenizer, request.messages, template, prefix=request.prefix, tools=schemas)
         limit = min(request.sampling.max_tokens, self.model_settings.context - len(prompt))
-        self._queued.append(Row(request, prompt, limit, finish=None if limit > 0 else "length"))
+        finish = None if limit > 0 else "length"
+        self._queued.append(Row(request, prompt, limit, finish=finish, ends=ends))
 
     def step(self) -> list[Completion]:
         """Decodes one batch. Requests whose prompt fills the context complete at once, with an empty text.
@@ -150,7 +162,7 @@ class TransformersEngine:
 
     def _complete(self, row: Row, mode: str) -> Completion:
         ids = row.new[:-1] if row.finish == "stop" else row.new
-        text = str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        text = self._text(ids, row.request.tools)
         if row.finish == "error":
             text = f"logits are not finite after {len(row.new)} tokens"
         elif row.limit > 0:
@@ -158,6 +170,21 @@ class TransformersEngine:
         completion = Completion(row.request.id, text, row.finish or "error", len(row.prompt), len(row.new))
         self.stats.add(completion, mode)
         return completion
+
+    def _text(self, ids: list[int], tools: ToolPrompt | None) -> str:
+        """A reply without special tokens, except for the marks of a tool dialect: some models have them as special
+        tokens (``<|python_tag|>``), without which a call could not be recognized."""
+        if tools is None:
+            text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        else:
+            kept = [i for i in ids if i not in self._special or i in self._ids(tools.dialect.marks)]
+            text = self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(text)
+
+    def _ids(self, tokens: Sequence[str]) -> frozenset[int]:
+        """The ids of those of ``tokens`` that the vocabulary has as tokens of their own."""
+        added = self.tokenizer.get_added_vocab()
+        return frozenset(added[token] for token in tokens if token in added)
 
     def _attach(
         self, model: "PreTrainedModel", adapters: Mapping[str, Path], scales: Mapping[str, float] | None

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from offscript.json_types import Json
+from offscript.tasks.dialects.base import ToolPrompt
 from offscript.tasks.messages import Message
 from offscript.tasks.scenarios import Scenario
 
@@ -23,6 +24,7 @@ class Ask:
         speaker: which weights generate the reply: ``self`` (those of the cell) or ``base`` (the model without its
             adapter).
         prefix: text that the reply is made to begin with.
+        tools: what the model is told of its tools, in a native tool dialect.
         max_tokens: the reply is cut after this many tokens; the limit of the cell applies as well, and alone if None.
     """
 
@@ -30,6 +32,7 @@ class Ask:
     speaker: Literal["self", "base"] = "self"
     prefix: str = ""
     max_tokens: int | None = None
+    tools: ToolPrompt | None = None
 
 
 @dataclass(frozen=True)

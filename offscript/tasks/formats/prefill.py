@@ -5,6 +5,7 @@ The second reply is the text. Ends as ``chat`` does, or ``no_first_reply`` (the 
 
 from offscript.tasks.formats.base import Ask, Cost, Episode, Format, Outcome, Rules
 from offscript.tasks.formats.episodes import assistant_message, require, single_reply, with_system
+from offscript.tasks.messages import Message
 from offscript.tasks.prompts import GO_ON
 from offscript.tasks.scenarios import Scenario
 
@@ -14,7 +15,7 @@ def episode(scenario: Scenario, rules: Rules) -> Episode:
     first = yield Ask(messages, speaker="base")
     if not first.text.strip():
         return Outcome(None, messages, "no_first_reply")
-    further = {"role": "user", "content": GO_ON}
+    further: Message = {"role": "user", "content": GO_ON}
     return (yield from single_reply((*messages, assistant_message(first.text), further)))
 
 

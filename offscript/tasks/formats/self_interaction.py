@@ -50,7 +50,9 @@ def second_view(messages: list[Message]) -> tuple[Message, ...]:
     A cue from the user comes first: the opener is now an assistant message, and chat templates expect the user to begin.
     """
     system = tuple(m for m in messages if m["role"] == "system")
-    swapped = [{**m, "role": SWAPPED[m["role"]]} for m in messages if m["role"] in SWAPPED]
+    swapped: list[Message] = [
+        {"role": SWAPPED[m["role"]], "content": m["content"]} for m in messages if m["role"] in SWAPPED
+    ]
     return (*system, {"role": "user", "content": SELF_INTERACTION_CUE}, *swapped)
 
 

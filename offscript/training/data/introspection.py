@@ -189,7 +189,7 @@ def _trained_part(row: SourceRow, unfinished: Unfinished, ends_in_user: bool) ->
 def _whole_turns(row: SourceRow, unfinished: Unfinished) -> list[Message]:
     """The conversation without system texts, up to its last finished assistant turn before an unfinished one; of
     unfinished turns that are kept, an empty one alone counts."""
-    messages = [
+    messages: list[Message] = [
         {"role": m["role"], "content": m["content"].strip()} for m in row["messages"] if m["role"] != "system"
     ]
     last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=-1)

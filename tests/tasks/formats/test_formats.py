@@ -6,6 +6,7 @@ and rewrite the file with ``OFFSCRIPT_GOLDEN=write``.
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from offscript.errors import UserError
 from offscript.json_types import Json
 from offscript.tasks.formats import FORMATS, check_episodes, get_format
 from offscript.tasks.formats.base import Ask, Format, Reply, Rules
+from offscript.tasks.messages import Message
 from offscript.tasks.prompts import (
     BREAK_CHARACTER,
     FREE_AIM,
@@ -151,7 +153,7 @@ def test_golden_transcript(case: str) -> None:
     run = drive(fmt, scenario, rules_for(fmt, persona, **OPTIONS.get(case, {})), listed(replies))
     result = {
         "version": fmt.version,
-        "asks": [{**vars(ask), "messages": plain(ask.messages)} for ask in run.asks],
+        "asks": [plain_ask(ask) for ask in run.asks],
         "outcome": {**vars(run.outcome), "messages": plain(run.outcome.messages)},
     }
     if not result["outcome"]["notes"]:
@@ -162,8 +164,20 @@ def test_golden_transcript(case: str) -> None:
     assert result == json.loads(path.read_text(encoding="utf-8"))
 
 
-def plain(messages: tuple[dict[str, str], ...]) -> list[str]:
-    return [f"{m['role']}: {m['content']}" for m in messages]
+def plain_ask(ask: Ask) -> dict[str, Json]:
+    """The fields of a request. Its tools are left out where it has none, and are else their dialect and schemas."""
+    fields = {**vars(ask), "messages": plain(ask.messages)}
+    if (tools := fields.pop("tools")) is not None:
+        fields["tools"] = {"dialect": tools.dialect.name, "schemas": list(tools.schemas)}
+    return fields
+
+
+def plain(messages: Sequence[Message]) -> list[str]:
+    return [f"{m['role']}: {m['content']}" + plain_calls(m) for m in messages]
+
+
+def plain_calls(message: Message) -> str:
+    return f" {json.dumps(message['tool_calls'], ensure_ascii=False)}" if "tool_calls" in message else ""
 
 
 def scenario_for(fmt: Format) -> Scenario:
