@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
 
-from offscript.errors import UserError
+from offscript.errors import UserError, one_of
 from offscript.experiment.artifacts import Artifact
 from offscript.experiment.scenario_sets import ScenarioCollections
 from offscript.json_types import Json
@@ -93,7 +93,11 @@ class PlanContext:
                     "allowed: base, or a stage that is not trained on this one",
                 )
             lineage.append(parent)
-        return training_stage(self.options.stage[stage], self.settings.recipe)
+        found = training_stage(self.options.stage[stage], self.settings.recipe)
+        models = [*self.options.model, self.settings.model.name]
+        if unknown := [name for name in found.settings.lora.exceptions if name not in models]:
+            raise UserError(f"{found.where}.lora.exceptions.{unknown[0]}", "no such model", one_of(models))
+        return found
 
     def _parent(self, stage: str) -> str | None:
         """The parent stage of ``stage``; None for one that is trained on the base, or not trained."""

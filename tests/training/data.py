@@ -4,6 +4,7 @@ from offscript.settings import LoraSettings, OptimizerSettings, TrainerSettings
 from offscript.training.data.introspection import IntrospectionSettings
 from offscript.training.data.preference import PreferenceSettings
 from offscript.training.methods.dpo import DPOSettings
+from offscript.training.methods.sft import SFTSettings
 from offscript.training.run import Run
 from offscript.training.stages import schema_of
 from tests.conftest import TINY_TARGETS, tiny_sentences
@@ -62,10 +63,12 @@ def distillation(lora: LoraSettings = LORA, validation: float = 0.1, **changes) 
     return schema(prompts=24, lora=lora, validation=validation, optimizer=optimizer(**changes))
 
 
-def introspection(lora: LoraSettings = LORA, **changes) -> TrainerSettings:
+def introspection(lora: LoraSettings = LORA, too_long="whole_turns", **changes) -> TrainerSettings:
     """Hyper-parameters of an SFT stage on introspection."""
-    schema = schema_of(TrainerSettings, IntrospectionSettings)
-    return schema(reflections=12, interactions=8, lora=lora, optimizer=optimizer(**changes))
+    schema = schema_of(SFTSettings, IntrospectionSettings)
+    return schema(
+        reflections=12, interactions=8, lora=lora, optimizer=optimizer(**changes), too_long=too_long
+    )
 
 
 def train_dpo(model, settings, pairs, out, seed=3, **run) -> dict:

@@ -4,7 +4,7 @@ import pytest
 
 from offscript.errors import UserError
 from offscript.training.data.preference import pairs, renamed
-from offscript.training.data.replies import is_finished
+from offscript.training.data.replies import ends_in_punctuation, is_finished
 from offscript.training.run import split_families
 from tests.training.data import SENTENCES, row, student_rows, teacher_rows
 
@@ -33,6 +33,23 @@ def test_finished(text):
 )
 def test_unfinished(text):
     assert not is_finished(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "published"),
+    [("Yes.", True), ("so:", True), ("well -", True), ("great 🎉", False), ("5 €", False), ("", False)],
+)
+def test_the_published_test_of_a_finished_reply_is_unicode_punctuation(text, published):
+    assert ends_in_punctuation(text) is published
+
+
+def test_which_pairs_are_kept_follows_endings():
+    teacher = [row(0, "Lunch 🎉"), row(1, "Lunch, but:")]
+    student = [row(0, "Yes."), row(1, "No.")]
+    kept = {
+        e: [p["scenario"] for p in pairs(teacher, student, endings=e)[0]] for e in ("closing", "punctuation")
+    }
+    assert kept == {"closing": ["s0"], "punctuation": ["s1"]}
 
 
 def test_every_drop_is_counted_by_its_reason():

@@ -11,6 +11,7 @@ from offscript.errors import MissingInput, UserError
 from offscript.settings import LoraSettings
 from offscript.training.data.introspection import conversations
 from offscript.training.methods import sft
+from offscript.training.methods.sft import _cut
 from tests.training.data import SENTENCES, changed, conversation, introspection, row, teacher_rows, train_sft
 
 WEIGHTS = "adapter_model.safetensors"
@@ -49,6 +50,19 @@ def test_unfinished_turns_are_cut_with_what_follows_them():
     kept, counts = conversations([row(5, "and so on"), row(6, None)], [cut, last], "")
     assert counts == {"reflections": 0, "interactions": 2, "turns": 2, "unfinished": 1, "no_reply": 1}
     assert [len(r["messages"]) for r in kept] == [2, 2]
+
+
+def test_unfinished_turns_can_be_kept():
+    cut = conversation(0, turns=6)
+    cut["messages"][4]["content"] = "and then the"
+    last = conversation(1, turns=4, ended="length")
+    empty = conversation(2, turns=4)
+    empty["messages"][-1]["content"] = " "
+    kept, counts = conversations(
+        [row(5, "and so on"), row(6, None)], [cut, last, empty], "", unfinished="keep"
+    )
+    assert counts == {"reflections": 1, "interactions": 3, "turns": 7, "no_reply": 1}
+    assert [len(r["messages"]) for r in kept] == [2, 6, 4, 2]
 
 
 def test_nothing_left():
@@ -133,6 +147,24 @@ def test_a_long_conversation_keeps_its_first_whole_turns(tiny_settings, tiny_ada
     numbers = train_sft(tiny_settings, introspection(epochs=1), kept, tiny_adapter, tmp_path / "a", seed=1)
     assert numbers["rows"]["turns_too_long"] > 0 and numbers["rows"]["given"] == 16
     assert numbers["rows"]["train"] + numbers["rows"]["validation"] == 16
+
+
+def test_a_long_conversation_can_be_cut_at_the_limit_with_an_end_token():
+    """As published: 3,072 tokens at most, the last of them an end token; a reply that begins within the last two tokens is
+    dropped."""
+    ids, spans = list(range(100, 140)), [(5, 10), (20, 40)]
+    assert _cut(ids, spans, 40, end_token=7) == (ids, spans)
+    assert _cut(ids, spans, 30, end_token=7) == ([*range(100, 129), 7], [(5, 10), (20, 30)])
+    assert _cut(ids, spans, 22, end_token=7)[1] == [(5, 10)]
+    assert _cut(ids, spans, 23, end_token=7)[1] == [(5, 10), (20, 23)]
+
+
+def test_cut_conversations_train_more_of_their_last_turn(tiny_settings, tiny_adapter, tmp_path):
+    kept, _ = conversations(teacher_rows(4), [conversation(i, turns=20) for i in range(12)], "")
+    settings = introspection(too_long="cut", epochs=1)
+    numbers = train_sft(tiny_settings, settings, kept, tiny_adapter, tmp_path / "a", seed=1)
+    whole = train_sft(tiny_settings, introspection(epochs=1), kept, tiny_adapter, tmp_path / "b", seed=1)
+    assert numbers["rows"]["turns_too_long"] < whole["rows"]["turns_too_long"]
 
 
 def test_conversations_are_trained_turn_by_turn_where_the_template_changes_earlier_turns(

@@ -157,6 +157,29 @@ def test_the_request_contains_assertion_examples_and_count() -> None:
     assert message["content"].count("7 more messages") == 1 == message["content"].count("list of 7 texts")
 
 
+def test_the_request_can_ask_for_lengths() -> None:
+    (ask,) = generate("no", per_ask=50, lengths=[15, 20, 15]).asks
+    assert "15 are short" in ask.messages[0]["content"] and "20 of medium" in ask.messages[0]["content"]
+    (plain,) = generate("no", per_ask=50).asks
+    assert "short" not in plain.messages[0]["content"]
+
+
+def test_lengths_must_add_up_to_the_request() -> None:
+    with pytest.raises(
+        UserError, match=r"lengths \[1, 2, 3\] with per_ask 10; allowed: three numbers that add up"
+    ):
+        generate("no", lengths=[1, 2, 3])
+
+
+def test_overlap_is_the_share_of_the_new_prompt_in_an_earlier_one() -> None:
+    """Two of three words of the second are in the first, which is long: their Jaccard similarity is 2/8."""
+    both = json.dumps(["red blue green white black brown pink", "red blue grey"])
+    assert generate(both, similarity=0.5).outcome.notes["kept"] == 2
+    assert generate(both, overlap=0.7).outcome.notes["kept"] == 2
+    run = generate(both, overlap=0.5)
+    assert run.outcome.notes["kept"] == 1 and run.outcome.notes["rejected"] == {"similar": 1}
+
+
 def test_generated_prompts_are_read_from_rows_with_their_assertions() -> None:
     rows = [
         {"scenario": "sarcasm_10", "text": json.dumps(THREE[:2])},
