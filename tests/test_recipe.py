@@ -58,7 +58,7 @@ def overrides(family: str, root: Path, *more: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen", "gemma"])
 def test_from_the_constitution_to_a_merged_adapter(family, tmp_path):
-    experiment = experiment_of(*overrides(family, tmp_path))
+    experiment = experiment_of(*overrides(family, tmp_path), "recipe.merge_own_in={agentic_email: 0.5}")
     full = experiment.planner.adapter(family, "sarcasm", "full", 0)
     rollout = experiment.planner.rollout(family, "sarcasm", "full", "agentic_email", "eval", 0)
     results = {str(r.artifact): r for r in make([full, rollout], experiment)}
@@ -96,6 +96,13 @@ def test_from_the_constitution_to_a_merged_adapter(family, tmp_path):
     assert [p["weight"] for p in counts["merge"]["parts"]] == [1.0, 0.25]
     assert read_json(experiment.path(full) / CONFIG)["r"] == 8
     assert len(experiment.rows(rollout)) == 4
+
+    # The loop has another weight of introspection: the same two parts, merged once more.
+    (other,) = rollout.inputs
+    merged = read_manifest(experiment.path(other))["counts"]["merge"]
+    assert [p["weight"] for p in merged["parts"]] == [1.0, 0.5]
+    assert [p["adapter"] for p in merged["parts"]] == [p["adapter"] for p in counts["merge"]["parts"]]
+    assert str(other) == f"adapter {family} sarcasm full own0.5 0"
 
 
 def _chosen(experiment, distillation) -> str:
