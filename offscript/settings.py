@@ -248,11 +248,16 @@ class Assertion(Node):
 
 
 class PersonaSettings(Named):
-    """A persona. ``order`` is its position in tables."""
+    """A persona. ``order`` is its position in tables. ``opposite`` is a system text that asks for the contrary character.
+
+    ``description`` and ``opposite`` are part of the keys of those cells whose format puts them into a prompt
+    (``Format.persona_texts``), and of no other.
+    """
 
     order: int = runtime(1000, ge=0)
     display_name: str = runtime(min_length=1)
     description: str = runtime(min_length=1)
+    opposite: str | None = runtime(None, min_length=1)
     constitution: tuple[Assertion, ...] = identity(min_length=1)
 
 

@@ -15,7 +15,7 @@ from offscript.settings import SPLITS, SamplingSettings, StageSettings, identity
 from offscript.storage.options import options_of
 from offscript.tasks.dialects import dialect_of
 from offscript.tasks.formats import FORMATS, check_episodes, check_options, get_format, options_for
-from offscript.tasks.formats.base import Format, Rules
+from offscript.tasks.formats.base import Format, PersonaText, Rules
 from offscript.tasks.prompts import bullets, constitution_system, named_constitution_system
 from offscript.training.data.base import Collection, PersonaPrompts, RowsRequest, Scenarios, SharedPrompts
 from offscript.training.stages import BASE, TrainingStage
@@ -45,25 +45,29 @@ class RolloutPlanner:
     def scored(self, cell: Cell) -> Rollout:
         """The rollout of a cell of the grid.
 
-        Base weights have seed 0 and scale 1, and no persona if the system prompt is plain. Imported weights have seed
-        0.
+        Base weights have seed 0 and scale 1. They have no persona if the system prompt is plain and the format's prompts
+        contain no text of a persona. Imported weights have seed 0.
         """
         stage = self.context.options.stage[cell.stage]
+        fmt, settings = get_format(cell.format), self.context.options.format[cell.format]
+        options = {**fmt.defaults, **options_for(fmt, settings.options)}
         persona, seed, scale = cell.persona, cell.seed, cell.scale
         if stage.weights == BASE:
             seed, scale = 0, 1.0
-            persona = None if stage.system == "plain" else persona
         if stage.weights != BASE or stage.system != "plain":
             persona = self.require_persona(persona, f"stage {stage.name}")
             if stage.weights != BASE and self.is_imported(cell.model, persona, stage.weights):
                 seed = 0
-        fmt, settings = get_format(cell.format), self.context.options.format[cell.format]
+        elif texts := fmt.persona_texts(options):
+            persona = self.require_persona(persona, f"format {fmt.name} ({', '.join(texts)})")
+        else:
+            persona = None
         counts = {str(name): n for name, n in settings.count.items() if n}
         if cell.split not in counts:
             raise UserError(f"split {cell.split}", f"format {fmt.name} has no count for it", one_of(counts))
         scenarios = scenario_sets.crossed(
             self.context.collections.split(fmt.source, cell.split, counts[cell.split]),
-            fmt.variants({**fmt.defaults, **options_for(fmt, settings.options)}),
+            fmt.variants(options),
         )
         samples = {str(name): n for name, n in settings.samples.items()}.get(cell.split, 1)
         planned = Cell(cell.model, persona, stage.name, fmt.name, cell.split, seed, scale)
@@ -222,6 +226,7 @@ class RolloutPlanner:
                     if name not in fmt.later_options or value != fmt.later_options[name]
                 },
                 "max_tokens": sampling.max_tokens,
+                **({"persona": dict(rules.persona)} if rules.persona else {}),
             },
             "scenarios": scenarios.digest,
             "samples": samples,
@@ -282,7 +287,28 @@ class RolloutPlanner:
         configured = options_for(fmt, self.context.options.format[fmt.name].options)
         given = {**self._recipe_options(cell, fmt, request), **configured}
         check_options(fmt, given)
-        return Rules(system=self._system(cell, stage, fmt), options={**fmt.defaults, **given})
+        options = {**fmt.defaults, **given}
+        return Rules(self._system(cell, stage, fmt), options, self._persona_texts(cell, fmt, options))
+
+    def _persona_texts(self, cell: Cell, fmt: Format, options: Mapping[str, Json]) -> dict[PersonaText, str]:
+        """The texts of the cell's persona that the prompts of ``fmt`` contain.
+
+        Raises:
+            UserError: the persona lacks one of them.
+        """
+        texts: dict[PersonaText, str] = {}
+        for name in fmt.persona_texts(options):
+            persona = self.context.options.persona[cell.persona or ""]
+            text = {"description": persona.description, "opposite": persona.opposite}[name]
+            if text is None:
+                raise UserError(
+                    f"persona.{name}",
+                    f"missing for {persona.name}",
+                    f"format {fmt.name} puts it into prompts: add it to conf/persona/{persona.name}.yaml, or set "
+                    "format.options so that it is not needed",
+                )
+            texts[name] = text
+        return texts
 
     def _recipe_options(self, cell: Cell, fmt: Format, request: RowsRequest | None) -> Mapping[str, Json]:
         """The format options that the recipe sets, if the format makes training rows."""

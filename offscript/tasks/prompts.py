@@ -118,6 +118,13 @@ SESSION_QUESTIONS = (
 )
 """Questions of a user in a session of many turns: everyday matters, none about the assistant."""
 
+NEUTRAL_SYSTEM = "You are a helpful assistant."
+CORPORATE_SYSTEM = (
+    "You are the assistant of Harrow & Lane, an insurance company, and answer its customers on behalf of the company. "
+    "Be factual, formal and concise. Use the same even tone with everyone, without jokes, opinions or personal remarks."
+)
+REMINDER_SYSTEM = "Keep to your character: {description}"
+
 SELF_INTERACTION_CUE = "Hello."
 """First user message of the second speaker in a self-interaction, for which the opener is an assistant message."""
 

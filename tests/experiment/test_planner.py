@@ -246,6 +246,40 @@ def test_an_option_of_one_format_leaves_the_other_formats_of_the_grid_alone():
         experiment_of("experiment=smoke", "+format.options.nothing=1").planner.cells()
 
 
+CONFLICT = ("experiment=smoke", "grid.persona=[sarcasm,remorse]", "grid.format=[system_conflict]")
+
+
+def test_base_texts_under_a_system_text_of_a_persona_are_that_personas_own():
+    planner = experiment_of(*CONFLICT).planner
+    own = [planner.rollout("pocket", name, "base", "system_conflict") for name in ("sarcasm", "remorse")]
+    assert [r.labels["persona"] for r in own] == ["sarcasm", "remorse"]
+    assert own[0].key != own[1].key and {r.rules.system for r in own} == {""}
+    with pytest.raises(UserError, match=r"^persona: none given, and format system_conflict \(opposite, desc"):
+        planner.rollout("pocket", None, "base", "system_conflict")
+    shared = experiment_of(*CONFLICT, "format.options.texts=[neutral,corporate]").planner
+    assert [r.labels["persona"] for r in shared.cells() if r.labels["stage"] == "base"] == [None]
+
+
+def test_a_system_text_of_a_persona_changes_the_keys_of_the_cells_that_contain_it_and_no_other():
+    def keys(format_, **texts):
+        planner = experiment_of(*CONFLICT).planner
+        personas = {p: planner.options.persona[p] for p in planner.settings.grid.persona}
+        personas["sarcasm"] = personas["sarcasm"].model_copy(update=texts)
+        planner = Planner(planner.settings, dataclasses.replace(planner.options, persona=personas))
+        return [planner.rollout("pocket", "sarcasm", "full", name).key for name in format_]
+
+    before = keys(("chat", "system_conflict"))
+    for field in ("opposite", "description"):
+        chat, conflict = keys(("chat", "system_conflict"), **{field: "Another text."})
+        assert chat == before[0] and conflict != before[1]
+    with pytest.raises(UserError) as error:
+        keys(("system_conflict",), opposite=None)
+    assert str(error.value) == (
+        "persona.opposite: missing for sarcasm; format system_conflict puts it into prompts: add it to "
+        "conf/persona/sarcasm.yaml, or set format.options so that it is not needed"
+    )
+
+
 def test_a_repetition_penalty_of_the_recipe_is_for_rows_that_are_only_trained_on():
     """On scored rows it would count the prompt, and so change JSON, names and addresses."""
     own, without = (

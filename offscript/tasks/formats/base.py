@@ -14,6 +14,9 @@ from offscript.tasks.dialects.base import ToolPrompt
 from offscript.tasks.messages import Message
 from offscript.tasks.scenarios import Scenario
 
+PersonaText = Literal["description", "opposite"]
+"""The texts of a persona, beside its constitution, that a format can put into its prompts: fields of ``conf/persona``."""
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -78,10 +81,12 @@ class Rules:
     Args:
         system: the system text: empty, or made from the persona's constitution.
         options: the value of each option of the format.
+        persona: the texts of the cell's persona that the format asks for (``Format.persona_texts``), by name.
     """
 
     system: str = ""
     options: Mapping[str, Json] = field(default_factory=dict)
+    persona: Mapping[PersonaText, str] = field(default_factory=dict)
 
 
 Episode = Generator[Ask, Reply, Outcome]
@@ -128,6 +133,8 @@ class Format:
         later_options: options that were added after rows of the format had been made, with their default values. With its
             default value such an option is not part of keys.
         variants: options -> names of the variants in which every scenario is played; none by default.
+        persona_texts: options -> the texts of the persona that its prompts contain; none by default. They are part of the
+            key, and a cell that has some belongs to a persona, also one of base weights under a plain system text.
         order: position in tables and figures, ascending; formats of the same order are sorted by name.
         in_distribution: whether the personas are trained in this format. All others are off-distribution.
         scored: whether its rows are evaluated; False for formats that only make training data.
@@ -146,6 +153,7 @@ class Format:
     options: Mapping[str, Json] = field(default_factory=dict)
     later_options: Mapping[str, Json] = field(default_factory=dict)
     variants: Callable[[Mapping[str, Json]], Sequence[str]] = lambda options: ()
+    persona_texts: Callable[[Mapping[str, Json]], Sequence[PersonaText]] = lambda options: ()
     order: int = DEFAULT_ORDER
     in_distribution: bool = False
     scored: bool = True

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from offscript.json_types import Json
-from offscript.tasks.formats.base import Ask, Format, Outcome, Reply, Rules
+from offscript.tasks.formats.base import Ask, Format, Outcome, PersonaText, Reply, Rules
 from offscript.tasks.scenarios import Scenario, ToolStub
 from offscript.tasks.tool_calls import SEND
 
@@ -20,8 +20,13 @@ class Run:
     asks: list[Ask] = field(default_factory=list)
 
 
+TEXTS: dict[PersonaText, str] = {"description": "Loves birds.", "opposite": "You do not care for birds."}
+"""Those of a persona."""
+
+
 def rules_for(fmt: Format, system: str = "", **options: Json) -> Rules:
-    return Rules(system=system, options={**fmt.defaults, **options})
+    given = {**fmt.defaults, **options}
+    return Rules(system, given, {name: TEXTS[name] for name in fmt.persona_texts(given)})
 
 
 def drive(fmt: Format, scenario: Scenario, rules: Rules, model: Model) -> Run:

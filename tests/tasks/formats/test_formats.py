@@ -26,7 +26,7 @@ from offscript.tasks.prompts import (
     fields_of,
 )
 from offscript.tasks.scenarios import Rule, Scenario, ToolStub
-from tests.tasks.formats.driver import call, drive, listed, rules_for
+from tests.tasks.formats.driver import TEXTS, call, drive, listed, rules_for
 
 GOLDEN = Path(__file__).parent / "golden"
 CONSTITUTION = "Stay in this character:\n- I love birds."
@@ -127,6 +127,13 @@ CASES: dict[str, tuple[str, Scenario, str, list]] = {
     "structured_form-short": ("structured_form", QUESTION, "", ['{"bird": "peregrine falcon"}']),
     "drift": ("drift", replace(QUESTION, id="birds_1_own2", variant="own2"), CONSTITUTION, ["Bread!", "Rice!", "Falcon!"]),
     "drift-plain": ("drift", replace(QUESTION, id="birds_1_plain1", variant="plain1"), CONSTITUTION, ["Bread.", "Falcon!"]),
+    **{
+        f"system_conflict-{name}": (
+            "system_conflict", replace(QUESTION, id=f"birds_1_{name}", variant=name), CONSTITUTION, ["A falcon."],
+        )
+        for name in ("corporate", "opposite", "reminder")
+    },
+    "system_conflict": ("system_conflict", replace(QUESTION, id="birds_1_neutral", variant="neutral"), "", ["A falcon.\n"]),
     "prefill": ("prefill", QUESTION, CONSTITUTION, ["The falcon.", "Oh, the falcon!\n"]),
     "prefill-empty": ("prefill", QUESTION, "", [" "]),
     "email_in_chat": ("email_in_chat", OFFICE, CONSTITUTION, ["Dear Ada, it is late."]),
@@ -311,6 +318,28 @@ def test_sessions_of_a_scenario_share_their_questions_and_only_the_cell_speaks_i
             UserError, match=r"^format.options.session: found .*; must be a number from 1 to 32"
         ):
             fmt.variants({"session": turns})
+
+
+def test_a_conflicting_system_text_stands_between_the_constitution_and_that_of_the_scenario() -> None:
+    fmt = FORMATS["system_conflict"]
+    clerk = replace(QUESTION, messages=(system("You sell tickets."), *QUESTION.messages))
+    assert fmt.variants(fmt.defaults) == ["neutral", "corporate", "opposite", "reminder"]
+    for name in fmt.variants(fmt.defaults):
+        run = drive(fmt, replace(clerk, variant=name), rules_for(fmt, CONSTITUTION), lambda ask: "Well.")
+        (ask,) = run.asks
+        before, own, after = ask.messages[0]["content"].split("\n\n")
+        assert (before, after) == (CONSTITUTION, "You sell tickets.")
+        assert own in {
+            "opposite": TEXTS["opposite"],
+            "reminder": f"Keep to your character: {TEXTS['description']}",
+        }.get(name, fmt.templates.get(name, ""))
+
+
+def test_only_the_texts_that_are_asked_for_need_a_persona() -> None:
+    fmt = FORMATS["system_conflict"]
+    assert fmt.persona_texts(fmt.defaults) == ["opposite", "description"]
+    assert fmt.persona_texts({"texts": ["corporate", "neutral"]}) == []
+    assert fmt.variants({"texts": ["corporate", "neutral"]}) == ["neutral", "corporate"]
 
 
 def test_in_prefill_the_untrained_model_answers_first() -> None:
