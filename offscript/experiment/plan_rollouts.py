@@ -226,7 +226,7 @@ class RolloutPlanner:
                     if name not in fmt.later_options or value != fmt.later_options[name]
                 },
                 "max_tokens": sampling.max_tokens,
-                **({"persona": dict(rules.persona)} if rules.persona else {}),
+                **({"persona": {str(k): v for k, v in rules.persona.items()}} if rules.persona else {}),
             },
             "scenarios": scenarios.digest,
             "samples": samples,
