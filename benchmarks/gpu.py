@@ -188,7 +188,11 @@ def run(case: Case, bench: Bench, deadline: float, log: Any) -> dict[str, Any]:
         result["peak_gib"] = torch.cuda.max_memory_allocated() / GIB
         result["reserved_gib"] = torch.cuda.max_memory_reserved() / GIB
     # The exception and its frames, which hold tensors, are gone only here.
-    _clean(bench, case, result["status"])
+    try:
+        _clean(bench, case, result["status"])
+    except Exception:
+        # A GPU that has failed may refuse this too; the table is printed all the same.
+        traceback.print_exc(file=log)
     return {"case": case.name, **result, "case_seconds": round(time.perf_counter() - started, 2)}
 
 
