@@ -647,12 +647,12 @@ def training(bench: Bench, method: str, rows: int, length: int) -> dict[str, Any
         ]
     else:
         made = [{"family": f"f{i}", "messages": [asked, said]} for i in range(rows * steps)]
-    kind, train = (dpo.DPOSettings, dpo.train) if method == "dpo" else (sft.TrainerSettings, sft.train)
+    trained = dpo.METHOD if method == "dpo" else sft.METHOD
     clock = _step_clock(bench, steps)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(
             model=bench.settings,
-            settings=kind(
+            settings=trained.settings(
                 validation=0.0,
                 lora=LoraSettings(rank=bench.shapes.rank, alpha=2 * bench.shapes.rank, targets=TARGETS),
                 optimizer=OptimizerSettings(
@@ -671,7 +671,7 @@ def training(bench: Bench, method: str, rows: int, length: int) -> dict[str, Any
             bases=_Random(bench),
         )
         with suppress(_Enough):
-            train(run, made)
+            trained.train(run, made)
     times = clock.times[2:]
     if not times:
         raise RuntimeError(f"{len(clock.times)} steps were made, {steps} are needed")
