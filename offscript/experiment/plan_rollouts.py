@@ -218,13 +218,7 @@ class RolloutPlanner:
             "scale": cell.scale,
             "system": rules.system,
             "format": {
-                "version": fmt.version,
-                "templates": dict(fmt.templates),
-                "options": {
-                    name: value
-                    for name, value in rules.options.items()
-                    if name not in fmt.later_options or value != fmt.later_options[name]
-                },
+                **fmt.identity(rules.options),
                 "max_tokens": sampling.max_tokens,
                 **({"persona": {str(k): v for k, v in rules.persona.items()}} if rules.persona else {}),
             },

@@ -56,6 +56,11 @@ def join_system(*parts: str) -> str:
 
 MALFORMED_REPLY = 'Nothing was done: {problem}. Reply with one call: {{"tool": "<name>", "args": {{...}}}}'
 MALFORMED_NATIVE_CALL = "Nothing was done: {problem}. Call one tool, with valid arguments."
+NO_BLOCK = (
+    "Nothing was done: {problem}. Reply with one of them:\n"
+    '```tool_call\n{{"tool": "<name>", "args": {{...}}}}\n```\nor\n```final\n<one line on what was done>\n```\n'
+    "Text outside of these blocks is not read."
+)
 UNKNOWN_TOOL = "unknown tool {tool}; available: {available}"
 NOTHING_FOUND = "{tool} has no result for these args"
 EMPTY_EMAIL = "nothing was sent: the body of the e-mail is empty"

@@ -191,12 +191,14 @@ def normalize(tool: str) -> str:
     return "emailsend" if name in _SEND_NAMES else name
 
 
-def respond(tools: Sequence[ToolStub], call: ToolCall) -> Json:
+def respond(tools: Sequence[ToolStub], call: ToolCall, as_written: bool = False) -> Json:
     """The response to a call: that of the first rule of its tool that the call matches.
 
-    ``email.send`` always exists. An unknown tool, or a call that no rule matches, returns ``{"error": ...}``.
+    ``email.send`` always exists. An unknown tool, or a call that no rule matches, returns ``{"error": ...}``. With
+    ``as_written`` a tool has one spelling, and arguments match globs in upper and lower case as they are.
     """
-    stub = next((s for s in tools if normalize(s.tool) == normalize(call.tool)), None)
+    name = str if as_written else normalize
+    stub = next((s for s in tools if name(s.tool) == name(call.tool)), None)
     if stub is None:
         if call.tool == SEND:
             return {"sent": True}
@@ -204,19 +206,21 @@ def respond(tools: Sequence[ToolStub], call: ToolCall) -> Json:
         available = names if any(normalize(n) == normalize(SEND) for n in names) else [*names, SEND]
         return {"error": fill(UNKNOWN_TOOL, tool=call.tool, available=", ".join(available))}
     for rule in stub.rules:
-        if rule.match is None or all(_matches(glob, call.args.get(arg)) for arg, glob in rule.match.items()):
+        globs = (rule.match or {}).items()
+        if all(_matches(glob, call.args.get(arg), as_written) for arg, glob in globs):
             return rule.response
     return {"error": fill(NOTHING_FOUND, tool=stub.tool)}
 
 
-def _matches(glob: str, value: Json) -> bool:
-    """Whether ``value``, or an item of it if it is a list, matches ``glob``, ignoring case. None never matches."""
+def _matches(glob: str, value: Json, as_written: bool) -> bool:
+    """Whether ``value``, or an item of it if it is a list, matches ``glob``, ignoring case unless ``as_written``. None
+    never matches."""
     if value is None:
         return False
     if isinstance(value, list):
-        return any(_matches(glob, item) for item in value)
+        return any(_matches(glob, item, as_written) for item in value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return fnmatchcase(text.strip().lower(), glob.lower())
+    return fnmatchcase(text, glob) if as_written else fnmatchcase(text.strip().lower(), glob.lower())
 
 
 def begun_string(text: str) -> tuple[str, bool]:
@@ -239,9 +243,13 @@ def is_error(response: Json) -> bool:
     return isinstance(response, dict) and bool(response.get("error"))
 
 
-def email_body(call: ToolCall) -> str:
-    """Body of the e-mail in a send call, stripped; a list is joined as lines; "" if there is none."""
-    body = next((call.args[k] for k in _BODY_KEYS if call.args.get(k)), "")
+def email_body(call: ToolCall, as_written: bool = False) -> str:
+    """Body of the e-mail in a send call, stripped; a list is joined as lines; "" if there is none.
+
+    It is the argument ``body``, and unless ``as_written`` one of those that models write for it.
+    """
+    keys = ("body",) if as_written else _BODY_KEYS
+    body = next((call.args[k] for k in keys if call.args.get(k)), "")
     if isinstance(body, list):
         lines = [line for line in body if isinstance(line, str)]
         body = "\n".join(lines) if len(lines) == len(body) else ""

@@ -132,6 +132,8 @@ class Format:
         options: the names of its options, with their default values.
         later_options: options that were added after rows of the format had been made, with their default values. With its
             default value such an option is not part of keys.
+        later_templates: the prompt templates that only a later option uses, by the name of the option; they are part of
+            keys where the option is.
         variants: options -> names of the variants in which every scenario is played; none by default.
         persona_texts: options -> the texts of the persona that its prompts contain; none by default. They are part of the
             key, and a cell that has some belongs to a persona, also one of base weights under a plain system text.
@@ -152,6 +154,7 @@ class Format:
     templates: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Json] = field(default_factory=dict)
     later_options: Mapping[str, Json] = field(default_factory=dict)
+    later_templates: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     variants: Callable[[Mapping[str, Json]], Sequence[str]] = lambda options: ()
     persona_texts: Callable[[Mapping[str, Json]], Sequence[PersonaText]] = lambda options: ()
     order: int = DEFAULT_ORDER
@@ -165,3 +168,12 @@ class Format:
     def defaults(self) -> dict[str, Json]:
         """Every option with its default value."""
         return {**self.options, **self.later_options}
+
+    def identity(self, options: Mapping[str, Json]) -> dict[str, Json]:
+        """The hash identity of an episode's code, templates and ``options``."""
+        later = self.later_options
+        hashed = {name: v for name, v in options.items() if name not in later or v != later[name]}
+        templates: dict[str, Json] = dict(self.templates)
+        for name in hashed.keys() & self.later_templates.keys():
+            templates |= self.later_templates[name]
+        return {"version": self.version, "templates": templates, "options": hashed}
