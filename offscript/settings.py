@@ -177,7 +177,9 @@ class TemplateSettings(Node):
     user messages (``user``). ``default_system`` is the system prompt of conversations that have none (null: none is
     added). ``date_string`` is the date in the template, also where it asks for the current one (null: the template's
     own; a template that asks for the current date is refused). ``thinking`` are the marks of the model's thinking (null:
-    the model does not think, and replies are used as they are).
+    the model does not think, and replies are used as they are). ``double_bos``: prompts begin with two
+    beginning-of-text tokens where the template writes one, as those of the published studies did; sequences that are
+    trained on keep one.
     """
 
     system_role: Literal["native", "user"] = identity("native")
@@ -185,6 +187,7 @@ class TemplateSettings(Node):
     default_system: str | None = identity(None)
     date_string: str | None = identity(None)
     thinking: ThinkingSettings | None = identity(ThinkingSettings(), unhashed=None)
+    double_bos: bool = identity(False, unhashed=False)
 
 
 class SizeSettings(Node):

@@ -106,9 +106,13 @@ class PlanContext:
 
     @cached
     def model_identity(self, name: str) -> dict[str, Json]:
-        """The hash identity of a model: a local folder by its content, a hub model by id and revision."""
+        """The hash identity of a model: a local folder by its content, a hub model by id and revision.
+
+        Without ``template.double_bos``, which only prompts of generation depend on: it is in the keys of their rows.
+        """
         model = self.options.model[name]
         plain = identity_of(model)
+        plain["template"] = identity_of(model.template.model_copy(update={"double_bos": False}))
         folder = locate(model.path)
         if folder.is_dir():
             del plain["path"], plain["revision"]

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 from offscript.errors import UserError, one_of
 from offscript.experiment import scenario_sets
@@ -262,10 +263,28 @@ class RolloutPlanner:
         plain = self.context.model_identity(model)
         if (sampling := self._own_sampling(fmt)) is not None:
             plain = {**plain, "sampling": identity_of(sampling)}
-        template = plain["template"]
-        if not fmt.strips_thinking or not isinstance(template, dict):
-            return plain
-        return {**plain, "template": {k: v for k, v in template.items() if k != "thinking"}}
+        template = cast(dict[str, Json], plain["template"])
+        if fmt.strips_thinking:
+            template = {name: value for name, value in template.items() if name != "thinking"}
+        if self._doubles_bos(model, fmt):
+            template = {**template, "double_bos": True}
+        return {**plain, "template": template}
+
+    def _doubles_bos(self, name: str, fmt: Format) -> bool:
+        """Whether prompts of ``fmt`` for the model begin with two beginning-of-text tokens. An endpoint renders its
+        prompts itself; of a teacher behind one, the rows are then made as always.
+
+        Raises:
+            UserError: it is asked for scored rows of an endpoint.
+        """
+        model = self.context.options.model[name]
+        if model.template.double_bos and model.endpoint is not None and fmt.scored:
+            raise UserError(
+                "model.template.double_bos",
+                f"true, but {name} is an endpoint, which renders its prompts itself",
+                "model.template.double_bos=false, or a model that is loaded here",
+            )
+        return model.template.double_bos and model.endpoint is None
 
     def _sampling(self, cell: Cell) -> Sampling:
         model, fmt = self.context.options.model[cell.model], self.context.options.format[cell.format]

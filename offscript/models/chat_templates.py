@@ -36,8 +36,8 @@ def render(
     """Token ids of a conversation under the policy ``template``.
 
     With ``tools`` (JSON schemas) the chat template is given them, and its own role for their results is used, whatever
-    ``template.tool_role`` is. With ``generation`` the ids end where the assistant's reply begins, after ``prefix``. Special tokens come from the
-    chat template alone, so the beginning-of-text token is never doubled.
+    ``template.tool_role`` is. With ``generation`` the ids end where the assistant's reply begins, after ``prefix``.
+    Special tokens come from the chat template alone, so the beginning-of-text token is not doubled.
 
     Raises:
         UserError: the chat template refuses the conversation.
@@ -45,6 +45,23 @@ def render(
     if prefix and not generation:
         raise ValueError("a prefix begins a reply: it needs generation=True")
     return tokenize(tokenizer, render_text(tokenizer, messages, template, generation, tools) + prefix)
+
+
+def render_prompt(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    template: TemplateSettings,
+    prefix: str = "",
+    tools: Schemas = (),
+) -> list[int]:
+    """Token ids that a reply is generated from: those of ``render``, with ``template.double_bos`` a second
+    beginning-of-text token before the one that the chat template writes, if it writes one.
+
+    Raises:
+        UserError: the chat template refuses the conversation.
+    """
+    ids, bos = render(tokenizer, messages, template, prefix=prefix, tools=tools), tokenizer.bos_token_id
+    return [bos, *ids] if template.double_bos and bos is not None and ids[:1] == [bos] else ids
 
 
 def render_text(

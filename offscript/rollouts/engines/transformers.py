@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from offscript.errors import UserError
-from offscript.models.chat_templates import Schemas, render, thinking_opening
+from offscript.models.chat_templates import Schemas, render, render_prompt, thinking_opening
 from offscript.models.dialect_checks import check_template_speaks
 from offscript.models.loading import load_model, load_tokenizer, pick_device
 from offscript.models.template_checks import end_of_reply, warn
@@ -104,7 +104,7 @@ class TransformersEngine:
             check_template_speaks(self.tokenizer, request.tools.dialect)
             schemas, ends = request.tools.schemas, self._ids(request.tools.dialect.ends)
         template = self.model_settings.template
-        prompt = render(self.tokenizer, request.messages, template, prefix=request.prefix, tools=schemas)
+        prompt = render_prompt(self.tokenizer, request.messages, template, request.prefix, schemas)
         limit = min(request.sampling.max_tokens, self.model_settings.context - len(prompt))
         finish = None if limit > 0 else "length"
         self._queued.append(Row(request, prompt, limit, finish=finish, ends=ends))
