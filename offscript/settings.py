@@ -549,7 +549,14 @@ class ClassifierSettings(Named):
 
 
 class EvaluationSettings(Node):
-    """Bootstrap confidence intervals: number of resamples, confidence level and random seed."""
+    """How rows are scored.
+
+    ``email_cleaning`` is the rule by which an e-mail that was written in chat is reduced to its body before the
+    classifier sees it (``none``: it is scored as it was written). ``resamples``, ``confidence`` and ``seed`` are of the
+    bootstrap confidence intervals: number of resamples, confidence level and random seed.
+    """
+
+    email_cleaning: Literal["ours", "published", "none"] = identity("ours", unhashed="ours")
 
     resamples: int = identity(1000, ge=100, le=100_000)
     confidence: float = identity(0.95, gt=0.5, lt=1)

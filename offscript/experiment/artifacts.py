@@ -360,13 +360,18 @@ class Classifier(Artifact):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Predictions(Artifact):
-    """Every label's probability for every text of one cell."""
+    """Every label's probability for every text of one cell.
+
+    ``email_cleaning`` names the rule of ``evaluation.email_cleaning`` by which its texts are cleaned; None if they are
+    scored as they were written.
+    """
 
     kind: ClassVar[str] = "predictions"
     shares_process: ClassVar[bool] = True
 
     classifier: Classifier
     rollout: Rollout
+    email_cleaning: str | None = None
 
     @property
     def labels(self) -> Labels:

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+from offscript.evaluation.email_cleaning import CLEANINGS
 from offscript.experiment.artifacts import (
     Adapter,
     Artifact,
@@ -171,14 +172,21 @@ class Planner:
     def predictions(self, rollout: Rollout) -> Predictions:
         """The classifier's predictions for the rows of a scored cell."""
         classifier = self.classifier(rollout.cell.model)
+        cleaning = self.settings.evaluation.email_cleaning if rollout.format.text_is_email else "none"
         identity: dict[str, Json] = {
             "labels": dict(rollout.labels),
             "classifier": classifier.key,
             "rows": rollout.key,
         }
+        if cleaning != "none":
+            identity["email_cleaning"] = {"rule": cleaning, "version": CLEANINGS[cleaning].version}
         return self.context.keep(
             Predictions(
-                identity=identity, inputs=(classifier, rollout), classifier=classifier, rollout=rollout
+                identity=identity,
+                inputs=(classifier, rollout),
+                classifier=classifier,
+                rollout=rollout,
+                email_cleaning=cleaning if cleaning != "none" else None,
             )
         )
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from offscript.console import Progress, duration, say
+from offscript.evaluation.email_cleaning import CLEANINGS
 from offscript.evaluation.evaluate import evaluate_rows, result_files
 from offscript.experiment.artifacts import Artifact, Classifier, Evaluation, Predictions
 from offscript.experiment.folder import Experiment, now, tracked, write_artifact_manifest
@@ -70,7 +71,7 @@ def predict(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | 
     wanted = [a for a in artifacts if isinstance(a, Predictions)]
     settings, started = experiment.planner.settings, now()
     rows = {a.key: experiment.rows(a.rollout) for a in wanted}
-    texts = [row["text"] for a in wanted for row in rows[a.key] if row["text"] is not None]
+    texts = [t for a in wanted for row in rows[a.key] if (t := scored_text(a, row)) is not None]
     labels, probabilities = predict_texts(
         experiment.path(wanted[0].classifier),
         texts,
@@ -90,17 +91,25 @@ def predict(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | 
     say(f"  predictions: {len(texts)} texts in {len(wanted)} cells")
 
 
+def scored_text(artifact: Predictions, row: Row) -> str | None:
+    """The text of a row as the classifier sees it; None if the episode left none."""
+    text = row["text"]
+    if text is None or artifact.email_cleaning is None:
+        return text
+    return CLEANINGS[artifact.email_cleaning].clean(text)
+
+
 def prediction_row(
     artifact: Predictions, row: Row, labels: Sequence[str], remaining: Iterator[list[float]]
 ) -> dict[str, Json]:
     """One line of a predictions file, with the next probabilities of ``remaining``; a row without a text keeps its line
-    with ``predicted`` null.
+    with ``predicted`` null. ``scored_text`` is the text that was scored, if it is not the row's.
 
     A variant of a format is scored as a format of its own (``drift/own8``), with the scenario that all variants share, so
     that they are resampled together.
     """
     variant = row.get("variant", "")
-    text = row["text"]
+    text = scored_text(artifact, row)
     probs = dict(zip(labels, next(remaining), strict=True)) if text is not None else None
     return {
         "key": artifact.key,
@@ -118,6 +127,7 @@ def prediction_row(
         "text_hash": key_of({"text": text})[:16] if text is not None else None,
         "predicted": max(probs, key=probs.__getitem__) if probs else None,
         "probs": dict(probs) if probs is not None else None,
+        **({"scored_text": text} if text != row["text"] else {}),
     }
 
 

@@ -144,6 +144,8 @@ class Format:
             ``recipe.in_role``.
         strips_thinking: whether it removes thinking itself; it then receives replies as the model wrote them, and its
             cells do not depend on ``model.template.thinking``.
+        text_is_email: whether its text is the reply to a request for an e-mail in chat, with what the model writes around
+            the body; it is cleaned before it is scored (``evaluation.email_cleaning``).
         cost: typical size of an episode, for cost estimates.
     """
 
@@ -162,6 +164,7 @@ class Format:
     scored: bool = True
     in_role: bool = False
     strips_thinking: bool = False
+    text_is_email: bool = False
     cost: Cost = TYPICAL_COST
 
     @property

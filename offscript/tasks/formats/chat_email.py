@@ -16,6 +16,7 @@ FORMAT = Format(
     source="office",
     episode=episode,
     order=30,
+    text_is_email=True,
     # Reply: assumed, as for chat. Prompt: mean of data/office, at 4 characters a token.
     cost=Cost(replies=1, reply_tokens=250, prompt_tokens=740),
 )

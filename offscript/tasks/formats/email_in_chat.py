@@ -29,6 +29,7 @@ FORMAT = Format(
     episode=episode,
     templates={"body_only": BODY_ONLY},
     order=28,
+    text_is_email=True,
     # Assumed, as for chat.
     cost=Cost(replies=1, reply_tokens=250, prompt_tokens=70),
 )

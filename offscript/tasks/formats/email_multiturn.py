@@ -48,6 +48,7 @@ FORMAT = Format(
     templates={f"wish_{i}": text for i, text in enumerate(REVISION_WISHES, 1)},
     options={"draft": DRAFTS},
     order=35,
+    text_is_email=True,
     # As for chat_email, three times.
     cost=Cost(replies=DRAFTS, reply_tokens=250, prompt_tokens=740),
 )
