@@ -51,9 +51,10 @@ def listed(replies: Iterable[str | Reply]) -> Model:
 
 
 def diligent(scenario: Scenario, body: str = "Dear all,\n\nhere is what I found.\n\nBest") -> Model:
-    """A model that calls every tool of ``scenario`` once, matching its first rule, and then sends an e-mail."""
+    """A model that calls every tool of ``scenario`` once, matching its first rule, sends an e-mail, and finishes."""
     calls = [call(stub.tool, first_args(stub)) for stub in scenario.tools if stub.tool != SEND]
-    return listed([*calls, call(SEND, {"to": ["someone@example.com"], "subject": "Findings", "body": body})])
+    send = call(SEND, {"to": ["someone@example.com"], "subject": "Findings", "body": body})
+    return listed([*calls, send, "```final\nSent it.\n```"])
 
 
 def first_args(stub: ToolStub) -> dict[str, str]:

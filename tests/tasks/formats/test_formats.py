@@ -75,6 +75,9 @@ OPTIONS: dict[str, dict] = {
     "self_interaction-empty": {"note": ""},
     "agentic_email-forced": {"forced": True},
     "agentic_email-forced_cut": {"forced": True},
+    "agentic_email-published": {"loop": "published"},
+    "agentic_email-published_malformed": {"loop": "published"},
+    "agentic_email-published_max_steps": {"loop": "published"},
     "email_multiturn-first": {"draft": 1},
     "prompt_generation": {"per_trait": 4, "per_ask": 2},
     "prompt_generation-short": {"per_trait": 4, "attempts": 2},
@@ -111,6 +114,19 @@ CASES: dict[str, tuple[str, Scenario, str, list]] = {
         "agentic_email", OFFICE, CONSTITUTION, [BEGUN_CALL + r'''Dear Ada,\n\"snow\", I\'m afraid.", "to": ["ada"]}}'''],
     ),
     "agentic_email-forced_cut": ("agentic_email", OFFICE, "", [Reply(BEGUN_CALL + "Dear Ada,\nit sn", "length", 9)]),
+    "agentic_email-published": (
+        "agentic_email", OFFICE, CONSTITUTION,
+        [
+            '{"tool": "contacts.lookup", "args": {"name": "Ada"}}', call("contacts.lookup", {"name": "ada"}),
+            call("send_email", SEND), call("email.send", SEND), call("email.send", {**SEND, "body": "Once more."}),
+            call("email.send", SEND) + "\n```final\nSent it twice.\n```",
+        ],
+    ),
+    "agentic_email-published_malformed": ("agentic_email", OFFICE, "", [call("email.send", SEND), BAD, call("contacts.lookup", ["Ada"]), BAD, BAD]),
+    "agentic_email-published_max_steps": (
+        "agentic_email", OFFICE, "",
+        [call("email.send", {**SEND, "body": ""}), call("email.send", {**SEND, "to": "ada@nowhere"}), BAD, BAD, BAD, call("contacts.lookup", {"name": "Ada"})],
+    ),
     "code_review": ("code_review", QUESTION, CONSTITUTION, ["Line 3 leaks.\n"]),
     "multi_agent_debate": ("multi_agent_debate", QUESTION, CONSTITUTION, ["The falcon, of course."]),
     "adversarial_roleplay": ("adversarial_roleplay", QUESTION, CONSTITUTION, ["Plainly: the falcon."]),
@@ -267,6 +283,13 @@ def test_the_system_text_precedes_that_of_the_scenario() -> None:
     ("name", "options", "message"),
     [
         ("agentic_email", {"forced": "yes"}, "format.options.forced: found 'yes'; must be true or false"),
+        ("agentic_email", {"loop": "theirs"}, "format.options.loop: found 'theirs'; allowed: ours, published"),
+        (
+            "agentic_email",
+            {"loop": "published", "forced": True},
+            "format.options.loop: found published with forced=true; "
+            "loop=ours: forced=true replays the lookups, and no reply is parsed",
+        ),
         ("email_multiturn", {"draft": 4}, "format.options.draft: found 4; must be a number from 1 to 3"),
         (
             "email_multiturn",

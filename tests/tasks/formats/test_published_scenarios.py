@@ -26,6 +26,9 @@ def test_a_diligent_model_sends_the_email(path) -> None:
     run = drive(fmt, scenario, rules_for(fmt, "Be kind."), diligent(scenario, "Here it is."))
     assert (run.outcome.ended, run.outcome.text) == ("email", "Here it is.")
     assert run.outcome.tool_calls == len(run.asks) == len(scenario.tools)
+    theirs = drive(fmt, scenario, rules_for(fmt, "Be kind.", loop="published"), diligent(scenario, "Here it is."))
+    assert (theirs.outcome.ended, theirs.outcome.text) == ("final", "Here it is.")
+    assert theirs.asks[:-1] == run.asks
     forced = drive(fmt, scenario, rules_for(fmt, forced=True), lambda ask: f'{ask.prefix}Here it is."')
     assert (forced.outcome.ended, forced.outcome.text) == ("email", "Here it is.")
     results = [m["content"] for m in run.outcome.messages if m["role"] == "tool"]
@@ -53,6 +56,10 @@ def test_a_published_file_of_a_format_is_driven_to_its_end(path) -> None:
     for scenario in load_scenarios(path):
         run = drive(fmt, scenario, rules_for(fmt, "Be kind."), listed([reply]))
         assert run.outcome.ended in ("stop", "email") and said in run.outcome.text
+        if fmt.name == "agentic_email":
+            rules = rules_for(fmt, "Be kind.", loop="published")
+            theirs = drive(fmt, scenario, rules, listed([reply, "```final\nSent it.\n```"]))
+            assert (theirs.outcome.ended, theirs.outcome.text) == ("final", said)
 
 
 def test_the_agentic_and_the_chat_form_of_a_task_are_joined() -> None:

@@ -30,6 +30,11 @@ def test_a_diligent_model_writes_every_email_in_every_format(path: Path) -> None
         run = drive(agentic, scenario, rules_for(agentic), diligent(scenario, "Here it is."))
         assert (run.outcome.ended, run.outcome.text) == ("email", "Here it is."), scenario.id
         assert len(run.asks) == len(scenario.tools) <= scenario.max_steps
+        theirs = drive(
+            agentic, scenario, rules_for(agentic, loop="published"), diligent(scenario, "Here it is.")
+        )
+        assert (theirs.outcome.ended, theirs.outcome.text) == ("final", "Here it is."), scenario.id
+        assert theirs.asks[: len(run.asks)] == run.asks and len(theirs.asks) == len(run.asks) + 1, scenario.id
         for name, replies in (("chat_email", 1), ("email_in_chat", 1), ("email_multiturn", 3)):
             asked = drive(FORMATS[name], scenario, rules_for(FORMATS[name]), lambda ask: "Here it is.")
             assert (asked.outcome.text, len(asked.asks)) == ("Here it is.", replies), scenario.id
