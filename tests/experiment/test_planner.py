@@ -78,6 +78,10 @@ TABLE = {
     "recipe.distillation.optimizer.checkpoint_steps=2": set(),
     "classifier.predict_batch_size=3": set(),
     "evaluation.resamples=500": of_kind("evaluation"),
+    "evaluation.email_cleaning=published": having("predictions", "chat_email") | of_kind("evaluation"),
+    "evaluation.email_cleaning=none": having("predictions", "chat_email") | of_kind("evaluation"),
+    "format.options.loop=published": having("agentic_email") | of_kind("evaluation"),
+    "model.template.double_bos=true": ALL,
     "classifier.seed=1": SCORES,
     "deepspeed=zero3": set(),
     "cluster=slurm": set(),
@@ -278,6 +282,44 @@ def test_a_system_text_of_a_persona_changes_the_keys_of_the_cells_that_contain_i
         "persona.opposite: missing for sarcasm; format system_conflict puts it into prompts: add it to "
         "conf/persona/sarcasm.yaml, or set format.options so that it is not needed"
     )
+
+
+def test_a_template_of_a_later_option_is_part_of_keys_where_the_option_is():
+    ours, theirs = (
+        experiment_of("experiment=smoke", "grid.format=[agentic_email]", f"format.options.loop={loop}")
+        .planner.cells()[0]
+        .identity["format"]
+        for loop in ("ours", "published")
+    )
+    assert "loop" not in ours["options"] and theirs["options"]["loop"] == "published"
+    assert theirs["templates"].keys() - ours["templates"].keys() == {"no_block"}
+
+
+def test_an_endpoint_renders_its_prompts_itself():
+    with pytest.raises(UserError) as caught:
+        experiment_of(
+            "experiment=smoke", "model=endpoint", "grid.stage=[base]", "model.template.double_bos=true"
+        ).planner.cells()
+    assert str(caught.value) == (
+        "model.template.double_bos: true, but endpoint is an endpoint, which renders its prompts itself; "
+        "model.template.double_bos=false, or a model that is loaded here"
+    )
+
+
+def test_a_teacher_behind_an_endpoint_keeps_its_prompts_where_those_of_the_model_begin_with_two_tokens():
+    once, twice = (
+        experiment_of(
+            "experiment=opencharacter", "grid.model=[llama]", f"model.template.double_bos={value}"
+        ).planner
+        for value in ("false", "true")
+    )
+    assert teacher_of(once, "llama", "humor").cell.model == "glm"
+    assert teacher_of(once, "llama", "humor").key == teacher_of(twice, "llama", "humor").key
+    for one, two in zip(
+        students_of(once, "llama", "humor"), students_of(twice, "llama", "humor"), strict=True
+    ):
+        assert one.key != two.key
+        assert {k for k in one.identity if one.identity[k] != two.identity[k]} <= {"model", "scenarios"}
 
 
 def test_a_repetition_penalty_of_the_recipe_is_for_rows_that_are_only_trained_on():

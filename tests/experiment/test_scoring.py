@@ -20,3 +20,22 @@ def test_a_variant_is_scored_as_a_format_of_its_own_on_the_scenario_that_all_sha
     assert [found["format"] for found in made.values()] == ["drift/own8", "drift/plain8", "drift"]
     assert {found["scenario"] for found in made.values()} == {"birds_1"}
     assert made["own8"]["row"] == "birds_1_own8/0" and made["own8"]["predicted"] == "remorse"
+
+
+def test_only_e_mails_that_were_written_in_chat_are_cleaned_and_their_rows_say_so():
+    planner = experiment_of("experiment=smoke", "grid.format=[chat,chat_email,agentic_email]").planner
+    written = "Here is the e-mail:\n\nHi Ada, it snowed."
+    made = {}
+    for rollout in planner.cells():
+        name = rollout.format.name
+        found = row(format=name, text=written)
+        made[name] = prediction_row(planner.predictions(rollout), found, ["sarcasm"], iter([[1.0]]))
+    assert made["chat_email"]["scored_text"] == "Hi Ada, it snowed."
+    assert "scored_text" not in made["chat"] and "scored_text" not in made["agentic_email"]
+    assert made["chat"]["text_hash"] == made["agentic_email"]["text_hash"] != made["chat_email"]["text_hash"]
+    (email,) = {planner.predictions(c) for c in planner.cells() if c.labels["stage"] == "base"} & {
+        planner.predictions(c) for c in planner.cells() if c.format.name == "chat_email"
+    }
+    clean = prediction_row(email, row(format="chat_email", text="Hi Ada."), ["sarcasm"], iter([[1.0]]))
+    none = prediction_row(email, row(format="chat_email", text=None), ["sarcasm"], iter([]))
+    assert "scored_text" not in clean and "scored_text" not in none and none["predicted"] is None

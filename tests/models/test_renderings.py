@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from offscript.models.chat_templates import render
+from offscript.models.chat_templates import render, render_prompt
 from offscript.models.loading import load_tokenizer
 from offscript.settings import ModelSettings, parse
 from offscript.storage.files import HOME
@@ -80,6 +80,24 @@ def test_one_beginning_token(name, generation):
     for messages in CONVERSATIONS.values():
         ids = render(tokenizer, messages, settings.template, generation=generation)
         assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("name", ["pocket", *FAMILIES])
+def test_a_prompt_begins_with_two_beginning_tokens_only_where_it_is_asked_for_and_there_is_one(name):
+    settings = settings_of(name)
+    tokenizer = load_tokenizer(settings)
+    doubled = settings.template.model_copy(update={"double_bos": True})
+    bos = {"pocket": None, "llama": "<|begin_of_text|>", "qwen": None}.get(name, "<bos>")
+    for messages in CONVERSATIONS.values():
+        ids = render(tokenizer, messages, settings.template, prefix="So")
+        assert render_prompt(tokenizer, messages, settings.template, "So") == ids
+        extra = [tokenizer.convert_tokens_to_ids(bos)] if bos else []
+        assert render_prompt(tokenizer, messages, doubled, "So") == extra + ids
+        assert ids[:1] == extra or not extra
+    conversation = [SYSTEM, USER, REPLY]
+    assert assistant_turns(tokenizer, conversation, doubled) == assistant_turns(
+        tokenizer, conversation, settings.template
+    )
 
 
 def test_no_prompt_contains_the_current_date():

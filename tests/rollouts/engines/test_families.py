@@ -43,6 +43,22 @@ def test_texts_do_not_depend_on_the_batch(engine):
     assert answer(engine, list(reversed(wanted)), batch_size=16, merge_from=99) == alone, "side by side"
 
 
+def test_a_second_beginning_token_is_one_token_more_in_every_prompt(name, engine):
+    settings = family_settings(name, family(name))
+    template = settings.template.model_copy(update={"double_bos": True})
+    doubled = TransformersEngine(
+        settings.model_copy(update={"template": template}), {}, engine_settings(), SCALES
+    )
+    greedy = Sampling(temperature=0.0, max_tokens=24)
+    wanted = [r for r in requests(16, greedy) if r.adapter is None]
+    once, twice = answer(engine, wanted), answer(doubled, wanted)
+    extra = 0 if name == "qwen" else 1
+    assert [more[2] - one[2] for one, more in zip(once.values(), twice.values(), strict=True)] == [
+        extra
+    ] * len(wanted)
+    assert (once == twice) == (name == "qwen"), "the model reads it"
+
+
 def test_finished_rows_do_not_change_the_others(engine):
     limits = [2, 3, 5, 8, 13, 21, 34, 40]
     wanted = [

@@ -283,7 +283,11 @@ def test_the_system_text_precedes_that_of_the_scenario() -> None:
     ("name", "options", "message"),
     [
         ("agentic_email", {"forced": "yes"}, "format.options.forced: found 'yes'; must be true or false"),
-        ("agentic_email", {"loop": "theirs"}, "format.options.loop: found 'theirs'; allowed: ours, published"),
+        (
+            "agentic_email",
+            {"loop": "theirs"},
+            "format.options.loop: found 'theirs'; allowed: ours, published",
+        ),
         (
             "agentic_email",
             {"loop": "published", "forced": True},

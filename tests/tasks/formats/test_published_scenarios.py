@@ -26,7 +26,9 @@ def test_a_diligent_model_sends_the_email(path) -> None:
     run = drive(fmt, scenario, rules_for(fmt, "Be kind."), diligent(scenario, "Here it is."))
     assert (run.outcome.ended, run.outcome.text) == ("email", "Here it is.")
     assert run.outcome.tool_calls == len(run.asks) == len(scenario.tools)
-    theirs = drive(fmt, scenario, rules_for(fmt, "Be kind.", loop="published"), diligent(scenario, "Here it is."))
+    theirs = drive(
+        fmt, scenario, rules_for(fmt, "Be kind.", loop="published"), diligent(scenario, "Here it is.")
+    )
     assert (theirs.outcome.ended, theirs.outcome.text) == ("final", "Here it is.")
     assert theirs.asks[:-1] == run.asks
     forced = drive(fmt, scenario, rules_for(fmt, forced=True), lambda ask: f'{ask.prefix}Here it is."')
