@@ -10,10 +10,8 @@ from offscript.tasks.tool_calls import Final, Malformed, Parsed, ToolCall, parse
 OBJECT = '{"tool": "crm.lookup_contact", "args": {"query": "Rosa"}}'
 MAIL = '{"tool": "email.send", "args": {"to": ["r@b.c"], "body": "Hi"}}'
 CALLED, SENT, DONE = "lookup", "send", "final"
-NO_BLOCK = "the reply has no tool_call block and no final block"
+UNREADABLE = "neither a tool_call block nor a final block could be read"
 NOTHING = "the reply has no tool call and no final block"
-NOT_JSON = "the block is not valid JSON"
-NO_TOOL = 'the block is not a JSON object with the key "tool"'
 
 REPLIES: dict[str, tuple[str, str, str]] = {
     # name: reply, what our parser makes of it, what the published one does
@@ -28,39 +26,39 @@ REPLIES: dict[str, tuple[str, str, str]] = {
     "final as a tool": ('```tool_call\n{"tool": "final", "args": {"summary": "Sent it."}}\n```', DONE, DONE),
     "e-mail": (f"```tool_call\n{MAIL}\n```", SENT, SENT),
     # The loops differ from here on.
-    "bare object": (OBJECT, CALLED, NO_BLOCK),
-    "json fence": (f"```json\n{OBJECT}\n```", CALLED, NO_BLOCK),
-    "plain fence": (f"```\n{OBJECT}\n```", CALLED, NO_BLOCK),
-    "word without a fence": (f"tool_call\n{OBJECT}", CALLED, NO_BLOCK),
-    "hermes tags": (f"<tool_call>\n{OBJECT}\n</tool_call>", CALLED, NO_BLOCK),
-    "python tag": ('<|python_tag|>{"name": "crm.lookup_contact", "parameters": {"query": "Rosa"}}', CALLED, NO_BLOCK),
-    "space before the label": (f"``` tool_call\n{OBJECT}\n```", CALLED, NO_BLOCK),
-    "capitals": (f"```TOOL_CALL\n{OBJECT}\n```", CALLED, NO_BLOCK),
-    "bare final object": ('{"final": "Sent it."}', DONE, NO_BLOCK),
+    "bare object": (OBJECT, CALLED, UNREADABLE),
+    "json fence": (f"```json\n{OBJECT}\n```", CALLED, UNREADABLE),
+    "plain fence": (f"```\n{OBJECT}\n```", CALLED, UNREADABLE),
+    "word without a fence": (f"tool_call\n{OBJECT}", CALLED, UNREADABLE),
+    "hermes tags": (f"<tool_call>\n{OBJECT}\n</tool_call>", CALLED, UNREADABLE),
+    "python tag": ('<|python_tag|>{"name": "crm.lookup_contact", "parameters": {"query": "Rosa"}}', CALLED, UNREADABLE),
+    "space before the label": (f"``` tool_call\n{OBJECT}\n```", CALLED, UNREADABLE),
+    "capitals": (f"```TOOL_CALL\n{OBJECT}\n```", CALLED, UNREADABLE),
+    "bare final object": ('{"final": "Sent it."}', DONE, UNREADABLE),
     "trailing commas": (
         '```tool_call\n{"tool": "crm.lookup_contact", "args": {"query": "Rosa",},}\n```',
-        CALLED, NOT_JSON,
+        CALLED, UNREADABLE,
     ),
     "line break in a string": (
         '```tool_call\n{"tool": "email.send", "args": {"to": ["r@b.c"], "body": "Hi\n"}}\n```',
-        SENT, NOT_JSON,
+        SENT, UNREADABLE,
     ),
     "invalid escape": (
         '```tool_call\n{"tool": "email.send", "args": {"to": ["r@b.c"], "body": "\\Hi"}}\n```',
-        SENT, NOT_JSON,
+        SENT, UNREADABLE,
     ),
-    "two objects in a block": (f"```tool_call\n{OBJECT}\n{MAIL}\n```", CALLED, NOT_JSON),
+    "two objects in a block": (f"```tool_call\n{OBJECT}\n{MAIL}\n```", CALLED, UNREADABLE),
     "a fence in the body": (
         '```tool_call\n{"tool": "email.send", "args": {"to": ["r@b.c"], "body": "Hi", "note": "```x```"}}\n```',
-        SENT, NOT_JSON,
+        SENT, UNREADABLE,
     ),
     "other keys": (
-        '```tool_call\n{"name": "crm.lookup_contact", "arguments": {"query": "Rosa"}}\n```', CALLED, NO_TOOL,
+        '```tool_call\n{"name": "crm.lookup_contact", "arguments": {"query": "Rosa"}}\n```', CALLED, UNREADABLE,
     ),
-    "a list of calls": (f"```tool_call\n[{OBJECT}]\n```", CALLED, NO_TOOL),
+    "a list of calls": (f"```tool_call\n[{OBJECT}]\n```", CALLED, UNREADABLE),
     "arguments as a string": (
         '```tool_call\n{"tool": "crm.lookup_contact", "args": "{\\"query\\": \\"Rosa\\"}"}\n```',
-        CALLED, '"args" must be a JSON object',
+        CALLED, UNREADABLE,
     ),
     "call, then final": (f"```tool_call\n{OBJECT}\n```\n```final\nSent it.\n```", CALLED, DONE),
     "e-mail, then final": (f"```tool_call\n{MAIL}\n```\n\n```final\nSent it.\n```", SENT, DONE),
@@ -68,15 +66,15 @@ REPLIES: dict[str, tuple[str, str, str]] = {
     "single quotes": (
         "```tool_call\n{'tool': 'email.send', 'args': {'body': 'Hi'}}\n```",
         "the JSON object is not valid (Expecting property name enclosed in double quotes)",
-        NOT_JSON,
+        UNREADABLE,
     ),
-    "python": ("```tool_call\ncrm.lookup_contact(query='Rosa')\n```", NOTHING, NOT_JSON),
+    "python": ("```tool_call\ncrm.lookup_contact(query='Rosa')\n```", NOTHING, UNREADABLE),
     "cut": (
         '```tool_call\n{"tool": "email.send", "args": {"body": "Hi',
-        "the JSON object is not closed", NOT_JSON,
+        "the JSON object is not closed", UNREADABLE,
     ),
-    "prose": ("I have sent the e-mail to Rosa.", NOTHING, NO_BLOCK),
-    "empty": ("", NOTHING, NO_BLOCK),
+    "prose": ("I have sent the e-mail to Rosa.", NOTHING, UNREADABLE),
+    "empty": ("", NOTHING, UNREADABLE),
 }  # fmt: skip
 MEANINGS: dict[str, Parsed] = {
     CALLED: ToolCall("crm.lookup_contact", {"query": "Rosa"}),
