@@ -227,6 +227,7 @@ FORMAT = Format(
     templates={"request": PROMPT_GENERATION},
     options={name: value for name, value in identity_of(PromptSettings()).items() if name != "model"},
     later_options={"lengths": None, "overlap": None},
+    later_templates={"lengths": {"lengths": PROMPT_LENGTHS}},
     order=110,
     scored=False,
     # Assumed: ten prompts of about 30 tokens a reply, and as many tokens of thinking.
