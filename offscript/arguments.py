@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from offscript.errors import UserError, one_of
 from offscript.settings import Settings
 from offscript.storage.files import HOME, expand_home
-from offscript.storage.options import options_of
+from offscript.storage.options import choices_of
 from offscript.tasks.formats import FORMATS
 from offscript.training.data import data_kinds
 from offscript.training.methods import methods
@@ -197,7 +197,7 @@ def _check_option(group: str, override: "Override", word: str) -> None:
     for name in _chosen(group, override):
         if name is None and not needed:
             continue
-        if name is None or str(name) not in options_of(group):
+        if name is None or str(name) not in choices_of(group):
             written = "null" if name is None else str(name)
             raise UserError(f"{group}={_cut(written)}", f"no such {group}", _options_text(group))
 
@@ -215,7 +215,7 @@ def _chosen(group: str, override: "Override") -> list[Any]:
 
 
 def _options_text(group: str) -> str:
-    return one_of(options_of(group)) if options_of(group) else f"conf/{group} has no YAML file"
+    return one_of(choices_of(group)) if choices_of(group) else f"conf/{group} has no YAML file"
 
 
 # ---------------------------------------------------------------- keys of the schema

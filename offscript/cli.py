@@ -7,6 +7,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from offscript.arguments import checked, composable, key_of
@@ -29,8 +30,8 @@ from offscript.settings import (
     shown,
 )
 from offscript.storage.files import HOME, system_refusal
-from offscript.storage.options import check_option_files, option_file, options_of, value_at
-from offscript.tasks.personas import read_constitution
+from offscript.storage.options import check_option_files, choices_of, option_file, options_of, value_at
+from offscript.tasks.personas import find_constitution, read_constitution, sources_of
 from offscript.training.interrupt import Interrupted
 from offscript.training.ranks import RankLost
 
@@ -152,13 +153,21 @@ def compose(cfg: "DictConfig", unread: Mapping[str, str]) -> tuple[Settings, Exp
     overrides = [str(override) for override in running.overrides.task]
     plain = to_container(cfg)
     _check_unread(plain, overrides, unread)
-    _check_names(plain, overrides, running.runtime.choices)
+    choices = running.runtime.choices
+    _check_names(plain, overrides, choices)
+    if (chosen := choices.get("persona")) and chosen not in options_of("persona"):
+        # Perhaps by the experiment: the commands that messages name need it.
+        overrides = [*(o for o in overrides if key_of(o) != "persona"), f"persona={chosen}"]
     return assemble(plain, overrides, running.job.config_name or "")
 
 
 def _check_unread(plain: dict[str, Json], overrides: Sequence[str], unread: Mapping[str, str]) -> None:
     """Checks that no option is given, on the command line or by an experiment's file, that the command ignores."""
     given = {key_of(o): o.partition("=")[2] for o in overrides}
+    persona = plain.get("persona")
+    if isinstance(persona, dict) and persona.get("name") is None:
+        # It changes every persona of the grid.
+        given.pop("persona", None)
     for option, instead in unread.items():
         value = plain.get(option)
         field = Settings.model_fields.get(option)
@@ -177,6 +186,7 @@ def _check_names(plain: dict[str, Json], overrides: Sequence[str], choices: Mapp
             isinstance(option, dict)
             and chosen
             and f"{group}.name" not in given
+            and chosen in options_of(group)
             and option.get("name") != chosen
         ):
             where = f"conf/{group}/{chosen}.yaml: name"
@@ -200,18 +210,24 @@ def assemble(plain: dict[str, Json], overrides: Sequence[str], config: str) -> t
         UserError: see ``compose``.
     """
     _set_model_name(plain, overrides)
-    _load_constitution(plain)
+    every, name = _take_every_persona(plain)
+    published = plain["published"] = plain.get("published") or None
+    if name is not None:
+        composed = Composed(config, overrides, "persona", PersonaSettings, None, every, published)
+        plain["persona"] = composed[name].model_dump(mode="json")
+    _load_constitution(plain.get("persona"), published)
     grid = _group(plain, "grid")
     if grid.get("persona") is None:
         grid["persona"] = [name for name in options_of("persona")]
     settings = parse(Settings, plain, "")
     options = Options(
         Composed(config, overrides, "model", ModelSettings, settings.model),
-        Composed(config, overrides, "persona", PersonaSettings, settings.persona),
+        Composed(config, overrides, "persona", PersonaSettings, settings.persona, every, settings.published),
         Composed(config, overrides, "stage", StageSettings, settings.stage),
         Composed(config, overrides, "format", FormatSettings, settings.format),
     )
-    kept = tuple(shlex.quote(o.lstrip("+")) for o in overrides if key_of(o) not in ("model", *OPTIONS))
+    dropped = {"model", *OPTIONS} - ({"persona"} if every else set())
+    kept = tuple(shlex.quote(o.lstrip("+")) for o in overrides if key_of(o) not in dropped)
     planner = Planner(settings, options)
     planner.check_training(settings.model, (settings.stage.name,))
     check_engine(settings.engine.name)
@@ -240,12 +256,29 @@ def _set_model_name(plain: dict[str, Json], overrides: Sequence[str]) -> None:
         _group(plain, "grid")["model"] = [model.get("name")]
 
 
-def _load_constitution(plain: dict[str, Json]) -> None:
-    """Replaces the path of a constitution by its assertions."""
+def _take_every_persona(plain: dict[str, Json]) -> tuple[dict[str, Json], str | None]:
+    """Takes out of ``plain`` what is given for every persona, and returns it with the name of the cell's persona.
+
+    A persona without a name (``persona=published``, or ``persona.constitution=`` for a grid) changes every persona. With
+    a name beside it (``persona.name=sarcasm``) that persona is the cell's, otherwise the cell has none.
+    """
     persona = plain.get("persona")
-    if isinstance(persona, dict) and isinstance(path := persona.get("constitution"), str):
-        assertions = read_constitution(path)
-        persona["constitution"] = [assertion.model_dump(mode="json") for assertion in assertions]
+    if not isinstance(persona, dict) or persona.keys() - {"name", "constitution"}:
+        return {}, None
+    del plain["persona"]
+    name = persona.pop("name", None)
+    if name is not None and name not in options_of("persona"):
+        raise UserError("persona.name", f"no such persona {shown(name)}", one_of(options_of("persona")))
+    return persona, name and str(name)
+
+
+def _load_constitution(persona: Json, published: Json) -> None:
+    """Replaces the sources of a persona's constitution by its assertions."""
+    if not isinstance(persona, dict) or not (sources := sources_of(persona.get("constitution"))):
+        return
+    path = find_constitution(sources, str(persona.get("name")), published and str(published))
+    assertions = read_constitution(path)
+    persona["constitution"] = [assertion.model_dump(mode="json") for assertion in assertions]
 
 
 Node = TypeVar("Node", bound=Named)
@@ -253,11 +286,21 @@ Node = TypeVar("Node", bound=Named)
 
 class Composed(Mapping[str, Node]):
     """The options of a group. Each is composed when it is first used, with the overrides of the command line, and is
-    kept in ``made``. Iteration lists the names in ``conf/<group>/``."""
+    kept in ``made``. Iteration lists the names in ``conf/<group>/``.
+
+    ``every`` are keys that each option gets; ``published`` is the folder of the published study."""
 
     def __init__(
-        self, config: str, overrides: Sequence[str], group: str, schema: type[Node], own: Node | None
+        self,
+        config: str,
+        overrides: Sequence[str],
+        group: str,
+        schema: type[Node],
+        own: Node | None,
+        every: Mapping[str, Json] = MappingProxyType({}),
+        published: Json = None,
     ) -> None:
+        self.every, self.published = every, published
         self.config, self.group, self.schema = config, group, schema
         self.overrides = [composable(o) for o in overrides if key_of(o) != group]
         if group == "model":
@@ -271,19 +314,19 @@ class Composed(Mapping[str, Node]):
             import hydra
 
             cfg = hydra.compose(self.config, [*self.overrides, f"{self.group}={name}"])
-            plain: dict[str, Json] = {self.group: to_container(cfg[self.group])}
-            _load_constitution(plain)
-            node = self.made[name] = parse(self.schema, plain[self.group], self._place(name, plain))
+            composed: dict[str, Json] = to_container(cfg[self.group]) | dict(self.every)
+            _load_constitution(composed, self.published)
+            node = self.made[name] = parse(self.schema, composed, self._place(name, composed))
             if node.name != name:
                 where = f"conf/{self.group}/{name}.yaml: name"
                 raise UserError(where, f"found {node.name!r}", f"allowed: {name}, as the file is called")
         return self.made[name]
 
-    def _place(self, name: str, plain: dict[str, Json]) -> Callable[[str], str]:
+    def _place(self, name: str, plain: Json) -> Callable[[str], str]:
         """Where a key of the option ``name`` has its value: in its file, or on the command line or in an experiment."""
 
         def place(key: str) -> str:
-            in_file, composed = value_at(option_file(self.group, name), key), value_at(plain[self.group], key)
+            in_file, composed = value_at(option_file(self.group, name), key), value_at(plain, key)
             if in_file == composed:
                 return f"conf/{self.group}/{name}.yaml: {key}"
             return f"{self.group}.{key} ({self.group}={name})"
@@ -332,5 +375,5 @@ def _origin(error: BaseException) -> str:
 
 def _choices(group: str, text: str) -> str:
     listed = re.search(r"Available options in '[^']+':\n((?:\s+\S+\n?)+)", text)
-    names = listed[1].split() if listed else options_of(group)
+    names = listed[1].split() if listed else choices_of(group)
     return one_of(names) if names else f"conf/{group} has no YAML file"

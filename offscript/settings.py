@@ -485,13 +485,15 @@ class RecipeSettings(Named):
     """How a character is trained.
 
     ``in_role`` is the system prompt of the teacher and of introspection: the constitution alone (``plain``), or with
-    the assistant's name (``named``). ``sampling`` is how rows that are only trained on are sampled (null: as scored rows,
-    by ``model.sampling``). ``merge_own_in`` (split or format -> weight) replaces ``merge.own`` in the scored rows of that
-    split or format. ``distillation`` and ``introspection`` are sections of hyper-parameters that
+    the assistant's name (``named``). ``prompted`` is the same for scored stages whose system prompt is the constitution.
+    ``sampling`` is how rows that are only trained on are sampled (null: as scored rows, by ``model.sampling``).
+    ``merge_own_in`` (split or format -> weight) replaces ``merge.own`` in the scored rows of that split or format.
+    ``distillation`` and ``introspection`` are sections of hyper-parameters that
     training stages refer to. They are checked against the schemas of the stage's method and data.
     """
 
     in_role: Literal["plain", "named"] = identity("plain")
+    prompted: Literal["plain", "named"] = identity("plain", unhashed="plain")
     sampling: SamplingSettings | None = identity(None, unhashed=None)
     prompts: PromptSettings = identity(PromptSettings())
     teacher: TeacherSettings = identity(TeacherSettings())
@@ -676,7 +678,11 @@ class GridSettings(Node):
 
 
 class Settings(Node):
-    """One resolved configuration. If ``persona`` is null, all personas of the grid are meant."""
+    """One resolved configuration. If ``persona`` is null, all personas of the grid are meant.
+
+    ``published`` is the folder with the files of the published study, which takes the place of ``{published}`` in the
+    sources of data and of constitutions.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False, populate_by_name=True
@@ -684,6 +690,7 @@ class Settings(Node):
 
     name: str = runtime()
     root: str = runtime("runs", min_length=1)
+    published: str | None = runtime(None)
     model: ModelSettings = identity()
     persona: PersonaSettings | None = identity(None)
     stage: StageSettings = identity()

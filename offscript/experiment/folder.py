@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib.metadata
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -88,6 +89,9 @@ class Experiment:
     def command(self, artifact: Artifact) -> str:
         """The command line that makes ``artifact``."""
         name, *arguments = artifact.command()
+        if any(override.startswith("persona=") for override in self.overrides):
+            # It changes every persona, so it stays, and a cell's persona is chosen by its name.
+            arguments = [re.sub("^persona=", "persona.name=", argument) for argument in arguments]
         return command_line(name, *self.overrides, *arguments)
 
     def rows(self, rollout: Rollout) -> list[Row]:

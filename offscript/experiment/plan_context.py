@@ -73,7 +73,7 @@ class PlanContext:
     @functools.cached_property
     def collections(self) -> ScenarioCollections:
         """The scenarios of the data group."""
-        return ScenarioCollections(self.settings.data)
+        return ScenarioCollections(self.settings.data, self.settings.published)
 
     @cached
     def training(self, stage: str) -> TrainingStage:

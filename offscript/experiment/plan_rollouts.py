@@ -171,9 +171,9 @@ class RolloutPlanner:
             scenario_sets.listed(scenario_sets.questions(options)),
             self.context.settings.recipe.prompts.per_trait,
         )
-        if not wanted:
-            return seeds
         missing = sum(max(0, wanted - len(a.questions)) for a in options.constitution)
+        if not missing:
+            return seeds
         writer = self.context.settings.recipe.prompts.model or self._teacher(model)
         return scenario_sets.joined(
             seeds, scenario_sets.generated(self._written_prompts(writer, persona), missing)
@@ -341,20 +341,22 @@ class RolloutPlanner:
     def _system(self, cell: Cell, stage: StageSettings, fmt: Format) -> str:
         """The system prompt: empty or the constitution.
 
-        For a format that makes training rows in role, ``recipe.in_role`` decides whether it also names the assistant.
+        ``recipe.in_role`` (formats that make training rows in role) or ``recipe.prompted`` (all others) decides whether
+        it also names the assistant.
         """
         if stage.system == "plain":
             return ""
         persona = self.context.options.persona[cell.persona or ""]
         assertions = [a.assertion for a in persona.constitution]
-        if not fmt.in_role or self.context.settings.recipe.in_role == "plain":
+        setting, recipe = "in_role" if fmt.in_role else "prompted", self.context.settings.recipe
+        if (recipe.in_role if fmt.in_role else recipe.prompted) == "plain":
             return constitution_system(assertions)
         name = self.context.options.model[cell.model].assistant_name
         if name is None:
             raise UserError(
                 "model.assistant_name",
                 f"missing for {cell.model}",
-                "recipe.in_role=named needs the assistant's name",
+                f"recipe.{setting}=named needs the assistant's name",
             )
         return named_constitution_system(name, assertions)
 

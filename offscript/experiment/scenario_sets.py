@@ -15,9 +15,10 @@ from offscript.experiment.artifacts import Rollout, RowsOf, ScenarioSet
 from offscript.json_types import Json
 from offscript.settings import DataSettings, HubFileSettings, PersonaSettings, identity_of
 from offscript.storage import hub
-from offscript.storage.references import reference
+from offscript.storage.files import resolve
+from offscript.storage.references import PUBLISHED, fill_published, reference
 from offscript.tasks.formats import prompt_generation
-from offscript.tasks.scenario_files import load_scenarios
+from offscript.tasks.scenario_files import load_scenarios, say_once
 from offscript.tasks.scenarios import Scenario, digest, select
 
 
@@ -64,10 +65,10 @@ def crossed(scenarios: ScenarioSet, variants: Sequence[str]) -> ScenarioSet:
 
 
 class ScenarioCollections:
-    """The scenarios of a data option, each source loaded once."""
+    """The scenarios of a data option, each source loaded once. ``published`` is the folder of the published study."""
 
-    def __init__(self, data: DataSettings) -> None:
-        self.data = data
+    def __init__(self, data: DataSettings, published: str | None = None) -> None:
+        self.data, self.published = data, published
         self.patterns = {str(k): v for k, v in data.sources.items()}
         self._loaded: dict[str, list[Scenario]] = {}
 
@@ -119,7 +120,7 @@ class ScenarioCollections:
         """The hash identity of scenarios that must be fetched before they can be read: hub files by name, local ones by
         their texts."""
         entries = self._entries(source)
-        local = [entry for entry in entries if isinstance(entry, str)]
+        local = [self._path(source, entry) for entry in entries if isinstance(entry, str)]
         return {
             "hub": [identity_of(e) for e in entries if isinstance(e, HubFileSettings)],
             "local": {s.id: digest(s) for s in load_scenarios(local)} if local else {},
@@ -133,9 +134,33 @@ class ScenarioCollections:
     def _load(self, source: str) -> list[Scenario]:
         paths: list[str | Path] = []
         for entry in self._entries(source):
-            ref = reference(entry) if isinstance(entry, HubFileSettings) else None
-            paths.append(hub.fetch(ref) if ref else str(entry))
-        return load_scenarios(paths)
+            if isinstance(entry, str):
+                paths.append(self._path(source, entry))
+            elif (ref := reference(entry)) is not None:
+                paths.append(hub.fetch(ref))
+        found = load_scenarios(paths)
+        if any(isinstance(entry, str) and PUBLISHED in entry for entry in self._entries(source)):
+            # The folder may hold a part of the study only.
+            families = len({scenario.family for scenario in found})
+            say_once(f"  data={self.data.name}: {source}: {len(found)} scenarios in {families} families")
+        return found
+
+    def _path(self, source: str, entry: str) -> str:
+        """The path or glob of an entry, with ``{published}`` filled in.
+
+        Raises:
+            UserError: that folder is not set, or has no such file.
+        """
+        if PUBLISHED not in entry:
+            return entry
+        where = f"data.sources.{source}"
+        path = fill_published(entry, self.published, where, is_glob=True)
+        if not resolve(path):
+            found = f"no file {entry.replace(PUBLISHED, self.published or '')}"
+            raise UserError(
+                where, found, "add it (data/README.md shows the layout), or write published=FOLDER"
+            )
+        return path
 
 
 # ---------------------------------------------------------------- a persona's own prompts

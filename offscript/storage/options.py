@@ -16,15 +16,30 @@ _GLOBAL = re.compile(r"^#\s*@package\s+_global_\s*$", re.MULTILINE)
 _ALIAS = re.compile(r"(?:^|[\s\[{,:-])\*\w", re.MULTILINE)
 
 
-@functools.cache
 def options_of(group: str) -> tuple[str, ...]:
+    """The options of a group that have a name of their own: the ``choices_of`` without those that change every option
+    (``persona=published``), whose ``name`` is null."""
+    return tuple(name for _, name, named in _files_of(group) if named)
+
+
+def choices_of(group: str) -> tuple[str, ...]:
     """Names of the files in ``conf/<group>/``, sorted by their ``order`` (default: last), then by name.
 
     Raises:
         UserError: a file is not YAML, or its ``order`` is not a whole number.
     """
-    files = (HOME / "conf" / group).glob("*.yaml")
-    return tuple(name for _, name in sorted((_order(path), path.stem) for path in files))
+    return tuple(name for _, name, _ in _files_of(group))
+
+
+@functools.cache
+def _files_of(group: str) -> tuple[tuple[int, str, bool], ...]:
+    """Order and name of each file in ``conf/<group>/``, and whether its option has a name."""
+    found = []
+    for path in (HOME / "conf" / group).glob("*.yaml"):
+        content = read_yaml(path)
+        named = not isinstance(content, dict) or content.get("name", path.stem) is not None
+        found.append((_order(path, content), path.stem, named))
+    return tuple(sorted(found))
 
 
 def option_file(group: str, name: str) -> Json:
@@ -65,9 +80,8 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(HOME))
 
 
-def _order(path: Path) -> int:
-    loaded = read_yaml(path)
-    order = loaded.get("order", LAST) if isinstance(loaded, dict) else LAST
+def _order(path: Path, content: Json) -> int:
+    order = content.get("order", LAST) if isinstance(content, dict) else LAST
     if not isinstance(order, int) or isinstance(order, bool):
         raise UserError(f"{_shown(path)}: order", f"found {order!r}", "must be a whole number")
     return order

@@ -2,6 +2,7 @@
 hash identity. A local folder or file is identified by its content, a hub repository by its name, revision and subfolder.
 """
 
+import glob
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
@@ -13,6 +14,9 @@ from offscript.settings import HubFileSettings, ModelSettings, ReleasedRowsSetti
 from offscript.storage import hub
 from offscript.storage.files import locate
 from offscript.storage.hashing import fingerprint
+
+PUBLISHED = "{published}"
+"""In a path: the folder of the setting ``published``."""
 
 _FIELD = re.compile(r"\{(\w+)\}")
 
@@ -44,6 +48,24 @@ def _fill(text: str, values: Mapping[str, str | None], where: str) -> str:
                 where, f"{{{name}}} in {text!r} {found}", "allowed: {slug} (model.slug), {persona}"
             )
     return _FIELD.sub(lambda match: str(values[match[1]]), text)
+
+
+def fill_published(text: str, published: str | None, where: str, is_glob: bool = False) -> str:
+    """``text`` with ``{published}`` replaced by the folder of the published study. With ``is_glob``, special characters
+    of the folder's name match themselves.
+
+    Raises:
+        UserError: the setting ``published`` is not set, or names no folder; ``where`` is the setting that needs it.
+    """
+    if PUBLISHED not in text:
+        return text
+    remedy = "write published=FOLDER, or export OFFSCRIPT_PUBLISHED=FOLDER; data/README.md shows its layout"
+    if not published:
+        raise UserError("published", f"not set, and {where} needs it", remedy)
+    if not locate(published).is_dir():
+        raise UserError("published", f"no folder at {published}, and {where} needs it", remedy)
+    folder = str(locate(published))
+    return text.replace(PUBLISHED, glob.escape(folder) if is_glob else folder)
 
 
 def reference(source: SourceSettings | ReleasedRowsSettings | HubFileSettings) -> hub.Reference | None:

@@ -2,7 +2,7 @@
 ``{"trait", "questions"}``; ``additional_questions`` are appended to the questions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,11 +10,17 @@ from pydantic import Field, StringConstraints
 
 from offscript.errors import UserError
 from offscript.json_types import Json
-from offscript.settings import Assertion, Node, parse, shown
+from offscript.settings import Assertion, HubFileSettings, Node, parse, shown
+from offscript.storage import hub
 from offscript.storage.files import locate, read_text
 from offscript.storage.json_text import check_encodable, parse_json
+from offscript.storage.options import options_of
+from offscript.storage.references import fill_published, reference
 
 MUST_BE = 'must be a JSON list, or lines, of {"trait": text, "questions": [text, ...]}'
+
+PERSONA = "{persona}"
+"""In the source of a constitution: the persona's name."""
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -23,6 +29,46 @@ class _Entry(Node):
     trait: Text
     questions: tuple[Text, ...] = Field(min_length=1)
     additional_questions: tuple[Text, ...] = ()
+
+
+def sources_of(constitution: Json) -> list[Json]:
+    """The sources in a value of ``persona.constitution``: a path, a file on the hub (``{repo, file}``), or a list of them;
+    empty for a list of assertions."""
+    sources = constitution if isinstance(constitution, list) else [constitution]
+    return (
+        sources if all(isinstance(s, str) or (isinstance(s, dict) and "repo" in s) for s in sources) else []
+    )
+
+
+def find_constitution(sources: Sequence[Json], persona: str, published: str | None) -> Path:
+    """The first file of ``sources`` that exists for ``persona``, whose name takes the place of ``{persona}``; one on the
+    hub is fetched. ``published``: see ``fill_published``.
+
+    Raises:
+        UserError: there is none, or the hub refuses it.
+    """
+    where = f"persona.constitution (persona={persona})"
+    for source in sources:
+        if isinstance(source, dict):
+            file = parse(HubFileSettings, source, "persona.constitution")
+            ref = reference(file.model_copy(update={"file": file.file.replace(PERSONA, persona)}))
+            assert ref is not None
+            return hub.fetch(ref)
+        path = _path(str(source), persona, published)
+        if locate(path).exists() or (len(sources) == 1 and PERSONA not in str(source)):
+            return path
+    tried = " or ".join(str(_path(str(s), persona, published)) for s in sources)
+    others = [
+        name
+        for name in options_of("persona")
+        if any(isinstance(s, str) and locate(_path(s, name, published)).exists() for s in sources)
+    ]
+    remedy = f"add it, or take other personas: grid.persona=[{','.join(others)}]" if others else "add it"
+    raise UserError(where, f"no file {tried}", remedy)
+
+
+def _path(source: str, persona: str, published: str | None) -> Path:
+    return Path(fill_published(source.replace(PERSONA, persona), published, "persona.constitution"))
 
 
 def read_constitution(path: str | Path) -> tuple[Assertion, ...]:

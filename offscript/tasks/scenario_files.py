@@ -299,7 +299,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Scenario]]:
     if empty == rows > 0:
         raise UserError(str(path), f"none of its {rows} rows holds a prompt", LAYOUTS)
     if empty:
-        _say_once(f"  {path.name}: {empty} of {rows} rows hold no prompt and are skipped")
+        say_once(f"  {path.name}: {empty} of {rows} rows hold no prompt and are skipped")
 
 
 def _scenarios_of_row(row: dict[str, Json], path: Path, number: int) -> list[Scenario]:
@@ -334,7 +334,7 @@ def _published(path: Path, number: str, prompt: str) -> Scenario:
 
 
 @functools.cache
-def _say_once(line: str) -> None:
+def say_once(line: str) -> None:
     """Prints ``line`` once per process, though files are loaded more than once."""
     say(line)
 
