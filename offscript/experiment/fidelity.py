@@ -43,6 +43,7 @@ DIFFERENCES = (
         {"recipe.merge_own_in.classifier": 1.0, "recipe.merge_own_in.break_character": 1.0},
         of_training=True,
     ),
+    Difference("F6", {"recipe.prompted": "named"}),
     Difference(
         "F12",
         {f"recipe.distillation.{FINAL_RATE}": 0.1, f"recipe.introspection.{FINAL_RATE}": 0.1},
