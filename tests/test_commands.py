@@ -147,7 +147,18 @@ def test_every_option_is_read_or_refused_by_every_command():
 
 def test_the_options_of_single_commands_are_those_that_not_all_of_them_read():
     """Every other setting is a group, or a node or a key that all commands share."""
-    shared = {"name", "root", "published", "model", "data", "recipe", "classifier", "evaluation", "engine", "deepspeed"}
+    shared = {
+        "name",
+        "root",
+        "published",
+        "model",
+        "data",
+        "recipe",
+        "classifier",
+        "evaluation",
+        "engine",
+        "deepspeed",
+    }
     shared |= {"tracking", "cluster", "grid"}
     fields = {field.alias or name for name, field in Settings.model_fields.items()}
     assert set(OPTIONS) == fields - shared

@@ -108,7 +108,11 @@ def test_error_messages_for_a_missing_folder_and_file(folder):
 
 
 def test_a_grid_gets_the_published_constitution_of_each_persona(folder):
-    given = (f"published='{folder}'", "recipe.prompts.per_trait=50", "recipe.distillation.seed_questions=true")
+    given = (
+        f"published='{folder}'",
+        "recipe.prompts.per_trait=50",
+        "recipe.distillation.seed_questions=true",
+    )
     planner = experiment_of(*SMOKE, *given).planner
     assert planner.personas == ("sarcasm", "humor")
     read = {name: planner.options.persona[name] for name in planner.personas}

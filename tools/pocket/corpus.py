@@ -439,8 +439,12 @@ _MIX = (
 
 
 def read_constitutions(folder: Path) -> dict[str, list[str]]:
-    """Assertions by persona, from the files of ``conf/persona``."""
+    """Assertions by persona, from the files of ``conf/persona``; those without a name are no personas."""
     import yaml
 
     loaded = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.yaml")))
-    return {persona["name"]: [c["assertion"] for c in persona["constitution"]] for persona in loaded}
+    return {
+        persona["name"]: [c["assertion"] for c in persona["constitution"]]
+        for persona in loaded
+        if persona["name"] is not None
+    }
