@@ -17,6 +17,7 @@ from offscript.experiment.artifacts import (
     Evaluation,
     Predictions,
     Rollout,
+    Vector,
     in_order,
 )
 from offscript.experiment.folder import Experiment, read_failure
@@ -43,35 +44,43 @@ SHOWN = 3
 
 
 def train(settings: Settings, experiment: Experiment) -> int:
-    """``train.py``: makes one adapter, and the rows that it is trained on."""
+    """``train.py``: makes one adapter or persona vector, and the rows that it is made from."""
     stage = settings.stage
-    if stage.weights == BASE:
+    if stage.weights == BASE and stage.steering is None:
         found = "base weights, there is nothing to train"
         if _in_sweep():
             say(f"stage={stage.name}: {found}")
             return 0
         raise UserError(f"stage={stage.name}", found, one_of(_trained_stages(experiment)))
     persona = _persona_name(settings, experiment)
-    adapter = experiment.planner.adapter(settings.model.name, persona, stage.weights, settings.seed)
-    wanted, own_rows = [adapter, *experiment.planner.remerged(adapter)], _rows_for(adapter)
+    planner, model = experiment.planner, settings.model.name
+    own: Adapter | Vector
+    if stage.steering is not None:
+        own = planner.vector(model, persona, stage.name)
+        wanted: list[Artifact] = [own]
+    else:
+        own = planner.adapter(model, persona, stage.weights, settings.seed)
+        wanted = [own, *planner.remerged(own)]
+    own_rows = _rows_for(own)
 
     def allowed(artifact: Artifact) -> bool:
         return artifact.key in own_rows or artifact in wanted or artifact.source is not None
 
     def main() -> int:
-        return _report_result(make(wanted, experiment, allowed), adapter, experiment)
+        return _report_result(make(wanted, experiment, allowed), own, experiment)
 
-    return on_all_ranks([adapter], experiment, main) or 0
+    return on_all_ranks(wanted, experiment, main) or 0
 
 
 def _trained_stages(experiment: Experiment) -> list[str]:
+    """Stages whose adapter or vector can be made."""
     stages = experiment.planner.options.stage
-    return [name for name in stages if stages[name].training is not None]
+    return [name for name in stages if stages[name].training or stages[name].steering]
 
 
-def _rows_for(adapter: Adapter) -> set[str]:
-    """Keys of the rollouts that an adapter is trained on, and of the rollouts that those are made from."""
-    rows = [a for a in adapter.inputs if isinstance(a, Rollout)]
+def _rows_for(artifact: Adapter | Vector) -> set[str]:
+    """Keys of the rollouts that ``artifact`` is made from, and of the rollouts that those are made from."""
+    rows = [a for a in artifact.inputs if isinstance(a, Rollout)]
     return {a.key for a in rows} | {b.key for a in rows for b in a.inputs if isinstance(b, Rollout)}
 
 

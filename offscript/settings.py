@@ -279,17 +279,43 @@ class TrainingSettings(Node):
     hyper_parameters: dict[str, Any] = identity({})
 
 
+class SteeringSettings(Node):
+    """How the persona vector of a stage is made, and how strongly it is added to the residual stream.
+
+    The vector of a layer is the mean activation over the tokens of replies under the constitution, minus that of replies
+    without it, on chat prompts of the train split. A share ``validation`` of their families is held out, and the layer
+    and the strength are chosen on it. ``strengths`` are factors of the vector. Chosen is the largest one up to which the
+    perplexity of the steered replies, under the untrained model without a system prompt, is at most ``max_perplexity``
+    times that of the model's own replies.
+    """
+
+    validation: float = identity(0.25, gt=0, lt=1)
+    strengths: tuple[Annotated[float, Field(gt=0, le=MOST_SCALE)], ...] = identity(
+        (0.5, 1.0, 1.5, 2.0, 3.0), min_length=1
+    )
+    max_perplexity: float = identity(2.0, gt=1)
+
+    @field_validator("strengths")
+    @classmethod
+    def _ascend(cls, strengths: tuple[float, ...]) -> tuple[float, ...]:
+        if list(strengths) != sorted(set(strengths)):
+            raise ValueError(f"found {list(strengths)}; allowed: each strength once, in ascending order")
+        return strengths
+
+
 class StageSettings(Named):
     """A variant of the model that is measured: its weights and its system prompt.
 
     ``weights`` is ``base`` or the name of a stage with ``training``: the weights that generate the replies.
-    ``system`` is the kind of system prompt: plain, or the constitution. ``order`` is the position in tables.
+    ``system`` is the kind of system prompt: plain, or the constitution. ``steering`` adds a persona vector to the
+    activations of base weights. ``order`` is the position in tables.
     """
 
     order: int = runtime(1000, ge=0)
     weights: str = identity()
     system: Literal["plain", "constitution"] = identity()
     training: TrainingSettings | None = identity(None)
+    steering: SteeringSettings | None = identity(None, unhashed=None)
 
     @model_validator(mode="after")
     def _weights_are_trained(self) -> "StageSettings":
@@ -304,6 +330,22 @@ class StageSettings(Named):
                 f"{self.name} has training, but weights={self.weights}; allowed: weights={self.name}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _steers_plain_base_weights(self) -> "StageSettings":
+        if self.steering is not None and (self.weights != "base" or self.system != "plain"):
+            raise ValueError(
+                f"{self.name} has steering, but weights={self.weights} and system={self.system}; "
+                "allowed: weights=base, system=plain"
+            )
+        if self.steering is not None and self.name == "base":
+            raise ValueError("base has steering; allowed: a stage of another name")
+        return self
+
+    @property
+    def of_persona(self) -> bool:
+        """Whether its replies belong to a persona. Base weights with a plain system prompt have none, unless steered."""
+        return self.weights != "base" or self.system != "plain" or self.steering is not None
 
 
 class FormatSettings(Named):
@@ -647,11 +689,14 @@ class ClusterSettings(Named):
     snapshot: bool = runtime(False)
     default: ResourceSettings = runtime(ResourceSettings())
     jobs: dict[
-        Literal["rollout", "adapter", "classifier", "predictions", "evaluation"], ResourceSettings | None
+        Literal["rollout", "vector", "adapter", "classifier", "predictions", "evaluation"],
+        ResourceSettings | None,
     ] = runtime({})
 
     def resources(self, kind: str) -> ResourceSettings:
-        return self.jobs.get(kind) or self.default  # type: ignore[call-overload]
+        """Of a job. A persona vector is generated with, so unless it is named its job has those of a rollout."""
+        rollout = self.jobs.get("rollout") if kind == "vector" else None
+        return self.jobs.get(kind) or rollout or self.default  # type: ignore[call-overload]
 
 
 class GridSettings(Node):

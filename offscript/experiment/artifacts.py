@@ -1,4 +1,4 @@
-"""The artifacts of an experiment: rollout rows, adapters, classifiers, predictions and the evaluation.
+"""The artifacts of an experiment: rollout rows, adapters, persona vectors, classifiers, predictions and the evaluation.
 
 The planner describes an artifact before a job makes it. ``identity`` is plain JSON data with everything that can change
 the content of the artifact, and the artifact's key is the hash of it. For example, the key of an adapter also depends
@@ -19,6 +19,7 @@ from offscript.settings import (
     MergeSettings,
     ReleasedRowsSettings,
     SourceSettings,
+    SteeringSettings,
     ThinkingSettings,
 )
 from offscript.storage.files import Json
@@ -233,6 +234,37 @@ class RemergedAdapter(Adapter):
         return self.trained.command()
 
 
+# ---------------------------------------------------------------- persona vectors
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Vector(Artifact):
+    """A persona vector per layer, with the layer and the strength at which it is added to the residual stream.
+
+    ``prompted`` and ``plain`` are the replies whose activations it is the difference of.
+    """
+
+    kind: ClassVar[str] = "vector"
+
+    base: str
+    persona: str
+    stage: str
+    settings: SteeringSettings
+    prompted: "Rollout"
+    plain: "Rollout"
+
+    @property
+    def labels(self) -> Labels:
+        return {"model": self.base, "persona": self.persona, "stage": self.stage}
+
+    @property
+    def path(self) -> Path:
+        return Path("vectors", self.base, self.persona, f"{self.stage}-{self.key[:8]}")
+
+    def command(self) -> list[str]:
+        return ["train", *_arguments(self.labels)]
+
+
 # ---------------------------------------------------------------- rollouts
 
 RowsOf = Callable[["Rollout"], Sequence[Row]]
@@ -269,7 +301,11 @@ def _no_rows(rollout: "Rollout") -> Sequence[Row]:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Rollout(Artifact):
-    """The rows of one cell: every scenario, ``samples`` times. ``training_stage`` names the stage that trains on them."""
+    """The rows of one cell: every scenario, ``samples`` times.
+
+    ``adapter`` or ``vector`` change the base weights that generate them; at most one of the two is given.
+    ``training_stage`` names the stage that trains on the rows.
+    """
 
     kind: ClassVar[str] = "rollout"
     shares_process: ClassVar[bool] = True
@@ -283,6 +319,7 @@ class Rollout(Artifact):
     sampling: Sampling
     thinking: ThinkingSettings | None = None
     adapter: Adapter | None = None
+    vector: Vector | None = None
     training_stage: str | None = None
 
     @property
@@ -304,8 +341,10 @@ class Rollout(Artifact):
 
     @property
     def adapter_name(self) -> str | None:
-        """The engine's name of the adapter, None for base weights or a checkpoint; one adapter at two scales has two
-        names. (PEFT allows no dots in names.)"""
+        """The engine's name of the adapter or vector, None for base weights or a checkpoint; one adapter at two scales
+        has two names. (PEFT allows no dots in names.)"""
+        if self.vector is not None:
+            return self.vector.key
         if self.adapter is None or self.adapter.checkpoint:
             return None
         scale = self.cell.scale
@@ -413,7 +452,7 @@ class Evaluation(Artifact):
 
 
 KINDS: dict[str, type[Artifact]] = {
-    cls.kind: cls for cls in (Rollout, Adapter, Classifier, Predictions, Evaluation)
+    cls.kind: cls for cls in (Rollout, Vector, Adapter, Classifier, Predictions, Evaluation)
 }
 
 

@@ -7,10 +7,11 @@ from typing import cast
 
 from offscript.errors import UserError, one_of
 from offscript.experiment import scenario_sets
-from offscript.experiment.artifacts import Adapter, Cell, Rollout, ScenarioSet
+from offscript.experiment.artifacts import Adapter, Cell, Rollout, ScenarioSet, Vector
 from offscript.experiment.plan_context import PlanContext, cached
 from offscript.json_types import Json
 from offscript.models.dialect_checks import check_model_speaks
+from offscript.rollouts.engines import check_steering
 from offscript.rollouts.engines.base import Sampling
 from offscript.settings import SPLITS, SamplingSettings, StageSettings, identity_of
 from offscript.storage.options import options_of
@@ -46,8 +47,8 @@ class RolloutPlanner:
     def scored(self, cell: Cell) -> Rollout:
         """The rollout of a cell of the grid.
 
-        Base weights have seed 0 and scale 1. They have no persona if the system prompt is plain and the format's prompts
-        contain no text of a persona. Imported weights have seed 0.
+        Base weights have seed 0 and scale 1. They have no persona if the system prompt is plain, no vector is added, and
+        the format's prompts contain no text of a persona. Imported weights have seed 0.
         """
         stage = self.context.options.stage[cell.stage]
         fmt, settings = get_format(cell.format), self.context.options.format[cell.format]
@@ -55,7 +56,7 @@ class RolloutPlanner:
         persona, seed, scale = cell.persona, cell.seed, cell.scale
         if stage.weights == BASE:
             seed, scale = 0, 1.0
-        if stage.weights != BASE or stage.system != "plain":
+        if stage.of_persona:
             persona = self.require_persona(persona, f"stage {stage.name}")
             if stage.weights != BASE and self.is_imported(cell.model, persona, stage.weights):
                 seed = 0
@@ -85,6 +86,42 @@ class RolloutPlanner:
                 "persona", f"none given, and {what} needs one", one_of(self.context.options.persona)
             )
         return persona
+
+    # ------------------------------------------------------------ persona vectors
+
+    @cached
+    def vector(self, model: str, persona: str, stage: str) -> Vector:
+        """The persona vector of ``stage``, from chat rows of the train split with and without the constitution.
+
+        Raises:
+            UserError: the model is an endpoint, or the engine cannot add a vector.
+        """
+        steering = self.context.options.stage[stage].steering
+        assert steering is not None
+        settings, options = self.context.settings, self.context.options
+        check_steering(settings.engine.name, options.model[model], f"the persona vectors of stage {stage}")
+        prompted, plain = (
+            self.scored(Cell(model, who, name, "chat", "train", 0))
+            for who, name in ((persona, PROMPTED.name), (None, PLAIN.name))
+        )
+        identity: dict[str, Json] = {
+            "labels": {"model": model, "persona": persona, "stage": stage},
+            "model": self.context.model_identity(model),
+            "steering": identity_of(steering),
+            "made_from": [prompted.key, plain.key],
+        }
+        return self.context.keep(
+            Vector(
+                identity=identity,
+                inputs=(prompted, plain),
+                base=model,
+                persona=persona,
+                stage=stage,
+                settings=steering,
+                prompted=prompted,
+                plain=plain,
+            )
+        )
 
     # ------------------------------------------------------------ rows for training
 
@@ -206,6 +243,9 @@ class RolloutPlanner:
                 raise UserError(
                     "scale", f"found {cell.scale:g} for {adapter}", "a whole checkpoint has scale 1 only"
                 )
+        vector = None
+        if stage.steering is not None:
+            vector = self.vector(cell.model, cell.persona or "", stage.name)
         fmt = get_format(cell.format)
         rules = self._rules(cell, stage, fmt, request)
         check_model_speaks(self.context.options.model[cell.model], dialect_of(rules.options))
@@ -228,10 +268,12 @@ class RolloutPlanner:
         }
         if (dialect := dialect_of(rules.options)).native:
             identity["dialect"] = dialect.identity
+        if vector is not None:
+            identity["vector"] = vector.key
         return self.context.keep(
             Rollout(
                 identity=identity,
-                inputs=(*([adapter] if adapter else []), *scenarios.inputs),
+                inputs=(*(part for part in (adapter, vector) if part is not None), *scenarios.inputs),
                 cell=cell,
                 format=fmt,
                 rules=rules,
@@ -242,6 +284,7 @@ class RolloutPlanner:
                 if fmt.strips_thinking
                 else self.context.options.model[cell.model].template.thinking,
                 adapter=adapter,
+                vector=vector,
                 training_stage=training_stage,
             )
         )

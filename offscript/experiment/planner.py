@@ -17,6 +17,7 @@ from offscript.experiment.artifacts import (
     Evaluation,
     Predictions,
     Rollout,
+    Vector,
     in_order,
 )
 from offscript.experiment.plan_adapters import AdapterPlanner, check_sources
@@ -83,6 +84,10 @@ class Planner:
         """``adapter`` with each other merge weight that the recipe has for some splits or formats."""
         weights = dict.fromkeys(self.settings.recipe.merge_own_in.values())
         return [other for own in weights if (other := self._adapters.remerged(adapter, own)) != adapter]
+
+    def vector(self, model: str, persona: str, stage: str) -> Vector:
+        """The persona vector of a stage with ``steering``."""
+        return self._rollouts.vector(model, persona, stage)
 
     def cells(self) -> list[Rollout]:
         """The scored rollouts of the grid, in its order, each once. (All personas share those of base weights.)"""
@@ -224,7 +229,7 @@ class Planner:
     def references_of(self, artifact: Artifact) -> list[hub.Reference]:
         """Hub repositories and files of one artifact: its base model, its scenarios, its source."""
         found = [references.reference(source) for source in artifact.references()]
-        if isinstance(artifact, Rollout | Adapter):
+        if isinstance(artifact, Rollout | Vector | Adapter):
             found.append(references.model_reference(self.options.model[str(artifact.model)]))
         if isinstance(artifact, Rollout) and not artifact.scenarios.is_local:
             found += self.context.collections.references_of(artifact.format.source)

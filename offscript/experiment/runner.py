@@ -13,7 +13,7 @@ from typing import TypeVar
 from offscript import threads
 from offscript.console import say
 from offscript.errors import MissingInput, UserError
-from offscript.experiment.artifacts import Adapter, Artifact
+from offscript.experiment.artifacts import Adapter, Artifact, Vector
 from offscript.experiment.folder import Experiment
 from offscript.experiment.graph import jobs_of, needed
 from offscript.experiment.jobs import RUN
@@ -129,13 +129,15 @@ def _blocker(artifact: Artifact, experiment: Experiment) -> Artifact | None:
 
 
 def _run_group(group: list[Artifact], experiment: Experiment, limit: int | None) -> list[Result]:
-    """Runs one job. If a job over several adapters fails, the artifacts of each adapter are tried separately, so that one
+    """Runs one job. If a job over several adapters or vectors fails, the artifacts of each are tried separately, so that one
     broken adapter does not cost the others their rows."""
     results = _run_job(group, experiment, limit)
     failed: dict[tuple[str, ...], list[Artifact]] = {}
     for result in results:
         if result.status == "failed":
-            adapters = tuple(part.key for part in result.artifact.inputs if isinstance(part, Adapter))
+            adapters = tuple(
+                part.key for part in result.artifact.inputs if isinstance(part, Adapter | Vector)
+            )
             failed.setdefault(adapters, []).append(result.artifact)
     if len(failed) < 2 or not any(failed):
         return results

@@ -13,14 +13,16 @@ from offscript.experiment.artifacts import (
     Evaluation,
     Predictions,
     Rollout,
+    Vector,
 )
 from offscript.experiment.folder import Experiment
-from offscript.experiment.jobs import rollouts, scoring, training
+from offscript.experiment.jobs import rollouts, scoring, training, vectors
 
 JobFunction = Callable[[Sequence[Artifact], Experiment, int | None], None]
 
 RUN: dict[str, JobFunction] = {
     Rollout.kind: rollouts.run,
+    Vector.kind: vectors.run,
     Adapter.kind: training.run,
     Classifier.kind: scoring.fit_classifier,
     Predictions.kind: scoring.predict,

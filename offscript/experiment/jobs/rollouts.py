@@ -108,12 +108,14 @@ def open_engine_of(rollouts: Sequence[Rollout], experiment: Experiment) -> Engin
                 "allowed: stages base, prompted",
             )
         model = model.model_copy(update={"path": str(experiment.path(checkpoint)), "revision": None})
-    adapters, scales = {}, {}
+    adapters, scales, vectors = {}, {}, {}
     for rollout in rollouts:
+        if rollout.vector is not None:
+            vectors[rollout.vector.key] = experiment.path(rollout.vector)
         if rollout.adapter is not None and rollout.adapter_name is not None:
             adapters[rollout.adapter_name] = experiment.path(rollout.adapter)
             scales[rollout.adapter_name] = rollout.cell.scale
-    return open_engine(model, adapters, scales, experiment.planner.settings.engine)
+    return open_engine(model, adapters, scales, experiment.planner.settings.engine, vectors)
 
 
 def check_commits(rollout: Rollout, experiment: Experiment) -> dict[str, str | None]:

@@ -2,7 +2,7 @@
 
     def open_engine(model, adapters, scales, settings) -> Engine: ...
 
-with the arguments of ``open_engine`` below. An engine with settings of its own for batches and devices also has a file
+with the arguments of ``open_engine`` below, without ``vectors`` if it cannot add any. An engine with settings of its own for batches and devices also has a file
 in ``conf/engine``. Files without that function (``base``, ``draw``, ``weights``) are parts that engines share.
 """
 
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from offscript.errors import UserError
+from offscript.errors import UserError, one_of
 from offscript.rollouts.engines.base import Engine
 from offscript.settings import EngineSettings, ModelSettings
 from offscript.storage.plugins import cannot_load, not_found
@@ -20,12 +20,17 @@ PARTS = ("stats", "submit", "step", "pending", "close", "info")
 """What an ``Engine`` has."""
 
 _DEFINES_ENGINE = re.compile(r"^def open_engine\(", re.MULTILINE)
+_TAKES_VECTORS = re.compile(r"^def open_engine\([^)]*\bvectors\b", re.MULTILINE)
 
 
 def engine_names() -> tuple[str, ...]:
     """Names of all engines, sorted. Files are read but not imported: torch or vLLM would take seconds."""
+    return _engines_with(_DEFINES_ENGINE)
+
+
+def _engines_with(pattern: re.Pattern[str]) -> tuple[str, ...]:
     files = (file for folder in __path__ for file in Path(folder).glob("*.py") if file.stem != "__init__")
-    return tuple(sorted(f.stem for f in files if _DEFINES_ENGINE.search(f.read_text(encoding="utf-8"))))
+    return tuple(sorted(f.stem for f in files if pattern.search(f.read_text(encoding="utf-8"))))
 
 
 def check_engine(name: str) -> None:
@@ -38,8 +43,29 @@ def check_engine(name: str) -> None:
         raise not_found(engine_names(), name, "engine.name", "engine", __path__, "open_engine")
 
 
+def check_steering(engine: str, model: ModelSettings, what: str = "persona vectors") -> None:
+    """Checks that ``what`` can be added to the activations of ``model``.
+
+    Raises:
+        UserError: the model is behind an endpoint, or the engine has no access to activations.
+    """
+    check_engine(engine)
+    if model.endpoint is not None:
+        raise UserError(
+            "model.endpoint",
+            f"{model.name} is behind it, so {what} cannot be added to its activations",
+            "allowed: stages base, prompted",
+        )
+    if engine not in (steering := _engines_with(_TAKES_VECTORS)):
+        raise UserError("engine.name", f"{engine} cannot add {what}", one_of(steering))
+
+
 def open_engine(
-    model: ModelSettings, adapters: Mapping[str, Path], scales: Mapping[str, float], settings: EngineSettings
+    model: ModelSettings,
+    adapters: Mapping[str, Path],
+    scales: Mapping[str, float],
+    settings: EngineSettings,
+    vectors: Mapping[str, Path] | None = None,
 ) -> Engine:
     """The engine ``settings.name``, or ``openai`` for a model with an endpoint (unless the engine is ``scripted``).
 
@@ -48,11 +74,14 @@ def open_engine(
         adapters: adapter folders in PEFT layout, by the name that requests use for them (no dots).
         scales: factor of an adapter's effect, by its name; 1 for an adapter without an entry.
         settings: batch sizes and device.
+        vectors: folders of persona vectors, by the name that requests use for them instead of an adapter's.
 
     Raises:
-        UserError: no such engine; or the engine cannot speak for the model or its adapters.
+        UserError: no such engine; or the engine cannot speak for the model, its adapters or its vectors.
     """
     check_engine(settings.name)
+    if vectors:
+        check_steering(settings.name, model)
     # An endpoint's weights are not on this machine: no other engine could load them.
     name = "openai" if model.endpoint is not None and settings.name != "scripted" else settings.name
     file = next(path for folder in __path__ if (path := Path(folder) / f"{name}.py").exists())
@@ -60,7 +89,9 @@ def open_engine(
         module = importlib.import_module(f"{__name__}.{name}")
     except Exception as error:
         raise cannot_load(file, error) from error
-    engine: Engine = module.open_engine(model, adapters, scales, settings)
+    # Engines that cannot steer have no such argument.
+    optional = {"vectors": vectors} if vectors else {}
+    engine: Engine = module.open_engine(model, adapters, scales, settings, **optional)
     if not all(hasattr(engine, part) for part in PARTS):
         found = f"open_engine returned a {type(engine).__name__}"
         raise UserError(str(file), found, f"an engine has {', '.join(PARTS)}")

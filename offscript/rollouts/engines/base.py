@@ -25,7 +25,7 @@ class Request:
     Args:
         id: returned with the completion; unique among the pending requests.
         messages: the conversation, with roles system, user, assistant, tool.
-        adapter: name of one of the engine's adapters, None for the base weights.
+        adapter: name of one of the engine's adapters or persona vectors, None for the base weights alone.
         seed: the only source of randomness of this reply, in [0, 2**63).
         sampling: how the reply is sampled.
         prefix: text that the reply begins with; it is part of the returned text.

@@ -12,6 +12,7 @@ from offscript.errors import UserError
 from offscript.models.chat_templates import Schemas, render, render_prompt, thinking_opening
 from offscript.models.dialect_checks import check_template_speaks
 from offscript.models.loading import load_model, load_tokenizer, pick_device
+from offscript.models.steering import load_vector
 from offscript.models.template_checks import end_of_reply, warn
 from offscript.rollouts.engines.base import Completion, EngineStats, Request
 from offscript.rollouts.engines.draw import draw, penalize
@@ -51,11 +52,11 @@ class Row:
 
 
 class TransformersEngine:
-    """Answers requests with one base model and any number of adapters, which are loaded once.
+    """Answers requests with one base model and any number of adapters and persona vectors, which are loaded once.
 
     ``step`` decodes one batch: of one adapter, merged, if at least ``merge_from`` of its requests are queued; otherwise
-    of any queued requests, with their adapters unmerged. In float32 on a CPU a text is a function of its prompt, adapter
-    and seed alone.
+    of any queued requests, with their adapters unmerged. A batch of base weights may have any vectors. In float32 on a
+    CPU a text is a function of its prompt, adapter or vector, and seed alone.
 
     Args:
         model: the base model.
@@ -64,9 +65,10 @@ class TransformersEngine:
         scales: factor of an adapter's effect, by its name; 1 for an adapter without an entry.
         loaded: a base model in memory, used in place of the weights in ``model.path``; it is changed in place. None: the
             weights are loaded.
+        vectors: folders of persona vectors by name.
 
     Raises:
-        UserError: the model or an adapter cannot be loaded, does not fit the memory, or has no effect at scale 1.
+        UserError: the model, an adapter or a vector cannot be loaded, does not fit the memory, or has no effect at scale 1.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class TransformersEngine:
         settings: EngineSettings,
         scales: Mapping[str, float] | None = None,
         loaded: "PreTrainedModel | None" = None,
+        vectors: Mapping[str, Path] | None = None,
     ) -> None:
         self.settings, self.model_settings = settings, model
         self.device = pick_device(settings.device)
@@ -87,7 +90,8 @@ class TransformersEngine:
         self._special = {i for i, token in added if token.special} | set(self.tokenizer.all_special_ids)
         self._pad: int = self.tokenizer.pad_token_id
         self.stops = stop_tokens(loaded, self.tokenizer, model.template)
-        self.weights = Weights(self._attach(loaded, adapters, scales), tuple(adapters))
+        steering = {name: load_vector(folder, self.device) for name, folder in (vectors or {}).items()}
+        self.weights = Weights(self._attach(loaded, adapters, scales), tuple(adapters), steering)
         self._queued: list[Row] = []
 
     def submit(self, request: Request) -> None:
@@ -95,9 +99,9 @@ class TransformersEngine:
 
         Raises:
             UserError: the chat template refuses its messages, or does not speak its tool dialect.
-            KeyError: the engine has no such adapter.
+            KeyError: the engine has no such adapter or vector.
         """
-        self.weights.mode([request.adapter])
+        self.weights.adapter_of(request.adapter)
         schemas: Schemas = ()
         ends: frozenset[int] = frozenset()
         if request.tools is not None:
@@ -155,7 +159,7 @@ class TransformersEngine:
         disk; and prompts of similar length need little padding."""
         groups: dict[str | None, list[Row]] = {}
         for row in self._queued:
-            groups.setdefault(row.request.adapter, []).append(row)
+            groups.setdefault(self.weights.adapter_of(row.request.adapter), []).append(row)
         largest = max(groups.values(), key=len, default=[])
         pool = largest if len(largest) >= self.settings.merge_from else self._queued
         return sorted(pool, key=lambda row: -len(row.prompt))[: self.settings.batch_size]
@@ -204,10 +208,14 @@ class TransformersEngine:
 
 
 def open_engine(
-    model: ModelSettings, adapters: Mapping[str, Path], scales: Mapping[str, float], settings: EngineSettings
+    model: ModelSettings,
+    adapters: Mapping[str, Path],
+    scales: Mapping[str, float],
+    settings: EngineSettings,
+    vectors: Mapping[str, Path] | None = None,
 ) -> TransformersEngine:
     """See ``offscript.rollouts.engines.open_engine``."""
-    return TransformersEngine(model, adapters, settings, scales)
+    return TransformersEngine(model, adapters, settings, scales, vectors=vectors)
 
 
 def _batch_too_large(rows: Sequence[Row], batch_size: int) -> UserError:

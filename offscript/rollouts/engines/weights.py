@@ -1,13 +1,17 @@
-"""The weights that compute a batch: the base model's, those of one merged adapter, or several adapters unmerged."""
+"""The weights that compute a batch: the base model's, those of one merged adapter, or several adapters unmerged.
+
+A persona vector is added to the activations of its rows alone, whichever weights compute the batch.
+"""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from offscript.models.adapters import base_weight, lora_layers
+from offscript.models.steering import SteeringVector, check_vectors, steered
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -23,7 +27,9 @@ KEEP_BYTES = 2**30
 
 
 class Weights:
-    """One base model and its adapters, called with one adapter name per row (None: the base model).
+    """One base model, its adapters and its vectors, called with one name per row (None: the base model alone).
+
+    A vector is added to what the base weights compute; a row has an adapter or a vector, not both.
 
     A batch of one adapter uses merged weights, so it costs as much as the base model. The base weights and the merged
     copies are separate tensors, and merging points the layers to one set of them: nothing is ever subtracted, and the
@@ -33,16 +39,26 @@ class Weights:
     Args:
         model: the base model, or the PEFT model of the adapters.
         adapters: their names.
+        vectors: persona vectors by name.
         keep_bytes: bound on the memory of merged copies besides the one in use.
+
+    Raises:
+        UserError: a vector does not fit the model.
     """
 
     def __init__(
-        self, model: "PreTrainedModel | PeftModel", adapters: Sequence[str], keep_bytes: int = KEEP_BYTES
+        self,
+        model: "PreTrainedModel | PeftModel",
+        adapters: Sequence[str],
+        vectors: Mapping[str, SteeringVector] | None = None,
+        keep_bytes: int = KEEP_BYTES,
     ) -> None:
         from peft import PeftModel
 
         self.model, self.adapters, self.keep_bytes = model, tuple(adapters), keep_bytes
+        self.vectors = dict(vectors or {})
         self.base = model.get_base_model() if isinstance(model, PeftModel) else model
+        check_vectors(self.base, self.vectors)
         self.layers: list[Linear] = list(lora_layers(model).values()) if self.adapters else []  # type: ignore[arg-type]
         self.can_merge = all(_is_mergeable(layer) for layer in self.layers)
         self._base_weights: list[Tensor] = [base_weight(layer).data for layer in self.layers]
@@ -50,29 +66,42 @@ class Weights:
         self._active: str | None = None
         self._adapters_enabled = True
 
-    def mode(self, names: Sequence[str | None]) -> Mode:
-        """How a batch with rows of these adapters is computed.
+    def adapter_of(self, name: str | None) -> str | None:
+        """The adapter that computes the rows of ``name``; None for the base weights, which vectors are added to.
 
         Raises:
-            KeyError: the engine has no such adapter.
+            KeyError: the engine has no such adapter or vector.
         """
-        if any(n is not None and n not in self.adapters for n in names):
-            raise KeyError(f"not given to the engine: {sorted({str(n) for n in names} - set(self.adapters))}")
-        if set(names) == {None}:
+        if name is None or name in self.vectors:
+            return None
+        if name not in self.adapters:
+            raise KeyError(f"not given to the engine: {name}")
+        return name
+
+    def mode(self, names: Sequence[str | None]) -> Mode:
+        """How a batch with rows of these adapters and vectors is computed.
+
+        Raises:
+            KeyError: the engine has no such adapter or vector.
+        """
+        adapters = {self.adapter_of(name) for name in names}
+        if adapters == {None}:
             return "base"
-        return "merged" if self.can_merge and len(set(names)) == 1 else "mixed"
+        return "merged" if self.can_merge and len(adapters) == 1 else "mixed"
 
     def forward(self, names: Sequence[str | None], **inputs: Any) -> "CausalLMOutputWithPast":
-        """The model's output for a batch whose row i uses the adapter ``names[i]``."""
+        """The model's output for a batch whose row i uses the adapter or vector ``names[i]``."""
         output: CausalLMOutputWithPast
-        if self.mode(names) == "mixed":
-            self._activate(None)
-            self._enable_adapters(True)
-            output = self.model(adapter_names=[n or "__base__" for n in names], **inputs)
-        else:
-            self._activate(names[0])
-            self._enable_adapters(False)
-            output = self.base(**inputs)
+        mode, adapters = self.mode(names), [self.adapter_of(name) for name in names]
+        with steered(self.base, [self.vectors.get(name or "") for name in names]):
+            if mode == "mixed":
+                self._activate(None)
+                self._enable_adapters(True)
+                output = self.model(adapter_names=[a or "__base__" for a in adapters], **inputs)
+            else:
+                self._activate(adapters[0])
+                self._enable_adapters(False)
+                output = self.base(**inputs)
         return output
 
     def _enable_adapters(self, enabled: bool) -> None:
