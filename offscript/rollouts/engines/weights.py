@@ -5,7 +5,7 @@ A persona vector is added to the activations of its rows alone, whichever weight
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -57,7 +57,8 @@ class Weights:
 
         self.model, self.adapters, self.keep_bytes = model, tuple(adapters), keep_bytes
         self.vectors = dict(vectors or {})
-        self.base = model.get_base_model() if isinstance(model, PeftModel) else model
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.base = cast("PreTrainedModel", base)
         check_vectors(self.base, self.vectors)
         self.layers: list[Linear] = list(lora_layers(model).values()) if self.adapters else []  # type: ignore[arg-type]
         self.can_merge = all(_is_mergeable(layer) for layer in self.layers)
