@@ -27,7 +27,8 @@ def parse(reply: str) -> Parsed:
     _, calls = _parts(reply)
     if not calls:
         return final_unless(None, reply)
-    return interpret(calls[0]) or Malformed('the call has no "name" and no "arguments"')
+    # A call without arguments has none, or an empty text.
+    return interpret({**calls[0], "arguments": calls[0].get("arguments") or {}}) or Malformed("no call")
 
 
 def say(reply: str, parsed: Parsed) -> Message:

@@ -72,7 +72,7 @@ def first_json_call(reply: str, announced: str | None = None) -> Parsed | None:
         if parsed := interpret(value):
             return parsed
         if announced and expected:
-            return Malformed('the call has no "name"')
+            return Malformed('a call needs "name" and "arguments"')
     return None
 
 

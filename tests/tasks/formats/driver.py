@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from offscript.json_types import Json
+from offscript.tasks.dialects.openai import as_text
 from offscript.tasks.formats.base import Ask, Format, Outcome, PersonaText, Reply, Rules
 from offscript.tasks.scenarios import Scenario, ToolStub
 from offscript.tasks.tool_calls import SEND
+from offscript.tasks.tool_schemas import function_name
 
 Model = Callable[[Ask], str | Reply]
 
@@ -50,8 +52,38 @@ def listed(replies: Iterable[str | Reply]) -> Model:
     return lambda ask: next(rest)
 
 
-def diligent(scenario: Scenario, body: str = "Dear all,\n\nhere is what I found.\n\nBest") -> Model:
-    """A model that calls every tool of ``scenario`` once, matching its first rule, sends an e-mail, and finishes."""
+def call(tool: str, args: Json) -> str:
+    return f"```tool_call\n{json.dumps({'tool': tool, 'args': args})}\n```"
+
+
+def llama_call(tool: str, args: Json) -> str:
+    return f"<|python_tag|>{json.dumps({'name': function_name(tool), 'parameters': args})}"
+
+
+def qwen_call(tool: str, args: Json) -> str:
+    return f"<tool_call>\n{json.dumps({'name': function_name(tool), 'arguments': args})}\n</tool_call>"
+
+
+def gemma_call(tool: str, args: dict[str, Json]) -> str:
+    listed = ", ".join(f"{name}={value!r}" for name, value in args.items())
+    return f"```tool_code\nprint({function_name(tool)}({listed}))\n```"
+
+
+def openai_call(tool: str, args: Json) -> str:
+    return as_text("", [{"name": function_name(tool), "arguments": json.dumps(args)}])
+
+
+NATIVE_CALLS = {"llama": llama_call, "qwen": qwen_call, "gemma": gemma_call, "openai": openai_call}
+"""How a model writes a call, by native dialect."""
+
+
+def diligent(
+    scenario: Scenario,
+    body: str = "Dear all,\n\nhere is what I found.\n\nBest",
+    call: Callable[[str, Json], str] = call,
+) -> Model:
+    """A model that calls every tool of ``scenario`` once, matching its first rule, sends an e-mail, and finishes.
+    ``call`` writes its calls."""
     calls = [call(stub.tool, first_args(stub)) for stub in scenario.tools if stub.tool != SEND]
     send = call(SEND, {"to": ["someone@example.com"], "subject": "Findings", "body": body})
     return listed([*calls, send, "```final\nSent it.\n```"])
@@ -60,7 +92,3 @@ def diligent(scenario: Scenario, body: str = "Dear all,\n\nhere is what I found.
 def first_args(stub: ToolStub) -> dict[str, str]:
     """Arguments that match the first rule of ``stub``: its globs without the asterisks."""
     return {arg: glob.replace("*", "") for arg, glob in (stub.rules[0].match or {}).items()}
-
-
-def call(tool: str, args: Json) -> str:
-    return f"```tool_call\n{json.dumps({'tool': tool, 'args': args})}\n```"
