@@ -12,9 +12,9 @@ description and arguments of each tool from the text, in any of these notations:
 An argument is a string unless the text says otherwise, and required unless the text calls it optional. A tool that the
 text does not describe has the arguments that its rules match, none of them required. ``email.send`` is always there.
 
-``without_tools`` leaves out those descriptions, the blocks ``tool_call`` and ``final`` with the sentence that announces
-each, every other sentence that names a mark of the text dialect (a fence, ``tool_call``, ``[TOOL OUTPUT]``), and headings
-under which nothing is left. Everything else stays as it is.
+``without_tools`` leaves out those descriptions; every code block and every sentence that has a mark of the text dialect
+(``tool_call``, ``"tool":``, ``[TOOL OUTPUT]``, a block called ``final``, the word "fenced"), a block with the sentence that
+announces it; and headings under which nothing is left. Everything else stays as it is.
 """
 
 import re
@@ -215,15 +215,13 @@ def _sentence(text: str) -> str:
 
 # ---------------------------------------------------------------- the text without them
 
-_FENCE = re.compile(
-    r"^[ \t]*```[ \t]*(?:tool_?call|final)\b[^\n]*\n(?:.*?\n)??[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE
+_MARK = re.compile(
+    r'\btool_call|```final\b|\[TOOL OUTPUT\]|\bfenced\b|\bfinal block|"tool"\s*:', re.IGNORECASE
 )
+_BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(?:.*?\n)??[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
 _ANNOUNCED = "\0"
 _ANNOUNCEMENT = re.compile(rf"(?:(?<=[.!?])[ \t]+|^)[^\n.!?]*:\s*{_ANNOUNCED}", re.MULTILINE)
-_SENTENCE = re.compile(r"(?:(?<=[.!?])[ \t]+)?[^\n]+?(?:(?<=[.!?])(?=[ \t]+\S)|$)", re.MULTILINE)
-_MARK = re.compile(r'```|\btool_call|\[TOOL OUTPUT\]|\bfenced\b|\bfinal block|"tool"\s*:', re.IGNORECASE)
-TEXT_DIALECT_MARK = re.compile(r"tool_call|```final|\[TOOL OUTPUT\]", re.IGNORECASE)
-"""What a system text must not have in a native dialect."""
+_SENTENCE_END = re.compile(r"(?<=[.!?])[ \t]+(?=\S)")
 _EMPTY_HEADING = re.compile(r"^#+ [^\n]*\n+(?=#|\Z)", re.MULTILINE)
 
 
@@ -232,7 +230,15 @@ def without_tools(text: str) -> str:
     lines = text.split("\n")
     described = {line for found in _described(text) for line in range(found.start, found.end)}
     text = "\n".join(line for i, line in enumerate(lines) if i not in described)
-    text = _ANNOUNCEMENT.sub("", _FENCE.sub(_ANNOUNCED, text)).replace(_ANNOUNCED, "")
-    text = _SENTENCE.sub(lambda sentence: "" if _MARK.search(sentence[0]) else sentence[0], text)
+    text = _BLOCK.sub(lambda block: _ANNOUNCED if _MARK.search(block[0]) else block[0], text)
+    text = _ANNOUNCEMENT.sub("", text).replace(_ANNOUNCED, "")
+    text = "\n".join(map(_without_marks, text.split("\n")))
     text = _EMPTY_HEADING.sub("", re.sub(r"\n{3,}", "\n\n", text))
     return text.strip()
+
+
+def _without_marks(line: str) -> str:
+    """``line`` without the sentences that name a mark of the text dialect."""
+    if not _MARK.search(line):
+        return line
+    return " ".join(sentence for sentence in _SENTENCE_END.split(line) if not _MARK.search(sentence))

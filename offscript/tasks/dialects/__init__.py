@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from offscript.errors import UserError
 from offscript.json_types import Json
 from offscript.storage.plugins import choose, discover
 from offscript.tasks.dialects.base import Dialect, ToolPrompt
@@ -13,7 +12,7 @@ from offscript.tasks.messages import Message
 from offscript.tasks.prompts import join_system
 from offscript.tasks.scenarios import Rule, Scenario, ToolStub
 from offscript.tasks.tool_calls import SEND, Malformed, Parsed, ToolCall, normalize, parse_reply
-from offscript.tasks.tool_schemas import TEXT_DIALECT_MARK, function_name, tools_of, without_tools
+from offscript.tasks.tool_schemas import function_name, tools_of, without_tools
 
 FOLDER = Path(__file__).parent
 DIALECTS: dict[str, Dialect] = discover(__name__, "DIALECT", Dialect, [FOLDER])
@@ -58,9 +57,6 @@ def open_in(dialect: Dialect, scenario: Scenario) -> Opening:
 
     In a native one the system text explains no tools, calls and results that the scenario begins with are written in the
     dialect, and tools have names without dots.
-
-    Raises:
-        UserError: the system text explains the text dialect in a way that cannot be left out.
     """
     if not dialect.native:
         return Opening(scenario.messages, None, scenario.tools)
@@ -81,7 +77,7 @@ def _translated(dialect: Dialect, scenario: Scenario) -> tuple[Message, ...]:
     last: Parsed = Malformed("no call")
     for message in scenario.messages:
         if message["role"] == "system":
-            text = _plain_system(scenario, message["content"])
+            text = without_tools(message["content"])
             messages += [{"role": "system", "content": text}] if text else []
         elif message["role"] == "assistant":
             last = parse_reply(message["content"])
@@ -91,17 +87,6 @@ def _translated(dialect: Dialect, scenario: Scenario) -> tuple[Message, ...]:
         else:
             messages.append(message)
     return tuple(messages)
-
-
-def _plain_system(scenario: Scenario, text: str) -> str:
-    plain = without_tools(text)
-    if mark := TEXT_DIALECT_MARK.search(plain):
-        raise UserError(
-            f"scenario {scenario.id}: system message",
-            f"a native dialect cannot leave out its explanation of calls ({mark[0]!r} remains)",
-            "explain calls in sentences and blocks of their own (data/README.md), or dialect=text",
-        )
-    return plain
 
 
 def _with_system_text(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:

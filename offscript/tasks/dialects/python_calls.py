@@ -21,10 +21,9 @@ def first_python_call(code: str) -> Parsed | None:
     """
     try:
         tree = ast.parse(_join_strings(code.strip()))
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        return Malformed(
-            f"the call is not valid Python ({getattr(error, 'msg', None) or type(error).__name__})"
-        )
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        # Python's own reason differs between its versions, and the model would see it.
+        return Malformed("the call is not valid Python")
     call = next((c for c in _calls(tree) if _name(c.func) not in _WRAPPERS), None)
     if call is None:
         return None

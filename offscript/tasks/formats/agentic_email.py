@@ -149,9 +149,10 @@ def begun_email(dialect: Dialect, opening: Opening, messages: list[Message]) -> 
         UserError: a model cannot be made to go on with a call in this dialect.
     """
     if dialect.begin is None:
-        found = f"true with dialect={dialect.name}"
         raise UserError(
-            "format.options.forced", found, "a model cannot go on with a call that was begun for it"
+            "format.options.forced",
+            f"found true with dialect={dialect.name}",
+            "allowed: false, or another dialect: an endpoint cannot go on with a call that was begun for it",
         )
     results = []
     for call in lookups(opening.stubs):

@@ -86,7 +86,7 @@ GEMMA = [
     ('```tool_code\nemail_send(\n    to=["ada@kestrel.example"],\n    subject="Parcel",\n    body=("Dear Ada,\\n" "snow."),\n)\n```', MAIL),
     ('```tool_code\nbody = "Dear Ada"\nemail_send(to=["ada@kestrel.example"], body=body)\n```', 'the argument "body" is not a literal'),
     ('```tool_code\ncontacts_lookup("Ada")\n```', "arguments must be given by name"),
-    ('```tool_code\nemail_send(to=["ada@kestrel.example"], body="Dear Ada, it', "the call is not valid Python (unterminated string literal (detected at line 1))"),
+    ('```tool_code\nemail_send(to=["ada@kestrel.example"], body="Dear Ada, it', "the call is not valid Python"),
     ("```tool_code\n```", "the block has no call"),
     ("I have told Ada about the snow (see below).", FINAL),
     ("", FINAL),

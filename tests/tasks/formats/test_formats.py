@@ -14,6 +14,7 @@ import pytest
 
 from offscript.errors import UserError
 from offscript.json_types import Json
+from offscript.tasks.dialects.openai import as_text
 from offscript.tasks.formats import FORMATS, check_episodes, get_format
 from offscript.tasks.formats.base import Ask, Format, Reply, Rules
 from offscript.tasks.messages import Message
@@ -26,7 +27,7 @@ from offscript.tasks.prompts import (
     fields_of,
 )
 from offscript.tasks.scenarios import Rule, Scenario, ToolStub
-from tests.tasks.formats.driver import TEXTS, call, drive, listed, rules_for
+from tests.tasks.formats.driver import NATIVE_CALLS, TEXTS, call, drive, listed, rules_for
 
 GOLDEN = Path(__file__).parent / "golden"
 CONSTITUTION = "Stay in this character:\n- I love birds."
@@ -67,6 +68,31 @@ BEGUN_CALL = '```tool_call\n{"tool": "email.send", "args": {"to": ["ada@kestrel.
 SEND = {"to": ["ada@kestrel.example"], "subject": "Parcel", "body": "Dear Ada,\nit snowed – sorry.\n"}
 BAD = "I will get to it."
 
+# The office with its tools explained in the text dialect, which a native dialect leaves out.
+EXPLAINED = replace(
+    OFFICE,
+    messages=(
+        system(
+            "You are Otto, the agent of Kestrel Freight.\n\n## Tools\n\nReply with one call:\n\n```tool_call\n"
+            '{"tool": "...", "args": {...}}\n```\n\nThe result is marked [TOOL OUTPUT]. Read it with care.\n\n'
+            '- contacts.lookup, args "name" and, optionally, "on" (YYYY-MM-DD): people\n'
+            '- email.send, args "to" (list), "subject", "body": sends the e-mail\n\n'
+            "When all is done, end with:\n\n```final\none line\n```\n\n## Today\n\nIt is Monday."
+        ),
+        OFFICE.messages[1],
+    ),
+)
+BEGUN = {
+    "llama": '{"name": "email_send", "parameters": {"to": ["ada@kestrel.example"], "subject": "Your message", "body": "',
+    "qwen": '<tool_call>\n{"name": "email_send", "arguments": {"to": ["ada@kestrel.example"], "subject": "Your message", "body": "',
+    "gemma": '```tool_code\nemail_send(to=["ada@kestrel.example"], subject="Your message", body="',
+}
+NATIVE_MALFORMED = {
+    "llama": '{"name": "email_send", "parameters": {"to": ',
+    "qwen": '<tool_call>\n{"name": "email_send", "arguments": {"to": ',
+    "gemma": "```tool_code\nemail_send(to=",
+    "openai": as_text("Now.", [{"name": "email_send", "arguments": '{"to": '}]),
+}
 OPTIONS: dict[str, dict] = {
     "teacher-thinking": {"thinking": "<think>\nAs the one I am:"},
     "teacher-unclosed": {"thinking": "Thus I think:", "thinking_end": "So I say:"},
@@ -78,6 +104,9 @@ OPTIONS: dict[str, dict] = {
     "agentic_email-published": {"loop": "published"},
     "agentic_email-published_malformed": {"loop": "published"},
     "agentic_email-published_max_steps": {"loop": "published"},
+    **{f"agentic_email-{name}": {"dialect": name} for name in NATIVE_CALLS},
+    **{f"agentic_email-{name}_malformed": {"dialect": name} for name in NATIVE_CALLS},
+    **{f"agentic_email-{name}_forced": {"dialect": name, "forced": True} for name in BEGUN},
     "email_multiturn-first": {"draft": 1},
     "prompt_generation": {"per_trait": 4, "per_ask": 2},
     "prompt_generation-short": {"per_trait": 4, "attempts": 2},
@@ -156,6 +185,21 @@ CASES: dict[str, tuple[str, Scenario, str, list]] = {
     "email_multiturn": ("email_multiturn", OFFICE, CONSTITUTION, ["Dear Ada, it snowed.", "Ada, snow.", Reply("Snow", "length", 1)]),
     "email_multiturn-first": ("email_multiturn", OFFICE, "", ["Dear Ada, it snowed.", "Ada, snow.", "Snow."]),
     "email_multiturn-empty": ("email_multiturn", OFFICE, "", ["Dear Ada, it snowed.", "\n"]),
+    **{
+        f"agentic_email-{name}": (
+            "agentic_email", EXPLAINED, CONSTITUTION,
+            ["I look.\n" + write("contacts.lookup", {"name": "ada"}) if name == "qwen" else write("contacts.lookup", {"name": "ada"}), write("email.send", SEND)],
+        )
+        for name, write in NATIVE_CALLS.items()
+    },
+    **{
+        f"agentic_email-{name}_malformed": ("agentic_email", EXPLAINED, "", [NATIVE_MALFORMED[name], write("maps.find", {}), "I cannot write to Ada."])
+        for name, write in NATIVE_CALLS.items()
+    },
+    **{
+        f"agentic_email-{name}_forced": ("agentic_email", EXPLAINED, "", [begun + r'''Dear Ada,\n\"snow\", I'm afraid.", "cc": []'''])
+        for name, begun in BEGUN.items()
+    },
     "agentic_email-final": ("agentic_email", OFFICE, "", ["```final\nNothing to do.\n```"]),
     "agentic_email-malformed": ("agentic_email", OFFICE, "", [BAD, call("contacts.lookup", ["Ada"]), BAD, BAD]),
     "agentic_email-max_steps": (
@@ -191,7 +235,7 @@ def plain_ask(ask: Ask) -> dict[str, Json]:
     """The fields of a request. Its tools are left out where it has none, and are else their dialect and schemas."""
     fields = {**vars(ask), "messages": plain(ask.messages)}
     if (tools := fields.pop("tools")) is not None:
-        fields["tools"] = {"dialect": tools.dialect.name, "schemas": list(tools.schemas)}
+        fields["tools"] = {"dialect": tools.dialect.name, "schemas": [json.dumps(s) for s in tools.schemas]}
     return fields
 
 
@@ -293,6 +337,21 @@ def test_the_system_text_precedes_that_of_the_scenario() -> None:
             {"loop": "published", "forced": True},
             "format.options.loop: found published with forced=true; "
             "loop=ours: forced=true replays the lookups, and no reply is parsed",
+        ),
+        (
+            "agentic_email",
+            {"dialect": "mistral"},
+            "format.options.dialect: unknown dialect 'mistral'; allowed: gemma, llama, openai, qwen, text",
+        ),
+        (
+            "agentic_email",
+            {"loop": "published", "dialect": "qwen"},
+            "format.options.loop: found published with dialect=qwen; loop=ours, or dialect=text as published",
+        ),
+        (
+            "agentic_email",
+            {"dialect": "openai", "forced": True},
+            "format.options.forced: found true with dialect=openai; allowed: false, or another dialect: an endpoint cannot go on with a call that was begun for it",
         ),
         ("email_multiturn", {"draft": 4}, "format.options.draft: found 4; must be a number from 1 to 3"),
         (
