@@ -555,28 +555,38 @@ class ClassifierSettings(Named):
     fitted, which is used without fitting. ``hidden_size``, ``layers``, ``heads`` and ``dropout`` apply only to random
     weights; a checkpoint has its own.
 
-    ``stages`` are the stages whose chat rows it is fitted on. ``max_length`` is in tokens. ``warmup`` is a fraction
-    of all steps, ``validation`` the share of families that is held out. Fitting stops after ``patience`` epochs
-    without a better macro-F1 on the held-out families (null: never early). ``precision`` is that of the weights
-    during fitting.
+    ``stages`` are the stages whose chat rows it is fitted on; ``training_seeds`` says with which training seeds of the
+    grid: ``all``, or only the ``first``. ``max_length`` is in tokens. Longer texts are cut, and those of more than
+    ``row_tokens`` are left out of the fit (null: none is). ``warmup`` is a fraction of all steps, ``schedule`` that of
+    the learning rate after it. ``batch_size`` is the number of rows per optimizer step, ``micro_batch_size`` bounds those
+    of one forward pass (null: a whole batch). With ``class_weights`` all labels have equal total weight.
+
+    ``validation`` is the share of families that is held out (0: none, and the last epoch is kept). Fitting stops after
+    ``patience`` epochs without a better macro-F1 on the held-out families (null: never early). ``precision`` is that of
+    the weights during fitting.
     """
 
     path: str | None = identity(None)
     revision: str | None = identity(None)
     fitted: SourceSettings | None = identity(None)
     stages: tuple[str, ...] = identity(("full", "prompted"))
+    training_seeds: Literal["all", "first"] = identity("all", unhashed="all")
     hidden_size: int = identity(128, ge=8)
     layers: int = identity(2, ge=1)
     heads: int = identity(4, ge=1)
     dropout: float = identity(0.1, ge=0, lt=1)
     pooling: Literal["mean", "cls"] = identity("mean")
     max_length: int = identity(128, ge=8)
+    row_tokens: int | None = identity(None, ge=1, unhashed=None)
     learning_rate: float = identity(8e-5, gt=0)
     epochs: int = identity(1, ge=1, le=10_000)
     batch_size: int = identity(32, ge=1)
+    micro_batch_size: int | None = runtime(None, ge=1)
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = identity("linear", unhashed="linear")
     warmup: float = identity(0.1, ge=0, lt=1)
     weight_decay: float = identity(0.01, ge=0)
-    validation: float = identity(0.2, gt=0, lt=0.5)
+    class_weights: bool = identity(True, unhashed=True)
+    validation: float = identity(0.2, ge=0, lt=0.5)
     patience: int | None = identity(None, ge=1)
     precision: Literal["float32", "bfloat16"] = identity("float32")
     seed: int = identity(0, ge=0, lt=SEEDS)
@@ -589,6 +599,20 @@ class ClassifierSettings(Named):
                 f"hidden_size {self.hidden_size} for {self.heads} heads; "
                 f"allowed: multiples of {2 * self.heads} (an even width per head)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _micro_batches_make_a_batch(self) -> "ClassifierSettings":
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} for batch_size {self.batch_size}; allowed: a divisor of it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stops_early_on_held_out_rows(self) -> "ClassifierSettings":
+        if self.patience is not None and not self.validation:
+            raise ValueError(f"patience {self.patience} with validation 0; allowed: patience=null")
         return self
 
 

@@ -16,6 +16,9 @@ activations that are recomputed (gradient checkpointing); DPO reads both sides o
 forward pass. Training all parameters (the classifier) costs 6 x parameters. The sum is divided by ``TRAINING_SHARE`` of
 the GPU's FLOPs.
 
+Persona vectors. One forward pass over the replies that they are made from, and the steered replies from which the strength
+is chosen, decoded as in a rollout.
+
 Memory of a rollout: weights, adapters, the KV cache of a batch at its longest, workspace. Memory of training: weights; 16
 bytes per LoRA parameter (weight, gradient, fp32 copy, two Adam moments); per token of a micro batch 2 x width bytes per
 layer (checkpoints) and 34 x width bytes for the current layer (Korthikanti et al. 2022, without attention scores), or for
@@ -37,6 +40,7 @@ from offscript.experiment.artifacts import (
     RemergedAdapter,
     Rollout,
     TrainedAdapter,
+    Vector,
 )
 from offscript.json_types import Json
 from offscript.settings import EngineSettings, LoraSettings, ModelSettings, OptimizerSettings
@@ -316,8 +320,11 @@ def _rollouts(
         for rollout, (_, size) in zip(rollouts, sizes, strict=True)
     )
     memory = weight_bytes(model) + adapters + batch * longest * kv_bytes(model) + WORKSPACE
-    note = f"{engine.name} decodes at {rates.decode:.0%} of the ceiling, prompts at {rates.prefill:.0%}"
-    return _on(gpu, job, memory, seconds, note)
+    return _on(gpu, job, memory, seconds, _note(engine, rates))
+
+
+def _note(engine: EngineSettings, rates: Rates) -> str:
+    return f"{engine.name} decodes at {rates.decode:.0%} of the ceiling, prompts at {rates.prefill:.0%}"
 
 
 def _seconds(
@@ -352,6 +359,32 @@ def _adapter_bytes(rollouts: Sequence[Rollout], model: ModelSettings) -> float:
         else:
             total += 2 * lora_parameters(model, ADAPTER_RANK)
     return total
+
+
+def _vector(
+    blank: JobEstimate, group: Sequence[Artifact], model: ModelSettings, gpu: Gpu, engine: EngineSettings
+) -> JobEstimate:
+    """One pass over the replies, then a steered reply to each held-out prompt at each strength. The weights are loaded
+    twice, to read and to generate."""
+    (vector,) = group
+    assert isinstance(vector, Vector)
+    rates, plain, settings = RATES.get(engine.name), vector.plain, vector.settings
+    size = conversation(plain, model.context)
+    rows = round(settings.validation * plain.planned_rows) * len(settings.strengths)
+    replies = [(r, conversation(r, model.context)) for r in (vector.prompted, plain)]
+    read = sum(r.planned_rows * own.length for r, own in replies) + rows * size.length
+    job = replace(
+        blank, rows=rows, tokens_in=round(read + rows * size.encoded(False)), tokens_out=rows * size.generated
+    )
+    if rates is None or model.size is None or model.endpoint is not None:
+        return job
+    batch = max(
+        1, min(engine.batch_size, rows, batch_that_fits(model, gpu, size.length, weight_bytes(model)))
+    )
+    one = _seconds(plain, size, batch, model, gpu, rates, 0.0) / max(1, plain.planned_rows)
+    seconds = rows * one + _seconds_of(read * 2 * model.size.parameters, gpu)
+    memory = 2 * weight_bytes(model) + batch * size.length * kv_bytes(model) + WORKSPACE
+    return _on(gpu, job, memory, seconds, _note(engine, rates))
 
 
 def _training(
@@ -407,14 +440,16 @@ def _classifier(
     (classifier,) = group
     assert isinstance(classifier, Classifier)
     settings = classifier.settings
-    texts, tokens = _texts(classifier.rollouts, model, settings.max_length)
+    longest = min(settings.max_length, settings.row_tokens or settings.max_length)
+    texts, tokens = _texts(classifier.rollouts, model, longest)
     read = tokens * settings.epochs
     job = replace(blank, rows=texts, tokens_in=round(read))
     if settings.path is None:
         return job
     # Weight, gradient and two moments.
     size = 8 if settings.precision == "bfloat16" else 16
-    kept = settings.batch_size * settings.max_length * ENCODER["layers"] * 34 * ENCODER["width"]
+    micro = settings.micro_batch_size or settings.batch_size
+    kept = micro * longest * ENCODER["layers"] * 34 * ENCODER["width"]
     memory = size * ENCODER["parameters"] + kept + WORKSPACE
     return _on(gpu, job, memory, _seconds_of(read * 6 * ENCODER["parameters"], gpu))
 
@@ -468,6 +503,7 @@ Estimate = Callable[
 
 ESTIMATES: dict[str, Estimate] = {
     Rollout.kind: _rollouts,
+    Vector.kind: _vector,
     Adapter.kind: _training,
     Classifier.kind: _classifier,
     Predictions.kind: _predictions,

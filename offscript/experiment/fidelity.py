@@ -39,6 +39,24 @@ DIFFERENCES = (
     Difference("F2", {"recipe.introspection.system": ""}, of_training=True),
     Difference("F3", {"recipe.introspection.unfinished": "keep"}, of_training=True),
     Difference(
+        "F4",
+        {
+            "classifier.stages": ["prompted", "steered", "distillation", "full"],
+            "classifier.training_seeds": "first",
+            "classifier.max_length": 8192,
+            "classifier.row_tokens": 1024,
+            "classifier.learning_rate": 5e-4,
+            "classifier.epochs": 1,
+            "classifier.batch_size": 16,
+            "classifier.schedule": "cosine",
+            "classifier.warmup": 0.05,
+            "classifier.weight_decay": 1e-6,
+            "classifier.class_weights": False,
+            "classifier.validation": 0,
+            "classifier.precision": "bfloat16",
+        },
+    ),
+    Difference(
         "F5",
         {"recipe.merge_own_in.classifier": 1.0, "recipe.merge_own_in.break_character": 1.0},
         of_training=True,
@@ -76,8 +94,8 @@ DIFFERENCES = (
 
 def as_published(planner: Planner) -> dict[str, bool]:
     """Number -> whether the experiment is as published in this respect: in each of its models and formats that have the
-    setting. Differences of formats that are not in the grid are left out, and those of training if all of the grid's
-    weights are imported."""
+    setting. Differences of formats that are not in the grid are left out, those of training if all of the grid's weights
+    are imported, and that of the classifier if it is imported."""
     trains = _trains(planner)
     found = {}
     for difference in DIFFERENCES:
@@ -115,7 +133,7 @@ def _values(planner: Planner, setting: str) -> Iterator[Json]:
             if option in fmt.defaults:
                 configured = options_for(fmt, options.format[fmt.name].options)
                 yield {**fmt.defaults, **configured}[option]
-    else:
+    elif group != "classifier" or settings.classifier.fitted is None:
         yield _value(settings, setting)
 
 

@@ -152,12 +152,13 @@ class Planner:
             )
         if settings.path is not None:
             references.check_model_path(settings.path, "classifier.path")
+        seeds = self.settings.grid.seed
         inputs = tuple(
             dict.fromkeys(
                 self.rollout(model, persona, stage, "chat", "classifier", seed)
                 for stage in settings.stages
                 for persona in self.personas
-                for seed in self.settings.grid.seed
+                for seed in (seeds[:1] if settings.training_seeds == "first" else seeds)
             )
         )
         identity = {

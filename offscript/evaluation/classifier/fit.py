@@ -52,7 +52,7 @@ class Epoch(TypedDict):
 
 
 class Report(TypedDict):
-    """Held-out scores of a classifier.
+    """Held-out scores of a classifier. Without held-out rows, ``macro_f1``, ``accuracy`` and ``loss`` are None.
 
     Args:
         macro_f1: mean F1 of the labels that have held-out rows.
@@ -63,13 +63,14 @@ class Report(TypedDict):
         n: held-out rows.
         n_train: training rows.
         n_seen: held-out texts that are also training texts.
+        n_too_long: rows of more than ``row_tokens``, which are left out.
         parameters: of the network.
         epochs: scores during the fit.
     """
 
-    macro_f1: float
+    macro_f1: float | None
     accuracy: float | None
-    loss: float
+    loss: float | None
     f1: dict[str, float | None]
     support: dict[str, int]
     labels: list[str]
@@ -79,6 +80,7 @@ class Report(TypedDict):
     families: Families
     n_seen: int
     parameters: int
+    n_too_long: NotRequired[int]
     epochs: NotRequired[list[Epoch]]
 
 
@@ -103,8 +105,8 @@ def fit(
     With ``settings.path`` null the network is a small ModernBERT with random weights and the tokenizer of ``model``;
     otherwise it is the checkpoint at ``settings.path``, a folder or a hub id, with its own tokenizer. A share of
     ``settings.validation`` of the families is held out. The epoch with the best held-out macro-F1 is kept; after
-    ``settings.patience`` epochs without improvement the fit stops. The loss has a weight per label, so that all labels
-    have equal total weight. Weights, gradients and optimizer state are in ``settings.precision``, the loss is in
+    ``settings.patience`` epochs without improvement the fit stops. If none is held out, the last epoch is kept. With
+    ``settings.class_weights`` the loss has a weight per label, so that all labels have equal total weight. Weights, gradients and optimizer state are in ``settings.precision``, the loss is in
     float32. On one machine the result is a function of the rows, the labels and the settings.
 
     ``out`` gets the Hugging Face layout (config, safetensors, tokenizer; ``id2label`` in the order of ``labels``) and
@@ -122,15 +124,16 @@ def fit(
     from transformers import set_seed
     from transformers.utils import logging
 
-    check_rows(rows, labels)
-    train, held_out = split(rows, settings.validation)
-    _check_covered(train, labels)
+    check_rows(rows, labels, settings.validation)
     logging.disable_progress_bar()
     work = out.parent / f".{out.name}.work"
     shutil.rmtree(work, ignore_errors=True)
     # The seed is set before the weights are initialized.
     set_seed(settings.seed)
     tokenizer = _tokenizer(settings, model)
+    kept = _short_rows(rows, tokenizer, settings.row_tokens)
+    train, held_out = split(kept, settings.validation)
+    _check_covered(train, labels)
     classifier = _classifier(settings, tokenizer, labels)
     _check_length(settings, classifier)
     trainer = _trainer(settings, classifier, tokenizer, train, held_out, labels, work, callbacks, on_step)
@@ -139,12 +142,14 @@ def fit(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     ensure_folder(out)
-    # The Trainer has loaded the weights of the best epoch (load_best_model_at_end).
+    # With held-out rows, the Trainer has loaded the weights of the best epoch (load_best_model_at_end).
     with refusals_explained(out):
         classifier.save_pretrained(out)
         tokenizer.save_pretrained(out)
     result = report(out, train, held_out, settings.predict_batch_size)
     result["epochs"] = _epochs(trainer.state.log_history)
+    if settings.row_tokens is not None:
+        result["n_too_long"] = len(rows) - len(kept)
     write_json(out / REPORT, result)
     return result
 
@@ -152,23 +157,27 @@ def fit(
 def report(folder: Path, train: Sequence[Row], held_out: Sequence[Row], batch_size: int) -> Report:
     """Scores of the classifier in ``folder`` on ``held_out``, loaded as every later job loads it.
 
-    The scores are slightly optimistic, because the best epoch was chosen on the same rows.
+    The scores are slightly optimistic, because the best epoch was chosen on the same rows. Without such rows the
+    classifier is loaded all the same, which checks its files.
     """
     import numpy as np
 
     classifier = predict.load(folder)
     labels = classifier.labels
     column = {label: i for i, label in enumerate(labels)}
-    true = np.array([column[row["label"]] for row in held_out])
-    probs = classifier.probabilities([row["text"] for row in held_out], batch_size)
+    true = np.array([column[row["label"]] for row in held_out], dtype=int)
+    probs = np.zeros((0, len(labels)))
+    if held_out:
+        probs = classifier.probabilities([row["text"] for row in held_out], batch_size)
+    p_true = np.maximum(probs[np.arange(len(true)), true], 1e-300)
     counts = f1.confusion(true, probs.argmax(axis=1), len(labels))
     support = f1.emitted_support(counts)
     scores = f1.per_persona_f1(counts)
     seen = {row["text"] for row in train}
     return {
-        "macro_f1": float(scores[support > 0].mean()),
+        "macro_f1": float(scores[support > 0].mean()) if held_out else None,
         "accuracy": f1.accuracy(counts),
-        "loss": float(-np.log(np.maximum(probs[np.arange(len(true)), true], 1e-300)).mean()),
+        "loss": float(-np.log(p_true).mean()) if held_out else None,
         "f1": {label: float(scores[i]) if support[i] else None for i, label in enumerate(labels)},
         "support": {label: int(support[i]) for i, label in enumerate(labels)},
         "labels": labels,
@@ -187,12 +196,12 @@ def report(folder: Path, train: Sequence[Row], held_out: Sequence[Row], batch_si
 # ---------------------------------------------------------------- rows
 
 
-def check_rows(rows: Sequence[Row], labels: Sequence[str]) -> None:
-    """Checks that a classifier can be fitted.
+def check_rows(rows: Sequence[Row], labels: Sequence[str], validation: float) -> None:
+    """Checks that a classifier can be fitted, with a share ``validation`` of the families held out.
 
     Raises:
         UserError: fewer than two labels, a label given twice, an empty text, a label that is not in ``labels``, a
-            label without rows, fewer than two families.
+            label without rows, or fewer than two families of which one has to be held out.
     """
     if len(set(labels)) < 2 or len(set(labels)) < len(labels):
         raise UserError(
@@ -206,7 +215,7 @@ def check_rows(rows: Sequence[Row], labels: Sequence[str]) -> None:
             raise UserError(where, f"unknown label {row['label']!r}", one_of(labels))
     if bare := [label for label in labels if label not in {row["label"] for row in rows}]:
         raise UserError("classifier rows", f"none of label {', '.join(bare)}", MAKE_ROWS)
-    if len(families := {row["family"] for row in rows}) < 2:
+    if validation and len(families := {row["family"] for row in rows}) < 2:
         raise UserError(
             "classifier rows",
             f"all of one family ({families.pop()})",
@@ -215,7 +224,10 @@ def check_rows(rows: Sequence[Row], labels: Sequence[str]) -> None:
 
 
 def split(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
-    """``rows`` as (training, held-out). The ``share`` of families with the lowest hashes, at least one, is held out."""
+    """``rows`` as (training, held-out). The ``share`` of families with the lowest hashes, at least one unless it is 0, is
+    held out."""
+    if not share:
+        return list(rows), []
     ranked = sorted({row["family"] for row in rows}, key=lambda family: unit_hash("held out", family))
     held = set(ranked[: min(max(1, round(share * len(ranked))), len(ranked) - 1)])
     return [r for r in rows if r["family"] not in held], [r for r in rows if r["family"] in held]
@@ -228,6 +240,17 @@ def _check_covered(train: Sequence[Row], labels: Sequence[str]) -> None:
             f"all rows of label {', '.join(bare)} are in the families held out",
             "more families per label, or a smaller classifier.validation",
         )
+
+
+def _short_rows(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", limit: int | None) -> list[Row]:
+    """The rows whose texts have at most ``limit`` tokens, those of begin and end included."""
+    if limit is None:
+        return list(rows)
+    lengths = (len(ids) for ids in tokenizer([row["text"] for row in rows], truncation=False)["input_ids"])
+    kept = [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
+    if not kept:
+        raise UserError("classifier.row_tokens", f"{limit}, and every text has more", "a larger one, or null")
+    return kept
 
 
 def label_weights(rows: Sequence[Row], labels: Sequence[str]) -> list[float]:
@@ -347,13 +370,14 @@ def _trainer(
 ) -> "Trainer":
     from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PrinterCallback, Trainer
 
+    weights = label_weights(train, labels) if settings.class_weights else [1.0] * len(labels)
     trainer = Trainer(
         model=classifier,
         args=_arguments(settings, work),
         train_dataset=_encode(train, tokenizer, labels),
-        eval_dataset=_encode(held_out, tokenizer, labels),
+        eval_dataset=_encode(held_out, tokenizer, labels) if held_out else None,
         data_collator=DataCollatorWithPadding(tokenizer),
-        compute_loss_func=_balanced_loss(label_weights(train, labels)),
+        compute_loss_func=_balanced_loss(weights),
         compute_metrics=lambda found: _macro_f1(found, len(labels)),
     )
     # The Trainer adds it if disable_tqdm is set.
@@ -370,24 +394,27 @@ def _arguments(settings: ClassifierSettings, work: Path) -> "TrainingArguments":
     import torch
     from transformers import TrainingArguments
 
+    micro = settings.micro_batch_size or settings.batch_size
+    choose_epoch = settings.validation > 0
     return TrainingArguments(
         output_dir=str(work),
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         # A number below 1 is a share of all steps.
         warmup_steps=settings.warmup,
-        lr_scheduler_type="linear",
+        lr_scheduler_type=settings.schedule,
         weight_decay=settings.weight_decay,
         optim="adamw_torch",
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=settings.batch_size // micro,
         per_device_eval_batch_size=settings.predict_batch_size,
-        eval_strategy="epoch",
-        save_strategy="epoch",
+        eval_strategy="epoch" if choose_epoch else "no",
+        save_strategy="epoch" if choose_epoch else "no",
         save_total_limit=1,
         save_only_model=True,
-        load_best_model_at_end=True,
-        metric_for_best_model="macro_f1",
-        greater_is_better=True,
+        load_best_model_at_end=choose_epoch,
+        metric_for_best_model="macro_f1" if choose_epoch else None,
+        greater_is_better=True if choose_epoch else None,
         seed=settings.seed,
         data_seed=settings.seed,
         # bf16=True would be autocast; here the weights themselves are in settings.precision.
@@ -410,16 +437,22 @@ def _encode(
 
 
 def _balanced_loss(weights: Sequence[float]) -> Callable[..., "Tensor"]:
-    """Cross-entropy with a weight per label, divided by the number of rows, whatever the labels in the batch."""
+    """Cross-entropy with a weight per label, divided by the number of rows, whatever the labels in the batch.
+
+    ``num_items_in_batch`` are the rows of all micro batches of a step, whose losses are added.
+    """
     import torch
 
     def loss(
-        outputs: "SequenceClassifierOutput", labels: "Tensor", num_items_in_batch: object = None
+        outputs: "SequenceClassifierOutput",
+        labels: "Tensor",
+        num_items_in_batch: "Tensor | int | None" = None,
     ) -> "Tensor":
         assert outputs.logits is not None
         logits = outputs.logits.float()
         weight = torch.tensor(weights, dtype=logits.dtype, device=logits.device)
-        return torch.nn.functional.cross_entropy(logits, labels, weight=weight, reduction="sum") / len(labels)
+        total = torch.nn.functional.cross_entropy(logits, labels, weight=weight, reduction="sum")
+        return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
     return loss
 

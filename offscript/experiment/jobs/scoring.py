@@ -46,7 +46,9 @@ def fit_classifier(artifacts: Sequence[Artifact], experiment: Experiment, limit:
         seconds = progress.close()
         tracker.summary({k: v for k, v in report.items() if isinstance(v, int | float)})
     write_artifact_manifest(classifier, experiment, started, counts=report)
-    score = f"held-out macro-F1 {report['macro_f1']:.3f} on {report['n']} rows"
+    score = f"{report['n_train']} rows, none held out"
+    if report["macro_f1"] is not None:
+        score = f"held-out macro-F1 {report['macro_f1']:.3f} on {report['n']} rows"
     say(f"  {classifier}: {score}, {duration(seconds)}")
 
 

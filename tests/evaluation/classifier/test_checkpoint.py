@@ -9,7 +9,8 @@ import pytest
 from offscript.errors import UserError
 from offscript.evaluation.classifier import predict
 from offscript.evaluation.classifier.fit import fit
-from tests.composed import settings_of
+from offscript.experiment.planner import Planner
+from tests.composed import experiment_of, settings_of
 from tests.evaluation.classifier import toy
 from tests.storage.test_hub import server  # noqa: F401
 
@@ -196,15 +197,27 @@ def test_errors_of_the_hub_are_one_line_that_names_the_setting(server, start, tm
 # ---------------------------------------------------------------- the presets
 
 
-def test_the_presets_differ_only_in_learning_rate_and_precision():
-    ours, published = (
-        settings_of(f"classifier={n}").classifier for n in ("modernbert", "modernbert_published")
-    )
-    assert (ours.learning_rate, ours.precision) == (8e-5, "float32")
-    assert (published.learning_rate, published.precision) == (5e-4, "bfloat16")
-    same = {"name": "", "learning_rate": 0.0, "precision": "float32"}
-    assert ours.model_copy(update=same) == published.model_copy(update=same)
-    assert ours.path == "answerdotai/ModernBERT-base" and ours.stages == ("full",) and ours.fitted is None
+def test_the_published_preset_is_the_published_recipe():
+    node = settings_of("classifier=modernbert_published").classifier
+    assert node.path == "answerdotai/ModernBERT-base" and node.fitted is None
+    assert node.stages == ("prompted", "steered", "distillation", "full")
+    assert (node.epochs, node.batch_size, node.micro_batch_size) == (1, 16, 8)
+    assert (node.learning_rate, node.schedule, node.warmup, node.weight_decay) == (5e-4, "cosine", 0.05, 1e-6)
+    assert (node.max_length, node.row_tokens, node.precision) == (8192, 1024, "bfloat16")
+    assert (node.validation, node.class_weights, node.training_seeds) == (0, False, "first")
+
+
+def test_it_is_fitted_on_22000_rows_of_the_first_training_seed():
+    """500 prompts of each of four stages and 11 personas; further training seeds change nothing."""
+    given = ("experiment=opencharacter", "classifier=modernbert_published", "grid.model=[llama]")
+    planner = experiment_of(*given).planner
+    classifier = planner.classifier("llama")
+    assert sum(rollout.planned_rows for rollout in classifier.rollouts) == 22_000
+    assert {r.cell.split for r in classifier.rollouts} == {"classifier"} and len(classifier.personas) == 11
+    seeds = Planner(settings_of(*given, "grid.seed=[0,1]"), planner.options)
+    assert seeds.classifier("llama").key == classifier.key
+    every = Planner(settings_of(*given, "grid.seed=[0,1]", "classifier.training_seeds=all"), planner.options)
+    assert sum(rollout.planned_rows for rollout in every.classifier("llama").rollouts) == 33_000
 
 
 def test_the_released_classifier_is_named_by_the_slug_of_the_model():

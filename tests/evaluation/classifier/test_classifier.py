@@ -99,6 +99,60 @@ def test_equal_seeds_give_equal_classifiers(model, tmp_path):
     assert not np.allclose(probs["first"], probs["other"], atol=1e-3)
 
 
+def test_without_held_out_rows_the_last_epoch_is_kept(model, tmp_path):
+    one_family = [row for row in toy.rows(1, 24, seed=1)]
+    settings = toy.settings(validation=0, epochs=8)
+    report = fit(settings, model, one_family, toy.LABELS, tmp_path / "out")
+    assert report["macro_f1"] is report["loss"] is None and report["epochs"] == []
+    assert report["n"] == 0 and report["n_train"] == len(one_family)
+    probs = load(tmp_path / "out").probabilities([row["text"] for row in one_family])
+    true = [toy.LABELS.index(row["label"]) for row in one_family]
+    assert (probs.argmax(axis=1) == true).mean() > 0.8
+
+
+def test_micro_batches_give_the_classifier_of_the_whole_batch(model, tmp_path):
+    rows = toy.rows(5, 3, seed=1)
+    found = []
+    for micro in (None, 4):
+        # 60 rows: the last step has 12.
+        settings = toy.settings(
+            validation=0,
+            dropout=0.0,
+            epochs=1,
+            micro_batch_size=micro,
+            schedule="cosine",
+            class_weights=False,
+        )
+        fit(settings, model, rows, toy.LABELS, tmp_path / str(micro))
+        found.append(load(tmp_path / str(micro)).probabilities([row["text"] for row in rows]))
+    np.testing.assert_allclose(found[0], found[1], atol=1e-4)
+
+
+def test_rows_of_too_many_tokens_are_left_out_and_counted(model, tmp_path):
+    rows = toy.rows(4, 3, seed=0)
+    limit = 16
+    # The tokenizer has one token per word and one for the full stop; begin and end are two more.
+    short = [row for row in rows if len(row["text"].split()) + 3 <= limit]
+    report = fit(
+        toy.settings(epochs=1, validation=0, row_tokens=limit), model, rows, toy.LABELS, tmp_path / "out"
+    )
+    assert report["n_train"] == len(short) and report["n_too_long"] == len(rows) - len(short) > 0
+    with pytest.raises(UserError, match=r"^classifier.row_tokens: 3, and every text has more"):
+        fit(toy.settings(row_tokens=3), model, rows, toy.LABELS, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"micro_batch_size": 5}, "micro_batch_size 5 for batch_size 16; allowed: a divisor of it"),
+        ({"validation": 0, "patience": 2}, "patience 2 with validation 0; allowed: patience=null"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_rejected(changes, message):
+    with pytest.raises(ValueError, match=message):
+        toy.settings(**changes)
+
+
 def test_leftovers_of_an_interrupted_fit_are_ignored(model, tmp_path):
     work = tmp_path / ".out.work" / "checkpoint-1"
     work.mkdir(parents=True)
@@ -291,7 +345,7 @@ ROW = {"text": "the report.", "label": "a", "family": "f1"}
 )
 def test_invalid_rows_are_rejected(rows, labels, message):
     with pytest.raises(UserError, match=message):
-        check_rows(rows, labels)
+        check_rows(rows, labels, 0.2)
 
 
 def test_a_label_in_held_out_families_only_is_rejected(model, tmp_path):
