@@ -620,15 +620,16 @@ class EvaluationSettings(Node):
     """How rows are scored.
 
     ``email_cleaning`` is the rule by which an e-mail that was written in chat is reduced to its body before the
-    classifier sees it (``none``: it is scored as it was written). ``resamples``, ``confidence`` and ``seed`` are of the
-    bootstrap confidence intervals: number of resamples, confidence level and random seed.
+    classifier sees it (``none``: it is scored as it was written). The others are of the bootstrap confidence intervals:
+    number of resamples, confidence level, random seed, and the unit that is resampled. ``resample=rows`` gives plain
+    percentile intervals, as published.
     """
 
     email_cleaning: Literal["ours", "published", "none"] = identity("ours", unhashed="ours")
-
-    resamples: int = identity(1000, ge=100, le=100_000)
+    resamples: int = identity(10_000, ge=100, le=100_000)
     confidence: float = identity(0.95, gt=0.5, lt=1)
     seed: int = identity(0, ge=0, lt=SEEDS)
+    resample: Literal["family", "scenario", "rows"] = identity("family")
 
 
 # ---------------------------------------------------------------- how it is run

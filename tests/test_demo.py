@@ -75,7 +75,7 @@ def test_a_second_run_makes_nothing(smoke):
     before = {p: p.stat().st_mtime_ns for p in (cwd / "runs/smoke").rglob("*.jsonl")}
     again = submit(cwd)
     assert again.returncode == 0 and "artifacts, 0 to make" in again.stderr
-    assert again.stdout == (cwd / "runs/smoke/evaluation/tables.txt").read_text()
+    assert again.stdout == (cwd / "runs/smoke/evaluation/overview.txt").read_text()
     assert {p: p.stat().st_mtime_ns for p in (cwd / "runs/smoke").rglob("*.jsonl")} == before
 
 

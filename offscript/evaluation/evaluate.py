@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from offscript.console import show
-from offscript.evaluation.metrics.scores import Scores, evaluate
+from offscript.evaluation.metrics.results import Scores
+from offscript.evaluation.metrics.scores import evaluate
 from offscript.evaluation.predictions import check_rows, check_together, load_predictions
 from offscript.evaluation.report import figures, page, summary, tables
 from offscript.evaluation.report.wandb_results import wandb_results
@@ -16,7 +17,7 @@ from offscript.tracking.tracker import Tracker
 
 __all__ = ["Scores", "evaluate", "evaluate_files", "evaluate_rows", "load_predictions", "write"]
 
-RESULTS = ("report.html", "summary.json", "cells.csv", "tables.txt")
+RESULTS = ("report.html", "summary.json", "cells.csv", "overview.txt", "tables.txt")
 """Names of the files of an evaluation, without its figures."""
 
 MAX_NAMED = 3
@@ -42,7 +43,7 @@ def evaluate_files(
     quiet: bool = False,
     **options: Unpack[EvaluateOptions],
 ) -> dict[str, Json]:
-    """Evaluates prediction rows of files, folders or globs, prints the tables, and writes all results into ``out``.
+    """Evaluates prediction rows of files, folders or globs, prints the main table, and writes all results into ``out``.
 
     Args:
         title: of the HTML page.
@@ -90,7 +91,7 @@ def evaluate_rows(
 
 def _report(scores: Scores, out: Path | None, title: str, quiet: bool) -> dict[str, Json]:
     if not quiet:
-        show(tables.text(scores), end="")
+        show(tables.overview(scores), end="")
     if out is not None:
         written = write(scores, out, title)
         if not quiet:
@@ -104,7 +105,7 @@ def result_files(folder: Path) -> list[Path]:
 
 
 def write(scores: Scores, folder: Path, title: str = "") -> list[Path]:
-    """Writes summary.json, cells.csv, tables.txt, report.html and figures/ into ``folder``; returns their paths.
+    """Writes summary.json, cells.csv, overview.txt, tables.txt, report.html and figures/ into ``folder``; returns their paths.
 
     Equal scores give equal bytes, except that figures may differ between versions of matplotlib.
 
@@ -116,6 +117,7 @@ def write(scores: Scores, folder: Path, title: str = "") -> list[Path]:
     write_json(folder / "summary.json", summary.summary(scores))
     texts = {
         "cells.csv": summary.cells_csv(scores),
+        "overview.txt": tables.overview(scores),
         "tables.txt": tables.text(scores),
         "report.html": page.page(
             scores, title or "offscript", "figures/headline.svg", "figures/personas.svg"

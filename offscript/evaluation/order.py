@@ -1,9 +1,13 @@
 """Display order of personas, stages and formats: the order of their definitions, then unknown names, sorted."""
 
+import functools
 from collections.abc import Iterable, Sequence
 
-from offscript.storage.options import options_of
+from offscript.storage.options import option_file, options_of
 from offscript.tasks.formats import FORMATS
+
+BASE_WEIGHTS = "base"
+"""``weights`` of the stages of the untrained model (``conf/stage``)."""
 
 
 def personas_in_order(names: Iterable[str]) -> list[str]:
@@ -37,6 +41,15 @@ def _variant_key(name: str) -> tuple[str, int]:
 def is_in_distribution(format_: str) -> bool:
     """Whether the personas are trained in this format (``Format.in_distribution``); False for an unknown format."""
     return format_ in FORMATS and FORMATS[format_].in_distribution
+
+
+@functools.cache
+def is_trained(stage: str) -> bool:
+    """Whether the texts of a stage are those of trained weights; True for an unknown stage."""
+    if stage not in options_of("stage"):
+        return True
+    option = option_file("stage", stage)
+    return not isinstance(option, dict) or option.get("weights") != BASE_WEIGHTS
 
 
 def _in_order(names: Iterable[str], known: Sequence[str]) -> list[str]:

@@ -47,8 +47,8 @@ PACKAGES = (
     "wandb",
 )
 
-TABLES = "tables.txt"
-"""Name of the file with the tables of an evaluation."""
+OVERVIEW = "overview.txt"
+"""Name of the file with the main table of an evaluation."""
 
 REVISION = "REVISION"
 """In a copy of the code: the file that names the commit."""
@@ -79,12 +79,12 @@ class Experiment:
         return manifest is not None and manifest["key"] == artifact.key
 
     def tables(self, evaluation: Evaluation) -> str | None:
-        """The tables of ``evaluation``, also those made from a part of its predictions; None if the files in its folder
+        """The main table of ``evaluation``, also that made from a part of its predictions; None if the files in its folder
         are not its own."""
         folder = self.path(evaluation)
         if not has_files_of(folder, evaluation.key, partial=True):
             return None
-        return read_text(folder / TABLES)
+        return read_text(folder / OVERVIEW)
 
     def command(self, artifact: Artifact) -> str:
         """The command line that makes ``artifact``."""

@@ -117,13 +117,15 @@ def test_equal_rows_give_equal_bytes(tmp_path, capsys):
         "figures/headline.svg",
         "figures/personas.png",
         "figures/personas.svg",
+        "overview.txt",
         "report.html",
         "summary.json",
         "tables.txt",
     ]
     assert one == two
     assert json.loads(one["summary.json"]) == first
-    assert shown.startswith(one["tables.txt"].decode())
+    assert shown.startswith(one["overview.txt"].decode())
+    assert one["tables.txt"].startswith(one["overview.txt"].partition(b"\n\n")[0])
     assert "figures/headline.png" in shown
 
 

@@ -85,7 +85,7 @@ def test_rows_of_others_are_evaluated_in_a_folder_of_their_own(own, tmp_path, ca
     assert all("pocket,full,chat" in (folder / "cells.csv").read_text() for folder in folders)
     capsys.readouterr()
     assert commands.submit(own.planner.settings, own) == 0
-    assert capsys.readouterr().out.encode() == before["tables.txt"]
+    assert capsys.readouterr().out.encode() == before["overview.txt"]
 
 
 def test_files_of_one_name_in_two_folders_are_told_apart(own, tmp_path):
@@ -120,7 +120,7 @@ def test_a_kill_before_the_manifest_leaves_no_tables_of_the_former_grid(own, tmp
     assert own.tables(own.planner.evaluation()) is None
 
 
-@pytest.mark.parametrize("name", ["tables.txt", "cells.csv", "figures/personas.svg"])
+@pytest.mark.parametrize("name", ["overview.txt", "tables.txt", "cells.csv", "figures/personas.svg"])
 def test_a_file_that_was_deleted_or_changed_is_made_again(own, name):
     path = own.folder / "evaluation" / name
     before = path.read_bytes()

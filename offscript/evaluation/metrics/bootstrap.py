@@ -1,4 +1,4 @@
-"""Percentile bootstrap over clusters, vectorized over all groups of a model.
+"""Bootstrap resamples of clusters, vectorized over all groups of a model.
 
 A *group* is one (model, stage, format[, training seed]) with all its personas. A *cluster* is the unit that is drawn
 with replacement: a row, a scenario or a family. Groups that share clusters (chat_email and agentic_email of a model,
@@ -11,14 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offscript.evaluation.metrics.f1 import emitted_support, per_persona_f1
+from offscript.evaluation.metrics.chance import expected_hits, macro_of_hits
+from offscript.evaluation.metrics.f1 import bounds, emitted_support, per_persona_f1
 from offscript.seeds import stable_hash
 
-RESAMPLE_UNITS = ("rows", "scenario", "family")
+RESAMPLE_UNITS = ("family", "scenario", "rows")
 EVERY_PERSONA = -1
 _CHUNK_BYTES = 64 * 2**20
-
-Interval = tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,41 @@ class Episodes:
 
 @dataclass(frozen=True)
 class Block:
-    """Groups that are resampled jointly: ``counts [K, G, N, N + 2]`` of K clusters, and the stratum ``[K]`` of each."""
+    """Groups that are resampled jointly.
+
+    ``counts [K, G, N, N + 2]`` of K clusters; ``chance [K, G, N]``, the expected hits of each persona with labels permuted
+    within each scenario (see ``chance``); the stratum ``[K]`` of each cluster.
+    """
 
     groups: NDArray[np.int64]
     counts: NDArray[np.int32]
+    chance: NDArray[np.float64]
     stratum: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The scores of all groups in every resample, and what they are computed from.
+
+    Args:
+        f1: of each persona on emitted texts, ``[R, G, N]``. A persona that has texts in a group but none in a resample
+            of it is NaN there (see ``macro``): unobserved is not F1 0.
+        own_class: macro-F1 with every missing text as a false negative, ``[R, G]``.
+        lower, upper: bounds of macro-F1 over all labels of the missing texts, ``[R, G]``.
+        null: mean macro-F1 with permuted persona labels, ``[R, G]``.
+        clusters: number of clusters with an emitted text, ``[G]``.
+        persona_clusters: the same for each persona, ``[G, N]``.
+        planned_clusters: number of clusters with an episode, ``[G]``.
+    """
+
+    f1: NDArray[np.float64]
+    own_class: NDArray[np.float64]
+    lower: NDArray[np.float64]
+    upper: NDArray[np.float64]
+    null: NDArray[np.float64]
+    clusters: NDArray[np.int64]
+    persona_clusters: NDArray[np.int64]
+    planned_clusters: NDArray[np.int64]
 
 
 def cluster_codes(episodes: Episodes, by: str) -> NDArray[np.int64]:
@@ -78,9 +107,13 @@ def partition(episodes: Episodes, by: str) -> Iterator[Block]:
         persona, column = episodes.persona[inside], episodes.column[inside]
         counts = _cluster_counts(local, group, persona, column, len(groups), episodes.n_labels)
         single = np.zeros(len(counts), dtype=np.int64)
-        yield Block(
-            groups, counts, single if by == "rows" else _strata(local, persona, episodes.n_labels, single)
-        )
+        if by == "rows":
+            # A row is no cluster of scenarios; ``bootstrap`` keeps the null of all rows.
+            yield Block(groups, counts, np.zeros(counts.shape[:3]), single)
+            continue
+        scenario = np.unique(episodes.scenario[inside], return_inverse=True)[1]
+        chance = expected_hits(local, group, scenario, persona, column, len(groups), episodes.n_labels)
+        yield Block(groups, counts, chance, _strata(local, persona, episodes.n_labels, single))
 
 
 def _cluster_counts(
@@ -128,52 +161,112 @@ def _components(cluster: NDArray[np.int64], item: NDArray[np.int64], n_items: in
 def bootstrap_f1(
     episodes: Episodes, by: str, resamples: int, seed: int, name: str = ""
 ) -> NDArray[np.float64]:
-    """F1 of each persona on emitted texts in every resample and group, ``[resamples, G, N]``.
-
-    Resamples depend only on ``seed``, ``name`` (the model's) and the unit. A persona that has texts in a group but none
-    in a resample of it is NaN there (see ``macro``): unobserved is not F1 0.
-    """
+    """``Draws.f1`` alone, ``[R, G, N]``: the intervals by rows need no more."""
     f1 = np.zeros((resamples, episodes.n_groups, episodes.n_labels))
     for block in partition(episodes, by):
-        rng = np.random.default_rng([seed, stable_hash(name, by, *block.groups)])
-        observed = emitted_support(block.counts.sum(axis=0)) > 0
-        start = 0
-        for confusion in _resampled_counts(block, resamples, rng):
-            part = per_persona_f1(confusion)
-            part[(emitted_support(confusion) == 0) & observed] = np.nan
-            f1[start : start + len(part), block.groups] = part
-            start += len(part)
+        observed = np.asarray(emitted_support(block.counts.sum(axis=0)) > 0)
+        for rows, confusion, _ in _resampled(block, resamples, _rng(block, by, seed, name)):
+            f1[rows, block.groups] = _observed_f1(confusion, observed)
     return f1
 
 
-def _resampled_counts(
-    block: Block, resamples: int, rng: np.random.Generator
-) -> Iterator[NDArray[np.float64]]:
-    """Yields the confusion counts ``[r, G, N, N + 2]`` of all resamples, in chunks of bounded memory.
+def bootstrap(
+    episodes: Episodes,
+    by: str,
+    resamples: int,
+    seed: int,
+    name: str = "",
+    *,
+    within: NDArray[np.bool_],
+    null: NDArray[np.float64],
+    planned: NDArray[np.int64] | None = None,
+) -> Draws:
+    """All scores in every resample. Resamples depend only on ``seed``, ``name`` (the model's) and the unit ``by``.
 
-    Clusters with equal counts form one type, which is drawn with their joint probability: for ``rows`` there are at
-    most N (N + 1) types, however many rows. Counts are integers, so the sums are exact on every machine.
+    Args:
+        within: whether the null of a group permutes labels within each scenario, ``[G]``; otherwise among all texts.
+        null: mean macro-F1 with permuted labels of all rows, ``[G]``: that of every resample by rows, which breaks
+            scenarios up.
+        planned: planned episodes of each persona ``[G]``, -1 where the rows hold the missing texts.
     """
-    shape = block.counts.shape[1:]
-    strata = [_types(block.counts[block.stratum == s]) for s in np.unique(block.stratum)]
-    widest = max(int(np.prod(shape)), max(len(types) for types, _ in strata))
+    shape = (resamples, episodes.n_groups)
+    f1 = np.zeros((*shape, episodes.n_labels))
+    own, lower, upper, nulls = (np.full(shape, np.nan) for _ in range(4))
+    clusters, planned_clusters = (np.zeros(episodes.n_groups, dtype=np.int64) for _ in range(2))
+    persona_clusters = np.zeros((episodes.n_groups, episodes.n_labels), dtype=np.int64)
+    for block in partition(episodes, by):
+        mine = block.groups
+        held = emitted_support(block.counts) > 0
+        persona_clusters[mine] = held.sum(axis=0)
+        clusters[mine] = held.any(axis=2).sum(axis=0)
+        planned_clusters[mine] = block.counts.any(axis=(2, 3)).sum(axis=0)
+        observed = np.asarray(held.any(axis=0))
+        for rows, confusion, chance in _resampled(block, resamples, _rng(block, by, seed, name)):
+            if planned is not None:
+                _fill_missing(confusion, planned[mine])
+            f1[rows, mine] = _observed_f1(confusion, observed)
+            own[rows, mine] = per_persona_f1(confusion, missing_is_miss=True).mean(axis=-1)
+            lower[rows, mine] = upper[rows, mine] = own[rows, mine]
+            absent = confusion[..., -1].any(axis=(0, 2))
+            if absent.any():
+                lower[rows, mine[absent]], upper[rows, mine[absent]] = bounds(confusion[:, absent])
+            nulls[rows, mine] = null[mine] if by == "rows" else macro_of_hits(confusion, chance, within[mine])
+    return Draws(f1, own, lower, upper, nulls, clusters, persona_clusters, planned_clusters)
+
+
+def _rng(block: Block, by: str, seed: int, name: str) -> np.random.Generator:
+    return np.random.default_rng([seed, stable_hash(name, by, *block.groups)])
+
+
+def _observed_f1(confusion: NDArray[np.float64], observed: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """F1 on emitted texts, NaN for a persona whose ``observed`` texts are absent from the resample."""
+    f1 = per_persona_f1(confusion)
+    f1[(emitted_support(confusion) == 0) & observed] = np.nan
+    return f1
+
+
+def _fill_missing(confusion: NDArray[np.float64], planned: NDArray[np.int64]) -> None:
+    """Sets the missing texts of groups whose rows do not hold them. Every cluster is taken to have the same number of
+    planned episodes, so that each resample has as many as the data."""
+    known = planned >= 0
+    missing = planned[known][:, None] - emitted_support(confusion[:, known])
+    column = confusion[..., -1]
+    column[:, known] = np.maximum(missing, 0)
+
+
+def _resampled(
+    block: Block, resamples: int, rng: np.random.Generator
+) -> Iterator[tuple[slice, NDArray[np.float64], NDArray[np.float64]]]:
+    """Yields slices of resamples with their counts ``[r, G, N, N + 2]`` and expected hits ``[r, G, N]``, in chunks of
+    bounded memory.
+
+    Equal clusters form one type, which is drawn with their joint probability: for ``rows`` there are at most
+    N (N + 1) types, however many rows. Counts are integers, so their sums are exact on every machine.
+    """
+    k, size = len(block.counts), int(np.prod(block.counts.shape[1:]))
+    flat = np.concatenate([block.counts.reshape(k, -1), block.chance.reshape(k, -1)], axis=1)
+    strata = [_types(flat[block.stratum == s]) for s in np.unique(block.stratum)]
+    widest = max(flat.shape[1], max(len(types) for types, _ in strata))
     chunk = max(1, _CHUNK_BYTES // (8 * widest))
     for start in range(0, resamples, chunk):
-        size = min(chunk, resamples - start)
-        confusion = np.zeros((size, int(np.prod(shape))))
+        rows = slice(start, min(start + chunk, resamples))
+        total = np.zeros((rows.stop - start, flat.shape[1]))
         for types, multiplicity in strata:
             n = int(multiplicity.sum())
-            weights = rng.multinomial(n, multiplicity / n, size=size)
-            confusion += np.einsum("rk,kc->rc", weights.astype(float), types, optimize=True)
-        yield confusion.reshape(size, *shape)
+            weights = rng.multinomial(n, multiplicity / n, size=len(total))
+            total += weights.astype(float) @ types
+        yield (
+            rows,
+            total[:, :size].reshape(-1, *block.counts.shape[1:]),
+            total[:, size:].reshape(-1, *block.chance.shape[1:]),
+        )
 
 
-def _types(counts: NDArray[np.int32]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Distinct clusters, flattened ``[T, G * N * (N + 2)]``, and the number of clusters of each type, ``[T]``."""
-    flat = counts.reshape(len(counts), -1)
+def _types(flat: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The distinct rows ``[T, C]`` of clusters ``[K, C]``, and the number of clusters of each, ``[T]``."""
     used = flat.any(axis=0)
     _, first, multiplicity = np.unique(flat[:, used], axis=0, return_index=True, return_counts=True)
-    return flat[first].astype(float), multiplicity
+    return flat[first], multiplicity
 
 
 def macro(f1: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -183,16 +276,3 @@ def macro(f1: NDArray[np.float64]) -> NDArray[np.float64]:
         held.any(axis=-1), held.sum(axis=-1), np.nan
     )
     return mean
-
-
-def interval(draws: NDArray[np.float64], confidence: float) -> Interval:
-    """Percentile interval of ``draws [R]`` without NaN entries; None if no entry is left.
-
-    Efron and Tibshirani 1993, section 13.3.
-    """
-    draws = draws[~np.isnan(draws)]
-    if not len(draws):
-        return None
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return float(low), float(high)

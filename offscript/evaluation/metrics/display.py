@@ -1,6 +1,6 @@
 """Numbers as the text of a table cell."""
 
-from offscript.evaluation.metrics.bootstrap import Interval
+from offscript.evaluation.metrics.intervals import Interval
 
 NOT_AVAILABLE = "n/a"
 UNKNOWN = "?"

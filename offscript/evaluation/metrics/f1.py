@@ -88,12 +88,12 @@ def readings(counts: Counts, crossed: bool = False, planned_known: bool = True) 
     if not (planned_known and has_any):
         return Readings(emitted, None, None, None)
     own_class = float(per_persona_f1(counts, missing_is_miss=True).mean())
-    lower, upper = _crossed_bounds(counts, own_class) if crossed else _bounds(counts)
+    lower, upper = _crossed_bounds(counts, own_class) if crossed else map(float, bounds(counts))
     return Readings(emitted, own_class, lower, upper)
 
 
-def _bounds(counts: Counts) -> tuple[float, float]:
-    """Minimum and maximum of macro-F1 over all labels that the missing texts could have been given.
+def bounds(counts: Counts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Minimum and maximum ``[...]`` of macro-F1 over all labels that the missing texts could have been given.
 
     Maximum: every missing text is predicted correctly. Minimum: every one gets a wrong label of the set. A false
     positive for label q lowers only F1_q = 2 TP_q / (true_q + predicted_q + x_q), by less each time, so the sum is
@@ -101,22 +101,66 @@ def _bounds(counts: Counts) -> tuple[float, float]:
     positive for q), and taking the M largest single drops reaches the minimum.
     """
     n_labels = counts.shape[-2]
-    missing = counts[:, -1]
-    total = int(missing.sum())
-    correct = counts.astype(np.float64)
-    correct[:, -1] = 0
-    correct[np.arange(n_labels), np.arange(n_labels)] += missing
-    upper = float(per_persona_f1(correct).mean())
-    start = per_persona_f1(counts, missing_is_miss=True)
-    if n_labels == 1 or not total:
-        return float(start.mean()), upper
-    hits = np.diagonal(counts[:, :n_labels]).astype(np.float64)
-    size = counts.sum(axis=1) + counts[:, :n_labels].sum(axis=0)
-    f1 = 2.0 * hits[:, None] / np.maximum(size[:, None] + np.arange(total + 1), 1)
-    drops = f1[:, :-1] - f1[:, 1:]
-    allowed = np.arange(total) < (total - missing)[:, None]
-    worst = np.sort(drops[allowed])[::-1][:total].sum()
-    return float((start.sum() - worst) / n_labels), upper
+    missing = counts[..., -1].astype(np.float64)
+    hits = np.einsum("...ii->...i", counts[..., :n_labels]).astype(np.float64)
+    size = counts.sum(axis=-1) + counts[..., :n_labels].sum(axis=-2)
+    upper = (2.0 * (hits + missing) / np.maximum(size + missing, 1)).mean(axis=-1)
+    start = 2.0 * hits / np.maximum(size, 1)
+    total = missing.sum(axis=-1, keepdims=True)
+    drop = _largest_drops(2.0 * hits, np.maximum(size, 1.0), total - missing, total[..., 0])
+    lower: NDArray[np.float64] = (start.sum(axis=-1) - drop) / n_labels
+    return lower, upper
+
+
+def _largest_drops(
+    above: NDArray[np.float64],
+    below: NDArray[np.float64],
+    most: NDArray[np.float64],
+    total: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Sum ``[...]`` of the ``total [...]`` largest drops of ``above / (below + x)`` (``[..., N]``) for x = 0, 1, ...,
+    ``most - 1``.
+
+    Without rounding, the drops that are taken end where all curves have one slope. With it, a curve ends less than two
+    steps from there, so those steps alone have to be compared.
+    """
+    fraction = _equal_slope(np.sqrt(above), below, most, total)
+    taken = np.maximum(np.floor(fraction) - 1, 0)
+    steps = taken[..., None] + np.arange(3)
+    left = (total - taken.sum(axis=-1)).astype(np.int64)
+    drops = above[..., None] / ((below[..., None] + steps) * (below[..., None] + steps + 1))
+    drops = np.where(steps < most[..., None], drops, 0.0).reshape(*total.shape, -1)
+    largest = np.zeros((*total.shape, drops.shape[-1] + 1))
+    np.cumsum(-np.sort(-drops, axis=-1), axis=-1, out=largest[..., 1:])
+    last = np.take_along_axis(largest, np.clip(left, 0, drops.shape[-1])[..., None], axis=-1)
+    whole: NDArray[np.float64] = (above / below - above / (below + taken)).sum(axis=-1) + last[..., 0]
+    return whole
+
+
+def _equal_slope(
+    root: NDArray[np.float64],
+    below: NDArray[np.float64],
+    most: NDArray[np.float64],
+    total: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """x ``[..., N]`` with sum ``total`` at which all root^2 / (below + x) have one slope, where 0 < x < most.
+
+    x = clip(root * level - below, 0, most) for one level. Its sum is piecewise linear in the level.
+    """
+    used = root > 0
+    safe = np.where(used, root, 1.0)
+    bends = np.concatenate(
+        [np.where(used, below / safe, 0.0), np.where(used, (below + most) / safe, 0.0)], axis=-1
+    )
+    order = np.argsort(bends, axis=-1)
+    bends = np.take_along_axis(bends, order, axis=-1)
+    slope = np.cumsum(np.take_along_axis(np.concatenate([root, -root], axis=-1), order, axis=-1), axis=-1)
+    sums = np.zeros_like(bends)
+    np.cumsum(slope[..., :-1] * np.diff(bends, axis=-1), axis=-1, out=sums[..., 1:])
+    piece = np.maximum((sums < total[..., None]).sum(axis=-1, keepdims=True) - 1, 0)
+    start, height, steep = (np.take_along_axis(a, piece, axis=-1) for a in (bends, sums, slope))
+    level = start + (total[..., None] - height) / np.where(steep > 1e-9, steep, np.inf)
+    return np.clip(np.where(used, root * level - below, 0.0), 0.0, most)
 
 
 def _crossed_bounds(counts: Counts, own_class: float) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from functools import partial
 
 from offscript.evaluation.metrics.display import NOT_AVAILABLE, UNKNOWN, number, span
 from offscript.evaluation.metrics.f1 import MACRO_F1
-from offscript.evaluation.metrics.scores import GroupScore, PersonaScore
+from offscript.evaluation.metrics.results import GroupScore, PersonaScore
 
 Scalar = int | float | str | None
 Value = Scalar | tuple[float, float]
@@ -126,20 +126,19 @@ METRICS: tuple[Metric, ...] = (
         in_summary=True,
     ),
     _field("ended", ended),
-    _field("unique_texts", lambda g: g.unique_texts, column=Column("texts", 3, UNKNOWN)),
+    _field("unique_texts", lambda g: g.unique_texts, column=Column("unique\ntexts", 3, UNKNOWN)),
     _field("scenarios", lambda g: g.scenarios),
-    _field("families", lambda g: g.families),
-    _field("accuracy", lambda g: g.accuracy, lambda p: p.recall, Column("acc", 4)),
-    _field(MACRO_F1, lambda g: g.macro_f1.emitted, column=Column("F1", 5, places=4), in_summary=True),
-    _field("own_class", lambda g: g.macro_f1.own_class, column=Column("own", 8, UNKNOWN)),
-    _field("lower", lambda g: g.macro_f1.lower, column=Column("lower", 9, UNKNOWN)),
-    _field("upper", lambda g: g.macro_f1.upper, column=Column("upper", 10, UNKNOWN)),
-    _field("null_mean", lambda g: g.null.mean if g.null else None),
-    _field("null_p", lambda g: g.null.p if g.null else None),
+    _field("families", lambda g: g.families, column=Column("families", 4)),
+    _field("accuracy", lambda g: g.accuracy, lambda p: p.recall, Column("accuracy", 5)),
+    _field(MACRO_F1, lambda g: g.macro_f1.emitted, column=Column("F1", 6, places=4), in_summary=True),
+    _field("own_class", lambda g: g.macro_f1.own_class),
+    _field("lower", lambda g: g.macro_f1.lower),
+    _field("upper", lambda g: g.macro_f1.upper),
+    _field("null_mean", lambda g: g.null.mean if g.null else None, column=Column("null", 9)),
+    _field("null_p", lambda g: g.null.p if g.null else None, column=Column("p", 10)),
     _field("f1", lambda g: None, lambda p: p.f1, in_summary=True),
-    _interval("rows", lambda g: g.interval_rows, lambda p: p.interval_rows, Column("by rows", 6)),
-    _interval(
-        "scenario", lambda g: g.interval_scenario, lambda p: p.interval_scenario, Column("by scenario", 7)
-    ),
-    _interval("family", lambda g: g.interval_family),
+    _interval("interval", lambda g: g.interval, lambda p: p.interval, Column("interval", 7)),
+    _interval("rows", lambda g: g.interval_rows, lambda p: p.interval_rows, Column("by rows", 8)),
+    _interval("own_class", lambda g: g.interval_own_class),
+    _interval("bounds", lambda g: g.interval_bounds),
 )

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from offscript.evaluation.metrics.scores import GroupScore, Scores
+from offscript.evaluation.metrics.notes import UNITS
+from offscript.evaluation.metrics.results import GroupScore, Scores
 from offscript.evaluation.order import formats_in_order, stages_in_order
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _DODGE = 0.16
 def headline(scores: Scores, folder: Path) -> list[Path]:
     """Writes ``headline.png`` and ``headline.svg`` into ``folder`` (which exists) and returns their paths.
 
-    A point is the macro-F1 on emitted texts, its bar the interval by scenario, its pale bar the bounds under missing
+    A point is the macro-F1 on emitted texts, its bar the interval, its pale bar the bounds under missing
     texts. The dashed line of a format is the mean macro-F1 with permuted persona labels.
     """
     return _save(_draw_headline, scores, folder, "headline")
@@ -68,9 +69,8 @@ def _save(draw: Callable[[Scores], "Figure"], scores: Scores, folder: Path, name
 def _draw_heatmap(scores: Scores) -> "Figure":
     import matplotlib.pyplot as plt
 
-    by_model: dict[str, list[GroupScore]] = {}
-    for group in scores.groups:
-        by_model.setdefault(group.model, []).append(group)
+    models = dict.fromkeys(g.model for g in scores.groups)
+    by_model = {model: scores.main_groups(model) for model in models}
     widths = [0.62 * len(groups) for groups in by_model.values()]
     height = 0.3 * len(scores.labels) + 1.9
     figure, axes = plt.subplots(
@@ -103,8 +103,7 @@ def _persona_panel(
         ink = "black" if f1[row, column] > 0.6 else "white"
         text = f"{f1[row, column]:.2f}".removeprefix("0")
         axis.text(column, row, text, ha="center", va="center", color=ink, fontsize=7.5)
-    seeds = len({g.training_seed for g in groups}) > 1
-    names = [f"{g.stage}{f'/{g.training_seed}' if seeds else ''} {g.format}" for g in groups]
+    names = [f"{g.stage} {g.format}" for g in groups]
     axis.set_xticks(range(len(groups)), names, rotation=45, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(len(labels)), labels)
     axis.tick_params(length=0)
@@ -128,7 +127,7 @@ def _draw_headline(scores: Scores) -> "Figure":
         layout="constrained",
     )
     for axis, model in zip(axes[0], models, strict=True):
-        _panel(axis, [g for g in scores.groups if g.model == model], formats)
+        _panel(axis, scores.main_groups(model), formats)
         axis.set_title(model, loc="left", fontweight="bold")
     axes[0][0].set_ylabel(f"macro-F1 over {len(scores.labels)} personas")
     inches = figure.get_figwidth()
@@ -141,7 +140,11 @@ def _draw_headline(scores: Scores) -> "Figure":
 
 def _caption(scores: Scores) -> str:
     confidence = f"{scores.options.confidence:.0%}"
-    parts = [f"Points: emitted texts; bars: {confidence} bootstrap intervals over scenarios."]
+    parts = [
+        f"Points: emitted texts; bars: {confidence} bootstrap intervals over {UNITS[scores.options.resample]}."
+    ]
+    if any(g.seeds > 1 for g in scores.groups):
+        parts.append("Several training seeds: their mean, with the variance of both.")
     if any(_has_missing(g) for g in scores.groups):
         parts.append("Pale bars: minimum and maximum over all labels of the missing texts.")
     if any(g.planned is None for g in scores.groups):
@@ -161,10 +164,8 @@ def _panel(axis: "Axes", groups: list[GroupScore], formats: list[str]) -> None:
     for i, stage in enumerate(stages):
         colour, marker = _LOOK.get(stage) or next(spare)
         offset = _DODGE * (i - (len(stages) - 1) / 2)
-        last = None
-        for seed in sorted({g.training_seed for g in groups if g.stage == stage}, key=str):
-            line = [g for g in groups if g.stage == stage and g.training_seed == seed]
-            last = _stage_line(axis, line, formats, offset, colour, marker) or last
+        line = [g for g in groups if g.stage == stage]
+        last = _stage_line(axis, line, formats, offset, colour, marker)
         if last is not None:
             labels.append((last, stage, colour))
     _null(axis, groups, formats)
@@ -182,7 +183,7 @@ def _stage_line(
     axis: "Axes", line: list[GroupScore], formats: list[str], offset: float, colour: str, marker: str
 ) -> float | None:
     """Draws one stage. Returns the height of its right-most point, None if the stage has no scores."""
-    points = [(formats.index(g.format), g.macro_f1.emitted, g.interval_scenario) for g in line]
+    points = [(formats.index(g.format), g.macro_f1.emitted, g.interval) for g in line]
     drawn = sorted((x, y, ends or (y, y)) for x, y, ends in points if y is not None)
     if not drawn:
         return None

@@ -2,7 +2,7 @@
 
 from html import escape
 
-from offscript.evaluation.metrics.scores import Scores
+from offscript.evaluation.metrics.results import Scores
 from offscript.evaluation.report.tables import Table, legend, tables
 
 _STYLE = """
@@ -51,6 +51,6 @@ def _html(table: Table) -> str:
 
     body = "\n".join(row("td", cells) for cells in table.rows)
     return (
-        f'<h2>{escape(table.title)}</h2><div class="scroll"><table><thead>{row("th", table.header)}</thead>\n'
+        f'<h2>{escape(table.title)}</h2><div class="scroll"><table><thead>{row("th", tuple(title.replace(chr(10), " ") for title in table.header))}</thead>\n'
         f"<tbody>{body}</tbody></table></div>"
     )

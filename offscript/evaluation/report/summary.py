@@ -5,8 +5,8 @@ import io
 from dataclasses import asdict
 
 from offscript.evaluation.metrics import table
-from offscript.evaluation.metrics.retention import Contrast
-from offscript.evaluation.metrics.scores import GroupScore, Scores
+from offscript.evaluation.metrics.intervals import Contrast
+from offscript.evaluation.metrics.results import GroupScore, Scores
 from offscript.evaluation.metrics.table import Scalar
 from offscript.storage.files import Json
 
@@ -65,10 +65,14 @@ def retention_rows(scores: Scores) -> list[FlatRow]:
             "stage": r.stage,
             "format": r.format,
             "training_seed": r.training_seed,
+            "seeds": r.seeds,
             "chat_f1": r.chat,
+            "chat_null": r.chat_null,
             "f1": r.score,
+            "null": r.null,
             **_contrast("gap", r.gap),
-            **_contrast("retention", r.retention),
+            **_contrast("above_chance", r.above_chance),
+            **_contrast("ratio", r.ratio),
             "reason": r.why_not,
         }
         for r in scores.retention
@@ -100,6 +104,7 @@ def _names(group: GroupScore) -> FlatRow:
         "stage": group.stage,
         "format": group.format,
         "training_seed": group.training_seed,
+        "seeds": group.seeds,
     }
 
 

@@ -1,12 +1,17 @@
-"""The tables of an evaluation: plain text for a terminal of 100 columns, and rows for the HTML page."""
+"""The tables of an evaluation: plain text for a terminal of 100 columns, and rows for the HTML page.
+
+``overview`` is what a command prints: one table for each model, and the notes. ``text`` is all of it.
+"""
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from offscript.evaluation.metrics import table as metric_table
-from offscript.evaluation.metrics.display import NOT_AVAILABLE, number, span
-from offscript.evaluation.metrics.retention import Contrast
-from offscript.evaluation.metrics.scores import GroupScore, Scores
+from offscript.evaluation.metrics.display import NOT_AVAILABLE, UNKNOWN, number, span
+from offscript.evaluation.metrics.intervals import MIN_CLUSTERS, Contrast, Interval
+from offscript.evaluation.metrics.notes import UNITS
+from offscript.evaluation.metrics.results import GroupScore, Retention, Scores
 from offscript.evaluation.order import is_in_distribution
 
 WIDTH = 100
@@ -14,7 +19,8 @@ WIDTH = 100
 
 @dataclass(frozen=True)
 class Table:
-    """A title, a header and rows of equal length; the first ``left`` columns are words, the others numbers."""
+    """A title, a header and rows of equal length; the first ``left`` columns are words, the others numbers. A column title
+    may have several lines."""
 
     title: str
     header: tuple[str, ...]
@@ -23,7 +29,9 @@ class Table:
 
     def text(self) -> str:
         """The title and aligned lines, without a final newline."""
-        lines = [self.header, *self.rows]
+        height = max(title.count("\n") + 1 for title in self.header)
+        titles = [["", "", *title.split("\n")][-height:] for title in self.header]
+        lines = [*zip(*titles, strict=True), *self.rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.header))]
         aligned = [
             " ".join(
@@ -32,52 +40,128 @@ class Table:
             ).rstrip()
             for line in lines
         ]
-        return "\n".join([self.title, aligned[0], "-" * max(map(len, aligned)), *aligned[1:]])
+        rule = "-" * max(map(len, aligned))
+        return "\n".join([self.title, *aligned[:height], rule, *aligned[height:]])
 
 
 def tables(scores: Scores) -> list[Table]:
     """All tables that have rows, model by model."""
     models = dict.fromkeys(g.model for g in scores.groups)
-    made = [
-        make(scores, model) for model in models for make in (_groups, _ended, _retention, _changes, _personas)
-    ]
+    kinds = (_overview, _groups, _missing, _ended, _retention, _changes, _personas)
+    made = [make(scores, model) for model in models for make in kinds]
     return [table for table in made if table.rows]
 
 
+def overview(scores: Scores) -> str:
+    """What a command prints: a table of the main numbers for each model, what its columns mean, and the notes."""
+    models = dict.fromkeys(g.model for g in scores.groups)
+    return _joined([_overview(scores, model) for model in models], _overview_legend(scores), scores.notes)
+
+
 def text(scores: Scores) -> str:
-    """The tables, the legend and the notes, as printed on the terminal."""
-    parts = [table.text() for table in tables(scores)]
-    parts.append("\n".join(textwrap.fill(line, WIDTH) for line in legend(scores)))
-    if scores.notes:
-        notes = (
-            textwrap.fill(note, WIDTH, initial_indent="- ", subsequent_indent="  ") for note in scores.notes
-        )
-        parts.append("\n".join(["Notes", *notes]))
+    """All tables, what their columns mean, and the notes."""
+    return _joined(tables(scores), legend(scores), scores.notes)
+
+
+def _joined(made: Sequence[Table], explained: Sequence[str], notes: Sequence[str]) -> str:
+    parts = [table.text() for table in made]
+    parts.append("\n".join(textwrap.fill(line, WIDTH) for line in explained))
+    if notes:
+        wrapped = (textwrap.fill(note, WIDTH, initial_indent="- ", subsequent_indent="  ") for note in notes)
+        parts.append("\n".join(["Notes", *wrapped]))
     return "\n\n".join(parts) + "\n"
+
+
+def _overview_legend(scores: Scores) -> list[str]:
+    options = scores.options
+    return [
+        f"F1: macro-F1 over {len(scores.labels)} personas, on emitted texts, with {options.confidence:.0%} intervals over "
+        f"{UNITS[options.resample]}. null, p: the mean F1 with permuted personas, and the p-value. Kept above chance: "
+        "(F1 - null) / (chat F1 - chat null). Bounds: the least and the most that any labels of the missing texts could give.",
+    ]
 
 
 def legend(scores: Scores) -> list[str]:
     """Explanations of the columns, as lines of any length."""
     options = scores.options
+    corrected = {
+        "rows": "percentiles of resamples of rows, as published",
+        "scenario": "percentiles of resamples of scenarios, corrected for their number",
+        "family": "percentiles of resamples of families, corrected for their number",
+    }[options.resample]
     return [
-        f"F1 is {scores.metric}, the mean F1 of {', '.join(scores.labels)}, on the emitted texts.",
-        "Missing texts: F1 ignores them; own counts each as a miss; lower and upper are the minimum and maximum over all "
-        "labels that they could have got. texts is the number of distinct texts, acc is accuracy.",
-        f"Intervals are {options.confidence:.0%} percentile bootstrap intervals from {options.resamples} resamples of "
-        f"rows or of scenarios; those of gap, retention and changes are from resamples by {options.resample}.",
-        "gap = chat F1 - F1; retention = F1 / chat F1, n/a if chat is not above its null. null is the mean F1 with the "
-        "personas permuted within each scenario.",
+        *_overview_legend(scores),
+        f"The personas are {', '.join(scores.labels)}.",
+        f"Intervals: {corrected} ({options.resamples} resamples); by rows: plain percentiles of up to 1,000 resamples of "
+        f"rows, as published. Fewer than {MIN_CLUSTERS} {UNITS[options.resample]}: n/a. The mean over training seeds has the variance "
+        "of families and of seeds together.",
+        "Missing texts: as errors counts each as a false negative. The interval of the bounds reaches from that of the lower "
+        "to that of the upper bound.",
+        "gap: chat F1 - F1. ratio: F1 / chat F1, which counts chance as retention. Both retentions are n/a if chat is not above "
+        "its null.",
     ]
 
 
-def _stage(scores: Scores, stage: str, training_seed: int | None) -> str:
-    """The name of a stage, with its training seed if there are several seeds: ``full/1``."""
-    several = len({g.training_seed for g in scores.groups}) > 1
+def _stage(scores: Scores, stage: str, training_seed: int | None, seeds: int = 1) -> str:
+    """The name of a stage, with its training seed if there are several seeds: ``full/1``; or ``full (3 seeds)``."""
+    if seeds > 1:
+        return f"{stage} ({seeds} seeds)"
+    several = len({g.training_seed for g in scores.groups if g.seeds == 1}) > 1
     return f"{stage}/{training_seed}" if several and training_seed is not None else stage
 
 
 def _of(scores: Scores, model: str) -> list[GroupScore]:
     return [g for g in scores.groups if g.model == model]
+
+
+def _overview(scores: Scores, model: str) -> Table:
+    """The main numbers of every stage and format but those of base texts. Training seeds are shown by their mean."""
+    kept = {(r.stage, r.format, r.training_seed): r for r in scores.retention if r.model == model}
+    groups = scores.main_groups(model)
+    shown = [g for g in groups if not g.is_base] or groups
+    rows = tuple(
+        (
+            _stage(scores, g.stage, g.training_seed, g.seeds),
+            g.format,
+            _estimate(g.macro_f1.emitted, g.interval),
+            number(g.null.mean if g.null else None),
+            number(g.null.p if g.null else None),
+            "" if is_in_distribution(g.format) else _kept(kept.get((g.stage, g.format, g.training_seed))),
+            UNKNOWN if g.emission_rate is None else f"{g.emission_rate:.0%}",
+            UNKNOWN if g.planned is None else span(_ends(g)),
+        )
+        for g in shown
+    )
+    interval = f"({scores.options.confidence:.0%})"
+    header = (
+        "stage",
+        "format",
+        f"F1 {interval}",
+        "null",
+        "p",
+        f"kept above chance {interval}",
+        "emitted",
+        "bounds",
+    )
+    return Table(f"{model}: {scores.metric}", header, rows)
+
+
+def _ends(group: GroupScore) -> Interval:
+    low, high = group.macro_f1.lower, group.macro_f1.upper
+    return None if low is None or high is None else (low, high)
+
+
+def _estimate(value: float | None, interval: Interval) -> str:
+    """``.153 (.122-.181)``."""
+    return NOT_AVAILABLE if value is None else f"{number(value)} ({span(interval)})"
+
+
+def _kept(retention: Retention | None) -> str:
+    return (
+        ""
+        if retention is None
+        else _estimate(retention.above_chance.estimate, retention.above_chance.interval)
+    )
 
 
 def _groups(scores: Scores, model: str) -> Table:
@@ -86,7 +170,7 @@ def _groups(scores: Scores, model: str) -> Table:
     header = ("stage", "format", *(column.header for _, column in columns))
     rows = tuple(
         (
-            _stage(scores, g.stage, g.training_seed),
+            _stage(scores, g.stage, g.training_seed, g.seeds),
             g.format,
             *(metric.cell(g, column) for metric, column in columns),
         )
@@ -95,11 +179,45 @@ def _groups(scores: Scores, model: str) -> Table:
     return Table(f"{model}: {scores.metric} by stage and format", header, rows)
 
 
+def _missing(scores: Scores, model: str) -> Table:
+    """Macro-F1 under the four assumptions about missing texts, for groups that have some."""
+    interval = f"{scores.options.confidence:.0%}"
+    rows = tuple(
+        (
+            _stage(scores, g.stage, g.training_seed, g.seeds),
+            g.format,
+            str(g.planned - g.emitted),
+            _estimate(g.macro_f1.emitted, g.interval),
+            _estimate(g.macro_f1.own_class, g.interval_own_class),
+            number(g.macro_f1.lower),
+            number(g.macro_f1.upper),
+            span(g.interval_bounds),
+        )
+        for g in _of(scores, model)
+        if g.planned is not None and g.emitted < g.planned
+    )
+    header = (
+        "stage",
+        "format",
+        "missing\ntexts",
+        f"F1 on emitted\ntexts ({interval})",
+        f"missing as\nerrors ({interval})",
+        "lower\nbound",
+        "upper\nbound",
+        f"bounds\n{interval}",
+    )
+    return Table(f"{model}: {scores.metric} under assumptions about missing texts", header, rows)
+
+
 def _ended(scores: Scores, model: str) -> Table:
     groups = [g for g in _of(scores, model) if g.ended]
     reasons = sorted({reason for g in groups for reason in g.ended})
     rows = tuple(
-        (_stage(scores, g.stage, g.training_seed), g.format, *(str(g.ended.get(r, 0)) for r in reasons))
+        (
+            _stage(scores, g.stage, g.training_seed, g.seeds),
+            g.format,
+            *(str(g.ended.get(r, 0)) for r in reasons),
+        )
         for g in groups
     )
     return Table(f"{model}: why episodes ended", ("stage", "format", *reasons), rows)
@@ -113,23 +231,31 @@ def _with_interval(contrast: Contrast) -> tuple[str, str]:
 
 def _retention(scores: Scores, model: str) -> Table:
     interval = f"{scores.options.confidence:.0%}"
-    # With several in-distribution formats the first one is the reference.
-    references = [g for g in reversed(_of(scores, model)) if is_in_distribution(g.format)]
-    nulls = {(g.stage, g.training_seed): g.null.mean if g.null else None for g in references}
     rows = tuple(
         (
-            _stage(scores, r.stage, r.training_seed),
+            _stage(scores, r.stage, r.training_seed, r.seeds),
             r.format,
             number(r.chat),
-            number(nulls[r.stage, r.training_seed]),
             number(r.score),
             *_with_interval(r.gap),
-            *_with_interval(r.retention),
+            *_with_interval(r.above_chance),
+            *_with_interval(r.ratio),
         )
         for r in scores.retention
         if r.model == model
     )
-    header = ("stage", "format", "chat F1", "null", "F1", "gap", interval, "retention", interval)
+    header = (
+        "stage",
+        "format",
+        "chat F1",
+        "F1",
+        "gap",
+        interval,
+        "above\nchance",
+        interval,
+        "ratio",
+        interval,
+    )
     return Table(f"{model}: retention against chat", header, rows)
 
 
@@ -137,7 +263,7 @@ def _changes(scores: Scores, model: str) -> Table:
     rows = tuple(
         (
             f"{c.first} - {c.second}",
-            f"in {_stage(scores, c.within, c.training_seed)}",
+            f"in {_stage(scores, c.within, c.training_seed, c.seeds)}",
             *_with_interval(c.difference),
         )
         for c in scores.changes
@@ -150,7 +276,7 @@ def _changes(scores: Scores, model: str) -> Table:
 
 
 def _personas(scores: Scores, model: str) -> Table:
-    groups = {(_stage(scores, g.stage, g.training_seed), g.format): g for g in _of(scores, model)}
+    groups = {(_stage(scores, g.stage, g.training_seed, g.seeds), g.format): g for g in _of(scores, model)}
     stages, formats = (tuple(dict.fromkeys(place[i] for place in groups)) for i in (0, 1))
 
     def cell(column: int, stage: str, fmt: str) -> str:

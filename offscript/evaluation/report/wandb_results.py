@@ -1,7 +1,7 @@
 """The results of an evaluation as W&B shows them: two tables, a bar chart per format, headline numbers."""
 
 from offscript.evaluation.metrics import table
-from offscript.evaluation.metrics.scores import GroupScore, Retention, Scores
+from offscript.evaluation.metrics.results import GroupScore, Retention, Scores
 from offscript.evaluation.order import formats_in_order
 from offscript.evaluation.report.summary import FlatRow, retention_rows, score_rows
 from offscript.tracking.results import WandbResults
@@ -40,7 +40,10 @@ def _headlines(scores: Scores) -> FlatRow:
             for persona in group.personas if metric.persona else ():
                 for column, value in metric.values(persona, len(scores.labels)).items():
                     found[f"{_place(group)}/{column}/{persona.persona}"] = value
-    return found | {f"{_place(r)}/retention": r.retention.estimate for r in scores.retention}
+    for r in scores.retention:
+        found[f"{_place(r)}/above_chance"] = r.above_chance.estimate
+        found[f"{_place(r)}/ratio"] = r.ratio.estimate
+    return found
 
 
 def _place(cell: GroupScore | Retention) -> str:

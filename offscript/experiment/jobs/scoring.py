@@ -154,6 +154,7 @@ def evaluate(artifacts: Sequence[Artifact], experiment: Experiment, limit: int |
             resamples=settings.resamples,
             confidence=settings.confidence,
             seed=settings.seed,
+            resample=settings.resample,
         )
     write_artifact_manifest(
         evaluation,

@@ -52,16 +52,70 @@ def test_tables_are_at_most_100_columns_wide():
         {**r, "format": "break_character"} for r in grid(scenarios=4) if r["format"] == "chat"
     ]
     text = tables.text(scored(rows))
-    assert max(map(len, text.splitlines())) <= tables.WIDTH
+    seeds = tables.text(scored([{**r, "seed": s} for s in range(3) for r in rows]))
+    assert max(map(len, (text + seeds).splitlines())) <= tables.WIDTH
     assert "pocket: macro_f1_3 by stage and format" in text
     assert "pocket: retention against chat" in text
+
+
+def lines_of(text: str, *words: str) -> list[list[str]]:
+    """The cells of all lines that begin with ``words``."""
+    lines = [line.split() for line in text.splitlines()]
+    return [line for line in lines if line[: len(words)] == list(words)]
+
+
+def test_the_overview_is_one_table_of_trained_and_prompted_stages(scores):
+    text = tables.overview(scores)
+    assert len(text.splitlines()) <= 24, "one screen"
+    assert [line.split()[0] for line in text.splitlines()[3:12]] == [
+        stage for stage in ("prompted", "distillation", "full") for _ in range(3)
+    ]
+    group, kept = scores.groups[-1], scores.retention[-1]
+    assert (group.stage, group.format) == (kept.stage, kept.format) == ("full", "agentic_email")
+    (cells,) = lines_of(text, "full", "agentic_email")
+    assert cells[2:] == [
+        display.number(group.macro_f1.emitted),
+        f"({display.span(group.interval)})",
+        display.number(group.null.mean),
+        display.number(group.null.p),
+        display.number(kept.above_chance.estimate),
+        *f"({display.span(kept.above_chance.interval)})".split(),
+        f"{group.emission_rate:.0%}",
+        display.span((group.macro_f1.lower, group.macro_f1.upper)),
+    ]
+    assert not lines_of(text, "base")
+    assert not {"own", "texts"} & set(text.splitlines()[1].split())
+
+
+def test_base_alone_is_shown():
+    rows = [r for r in grid(scenarios=6) if r["stage"] == "base"]
+    assert len(lines_of(tables.overview(scored(rows)), "base")) == 3
+
+
+def test_the_overview_shows_the_mean_over_training_seeds():
+    rows = [{**r, "seed": s} for s in range(3) for r in grid(scenarios=15, seed=s) if r["stage"] == "full"]
+    text = tables.overview(scored(rows))
+    assert len(lines_of(text, "full", "(3", "seeds)")) == 3 and "full/1" not in text
+    assert lines_of(tables.text(scored(rows)), "full/1", "chat")
+
+
+def test_intervals_of_missing_texts_have_a_table(scores):
+    group = scores.groups[-1]
+    text = tables.text(scores).partition("under assumptions about missing texts")[2]
+    cells = lines_of(text, "full", "agentic_email")[0]
+    assert cells[2] == str(group.planned - group.emitted)
+    assert cells[-3:] == [
+        display.number(group.macro_f1.lower),
+        display.number(group.macro_f1.upper),
+        display.span(group.interval_bounds),
+    ]
 
 
 def test_a_table_line_has_the_numbers_of_its_group(scores):
     group = scores.groups[-1]
     line = next(
         line
-        for line in tables.text(scores).splitlines()
+        for line in tables.text(scores).partition("by stage and format")[2].splitlines()
         if line.startswith("full") and "agentic_email" in line
     )
     for shown in (
@@ -75,12 +129,12 @@ def test_a_table_line_has_the_numbers_of_its_group(scores):
 def test_unknown_and_undefined_values_are_marked():
     rows = [row(scenario=f"s{i}", ended=None) for i in range(3)]
     rows += [missing_row(format="agentic_email", scenario=f"m{i}") for i in range(3)]
-    text = tables.text(scored(rows, labels=PERSONAS))
+    text = tables.text(scored(rows, labels=PERSONAS)).partition("by stage and format")[2]
     chat, email = (
         next(line for line in text.splitlines() if f" {f} " in line) for f in ("chat", "agentic_email")
     )
     assert chat.split()[2:4] == ["3/?", "?"]
-    assert email.split()[2:7] == ["0/3", "0%", "0", "n/a", "n/a"]
+    assert email.split()[2:] == ["0/3", "0%", "0", "3", *["n/a"] * 6]
 
 
 def test_training_seeds_are_shown_only_if_there_are_several(scores):
@@ -133,7 +187,7 @@ def test_the_page_escapes_names():
 
 def test_the_page_has_every_table_and_note(scores):
     text = page.page(scores, "demo", "figures/headline.svg", "figures/personas.svg")
-    assert text.count("<table>") == len(tables.tables(scores)) == 5
+    assert text.count("<table>") == len(tables.tables(scores)) == 7
     assert text.count("<li>") == len(scores.notes)
     assert "http" not in text
 

@@ -8,7 +8,7 @@ import pytest
 
 from offscript.evaluation.evaluate import evaluate_rows
 from offscript.evaluation.metrics import table
-from offscript.evaluation.metrics.scores import GroupScore
+from offscript.evaluation.metrics.results import GroupScore
 from offscript.evaluation.metrics.table import Column, Metric
 from offscript.tracking.tracker import NullTracker
 from tests.rows import PERSONAS, grid
@@ -53,20 +53,23 @@ def logged(tmp_path_factory):
 
 def test_the_retention_table_holds_retention_with_intervals_and_reasons(logged):
     rows = logged.tables["retention"]
-    assert len(rows) == 16
-    full = next(r for r in rows if (r["stage"], r["format"]) == ("full", "agentic_email"))
+    assert len(rows) == 18, "six of the mean over seeds, six of each seed; base is in none"
+    assert [r["seeds"] for r in rows] == [2] * 6 + [1] * 12
+    full = next(
+        r for r in rows if (r["stage"], r["format"], r["training_seed"]) == ("full", "agentic_email", 0)
+    )
     assert full["gap"] == pytest.approx(full["chat_f1"] - full["f1"])
-    assert full["retention"] == pytest.approx(full["f1"] / full["chat_f1"])
+    assert full["ratio"] == pytest.approx(full["f1"] / full["chat_f1"])
+    kept = (full["f1"] - full["null"]) / (full["chat_f1"] - full["chat_null"])
+    assert full["above_chance"] == pytest.approx(kept)
     assert full["gap_low"] <= full["gap"] <= full["gap_high"]
-    assert full["retention_low"] <= full["retention"] <= full["retention_high"]
-    base = next(r for r in rows if r["stage"] == "base")
-    assert (base["retention"], base["retention_low"]) == (None, None)
-    assert base["reason"] == "chat is not above its null"
+    for name in ("above_chance", "ratio"):
+        assert full[f"{name}_low"] <= full[name] <= full[f"{name}_high"]
 
 
 def test_the_scores_table_has_a_row_per_group_and_persona(logged):
     rows = logged.tables["scores"]
-    assert len(rows) == 24 * (1 + len(PERSONAS))
+    assert len(rows) == 36 * (1 + len(PERSONAS))
     assert {r["persona"] for r in rows} == {"_all", *PERSONAS}
 
 
@@ -81,9 +84,10 @@ def test_headline_numbers_of_personas_and_seeds_have_keys_of_their_own(logged):
         )
         assert logged.headlines[f"{place}/f1/sarcasm"] == row["f1"]
         assert {
-            f"{place}/{key}" for key in ("macro_f1_3", "emission_rate", "retention")
+            f"{place}/{key}" for key in ("macro_f1_3", "emission_rate", "above_chance", "ratio")
         } <= logged.headlines.keys()
-    assert "pocket/full/chat/seed0/retention" not in logged.headlines
+    assert "pocket/full/agentic_email/above_chance" in logged.headlines, "the mean over seeds"
+    assert "pocket/full/chat/seed0/above_chance" not in logged.headlines
 
 
 def test_a_row_without_a_training_seed_has_no_seed_in_its_key(tmp_path):
@@ -117,7 +121,8 @@ def test_a_new_metric_is_one_function_and_one_entry(monkeypatch, tmp_path):
     assert [line.rpartition(",")[2] for line in lines[:4]] == ["0.000000", *["0.250000"] * 3]
     group = json.loads((tmp_path / "summary.json").read_text())["groups"][0]
     assert group["outside"] == 0.0 and group["personas"][0]["outside"] == 0.25
-    table_header, _, first = (tmp_path / "tables.txt").read_text().splitlines()[1:4]
+    whole = (tmp_path / "tables.txt").read_text().partition("by stage and format")[2]
+    _, table_header, _, first = whole.splitlines()[1:5]
     assert table_header.split()[-1] == "outside" and first.split()[-1] == ".000"
     assert logged.tables["scores"][0]["outside"] == 0.0
     assert logged.headlines["pocket/full/chat/seed0/outside"] == 0.0

@@ -1,0 +1,164 @@
+"""The numbers of a report, as ``scores.evaluate`` returns them.
+
+A *group* is one (model, stage, format[, training seed]) with all of its personas.
+"""
+
+from dataclasses import dataclass
+
+from offscript.evaluation.metrics.chance import Null
+from offscript.evaluation.metrics.f1 import Readings
+from offscript.evaluation.metrics.intervals import Contrast, Interval
+from offscript.evaluation.order import formats_in_order, stages_in_order
+
+BASE = "base"
+"""Name of the stage whose texts know nothing of the persona."""
+
+
+@dataclass(frozen=True)
+class PersonaScore:
+    """Scores of one persona within a group.
+
+    ``planned`` is None if the number of planned episodes is unknown, ``recall`` is None if the persona has no texts.
+    """
+
+    persona: str
+    planned: int | None
+    emitted: int
+    f1: float
+    recall: float | None
+    interval: Interval
+    interval_rows: Interval
+
+
+@dataclass(frozen=True)
+class GroupScore:
+    """Scores of one group, or of the groups of several training seeds: their mean scores, and sums of their episodes.
+
+    Args:
+        training_seed: None if the rows have none, or for the mean over several.
+        seeds: number of training seeds that it is the mean of.
+        crossed: whether all personas share the texts of the group: base texts under a plain system text belong to no
+            persona, and each is scored for every persona. An episode is nevertheless counted once.
+        planned: number of planned episodes; None if unknown, because the rows contain scored texts only.
+        emitted: number of episodes with a text to score.
+        emission_rate: ``emitted / planned``; None where ``planned`` is.
+        ended: number of episodes by the reason for which they ended.
+        unique_texts: number of distinct texts; None if unknown.
+        clusters: number of resampled families (or scenarios) with an emitted text; None by rows.
+        macro_f1: macro-F1 under four assumptions about the missing texts.
+        interval: of the first of these, ``emitted``, over ``Options.resample``.
+        interval_rows: the same by rows, as published: a plain percentile interval. None for the mean over seeds.
+        interval_own_class: of the second.
+        interval_bounds: from the lower end of the interval of ``lower`` to the upper end of that of ``upper``: missing
+            texts and sampling error together. None for base texts.
+        null: of the first.
+        counts: the confusion matrix ``[N][N + 2]``, see ``f1``.
+    """
+
+    model: str
+    stage: str
+    format: str
+    training_seed: int | None
+    seeds: int
+    crossed: bool
+    planned: int | None
+    emitted: int
+    emission_rate: float | None
+    ended: dict[str, int]
+    unique_texts: int | None
+    scenarios: int
+    families: int
+    clusters: int | None
+    accuracy: float | None
+    macro_f1: Readings
+    interval: Interval
+    interval_rows: Interval
+    interval_own_class: Interval
+    interval_bounds: Interval
+    null: Null | None
+    personas: tuple[PersonaScore, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} {self.stage} {self.format}"
+
+    @property
+    def is_base(self) -> bool:
+        """Whether its texts know nothing of the persona, so that comparisons with it mean nothing."""
+        return self.crossed or self.stage == BASE
+
+
+@dataclass(frozen=True)
+class Retention:
+    """An off-distribution format compared with chat (the in-distribution format), by macro-F1 on emitted texts.
+
+    ``chat`` and ``score`` are the macro-F1 of chat and of ``format``, ``chat_null`` and ``null`` their means with permuted
+    personas. ``gap`` is chat - score, ``above_chance`` is (score - null) / (chat - chat_null), and ``ratio`` is
+    score / chat, which counts chance as retention. The last two are undefined if chat is not above its null, or if one of
+    the two formats has no texts; ``why_not`` then gives the reason, otherwise it is None.
+    """
+
+    model: str
+    stage: str
+    format: str
+    training_seed: int | None
+    seeds: int
+    chat: float | None
+    chat_null: float | None
+    score: float | None
+    null: float | None
+    gap: Contrast
+    above_chance: Contrast
+    ratio: Contrast
+    why_not: str | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """Macro-F1 of ``first`` minus that of ``second``.
+
+    The two are either stages, compared within one format, or formats, compared within one stage. ``within`` is that
+    format or stage.
+    """
+
+    model: str
+    training_seed: int | None
+    seeds: int
+    within: str
+    first: str
+    second: str
+    difference: Contrast
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of ``evaluate``, which describes them."""
+
+    resamples: int = 10_000
+    confidence: float = 0.95
+    seed: int = 0
+    resample: str = "family"
+    planned: int | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All numbers of a report; a pure function of predictions and options."""
+
+    labels: tuple[str, ...]
+    metric: str
+    options: Options
+    groups: tuple[GroupScore, ...]
+    retention: tuple[Retention, ...]
+    changes: tuple[Change, ...]
+    notes: tuple[str, ...]
+
+    def main_groups(self, model: str) -> list[GroupScore]:
+        """The groups of a model; where there are several training seeds, their mean in place of each."""
+        means = {(g.stage, g.format) for g in self.groups if g.model == model and g.seeds > 1}
+        mine = [
+            g for g in self.groups if g.model == model and (g.seeds > 1 or (g.stage, g.format) not in means)
+        ]
+        stages, formats = stages_in_order(g.stage for g in mine), formats_in_order(g.format for g in mine)
+        return sorted(mine, key=lambda g: (stages.index(g.stage), formats.index(g.format)))
