@@ -119,9 +119,9 @@ class ModelScores:
     def _planned_per_persona(self) -> NDArray[np.int64]:
         """``options.planned`` for one persona ``[G]`` of groups whose rows lack the missing texts, -1 for the others."""
         planned, n = self.options.planned, len(self.labels)
-        if planned is not None and planned % n:
-            raise UserError("planned", f"{planned} episodes for {n} personas", f"a multiple of {n}")
         fill = [planned is not None and any(p.ended is None for p in m) for m in self.members]
+        if planned is not None and any(fill) and planned % n:
+            raise UserError("planned", f"{planned} episodes for {n} personas", f"a multiple of {n}")
         return np.where(fill, (planned or 0) // n, -1)
 
     def _counts(self, g: int) -> NDArray[np.int64]:

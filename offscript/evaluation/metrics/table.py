@@ -128,7 +128,7 @@ METRICS: tuple[Metric, ...] = (
     _field("ended", ended),
     _field("unique_texts", lambda g: g.unique_texts, column=Column("unique\ntexts", 3, UNKNOWN)),
     _field("scenarios", lambda g: g.scenarios),
-    _field("families", lambda g: g.families, column=Column("families", 4)),
+    _field("families", lambda g: g.families),
     _field("accuracy", lambda g: g.accuracy, lambda p: p.recall, Column("accuracy", 5)),
     _field(MACRO_F1, lambda g: g.macro_f1.emitted, column=Column("F1", 6, places=4), in_summary=True),
     _field("own_class", lambda g: g.macro_f1.own_class),

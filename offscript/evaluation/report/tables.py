@@ -102,11 +102,11 @@ def legend(scores: Scores) -> list[str]:
     ]
 
 
-def _stage(scores: Scores, stage: str, training_seed: int | None, seeds: int = 1) -> str:
-    """The name of a stage, with its training seed if there are several seeds: ``full/1``; or ``full (3 seeds)``."""
+def _stage(scores: Scores, stage: str, training_seed: int | None, seeds: int) -> str:
+    """The name of a stage, and if it has several training seeds its seed, ``full/1``, or ``full/mean``."""
     if seeds > 1:
-        return f"{stage} ({seeds} seeds)"
-    several = len({g.training_seed for g in scores.groups if g.seeds == 1}) > 1
+        return f"{stage}/mean"
+    several = len({g.training_seed for g in scores.groups if g.seeds == 1 and g.stage == stage}) > 1
     return f"{stage}/{training_seed}" if several and training_seed is not None else stage
 
 
@@ -121,7 +121,7 @@ def _overview(scores: Scores, model: str) -> Table:
     shown = [g for g in groups if not g.is_base] or groups
     rows = tuple(
         (
-            _stage(scores, g.stage, g.training_seed, g.seeds),
+            g.stage,
             g.format,
             _estimate(g.macro_f1.emitted, g.interval),
             number(g.null.mean if g.null else None),
@@ -143,7 +143,10 @@ def _overview(scores: Scores, model: str) -> Table:
         "emitted",
         "bounds",
     )
-    return Table(f"{model}: {scores.metric}", header, rows)
+    means = {g.stage: g.seeds for g in shown if g.seeds > 1}
+    over = ", ".join(f"{seeds} of {stage}" for stage, seeds in means.items())
+    title = f"{model}: {scores.metric}" + (f", means over training seeds ({over})" if over else "")
+    return Table(title, header, rows)
 
 
 def _ends(group: GroupScore) -> Interval:

@@ -37,7 +37,7 @@ class Recorder(NullTracker):
 
 
 def two_seeds():
-    return grid(scenarios=8) + [{**row, "seed": 1} for row in grid(scenarios=8, seed=5)]
+    return grid(scenarios=15) + [{**row, "seed": 1} for row in grid(scenarios=15, seed=5)]
 
 
 def evaluated(rows, folder: Path) -> Recorder:
