@@ -131,10 +131,10 @@ def evaluate(settings: Settings, experiment: Experiment) -> int:
 
 def _evaluate_other_rows(predictions: str, settings: Settings, experiment: Experiment) -> None:
     """Evaluates prediction rows that this experiment did not make, in a folder of their own."""
-    from offscript.evaluation.evaluate import evaluate_files, result_files
+    from offscript.evaluation.evaluate import EvaluateOptions, evaluate_files, options_from, result_files
     from offscript.evaluation.predictions import prediction_files
 
-    options = {**settings.evaluation.model_dump(), "planned": settings.planned}
+    options: EvaluateOptions = {**options_from(settings.evaluation), "planned": settings.planned}
     # The name of a file can be the format of its rows. Files of several folders may have the same name.
     content = [[path.name, fingerprint(path)] for path in prediction_files(predictions)]
     key = hash_of({"predictions": content, **options})

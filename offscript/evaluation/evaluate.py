@@ -11,6 +11,7 @@ from offscript.evaluation.metrics.scores import evaluate
 from offscript.evaluation.predictions import check_rows, check_together, load_predictions
 from offscript.evaluation.report import figures, page, summary, tables
 from offscript.evaluation.report.wandb_results import wandb_results
+from offscript.settings import EvaluationSettings
 from offscript.storage.files import Json, ensure_folder, write_json, write_text
 from offscript.tracking.results import log_results
 from offscript.tracking.tracker import Tracker
@@ -24,15 +25,30 @@ MAX_NAMED = 3
 """Number of missing prediction files that a note names."""
 
 
-class EvaluateOptions(TypedDict, total=False):
-    """The keyword arguments of ``metrics.scores.evaluate``, which describes them."""
+class BootstrapOptions(TypedDict, total=False):
+    """The keyword arguments of ``metrics.scores.evaluate`` that are settings; it describes them."""
 
     resamples: int
     confidence: float
     seed: int
+    resample: str
+
+
+class EvaluateOptions(BootstrapOptions, total=False):
+    """All keyword arguments of ``metrics.scores.evaluate``."""
+
     labels: Sequence[str] | None
     planned: int | None
-    resample: str
+
+
+def options_from(settings: EvaluationSettings) -> BootstrapOptions:
+    """The settings of an evaluation as keyword arguments."""
+    return {
+        "resamples": settings.resamples,
+        "confidence": settings.confidence,
+        "seed": settings.seed,
+        "resample": settings.resample,
+    }
 
 
 def evaluate_files(

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from offscript.console import Progress, duration, say
 from offscript.evaluation.email_cleaning import CLEANINGS
-from offscript.evaluation.evaluate import evaluate_rows, result_files
+from offscript.evaluation.evaluate import evaluate_rows, options_from, result_files
 from offscript.experiment.artifacts import Artifact, Classifier, Evaluation, Predictions
 from offscript.experiment.folder import Experiment, now, tracked, write_artifact_manifest
 from offscript.json_types import Json
@@ -136,7 +136,7 @@ def prediction_row(
 def evaluate(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None) -> None:
     """Makes tables, figures and the report from every predictions file that exists."""
     (evaluation,) = (a for a in artifacts if isinstance(a, Evaluation))
-    started, settings = now(), evaluation.settings
+    started = now()
     finished = [part for part in evaluation.inputs if experiment.is_finished(part)]
     rows = [row for part in finished if isinstance(part, Predictions) for row in experiment.predictions(part)]
     missing = [str(part) for part in evaluation.inputs if part not in finished]
@@ -151,10 +151,7 @@ def evaluate(artifacts: Sequence[Artifact], experiment: Experiment, limit: int |
             missing=missing,
             tracker=tracker,
             labels=list(experiment.planner.personas),
-            resamples=settings.resamples,
-            confidence=settings.confidence,
-            seed=settings.seed,
-            resample=settings.resample,
+            **options_from(evaluation.settings),
         )
     write_artifact_manifest(
         evaluation,
