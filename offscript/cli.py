@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from offscript.arguments import checked, composable, key_of
-from offscript.command_table import OPTIONS
+from offscript.command_table import OPTIONS, unread_options
 from offscript.console import READER_GONE, ReaderGone, drop_output, quiet_libraries, say
 from offscript.errors import UserError, one_of
 from offscript.experiment.folder import Experiment
@@ -159,6 +159,33 @@ def compose(cfg: "DictConfig", unread: Mapping[str, str]) -> tuple[Settings, Exp
         # Perhaps by the experiment: the commands that messages name need it.
         overrides = [*(o for o in overrides if key_of(o) != "persona"), f"persona={chosen}"]
     return assemble(plain, overrides, running.job.config_name or "")
+
+
+def composed_beside(words: str) -> tuple[Settings, Experiment]:
+    """Settings and experiment of this ``offscript evaluate`` with the options ``words`` in place of those with the same
+    keys.
+
+    Raises:
+        UserError: ``words`` cannot be split, one of them is not an option, or the result is not valid.
+    """
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    running = HydraConfig.get()
+    try:
+        added = checked(shlex.split(words))
+        replaced = {"beside", *map(key_of, added)}
+        kept = [str(o) for o in running.overrides.task if key_of(str(o)) not in replaced]
+        overrides, config = [*kept, *added], running.job.config_name or ""
+        plain = to_container(hydra.compose(config, overrides))
+        _check_unread(plain, overrides, unread_options("evaluate"))
+        return assemble(plain, overrides, config)
+    except UserError as error:
+        raise UserError(f"beside: {error.where}", error.found, error.allowed) from error
+    except ValueError as error:
+        raise UserError(
+            "beside", f"found {shown(words)}", f"{str(error).lower()}: close every quote"
+        ) from None
 
 
 def _check_unread(plain: dict[str, Json], overrides: Sequence[str], unread: Mapping[str, str]) -> None:

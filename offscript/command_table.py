@@ -5,7 +5,7 @@ from dataclasses import dataclass
 CELL = ("persona", "stage", "format", "split", "seed", "scale")
 """Options that select one cell. A command on the whole grid takes ``grid.persona=[...]`` and so on."""
 
-OPTIONS = (*CELL, "limit", "show", "dry_run", "watch", "json", "predictions", "planned")
+OPTIONS = (*CELL, "limit", "show", "dry_run", "watch", "json", "predictions", "planned", "beside")
 """Settings of single commands. All commands share the others: the model, the experiment, the cluster and so on."""
 
 
@@ -44,7 +44,10 @@ COMMANDS: dict[str, Command] = {
         "classify.py", "fit the persona classifier of a model, score every rollout", "classify"
     ),
     "evaluate": Command(
-        "evaluate.py", "compute tables, figures and the report", "evaluate", _reads("predictions", "planned")
+        "evaluate.py",
+        "compute tables, figures and the report",
+        "evaluate",
+        _reads("predictions", "planned", "beside"),
     ),
     "submit": Command(
         "launch/submit.py",

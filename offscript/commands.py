@@ -25,8 +25,9 @@ from offscript.experiment.graph import jobs_of, needed
 from offscript.experiment.jobs.training import check_settings
 from offscript.experiment.runner import Result, make, on_all_ranks, write_index
 from offscript.json_types import Json
-from offscript.settings import Settings
+from offscript.settings import Settings, identity_of
 from offscript.storage import hub
+from offscript.storage.files import write_json, write_text
 from offscript.storage.hashing import fingerprint
 from offscript.storage.hashing import key_of as hash_of
 from offscript.storage.manifests import digests, remove_manifests, write_manifest
@@ -35,6 +36,7 @@ from offscript.tasks.messages import readable
 from offscript.training.stages import BASE
 
 if TYPE_CHECKING:
+    from offscript.evaluation.evaluate import Scores
     from offscript.experiment.backends.plan_file import ArtifactRecord
 
 WATCH_S = 10.0
@@ -115,10 +117,15 @@ def classify(settings: Settings, experiment: Experiment) -> int:
 def evaluate(settings: Settings, experiment: Experiment) -> int:
     """``evaluate.py``: evaluates the grid, or a file of prediction rows that this experiment did not make."""
     if settings.predictions is not None:
+        if settings.beside is not None:
+            raise UserError("beside", "is for grids only", "leave it out, or leave predictions= out")
         _evaluate_other_rows(settings.predictions, settings, experiment)
         return 0
     if settings.planned is not None:
         raise UserError("planned", "is only for the rows of predictions=", "leave it out")
+    if settings.beside is not None:
+        _evaluate_beside(settings.beside, settings, experiment)
+        return 0
     evaluation = experiment.planner.evaluation()
     results = make([evaluation], experiment, lambda a: isinstance(a, Evaluation))
     if missing := [r for r in results if isinstance(r.error, MissingInput)]:
@@ -144,6 +151,79 @@ def _evaluate_other_rows(predictions: str, settings: Settings, experiment: Exper
     evaluate_files([predictions], folder, **options)
     files = digests(folder, result_files(folder))
     write_manifest(folder, {"key": key, "predictions": content, "options": options, "files": files})
+
+
+def _evaluate_beside(words: str, settings: Settings, experiment: Experiment) -> None:
+    """Compares this grid with the one that the options ``words`` change. Both are read from their finished predictions,
+    which may be in one folder, and no evaluation of either is replaced."""
+    from offscript.cli import composed_beside
+    from offscript.evaluation import comparison
+
+    other_settings, other = composed_beside(words)
+    compared = comparison.compare(_finished_scores(experiment), _finished_scores(other))
+    differing = _differing_settings(settings, experiment, other_settings, other)
+    keys = [e.planner.evaluation().key for e in (experiment, other)]
+    folder = experiment.folder / "evaluations" / f"beside-{hash_of({'beside': keys})[:8]}"
+    text = comparison.text(
+        compared, f"{settings.name}, beside {words}: macro-F1 and its difference", differing
+    )
+    show(text, end="")
+    remove_manifests(folder)
+    write_text(folder / "comparison.txt", text)
+    write_json(folder / "comparison.json", comparison.as_json(compared, differing))
+    files = digests(folder, [folder / "comparison.txt", folder / "comparison.json"])
+    write_manifest(
+        folder, {"key": hash_of({"beside": keys}), "evaluations": keys, "beside": words, "files": files}
+    )
+    show(f"\nwritten to {folder}")
+
+
+def _finished_scores(experiment: Experiment) -> "Scores":
+    """The scores of the grid's finished predictions.
+
+    Raises:
+        MissingInput: some are missing.
+    """
+    from offscript.evaluation.evaluate import evaluate as evaluate_rows
+    from offscript.evaluation.predictions import check_rows, check_together
+
+    planner = experiment.planner
+    parts = [part for part in planner.evaluation().inputs if isinstance(part, Predictions)]
+    if missing := [part for part in parts if not experiment.is_finished(part)]:
+        found = f"{missing[0]} and {len(missing) - 1} more are" if len(missing) > 1 else f"{missing[0]} is"
+        command = command_line("submit", *experiment.overrides)
+        raise MissingInput(planner.settings.name, f"{found} not made yet", f"make all with: {command}")
+    rows = [row for part in parts for row in experiment.predictions(part)]
+    # Intervals are not shown, so one resample will do.
+    return evaluate_rows(
+        check_together(check_rows(rows, "predictions")), labels=list(planner.personas), resamples=1
+    )
+
+
+def _differing_settings(
+    settings: Settings, experiment: Experiment, other_settings: Settings, other: Experiment
+) -> dict[str, tuple[Json, Json]]:
+    """The settings of two runs of a grid that can change a result and differ, each with its F-number if it has one."""
+    from offscript.evaluation.comparison import differing
+    from offscript.experiment import fidelity
+
+    kept = {*identity_of(settings), "grid"} - {"persona"}
+    found = differing(*(s.model_dump(mode="json", include=kept) for s in (settings, other_settings)))
+    numbered = {
+        f"{key} ({number})" if (number := fidelity.number_of(key)) else key: pair
+        for key, pair in found.items()
+    }
+    for persona in experiment.planner.personas:
+        if persona in other.planner.personas:
+            pair = [_constitution_size(e, persona) for e in (experiment, other)]
+            if experiment.planner.options.persona[persona] != other.planner.options.persona[persona]:
+                numbered[f"persona.constitution ({persona})"] = (pair[0], pair[1])
+    return numbered
+
+
+def _constitution_size(experiment: Experiment, persona: str) -> str:
+    constitution = experiment.planner.options.persona[persona].constitution
+    return f"{len(constitution)} assertions with {sum(len(a.questions) for a in constitution)} questions"
 
 
 def submit(settings: Settings, experiment: Experiment) -> int:

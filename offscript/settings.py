@@ -784,6 +784,7 @@ class Settings(Node):
     json_output: bool = runtime(False, alias="json")
     predictions: str | None = runtime(None, min_length=1)
     planned: int | None = runtime(None, ge=1)
+    beside: str | None = runtime(None, min_length=1)
 
     _named = field_validator("name")(check_name)
 

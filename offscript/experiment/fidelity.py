@@ -92,6 +92,12 @@ DIFFERENCES = (
 )
 
 
+def number_of(setting: str) -> str | None:
+    """The number of the difference that lies in ``setting``; None if there is none."""
+    numbers = (difference.number for difference in DIFFERENCES if setting in difference.published)
+    return next(numbers, None)
+
+
 def as_published(planner: Planner) -> dict[str, bool]:
     """Number -> whether the experiment is as published in this respect: in each of its models and formats that have the
     setting. Differences of formats that are not in the grid are left out, those of training if all of the grid's weights
