@@ -24,6 +24,7 @@ from offscript.experiment.folder import Experiment
 from offscript.settings import ClusterSettings, EndpointSettings, ModelSettings, Settings
 from offscript.storage import hub, references
 from offscript.storage.files import HOME
+from offscript.tasks.formats import get_format
 from offscript.tracking.account import viewer
 
 FREE_SPACE_GB = 5.0
@@ -75,6 +76,7 @@ def checks(settings: Settings, experiment: Experiment) -> Iterator[Check]:
     yield "Python", python
     yield "packages", packages
     yield "grid", partial(grid, experiment)
+    yield "published study", partial(published_study, experiment)
     yield "root", partial(root, experiment)
     yield "hub cache", partial(hub_cache, experiment)
     yield "SLURM commands", partial(slurm_commands, cluster)
@@ -124,6 +126,19 @@ def packages() -> str:
 def grid(experiment: Experiment) -> str:
     cells, everything = experiment.planner.cells(), in_order([experiment.planner.evaluation()])
     return f"{len(cells)} cells, {len(everything)} artifacts"
+
+
+def published_study(experiment: Experiment) -> str:
+    """What the folder of the published study holds of the sources that the grid reads from it."""
+    settings, collections = experiment.planner.settings, experiment.planner.context.collections
+    sources = dict.fromkeys(get_format(name).source for name in settings.grid.format)
+    read = [source for source in sources if collections.is_published(source)]
+    if not read:
+        raise Skip(f"data={settings.data.name} reads none of its files")
+    found = {source: collections.split(source, "eval", sys.maxsize).count for source in read}
+    return f"{settings.published}: " + ", ".join(
+        f"{source} {count} scenarios" for source, count in found.items()
+    )
 
 
 def root(experiment: Experiment) -> str:

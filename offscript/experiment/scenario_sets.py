@@ -106,6 +106,10 @@ class ScenarioCollections:
         files = [e for e in self.patterns.get(source, ()) if isinstance(e, HubFileSettings)]
         return [ref for file in files if (ref := reference(file)) is not None]
 
+    def is_published(self, source: str) -> bool:
+        """Whether scenarios of ``source`` are read from the folder of the published study."""
+        return any(isinstance(entry, str) and PUBLISHED in entry for entry in self.patterns.get(source, ()))
+
     def _entries(self, source: str) -> tuple[str | HubFileSettings, ...]:
         if not (entries := self.patterns.get(source)):
             raise UserError(
@@ -139,7 +143,7 @@ class ScenarioCollections:
             elif (ref := reference(entry)) is not None:
                 paths.append(hub.fetch(ref))
         found = load_scenarios(paths)
-        if any(isinstance(entry, str) and PUBLISHED in entry for entry in self._entries(source)):
+        if self.is_published(source):
             # The folder may hold a part of the study only.
             families = len({scenario.family for scenario in found})
             say_once(f"  data={self.data.name}: {source}: {len(found)} scenarios in {families} families")

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 
+from offscript.doctor import published_study, run_check
 from offscript.errors import UserError
 from offscript.experiment.scenario_sets import ScenarioCollections
 from offscript.storage.options import choices_of, options_of
@@ -70,6 +72,16 @@ def test_a_place_of_the_folder_is_in_no_key(folder, tmp_path):
         for place in (folder, moved)
     ]
     assert keys[0] == keys[1]
+
+
+def test_the_doctor_counts_what_the_grid_reads_from_the_folder(folder):
+    given = ("data=published", "grid.format=[agentic_email,code_review]")
+    experiment = experiment_of(*given, f"published='{folder}'")
+    assert run_check("", partial(published_study, experiment)) == (
+        "ok", f"{folder}: office 6 scenarios, code_review 2 scenarios"
+    )  # fmt: skip
+    assert run_check("", partial(published_study, experiment_of(*given)))[0] == "fail"
+    assert run_check("", partial(published_study, experiment_of()))[0] == "skip"
 
 
 def refusal(call) -> str:
