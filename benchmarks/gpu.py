@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py --minutes 8           # the important cases first; the rest is reported as not run
     python benchmarks/gpu.py --small               # the same code on a CPU with small shapes; no GPU figures
+    python benchmarks/gpu.py --no-cudnn-attention --adapter-dtype bfloat16   # what the engine would gain
 
 Measures the card's ceilings, prefill and decoding by batch and context (base, one adapter, ten adapters mixed),
 ``model.generate()``, agentic episodes through the scheduler and one at a time, and a DPO and an SFT step. Every figure is a
@@ -26,7 +27,7 @@ import tempfile  # noqa: E402
 import traceback  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from contextlib import contextmanager  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
+from dataclasses import dataclass, replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -50,6 +51,7 @@ from gpu_measure import (  # noqa: E402
     plain_episodes,
     plain_generate,
     prefill,
+    release_hooks,
     release_merged,
     training,
 )
@@ -80,9 +82,9 @@ def cases(small: bool) -> list[Case]:
     batches = (1, 2, 4) if small else (1, 8, 32, 64, 128, 256)
     usual = 4 if small else 64
     loop = (
-        Loop(episodes=4, prompt=40, replies=3, reply=16, result=4, share=0.5) if small else Loop(episodes=64)
+        Loop(episodes=4, prompt=40, replies=3, reply=16, result=4, share=0.5) if small else Loop(episodes=32)
     )
-    one = Loop(**{**vars(loop), "episodes": 1})
+    one, twice = (replace(loop, episodes=n) for n in (1, 2 * loop.episodes))
     steps = 0 if small else 75
 
     def part(
@@ -98,6 +100,10 @@ def cases(small: bool) -> list[Case]:
             )
             for batch, context in sizes
         ]
+
+    def agentic(kind: str, loop: Loop) -> list[Case]:
+        name = f"episodes {kind}, {loop.episodes} at a time"
+        return [Case(name, functools.partial(episodes, loop=loop, kind=kind), 150, steps)]
 
     first = [(usual, middle), (1, middle), (batches[1], middle), (batches[-2], middle), (usual, short)]
     prompts = [(batches[1], middle), (1, middle), (usual, short), (1, long)]
@@ -120,7 +126,7 @@ def cases(small: bool) -> list[Case]:
         Case("adapters", open_adapters, 120, steps),
         *part("one adapter", [(usual, middle)]),
         *part("ten adapters", [(usual, middle)]),
-        Case("episodes one adapter", functools.partial(episodes, loop=loop, kind="one adapter"), 150, steps),
+        *agentic("one adapter", loop),
         *part("one adapter, merged", [(usual, middle)]),
         *part("one adapter", [(batches[1], middle)], prompts=True),
         *part("ten adapters", [(batches[1], middle)], prompts=True),
@@ -129,15 +135,8 @@ def cases(small: bool) -> list[Case]:
         *part("base", rest),
         *part("base", more_prompts, prompts=True),
         *part("ten adapters", mixed),
-        Case(
-            f"episodes one adapter, {2 * usual} at a time",
-            functools.partial(
-                episodes, loop=Loop(**{**vars(loop), "episodes": 2 * usual}), kind="one adapter"
-            ),
-            170,
-            steps,
-        ),
-        Case("episodes base", functools.partial(episodes, loop=loop, kind="base"), 120, steps),
+        *agentic("one adapter", twice),
+        *agentic("base", loop),
         Case(
             "DPO step",
             functools.partial(training, method="dpo", rows=2, length=64 if small else 1024),
@@ -211,6 +210,8 @@ def _reason(error: BaseException) -> str:
 
 
 def _clean(bench: Bench, case: Case, status: str) -> None:
+    if status != "ok":
+        release_hooks(bench)
     if "step" in case.name or (case.name in ("model", "adapters") and status != "ok"):
         bench.free()
     release_merged(bench)
@@ -220,8 +221,8 @@ def _clean(bench: Bench, case: Case, status: str) -> None:
 # ---------------------------------------------------------------- output
 
 
-def machine(device: str) -> dict[str, Any]:
-    """What every line of the results says about where it was measured."""
+def machine(device: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What every line of the results says about where and how it was measured."""
     card = torch.cuda.get_device_name() if device == "cuda" else f"CPU ({platform.machine()})"
     memory = torch.cuda.get_device_properties(0).total_memory / GIB if device == "cuda" else None
     return {
@@ -232,6 +233,7 @@ def machine(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "cuda": torch.version.cuda,
         "versions": versions(),
+        "cudnn_attention": not options.no_cudnn_attention,
     }
 
 
@@ -297,6 +299,8 @@ def arguments() -> argparse.Namespace:
     add("--minutes", type=float, default=8.0, help="time for all cases (default: %(default)s)")
     add("--small", action="store_true", help="small shapes, on a CPU; results are written with --out only")
     add("--out", type=Path, help="folder of gpu.jsonl (default: benchmarks/results; with --small none)")
+    add("--no-cudnn-attention", action="store_true", help="attention by PyTorch's other kernels")
+    add("--adapter-dtype", default="", help="such as bfloat16 (default: as the engine loads them, float32)")
     add("--only", nargs="*", default=[], help="only cases whose name contains one of these texts")
     return parser.parse_args()
 
@@ -311,11 +315,17 @@ def main(options: argparse.Namespace) -> None:
     chosen = [c for c in cases(options.small) if not options.only or any(t in c.name for t in options.only)]
     if not chosen:
         raise UserError("--only", " ".join(options.only), one_of(c.name for c in cases(options.small)))
+    # Time is kept for the training steps only if they are to run.
+    if not any("step" in case.name for case in chosen):
+        chosen = [replace(case, spare=0.0) for case in chosen]
+    if options.no_cudnn_attention:
+        torch.backends.cuda.enable_cudnn_sdp(False)
     deadline = STARTED + 60 * options.minutes
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, open(out / "gpu.log" if out else os.devnull, "w") as log:
-        bench = Bench(SMALL if options.small else LLAMA_8B, device, Path(folder))
-        where = machine(device)
+        shapes = SMALL if options.small else LLAMA_8B
+        bench = Bench(shapes, device, Path(folder), adapter_dtype=options.adapter_dtype)
+        where = machine(device, options)
         print(json.dumps(where), flush=True)
         try:
             for case in chosen:

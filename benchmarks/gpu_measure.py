@@ -91,7 +91,7 @@ class Loop:
     replies: int = 6
     reply: int = 330
     result: int = 79
-    share: float = 0.25
+    share: float = 0.1
 
 
 @dataclass
@@ -101,6 +101,7 @@ class Bench:
     shapes: Shapes
     device: str
     folder: Path
+    adapter_dtype: str = ""
     bandwidth: float = 0.0
     flops: float = 0.0
     with_adapters: bool = False
@@ -182,6 +183,9 @@ class Bench:
         folder = self._write_adapter(base)
         with where:
             self._engine = self._open(dict.fromkeys(PERSONAS, folder), base)
+        for name, parameter in base.named_parameters():
+            if ".lora_" in name and self.adapter_dtype:
+                parameter.data = parameter.data.to(getattr(torch, self.adapter_dtype))
         self.with_adapters = True
 
     def free(self) -> None:
@@ -409,6 +413,14 @@ def release_merged(bench: Bench) -> None:
         weights._activate(None)
         weights._merged.clear()
         weights.can_merge = False
+
+
+def release_hooks(bench: Bench) -> None:
+    """Removes the hooks that PEFT leaves on its layers when a forward pass fails; they would fail base batches."""
+    if bench._engine is not None:
+        for layer in bench._engine.weights.layers:
+            layer._forward_pre_hooks.clear()
+            layer._forward_pre_hooks_with_kwargs.clear()
 
 
 def _rows(batch: int, context: int, names: Sequence[str | None], limit: int) -> list[Row]:
