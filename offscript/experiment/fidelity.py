@@ -27,11 +27,13 @@ class Difference:
         number: its number in docs/recipe.md.
         published: the settings in which it lies, with their published values.
         of_training: whether it concerns training alone. Weights that are imported do not depend on it.
+        of_emails: whether it concerns only formats whose text is an e-mail that was written in chat.
     """
 
     number: str
     published: Mapping[str, Json]
     of_training: bool = False
+    of_emails: bool = False
 
 
 DIFFERENCES = (
@@ -62,6 +64,9 @@ DIFFERENCES = (
         of_training=True,
     ),
     Difference("F6", {"recipe.prompted": "named"}),
+    Difference("F7", {"model.template.double_bos": True}),
+    Difference("F8", {"format.options.loop": "published"}),
+    Difference("F10", {"evaluation.email_cleaning": "published"}, of_emails=True),
     Difference(
         "F12",
         {f"recipe.distillation.{FINAL_RATE}": 0.1, f"recipe.introspection.{FINAL_RATE}": 0.1},
@@ -103,10 +108,11 @@ def as_published(planner: Planner) -> dict[str, bool]:
     setting. Differences of formats that are not in the grid are left out, those of training if all of the grid's weights
     are imported, and that of the classifier if it is imported."""
     trains = _trains(planner)
+    emails = any(get_format(name).text_is_email for name in planner.settings.grid.format)
     found = {}
     for difference in DIFFERENCES:
         pairs = [(v, p) for setting, p in difference.published.items() for v in _values(planner, setting)]
-        if pairs and (trains or not difference.of_training):
+        if pairs and (trains or not difference.of_training) and (emails or not difference.of_emails):
             found[difference.number] = all(value == published for value, published in pairs)
     return found
 

@@ -353,6 +353,11 @@ def test_the_system_text_precedes_that_of_the_scenario() -> None:
             {"dialect": "openai", "forced": True},
             "format.options.forced: found true with dialect=openai; allowed: false, or another dialect: an endpoint cannot go on with a call that was begun for it",
         ),
+        (
+            "agentic_email",
+            {"loop": "published", "dialect": "qwen"},
+            "format.options.loop: found published with dialect=qwen; loop=ours, or dialect=text as published",
+        ),
         ("email_multiturn", {"draft": 4}, "format.options.draft: found 4; must be a number from 1 to 3"),
         (
             "email_multiturn",
