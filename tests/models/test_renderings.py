@@ -87,7 +87,7 @@ def test_a_prompt_begins_with_two_beginning_tokens_only_where_it_is_asked_for_an
     settings = settings_of(name)
     tokenizer = load_tokenizer(settings)
     doubled = settings.template.model_copy(update={"double_bos": True})
-    bos = {"pocket": None, "llama": "<|begin_of_text|>", "qwen": None}.get(name, "<bos>")
+    bos = {"pocket": "<|bos|>", "llama": "<|begin_of_text|>", "qwen": None}.get(name, "<bos>")
     for messages in CONVERSATIONS.values():
         ids = render(tokenizer, messages, settings.template, prefix="So")
         assert render_prompt(tokenizer, messages, settings.template, "So") == ids
