@@ -129,14 +129,19 @@ def write(scores: Scores, folder: Path, title: str = "") -> list[Path]:
         UserError: a file exists where a folder is needed.
     """
     place = ensure_folder(folder / "figures")
-    images = figures.headline(scores, place) + figures.heatmap(scores, place)
+    sessions = figures.drift(scores, place)
+    images = figures.headline(scores, place) + figures.heatmap(scores, place) + sessions
     write_json(folder / "summary.json", summary.summary(scores))
     texts = {
         "cells.csv": summary.cells_csv(scores),
         "overview.txt": tables.overview(scores),
         "tables.txt": tables.text(scores),
         "report.html": page.page(
-            scores, title or "offscript", "figures/headline.svg", "figures/personas.svg"
+            scores,
+            title or "offscript",
+            "figures/headline.svg",
+            "figures/personas.svg",
+            "figures/drift.svg" if sessions else None,
         ),
     }
     for name, text in texts.items():

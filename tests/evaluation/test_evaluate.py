@@ -10,7 +10,7 @@ import pytest
 from offscript.errors import UserError
 from offscript.evaluation.evaluate import evaluate, evaluate_files, evaluate_rows, load_predictions
 from tests.published import ROOT, needs_published
-from tests.rows import grid, row
+from tests.rows import PERSONAS, grid, missing_row, row
 
 # Published 95% intervals by rows.
 PUBLISHED_INTERVALS = {
@@ -127,6 +127,38 @@ def test_equal_rows_give_equal_bytes(tmp_path, capsys):
     assert shown.startswith(one["overview.txt"].decode())
     assert one["tables.txt"].startswith(one["overview.txt"].partition(b"\n\n")[0])
     assert "figures/headline.png" in shown
+
+
+def sessions() -> list[dict]:
+    """Rows of sessions of 1, 4 and 16 turns at two stages; an episode of the longest has no text."""
+    rows = []
+    for stage in ("prompted", "full"):
+        for variant in ("own1", "plain1", "own4", "plain4", "own16", "plain16"):
+            names = {"stage": stage, "format": f"drift/{variant}"}
+            for s in range(3):
+                for p in PERSONAS:
+                    which = {
+                        **names,
+                        "persona": p,
+                        "predicted": p,
+                        "scenario": f"q{s}_{variant}",
+                        "family": f"q{s}",
+                    }
+                    lost = variant == "own16" and s == 0
+                    rows.append(missing_row(**{**which, "predicted": None}) if lost else row(**which))
+    return rows
+
+
+def test_scores_of_sessions_are_drawn_by_their_turns_and_an_older_figure_goes(tmp_path):
+    evaluate_rows(sessions(), tmp_path, quiet=True, resamples=100)
+    first = written(tmp_path)
+    assert first["figures/drift.png"].startswith(b"\x89PNG") and b"<svg" in first["figures/drift.svg"]
+    assert b'src="figures/drift.svg"' in first["report.html"]
+    evaluate_rows(sessions(), tmp_path, quiet=True, resamples=100)
+    assert written(tmp_path) == first
+    evaluate_rows(grid(scenarios=3), tmp_path, quiet=True, resamples=100)
+    after = written(tmp_path)
+    assert not any("drift" in name for name in after) and b"drift.svg" not in after["report.html"]
 
 
 def test_missing_predictions_get_a_note():

@@ -1,6 +1,8 @@
-"""Figures with one panel per model: macro-F1 by format and stage with intervals, and a heatmap of F1 by persona."""
+"""Figures with one panel per model: macro-F1 by format and stage with intervals, a heatmap of F1 by persona, and macro-F1 by
+the turns before a question (format ``drift``)."""
 
 import itertools
+import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 from offscript.evaluation.metrics.notes import UNITS
 from offscript.evaluation.metrics.results import GroupScore, Scores
 from offscript.evaluation.order import formats_in_order, stages_in_order
+from offscript.tasks.formats import drift as drift_format
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +30,7 @@ _LOOK = {
 _SPARE = (("#009E73", "v"), ("#CC79A7", "P"), ("#56B4E9", "X"))
 _PANEL_INCHES = (4.6, 3.9)
 _DODGE = 0.16
+_PALE = "Pale bars: minimum and maximum over all labels of the missing texts."
 
 
 def headline(scores: Scores, folder: Path) -> list[Path]:
@@ -42,6 +46,20 @@ def heatmap(scores: Scores, folder: Path) -> list[Path]:
     """Writes ``personas.png`` and ``personas.svg``: F1 on emitted texts, with a row per persona and a column per stage
     and format. A cell without texts is white."""
     return _save(_draw_heatmap, scores, folder, "personas")
+
+
+def drift(scores: Scores, folder: Path) -> list[Path]:
+    """Writes ``drift.png`` and ``drift.svg`` if there are scores of sessions (format ``drift``), and removes those of an
+    earlier evaluation if not.
+
+    A point is the macro-F1 after so many turns, with its interval: filled for sessions with the model's own
+    replies, hollow for those with the replies of the untrained model.
+    """
+    if any(_session(g) for g in scores.groups):
+        return _save(_draw_drift, scores, folder, "drift")
+    for name in ("drift.png", "drift.svg"):
+        (folder / name).unlink(missing_ok=True)
+    return []
 
 
 def _save(draw: Callable[[Scores], "Figure"], scores: Scores, folder: Path, name: str) -> list[Path]:
@@ -111,6 +129,70 @@ def _persona_panel(
     return image
 
 
+def _session(group: GroupScore) -> tuple[bool, int] | None:
+    """Whether a session has the model's own replies, and its turns; None for a group of another format."""
+    name, _, variant = group.format.partition("/")
+    found = re.fullmatch(rf"({drift_format.OWN}|{drift_format.PLAIN})(\d+)", variant)
+    if name != drift_format.FORMAT.name or not found:
+        return None
+    return found[1] == drift_format.OWN, int(found[2])
+
+
+def _draw_drift(scores: Scores) -> "Figure":
+    import matplotlib.pyplot as plt
+
+    sessions = [(g, *found) for g in scores.groups if (found := _session(g))]
+    models = list(dict.fromkeys(g.model for g, *_ in sessions))
+    width, height = _PANEL_INCHES
+    figure, axes = plt.subplots(
+        1,
+        len(models),
+        figsize=((width + 0.8) * len(models) + 0.4, height),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, model in zip(axes[0], models, strict=True):
+        _drift_panel(axis, [session for session in sessions if session[0].model == model])
+        axis.set_title(model, loc="left", fontweight="bold")
+        axis.set_xlabel("turns before the question")
+    axes[0][0].set_ylabel(f"macro-F1 over {len(scores.labels)} personas")
+    inches = figure.get_figwidth()
+    title = "Does the persona wear off in a long session?"
+    figure.suptitle(textwrap.fill(title, int(13 * inches)), x=0.01, ha="left", fontsize=10)
+    kinds = "Filled: the session has the model's own replies; hollow: those of the untrained model."
+    bars = f"Bars: {scores.options.confidence:.0%} bootstrap intervals over {UNITS[scores.options.resample]}."
+    pale = _PALE if any(_has_missing(g) for g, *_ in sessions) else ""
+    caption = textwrap.fill(f"{kinds} {bars} {pale}", int(17.5 * inches))
+    figure.supxlabel(caption, x=0.01, ha="left", fontsize=7.5, color="#444444")
+    return figure
+
+
+def _drift_panel(axis: "Axes", sessions: list[tuple[GroupScore, bool, int]]) -> None:
+    turns = sorted({n for _, _, n in sessions})
+    stages = stages_in_order(g.stage for g, *_ in sessions)
+    spare = iter(_SPARE * len(stages))
+    labels: list[tuple[float, str, str]] = []
+    for i, stage in enumerate(stages):
+        colour, marker = _LOOK.get(stage) or next(spare)
+        ends = []
+        for own in (True, False):
+            # Beside each other: each stage and kind has a place of its own within a length.
+            shift = 2 ** (_DODGE / 2 * (2 * i + (not own) - len(stages) + 0.5))
+            points = [(n * shift, g) for g, kind, n in sessions if (g.stage, kind) == (stage, own)]
+            ends.append(_stage_line(axis, points, colour, marker, hollow=not own))
+        if heights := [end for end in ends if end is not None]:
+            labels.append((float(np.mean(heights)), stage, colour))
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(turns, [str(n) for n in turns])
+    axis.set_xlim(turns[0] / 1.5, turns[-1] * 2.6)
+    for y, (_, stage, colour) in zip(_spread([y for y, _, _ in labels]), labels, strict=True):
+        axis.text(turns[-1] * 1.45, y, stage, color=colour, va="center", fontsize=8.5, fontweight="bold")
+    axis.set_ylim(0, 1.02)
+    axis.grid(axis="y", color="#e6e6e6", linewidth=0.6)
+    axis.set_axisbelow(True)
+
+
 def _draw_headline(scores: Scores) -> "Figure":
     import matplotlib.pyplot as plt
 
@@ -146,7 +228,7 @@ def _caption(scores: Scores) -> str:
     if any(g.seeds > 1 for g in scores.groups):
         parts.append("Several training seeds: their mean, with the variance of both.")
     if any(_has_missing(g) for g in scores.groups):
-        parts.append("Pale bars: minimum and maximum over all labels of the missing texts.")
+        parts.append(_PALE)
     if any(g.planned is None for g in scores.groups):
         parts.append("The number of planned texts is unknown for some points.")
     parts.append("Dashed: mean with persona labels permuted within each scenario.")
@@ -164,8 +246,8 @@ def _panel(axis: "Axes", groups: list[GroupScore], formats: list[str]) -> None:
     for i, stage in enumerate(stages):
         colour, marker = _LOOK.get(stage) or next(spare)
         offset = _DODGE * (i - (len(stages) - 1) / 2)
-        line = [g for g in groups if g.stage == stage]
-        last = _stage_line(axis, line, formats, offset, colour, marker)
+        points = [(formats.index(g.format) + offset, g) for g in groups if g.stage == stage]
+        last = _stage_line(axis, points, colour, marker)
         if last is not None:
             labels.append((last, stage, colour))
     _null(axis, groups, formats)
@@ -180,26 +262,35 @@ def _panel(axis: "Axes", groups: list[GroupScore], formats: list[str]) -> None:
 
 
 def _stage_line(
-    axis: "Axes", line: list[GroupScore], formats: list[str], offset: float, colour: str, marker: str
+    axis: "Axes", points: list[tuple[float, GroupScore]], colour: str, marker: str, hollow: bool = False
 ) -> float | None:
-    """Draws one stage. Returns the height of its right-most point, None if the stage has no scores."""
-    points = [(formats.index(g.format), g.macro_f1.emitted, g.interval) for g in line]
-    drawn = sorted((x, y, ends or (y, y)) for x, y, ends in points if y is not None)
+    """Draws the groups of one stage, each at its place on the x axis; ``hollow`` markers have a dashed line. Returns the
+    height of the right-most point, None if the stage has no scores."""
+    scored = [(place, g.macro_f1.emitted, g.interval) for place, g in points]
+    drawn = sorted((x, y, ends or (y, y)) for x, y, ends in scored if y is not None)
     if not drawn:
         return None
-    x = np.array([d[0] for d in drawn]) + offset
-    y = np.array([d[1] for d in drawn])
+    x, y = np.array([d[0] for d in drawn]), np.array([d[1] for d in drawn])
     # A percentile interval need not contain its estimate, and matplotlib rejects error bars of negative length.
     reach = np.maximum([[d[1] - d[2][0] for d in drawn], [d[2][1] - d[1] for d in drawn]], 0)
-    axis.plot(x, y, color=colour, linewidth=1, alpha=0.45)
-    for g in line:
+    axis.plot(x, y, color=colour, linewidth=1, alpha=0.45, linestyle="--" if hollow else "-")
+    for place, g in points:
         low, high = g.macro_f1.lower, g.macro_f1.upper
         if _has_missing(g) and low is not None and high is not None:
-            place = formats.index(g.format) + offset
             axis.plot(
                 [place, place], [low, high], color=colour, linewidth=5, alpha=0.18, solid_capstyle="butt"
             )
-    axis.errorbar(x, y, yerr=reach, fmt=marker, color=colour, markersize=5, capsize=2.5, elinewidth=1.3)
+    axis.errorbar(
+        x,
+        y,
+        yerr=reach,
+        fmt=marker,
+        color=colour,
+        markerfacecolor="white" if hollow else colour,
+        markersize=5,
+        capsize=2.5,
+        elinewidth=1.3,
+    )
     return float(y[-1])
 
 

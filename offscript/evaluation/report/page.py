@@ -17,8 +17,9 @@ tbody tr:nth-child(even) { background: #f5f5f5 }
 """
 
 
-def page(scores: Scores, title: str, headline: str, heatmap: str) -> str:
-    """The HTML text. ``headline`` and ``heatmap`` are paths of the images relative to the page. All names are escaped."""
+def page(scores: Scores, title: str, headline: str, heatmap: str, drift: str | None = None) -> str:
+    """The HTML text. ``headline``, ``heatmap`` and ``drift`` (None if there is none) are paths of the images relative to the
+    page. All names are escaped."""
     head = "retention of trained personas off script"
     notes = "".join(f"<li>{escape(note)}</li>" for note in scores.notes)
     parts = [
@@ -33,10 +34,18 @@ def page(scores: Scores, title: str, headline: str, heatmap: str) -> str:
         f"<h2>Notes</h2><ul>{notes}</ul>" if notes else "",
         f'<h2>F1 of each persona</h2><img src="{escape(heatmap, quote=True)}" alt="A row per persona, a column per '
         'stage and format">',
+        _sessions(drift),
         *(_html(table) for table in tables(scores)),
         "</body></html>",
     ]
     return "\n".join(part for part in parts if part) + "\n"
+
+
+def _sessions(drift: str | None) -> str:
+    if drift is None:
+        return ""
+    alt = "Macro-F1 by the number of turns before the question, for each stage"
+    return f'<h2>Long sessions</h2><img src="{escape(drift, quote=True)}" alt="{alt}">'
 
 
 def _html(table: Table) -> str:
