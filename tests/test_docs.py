@@ -2,6 +2,7 @@
 run.
 """
 
+import itertools
 import re
 import shlex
 import shutil
@@ -13,6 +14,8 @@ import pytest
 
 from offscript.command_line import COMMANDS
 from offscript.storage.files import HOME
+from offscript.tasks.formats import FORMATS
+from offscript.tasks.formats.base import Format
 from tests.composed import settings_of
 from tools.import_map import MAP, drawing
 
@@ -94,6 +97,30 @@ def test_command_lines_are_accepted(page: Path) -> None:
         # Of a multirun the first cell; a launcher belongs to Hydra itself.
         overrides = [w if "[" in w or "{" in w else w.split(",")[0] for w in words if w != "-m"]
         settings_of(*(o for o in overrides if not o.startswith("hydra/")), config=COMMANDS[name].config)
+
+
+def test_the_table_of_formats_is_that_of_the_code() -> None:
+    """Names in order, kind, scenarios, cost, options, and whose scenarios the embedded model has in its own world."""
+    import yaml
+
+    lines = (HOME / "docs" / "formats.md").read_text(encoding="utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| format | off-distribution |"))
+    rows = [
+        [cell.strip().strip("`") for cell in line.strip("|").split("|")]
+        for line in itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
+    ]
+    sources = yaml.safe_load((HOME / "conf/data/pocket.yaml").read_text(encoding="utf-8"))["sources"]
+    own = {name for name, files in sources.items() if files[0].startswith("data/pocket/")}
+
+    def expected(fmt: Format) -> list[str]:
+        kind = ("no" if fmt.in_distribution else "yes") if fmt.scored else "not scored"
+        replies = f"{fmt.cost.replies} × {fmt.cost.reply_tokens}"
+        options = "`, `".join(fmt.defaults) or "-"
+        plays = "yes" if fmt.source in own else "no"
+        return [fmt.name, kind, fmt.source, replies, str(fmt.cost.prompt_tokens), options, plays]
+
+    found = [[*row[:3], *row[4:7], row[7].partition(",")[0]] for row in rows]
+    assert found == [expected(fmt) for fmt in FORMATS.values()]
 
 
 def test_the_readme_has_at_most_130_lines() -> None:
