@@ -42,7 +42,7 @@ def checked(words: Sequence[str]) -> list[str]:
     """
     # The deepspeed launcher adds the rank to the arguments; ranks.py reads it from the environment.
     words = [word for word in words if word != "--" and not word.startswith("--local_rank=")]
-    words = [_with_home(word) for word in words]
+    words = [_with_quotes(_with_home(word)) for word in words]
     for word in words:
         if any("\ud800" <= character <= "\udfff" for character in word):
             raise UserError(word, "is not UTF-8", "write it in UTF-8")
@@ -62,6 +62,14 @@ def _with_home(word: str) -> str:
     return f"{found[1]}{expand_home(found[2])}" if found else word
 
 
+def _with_quotes(word: str) -> str:
+    """``beside=a=1 b=2`` with its value in quotes, which a shell removes and Hydra needs, since options are in it."""
+    key, _, value = word.partition("=")
+    if key.lstrip("+") != "beside" or "=" not in value or value[0] in "'\"":
+        return word
+    return key + '="' + value.replace('"', '\\"') + '"'
+
+
 def key_of(override: str) -> str:
     """``seed`` for ``++seed=1``, ``~seed`` and ``seed=1``."""
     return override.partition("=")[0].lstrip("+~")
@@ -69,7 +77,7 @@ def key_of(override: str) -> str:
 
 def composable(override: str) -> str:
     """``override`` so that Hydra takes it whether or not a YAML file lists its key, if the schema does."""
-    plain = override.lstrip("+")
+    plain = _with_quotes(override.lstrip("+"))
     key, equals, _ = plain.partition("=")
     if _is_group(key):
         return plain

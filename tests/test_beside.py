@@ -38,7 +38,7 @@ def runs(tmp_path_factory):
 @pytest.mark.slow
 def test_two_runs_in_one_folder_stand_side_by_side(runs):
     evaluation = (runs / "runs/smoke/evaluation/summary.json").read_text()
-    done = invoke(runs, "evaluate", *GRID, 'beside="recipe.prompted=named"')
+    done = invoke(runs, "evaluate", *GRID, "beside=recipe.prompted=named")
     assert done.code == 0, done.err
     lines = done.out.splitlines()
     assert lines[0] == "smoke, beside recipe.prompted=named: macro-F1 and its difference"
@@ -87,9 +87,11 @@ def test_a_run_that_is_not_finished_is_named_with_the_command_that_makes_it(runs
         (["seed=1", "predictions=x.jsonl"], "error: beside: is for grids only; leave it out"),
     ],
 )
-def test_error_messages_for_options_that_cannot_be_beside(tmp_path, words, line):
+@pytest.mark.parametrize("quoted", [True, False], ids=["quoted", "bare"])
+def test_error_messages_for_options_that_cannot_be_beside(tmp_path, words, line, quoted):
     beside, *others = words
-    assert refused(tmp_path, "evaluate", *GRID, f'beside="{beside}"', *others).startswith(line)
+    word = f'beside="{beside}"' if quoted else f"beside={beside}"
+    assert refused(tmp_path, "evaluate", *GRID, word, *others).startswith(line)
 
 
 def test_a_group_of_one_run_only_is_shown_without_a_difference():

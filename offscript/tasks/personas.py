@@ -34,7 +34,7 @@ class _Entry(Node):
 def sources_of(constitution: Json) -> list[Json]:
     """The sources in a value of ``persona.constitution``: a path, a file on the hub (``{repo, file}``), or a list of them;
     empty for a list of assertions."""
-    sources = constitution if isinstance(constitution, list) else [constitution]
+    sources: list[Json] = list(constitution) if isinstance(constitution, list) else [constitution]
     return (
         sources if all(isinstance(s, str) or (isinstance(s, dict) and "repo" in s) for s in sources) else []
     )
