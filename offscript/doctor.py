@@ -92,6 +92,7 @@ def checks(settings: Settings, experiment: Experiment) -> Iterator[Check]:
     for model in _models(experiment):
         yield f"chat template {model.name}", partial(chat_template, model)
     yield "rollout", partial(rollout, experiment)
+    yield "steering", partial(steering, experiment)
     yield "training step", partial(training_step, experiment)
 
 
@@ -379,6 +380,20 @@ def rollout(experiment: Experiment) -> str:
     if reply.finish_reason == "error":
         raise UserError(f"model {model.name}", reply.text, "see its folder and engine.device")
     return f"{model.name} generated {reply.tokens_out} tokens on {engine.device}{note}"
+
+
+def steering(experiment: Experiment) -> str:
+    """Whether persona vectors can be added to the layers of the grid's models."""
+    from offscript.models.loading import load_without_weights
+    from offscript.models.steering import decoder_layers
+
+    planner = experiment.planner
+    wanted = (*planner.settings.grid.stage, *planner.settings.classifier.stages)
+    if not any(planner.options.stage[stage].steering for stage in wanted):
+        raise Skip("no stage of the grid has steering")
+    model, note = pick_probe_model(experiment)
+    layers = decoder_layers(load_without_weights(model))
+    return f"{model.name} has {len(layers)} layers that a vector can be added to{note}"
 
 
 def training_step(experiment: Experiment) -> str:

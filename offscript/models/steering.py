@@ -1,6 +1,7 @@
 """Persona vectors: their file, and adding them to the residual stream of a model."""
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 FILE = "vector.safetensors"
 
+USED = "used"
+"""In the metadata of the file: the layer and the strength that are used, as JSON."""
+
 
 @dataclass(frozen=True)
 class SteeringVector:
@@ -28,11 +32,13 @@ class SteeringVector:
 
 
 def save_vectors(folder: Path, vectors: "Tensor", layer: int, strength: float) -> None:
-    """Writes the vectors of all layers (layers, width), and the layer and the strength that they are used with."""
+    """Writes the vectors of all layers (layers, width), and the layer and the strength that they are used with. Equal
+    values give equal bytes."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", "layer": str(layer), "strength": repr(strength)}
+    # One entry: several are written in an order that changes from one time to the next.
+    metadata = {USED: json.dumps({"layer": layer, "strength": strength})}
     save_file({"vectors": vectors.float().cpu().contiguous()}, folder / FILE, metadata=metadata)
 
 
@@ -47,10 +53,10 @@ def load_vector(folder: Path, device: str = "cpu") -> SteeringVector:
     path = folder / FILE
     try:
         with safe_open(path, framework="pt") as file:
-            metadata, vectors = file.metadata() or {}, file.get_tensor("vectors")
-        layer, strength = int(metadata["layer"]), float(metadata["strength"])
+            used, vectors = json.loads((file.metadata() or {})[USED]), file.get_tensor("vectors")
+        layer, strength = int(used["layer"]), float(used["strength"])
         return SteeringVector(layer, (vectors[layer] * strength).to(device))
-    except (OSError, SafetensorError, KeyError, ValueError, IndexError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, IndexError) as error:
         found = f"cannot be read as a persona vector ({type(error).__name__}: {error})"
         raise UserError(str(path), found, "delete the folder and make it again") from None
 

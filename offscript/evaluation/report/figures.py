@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 _LOOK = {
     "base": ("#7f7f7f", "o"),
     "prompted": ("#E69F00", "s"),
+    "steered": ("#009E73", "v"),
     "distillation": ("#0072B2", "^"),
     "full": ("#D55E00", "D"),
 }
-_SPARE = (("#009E73", "v"), ("#CC79A7", "P"), ("#56B4E9", "X"))
+_SPARE = (("#CC79A7", "P"), ("#56B4E9", "X"))
 _PANEL_INCHES = (4.6, 3.9)
 _DODGE = 0.16
 _PALE = "Pale bars: minimum and maximum over all labels of the missing texts."
