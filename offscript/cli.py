@@ -303,7 +303,8 @@ def _load_constitution(persona: Json, published: Json) -> None:
     """Replaces the sources of a persona's constitution by its assertions."""
     if not isinstance(persona, dict) or not (sources := sources_of(persona.get("constitution"))):
         return
-    path = find_constitution(sources, str(persona.get("name")), published and str(published))
+    folder = published if isinstance(published, str) else None
+    path = find_constitution(sources, str(persona.get("name")), folder)
     assertions = read_constitution(path)
     persona["constitution"] = [assertion.model_dump(mode="json") for assertion in assertions]
 

@@ -208,7 +208,8 @@ def _differing_settings(
     from offscript.experiment import fidelity
 
     kept = {*identity_of(settings), "grid"} - {"persona"}
-    found = differing(*(s.model_dump(mode="json", include=kept) for s in (settings, other_settings)))
+    plain, other_plain = (s.model_dump(mode="json", include=kept) for s in (settings, other_settings))
+    found = differing(plain, other_plain)
     numbered = {
         f"{key} ({number})" if (number := fidelity.number_of(key)) else key: pair
         for key, pair in found.items()

@@ -34,10 +34,9 @@ class _Entry(Node):
 def sources_of(constitution: Json) -> list[Json]:
     """The sources in a value of ``persona.constitution``: a path, a file on the hub (``{repo, file}``), or a list of them;
     empty for a list of assertions."""
-    sources: list[Json] = list(constitution) if isinstance(constitution, list) else [constitution]
-    return (
-        sources if all(isinstance(s, str) or (isinstance(s, dict) and "repo" in s) for s in sources) else []
-    )
+    sources = constitution if isinstance(constitution, list) else [constitution]
+    named = all(isinstance(s, str) or (isinstance(s, dict) and "repo" in s) for s in sources)
+    return [*sources] if named else []
 
 
 def find_constitution(sources: Sequence[Json], persona: str, published: str | None) -> Path:
