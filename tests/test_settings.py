@@ -89,6 +89,7 @@ def test_what_does_not_fit_is_one_line(overrides, line):
         ("classifier.seed=5000000000", "classifier.seed: found 5000000000; input should be less than"),
         ("evaluation.seed=5000000000", "evaluation.seed: found 5000000000; input should be less than"),
         ("evaluation.resamples=0", "evaluation.resamples: found 0; input should be greater than or equal to 100"),
+        ("evaluation.resample=word", "evaluation.resample: found 'word'; input should be 'family', 'scenario' or 'rows'"),
         ("grid.scale=[1,-0.5]", "grid.scale.1: found -0.5; input should be greater than or equal to 0"),
         ("scale=1e30", "scale: found 1e+30; input should be less than or equal to 100"),
         ("grid.scale=[101]", "grid.scale.0: found 101; input should be less than or equal to 100"),

@@ -78,6 +78,7 @@ TABLE = {
     "recipe.distillation.optimizer.checkpoint_steps=2": set(),
     "classifier.predict_batch_size=3": set(),
     "evaluation.resamples=500": of_kind("evaluation"),
+    "evaluation.resample=rows": of_kind("evaluation"),
     "evaluation.email_cleaning=published": having("predictions", "chat_email") | of_kind("evaluation"),
     "evaluation.email_cleaning=none": having("predictions", "chat_email") | of_kind("evaluation"),
     "format.options.loop=published": having("agentic_email") | of_kind("evaluation"),
