@@ -14,8 +14,11 @@ from offscript.models.chat_templates import render, render_prompt
 from offscript.models.loading import load_tokenizer
 from offscript.settings import ModelSettings, parse
 from offscript.storage.files import HOME
+from offscript.tasks.dialects import DIALECTS, open_in
+from offscript.tasks.tool_calls import ToolCall
 from offscript.training.spans import assistant_turns, labels
 from tests.families import FAMILIES, family, family_settings
+from tests.tasks.formats.test_formats import EXPLAINED
 
 GOLDEN = Path(__file__).parent / "golden"
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -66,6 +69,25 @@ def golden_text(settings: ModelSettings) -> str:
 @pytest.mark.parametrize("name", ["pocket", "llama", "qwen", "gemma"])
 def test_renderings_equal_the_golden_files(name):
     found, path = golden_text(settings_of(name)), GOLDEN / f"{name}.txt"
+    if os.environ.get("OFFSCRIPT_WRITE_GOLDEN"):
+        path.write_text(found, encoding="utf-8")
+    assert found == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen", "gemma"])
+def test_a_tool_loop_in_the_dialect_of_each_family(name):
+    """What a model is asked after its first call, with its tools: the whole prompt."""
+    dialect, settings = DIALECTS[name], settings_of(name)
+    opening = open_in(dialect, EXPLAINED)
+    call = ToolCall("contacts_lookup", {"name": "Ada"})
+    messages = [
+        *opening.messages,
+        dialect.write(call),
+        dialect.answer('{"email": "ada@kestrel.example"}', call),
+    ]
+    ids = render(load_tokenizer(settings), messages, settings.template, tools=opening.tools.schemas)
+    found = load_tokenizer(settings).decode(ids, skip_special_tokens=False) + "⟨reply⟩\n"
+    path = GOLDEN / f"{name}-tools.txt"
     if os.environ.get("OFFSCRIPT_WRITE_GOLDEN"):
         path.write_text(found, encoding="utf-8")
     assert found == path.read_text(encoding="utf-8")
