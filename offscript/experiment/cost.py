@@ -189,6 +189,7 @@ def conversation(rollout: Rollout, limit: int, system: bool = True) -> Conversat
     asks = [next(rollout.format.episode(scenario, rules)) for scenario in measured]
     prompts = [[m for m in ask.messages if system or m["role"] != "system"] for ask in asks]
     prompt = fmean(sum(len(m["content"]) for m in messages) for messages in prompts)
+    prompt += fmean(len(json.dumps(ask.tools.schemas)) if ask.tools else 0 for ask in asks)
     return replace(typical, prompt=prompt / CHARACTERS, added=_tool_results(measured) / CHARACTERS)
 
 

@@ -27,11 +27,11 @@ def check_model_speaks(model: ModelSettings, dialect: Dialect) -> None:
     if not dialect.native:
         return
     if dialect.needs_endpoint != (model.endpoint is not None):
-        kind = "an endpoint" if model.endpoint is not None else "loaded here, not from an endpoint"
+        kind = "served by an endpoint" if model.endpoint is not None else "loaded here, not by an endpoint"
         allowed = [
             d.name for d in DIALECTS.values() if not d.native or d.needs_endpoint == bool(model.endpoint)
         ]
-        raise UserError(_WHERE, f"found {dialect.name!r}, and {model.name} is {kind}", one_of(allowed))
+        raise UserError(_WHERE, f"found {dialect.name!r}, and model {model.name} is {kind}", one_of(allowed))
     if model.endpoint is None and (source := _template_on_disk(model)) is not None:
         _check_marks(source, model.name, dialect)
 

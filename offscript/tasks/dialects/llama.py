@@ -1,6 +1,7 @@
 """Llama 3.1: a JSON object with ``name`` and ``parameters``, bare or after ``<|python_tag|>``.
 
-The chat template puts the schemas into the first user message and shows a result in the role ``ipython``. Read as well:
+The chat template puts the schemas into the first user message and shows a result in the role ``ipython``, as a JSON string
+(quoted once more, since every text is). A message with a call shows the call alone. Read as well:
 several calls separated by ``;`` (the first counts), ``<function=name>{...}</function>``, and the notation of the built-in
 tools, ``<|python_tag|>name.call(query="...")``.
 """
