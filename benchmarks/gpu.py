@@ -234,6 +234,7 @@ def machine(device: str, options: argparse.Namespace) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "versions": versions(),
         "cudnn_attention": not options.no_cudnn_attention,
+        "adapter_dtype": options.adapter_dtype or "float32",
     }
 
 
