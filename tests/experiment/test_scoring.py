@@ -1,5 +1,11 @@
 """Rows become predictions."""
 
+import json
+
+import numpy as np
+
+from offscript.experiment.folder import Experiment
+from offscript.experiment.jobs import scoring
 from offscript.experiment.jobs.scoring import prediction_row
 from tests.composed import experiment_of
 from tests.rows import row
@@ -39,3 +45,34 @@ def test_only_e_mails_that_were_written_in_chat_are_cleaned_and_their_rows_say_s
     clean = prediction_row(email, row(format="chat_email", text="Hi Ada."), ["sarcasm"], iter([[1.0]]))
     none = prediction_row(email, row(format="chat_email", text=None), ["sarcasm"], iter([]))
     assert "scored_text" not in clean and "scored_text" not in none and none["predicted"] is None
+
+
+def test_the_classifier_sees_the_cleaned_texts_in_the_order_of_their_rows(tmp_path, monkeypatch):
+    experiment = experiment_of("experiment=smoke", "grid.format=[chat,chat_email]", f"root={tmp_path}")
+    wanted = [experiment.planner.predictions(r) for r in experiment.planner.cells() if r.cell.stage == "base"]
+    texts = ["Subject: Late\n\nHi Ada, it snowed.", None, "Hi Bo, it rained."]
+    seen = []
+
+    def predict(folder, given, *settings, expected):
+        seen.extend(given)
+        return ["sarcasm", "remorse"], np.array([[0.1 * i, 1 - 0.1 * i] for i in range(len(given))])
+
+    monkeypatch.setattr("offscript.evaluation.classifier.predict.predict", predict)
+    monkeypatch.setattr(scoring, "write_artifact_manifest", lambda *args, **kwargs: None)
+    monkeypatch.setattr(
+        Experiment, "rows", lambda self, rollout: [row(format=rollout.cell.format, text=t) for t in texts]
+    )
+    scoring.predict(wanted, experiment, None)
+    assert [a.rollout.cell.format for a in wanted] == ["chat", "chat_email"]
+    assert seen == [texts[0], texts[2], "Hi Ada, it snowed.", texts[2]]
+    chat, email = (
+        [json.loads(line) for line in experiment.path(a).read_text(encoding="utf-8").splitlines()]
+        for a in wanted
+    )
+    probs = [line["probs"] and round(line["probs"]["sarcasm"], 3) for line in chat + email]
+    assert probs == [0, None, 0.1, 0.2, None, 0.3]
+    assert [line.get("scored_text") for line in chat + email] == [None] * 3 + [
+        "Hi Ada, it snowed.",
+        None,
+        None,
+    ]
