@@ -122,6 +122,14 @@ def test_a_prompt_begins_with_two_beginning_tokens_only_where_it_is_asked_for_an
     )
 
 
+def test_a_beginning_token_that_the_template_does_not_write_is_not_doubled():
+    settings = settings_of("pocket")
+    tokenizer = load_tokenizer(settings)
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|bos|>", "").replace("bos_token", "''")
+    doubled = settings.template.model_copy(update={"double_bos": True})
+    assert tokenizer.bos_token_id not in render_prompt(tokenizer, [USER], doubled)
+
+
 def test_no_prompt_contains_the_current_date():
     """Llama's template has a date of its own when it is given none; the hub's newer ones take today's."""
     settings = settings_of("llama")
