@@ -90,12 +90,12 @@ def test_a_case_that_fails_is_recorded_and_says_why(gpu, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("personas", "seeds"), [(6, 1), (10, 3)])
+@pytest.mark.parametrize(("personas", "seeds"), [(6, 3), (10, 1)])
 def test_intervals_contain_the_true_value_about_as_often_as_they_say(personas, seeds):
     """200 grids: the standard error is .015. Plain percentiles of rows cover less than .85 of F1 here."""
     coverage = importlib.import_module("benchmarks.coverage")
     found = coverage.coverage(coverage.Kind(personas, seeds), 200)
-    assert all(0.90 <= covered <= 0.99 for covered, _ in found.values()), found
+    assert all(0.90 <= covered <= 0.995 for covered, _ in found.values()), found
     if seeds == 1:
         published = coverage.coverage(coverage.Kind(personas, seeds), 200, unit="rows")
         assert published["F1"][0] < 0.85
