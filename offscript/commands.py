@@ -36,7 +36,7 @@ from offscript.tasks.messages import readable
 from offscript.training.stages import BASE
 
 if TYPE_CHECKING:
-    from offscript.evaluation.evaluate import Scores
+    from offscript.evaluation.predictions import Prediction
     from offscript.experiment.backends.plan_file import ArtifactRecord
 
 WATCH_S = 10.0
@@ -158,14 +158,22 @@ def _evaluate_beside(words: str, settings: Settings, experiment: Experiment) -> 
     which may be in one folder, and no evaluation of either is replaced."""
     from offscript.cli import composed_beside
     from offscript.evaluation import comparison
+    from offscript.evaluation.metrics.results import Options
 
     other_settings, other = composed_beside(words)
-    compared = comparison.compare(_finished_scores(experiment), _finished_scores(other))
+    rows, other_rows = _finished_rows(experiment), _finished_rows(other)
+    labels = [p for p in experiment.planner.personas if p in other.planner.personas]
+    chosen = settings.evaluation
+    options = Options(chosen.resamples, chosen.confidence, chosen.seed, chosen.resample)
+    compared = comparison.compare(rows, other_rows, labels, options)
     differing = _differing_settings(settings, experiment, other_settings, other)
     keys = [e.planner.evaluation().key for e in (experiment, other)]
     folder = experiment.folder / "evaluations" / f"beside-{hash_of({'beside': keys})[:8]}"
     text = comparison.text(
-        compared, f"{settings.name}, beside {words}: macro-F1 and its difference", differing
+        compared,
+        f"{settings.name}, beside {words}: macro-F1 and its difference",
+        differing,
+        f"{chosen.confidence:.0%}",
     )
     show(text, end="")
     remove_manifests(folder)
@@ -178,13 +186,12 @@ def _evaluate_beside(words: str, settings: Settings, experiment: Experiment) -> 
     show(f"\nwritten to {folder}")
 
 
-def _finished_scores(experiment: Experiment) -> "Scores":
-    """The scores of the grid's finished predictions.
+def _finished_rows(experiment: Experiment) -> "list[Prediction]":
+    """The rows of the grid's predictions.
 
     Raises:
-        MissingInput: some are missing.
+        MissingInput: some predictions are not finished.
     """
-    from offscript.evaluation.evaluate import evaluate as evaluate_rows
     from offscript.evaluation.predictions import check_rows, check_together
 
     planner = experiment.planner
@@ -194,10 +201,7 @@ def _finished_scores(experiment: Experiment) -> "Scores":
         command = command_line("submit", *experiment.overrides)
         raise MissingInput(planner.settings.name, f"{found} not made yet", f"make all with: {command}")
     rows = [row for part in parts for row in experiment.predictions(part)]
-    # Intervals are not shown, so one resample will do.
-    return evaluate_rows(
-        check_together(check_rows(rows, "predictions")), labels=list(planner.personas), resamples=1
-    )
+    return check_together(check_rows(rows, "predictions"))
 
 
 def _differing_settings(

@@ -5,10 +5,11 @@ import json
 import pytest
 
 from offscript.evaluation.comparison import compare, differing, text
-from offscript.evaluation.evaluate import evaluate
+from offscript.evaluation.metrics.intervals import Contrast
+from offscript.evaluation.metrics.results import Options
 from offscript.evaluation.predictions import check_rows
 from tests.invoked import invoke, refused
-from tests.rows import missing_row, row
+from tests.rows import PERSONAS, grid, missing_row, row
 
 GRID = (
     "experiment=smoke",
@@ -59,7 +60,8 @@ def test_two_runs_in_one_folder_stand_side_by_side(runs):
     kept = json.loads((folder / "comparison.json").read_text())
     assert (folder / "comparison.txt").read_text() in done.out
     for group in kept["groups"]:
-        assert group["difference"] == group["here"]["f1"] - group["beside"]["f1"]
+        if group["stage"] != "base":
+            assert group["difference"] == pytest.approx(group["here"]["f1"] - group["beside"]["f1"])
         assert group["here"]["emission_rate"] == 1.0
     assert (runs / "runs/smoke/evaluation/summary.json").read_text() == evaluation
     here = {(g["stage"], g["format"]): g["macro_f1"]["emitted"] for g in json.loads(evaluation)["groups"]}
@@ -96,15 +98,22 @@ def test_error_messages_for_options_that_cannot_be_beside(tmp_path, words, line,
 
 def test_a_group_of_one_run_only_is_shown_without_a_difference():
     rows = [row(persona=p, predicted=p, stage=s) for p in ("sarcasm", "humor") for s in ("full", "prompted")]
-    first = evaluate(check_rows(rows, "here"), resamples=1)
-    wrong = [{**r, "predicted": "humor"} for r in rows if r["stage"] == "full"]
-    other = evaluate(check_rows([*wrong, missing_row(row="s2/0", scenario="s2")], "beside"), resamples=1)
-    compared = compare(first, other)
+    wrong = [row(persona=p, predicted="humor", stage="full") for p in ("sarcasm", "humor")]
+    other = check_rows([*wrong, missing_row(row="s2/0", scenario="s2")], "beside")
+    compared = compare(check_rows(rows, "here"), other, ["sarcasm", "humor"], Options(resamples=100))
     assert [(c.group[1], c.other is None) for c in compared] == [("prompted", True), ("full", False)]
     lines = text(compared, "title", {"recipe.x": (None, "y")}).splitlines()
-    assert lines[3].split() == ["pocket", "prompted", "chat", "1.00", "100%", "-", "-", "n/a"]
-    assert lines[4].split() == ["pocket", "full", "chat", "1.00", "100%", ".333", "67%", ".667"]
+    assert lines[3].split() == ["pocket", "prompted", "chat", "1.00", "100%", "-", "-", "n/a", "n/a"]
+    # One family has no interval.
+    assert lines[4].split() == ["pocket", "full", "chat", "1.00", "100%", ".333", "67%", ".667", "n/a"]
     assert lines[-1] == "  recipe.x: null, y"
+
+
+def test_the_difference_of_two_runs_has_a_paired_interval():
+    """Two runs with the same errors in each family differ by exactly 0, in every resample."""
+    rows = check_rows([r for r in grid() if r["stage"] == "full"], "rows")
+    for one in compare(rows, rows, PERSONAS, Options(resamples=100)):
+        assert one.first == one.other and one.difference == Contrast(0.0, (0.0, 0.0))
 
 
 def test_differing_names_every_key_at_any_depth():

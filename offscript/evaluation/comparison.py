@@ -1,20 +1,26 @@
-"""Two evaluations side by side: F1 and emission of each group, the difference, and the settings that differ."""
+"""Two runs of a grid side by side: F1 and emission of each group, the difference, and the settings that differ."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from offscript.evaluation.evaluate import Scores
-from offscript.evaluation.metrics.display import number
+from offscript.evaluation.metrics.display import number, span
+from offscript.evaluation.metrics.intervals import Contrast
+from offscript.evaluation.metrics.model_scores import ModelScores
+from offscript.evaluation.metrics.results import Options
+from offscript.evaluation.predictions import Prediction
 from offscript.evaluation.report.tables import Table
 from offscript.json_types import Json
 
+BESIDE = " (beside)"
+"""Ends the names of the second run's stages while both runs are scored together."""
+
 Group = tuple[str, str, str, int | None]
-"""Model, stage, format and training seed."""
+"""Model, stage, format and training seed (None: the mean over several)."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """The scores of one group in one evaluation: macro-F1 on the emitted texts, and the share of episodes with a text."""
+    """The scores of one group in one run: macro-F1 on the emitted texts, and the share of episodes with a text."""
 
     f1: float | None
     emission: float | None
@@ -22,34 +28,51 @@ class Side:
 
 @dataclass(frozen=True)
 class Compared:
-    """One group in both evaluations; a side is None if that evaluation does not have the group."""
+    """One group in both runs. A side is None if that run does not have the group; ``difference`` is then undefined, and is
+    otherwise F1 of ``first`` minus F1 of ``other``."""
 
     group: Group
     first: Side | None
     other: Side | None
-
-    @property
-    def difference(self) -> float | None:
-        """F1 of ``first`` minus F1 of ``other``; None if one of them is unknown."""
-        if self.first is None or self.other is None or self.first.f1 is None or self.other.f1 is None:
-            return None
-        return self.first.f1 - self.other.f1
+    difference: Contrast
 
 
-def compare(first: Scores, other: Scores) -> list[Compared]:
-    """The groups of both, in the order of ``first``, then those of ``other`` alone."""
-    sides = (_sides(first), _sides(other))
-    return [
-        Compared(group, *(side.get(group) for side in sides))
-        for group in dict.fromkeys([*sides[0], *sides[1]])
-    ]
+def compare(
+    first: Sequence[Prediction], other: Sequence[Prediction], labels: Sequence[str], options: Options
+) -> list[Compared]:
+    """Every group of either run, over the label set ``labels``; rows of other personas are left out.
+
+    Both runs are resampled together, so that the difference of two groups with the same families is paired.
+    """
+    rows = [*first, *(replace(p, stage=p.stage + BESIDE) for p in other)]
+    rows = [p for p in rows if p.persona is None or p.persona in labels]
+    found = []
+    for model in dict.fromkeys(p.model for p in rows):
+        of_model = [p for p in rows if p.model == model]
+        found += _compare_model(ModelScores(model, of_model, list(labels), options))
+    return found
 
 
-def _sides(scores: Scores) -> dict[Group, Side]:
-    return {
+def _compare_model(scores: ModelScores) -> list[Compared]:
+    sides = {
         (g.model, g.stage, g.format, g.training_seed): Side(g.macro_f1.emitted, g.emission_rate)
         for g in scores.groups
     }
+    stages = {stage.removesuffix(BESIDE): None for _, stage, _, _ in sides}
+    differences = {
+        (c.model, c.first, c.within, c.training_seed): c.difference
+        for c in scores.changes([(stage, stage + BESIDE) for stage in stages], ())
+    }
+    groups = {(model, stage.removesuffix(BESIDE), fmt, seed): None for model, stage, fmt, seed in sides}
+    return [
+        Compared(
+            (model, stage, fmt, seed),
+            sides.get((model, stage, fmt, seed)),
+            sides.get((model, stage + BESIDE, fmt, seed)),
+            differences.get((model, stage, fmt, seed), Contrast(None, None)),
+        )
+        for model, stage, fmt, seed in groups
+    ]
 
 
 def differing(first: Json, other: Json, key: str = "") -> dict[str, tuple[Json, Json]]:
@@ -63,14 +86,18 @@ def differing(first: Json, other: Json, key: str = "") -> dict[str, tuple[Json, 
     return found
 
 
-def text(compared: list[Compared], title: str, settings: Mapping[str, tuple[Json, Json]]) -> str:
-    """The table, and one line for each setting that differs: its value in the first and in the other evaluation."""
-    header = ("model", "stage", "format", "F1", "emitted", "beside: F1", "emitted", "difference")
+def text(
+    compared: Sequence[Compared], title: str, settings: Mapping[str, tuple[Json, Json]], interval: str = "95%"
+) -> str:
+    """The table, whose intervals are headed ``interval``, and one line for each setting that differs: its value in the first and in the other evaluation."""
+    header = ("model", "stage", "format", "F1", "emitted", "beside: F1", "emitted", "difference", interval)
     rows = []
+    several = any(one.group[3] is None for one in compared)
     for one in compared:
         model, stage, fmt, seed = one.group
-        name = stage if seed in (None, 0) else f"{stage}/{seed}"
-        rows.append((model, name, fmt, *_cells(one.first), *_cells(one.other), number(one.difference)))
+        name = f"{stage}/{seed}" if several and seed is not None else stage
+        change = (number(one.difference.estimate), span(one.difference.interval))
+        rows.append((model, name, fmt, *_cells(one.first), *_cells(one.other), *change))
     lines = [Table(title, header, tuple(rows), left=3).text(), "", "Settings that differ: here, beside"]
     lines += [f"  {key}: {_short(a)}, {_short(b)}" for key, (a, b) in settings.items()] or ["  none"]
     return "\n".join(lines) + "\n"
@@ -96,5 +123,8 @@ def as_json(compared: list[Compared], settings: Mapping[str, tuple[Json, Json]])
         )
         for name, side in (("here", one.first), ("beside", one.other)):
             row[name] = {"f1": side.f1, "emission_rate": side.emission} if side else None
-        groups.append({**row, "difference": one.difference})
+        interval = one.difference.interval
+        row["difference"] = one.difference.estimate
+        row["interval"] = list(interval) if interval else None
+        groups.append(row)
     return {"groups": groups, "settings": {key: list(pair) for key, pair in settings.items()}}

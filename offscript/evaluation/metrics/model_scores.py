@@ -1,7 +1,7 @@
 """The scores of one model: its groups, with joint resamples, and the comparisons between them."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
 
 import numpy as np
@@ -389,14 +389,18 @@ class ModelScores:
             return "chat is not above its null"
         return "no texts" if any(self.readings[g].emitted is None for g in other) else None
 
-    def changes(self) -> list[Change]:
-        """Stage contrasts within a format (STAGE_PAIRS), then format contrasts within a stage (FORMAT_PAIRS)."""
+    def changes(
+        self,
+        stage_pairs: Collection[tuple[str, str]] = STAGE_PAIRS,
+        format_pairs: Collection[tuple[str, str]] = FORMAT_PAIRS,
+    ) -> list[Change]:
+        """Contrasts of ``stage_pairs`` within a format, then of ``format_pairs`` within a stage."""
         of_stages, of_formats = [], []
         for first, second in self._pairs():
             (_, stage, format_), (_, other_stage, other_format) = self.keys[first[0]], self.keys[second[0]]
-            if format_ == other_format and (stage, other_stage) in STAGE_PAIRS:
+            if format_ == other_format and (stage, other_stage) in stage_pairs:
                 of_stages.append(self._change(format_, stage, other_stage, first, second))
-            if stage == other_stage and (format_, other_format) in FORMAT_PAIRS and not self._is_base(first):
+            if stage == other_stage and (format_, other_format) in format_pairs and not self._is_base(first):
                 of_formats.append(self._change(stage, format_, other_format, first, second))
         return of_stages + of_formats
 
