@@ -19,7 +19,8 @@ the GPU's FLOPs.
 Persona vectors. One forward pass over the replies that they are made from, and the steered replies from which the strength
 is chosen, decoded as in a rollout.
 
-Memory of a rollout: weights, adapters, the KV cache of a batch at its longest, workspace. Memory of training: weights; 16
+Memory of a rollout: weights, adapters, the KV cache of a batch at its longest, the activations of its prompts where an
+engine reads them in one pass, workspace. Memory of training: weights; 16
 bytes per LoRA parameter (weight, gradient, fp32 copy, two Adam moments); per token of a micro batch 2 x width bytes per
 layer (checkpoints) and 34 x width bytes for the current layer (Korthikanti et al. 2022, without attention scores), or for
 all layers without gradient checkpointing; and 8 bytes per logit.
@@ -85,26 +86,53 @@ class Rates:
         decode: fraction of the decode ceiling.
         adapters: further factor with several adapters in a batch.
         prefill: fraction of the GPU's FLOPs while prompts are encoded.
+        prefill_adapters: further factor with an adapter.
         layer_s: lower bound of a decode step, in seconds per layer.
         prefix_cache: whether prompts are cached between turns.
+        activations: memory of a batch's prompts while they are encoded, in bytes per token and unit of width.
+        activations_adapters: the same with adapters.
     """
 
     decode: float
     adapters: float
     prefill: float
+    prefill_adapters: float
     layer_s: float
     prefix_cache: bool
+    activations: float
+    activations_adapters: float
 
 
 RATES = {
     # Published: Llama-2-7B, A100, 2,694 tokens/s, 1,788 with LoRA. The ceiling of the batch that fits there at a mean
     # context of 800 is 3,950: 0.68 and 0.66 of it. Prefill is assumed.
-    "vllm": Rates(decode=0.68, adapters=0.66, prefill=0.5, layer_s=0.0, prefix_cache=True),
-    # Assumed throughout: kernels launched one by one from Python bound a step; a batch waits for its longest row.
-    "transformers": Rates(decode=0.4, adapters=0.66, prefill=0.4, layer_s=0.8e-3, prefix_cache=False),
+    "vllm": Rates(
+        decode=0.68,
+        adapters=0.66,
+        prefill=0.5,
+        prefill_adapters=1.0,
+        layer_s=0.0,
+        prefix_cache=True,
+        activations=0.0,
+        activations_adapters=0.0,
+    ),
+    # Measured: Llama-3.1-8B's shapes in bfloat16 on an H100, benchmarks/results/gpu.jsonl. A decode step reaches 0.06 to 0.09
+    # of the ceiling and takes at least 54 ms; a batch that waits for its longest reply, 0.05. Episodes with one adapter of
+    # ten, 32 at a time: 94.6 tokens/s while decoding and 11,800 while reading prompts; prompts alone 25,000 (one run each).
+    "transformers": Rates(
+        decode=0.05,
+        adapters=0.43,
+        prefill=0.41,
+        prefill_adapters=0.46,
+        layer_s=1.7e-3,
+        prefix_cache=False,
+        activations=40.0,
+        activations_adapters=68.0,
+    ),
 }
-TRAINING_SHARE = 0.3
-"""Share of the GPU's FLOPs in training; assumed, for short rows in small micro batches."""
+TRAINING_SHARE = 0.33
+"""Share of the GPU's FLOPs in training. Measured on an H100 with LoRA of rank 64 and gradient checkpointing: 0.36 for DPO on 2
+pairs of 2 x 1,024 tokens a step, 0.32 for SFT on a row of 3,072. Assumed for training all parameters."""
 
 USABLE = 0.9
 """Share of the memory that an engine may fill (vLLM's default)."""
@@ -246,10 +274,21 @@ def decode_ceiling(
     return batch / max(moved / gpu.bandwidth, 2 * model.size.parameters * batch / gpu.flops)
 
 
-def batch_that_fits(model: ModelSettings, gpu: Gpu, context: float, adapter_bytes: float = 0.0) -> int:
-    """Rows of ``context`` tokens whose KV cache fits beside the weights; 0 where the weights alone do not."""
+def token_bytes(model: ModelSettings, rates: Rates | None = None, adapted: bool = False) -> float:
+    """Memory of a token of a batch: its keys and values, and its activations while prompts are encoded."""
+    if rates is None:
+        return kv_bytes(model)
+    activations = rates.activations_adapters if adapted else rates.activations
+    return kv_bytes(model) + activations * width(model)
+
+
+def batch_that_fits(
+    model: ModelSettings, gpu: Gpu, context: float, adapter_bytes: float = 0.0, rates: Rates | None = None
+) -> int:
+    """Rows of ``context`` tokens that fit beside the weights; 0 where the weights alone do not. Without the ``rates`` of an
+    engine, only their KV cache counts."""
     left = USABLE * gpu.memory - weight_bytes(model) - adapter_bytes
-    return max(0, int(left / (context * kv_bytes(model))))
+    return max(0, int(left / (context * token_bytes(model, rates, adapter_bytes > 0))))
 
 
 # ---------------------------------------------------------------- jobs
@@ -315,12 +354,14 @@ def _rollouts(
         return job
     adapters = _adapter_bytes(rollouts, model)
     longest = max(size.length for _, size in sizes)
-    batch = max(1, min(engine.batch_size, job.rows or 1, batch_that_fits(model, gpu, longest, adapters)))
+    fitting = batch_that_fits(model, gpu, longest, adapters, rates)
+    batch = max(1, min(engine.batch_size, job.rows or 1, fitting))
     seconds = sum(
         _seconds(rollout, size, batch, model, gpu, rates, adapters)
         for rollout, (_, size) in zip(rollouts, sizes, strict=True)
     )
-    memory = weight_bytes(model) + adapters + batch * longest * kv_bytes(model) + WORKSPACE
+    rows = batch * longest * token_bytes(model, rates, adapters > 0)
+    memory = weight_bytes(model) + adapters + rows + WORKSPACE
     return _on(gpu, job, memory, seconds, _note(engine, rates))
 
 
@@ -344,7 +385,8 @@ def _seconds(
     rate = ceiling * rates.decode * (rates.adapters if adapted else 1.0)
     if rates.layer_s:
         rate = min(rate, batch / (rates.layer_s * model.size.layers))
-    prefill = size.encoded(rates.prefix_cache) * 2 * model.size.parameters / (gpu.flops * rates.prefill)
+    flops = gpu.flops * rates.prefill * (rates.prefill_adapters if adapted else 1.0)
+    prefill = size.encoded(rates.prefix_cache) * 2 * model.size.parameters / flops
     return rollout.planned_rows * (size.generated / rate + prefill)
 
 
