@@ -129,8 +129,8 @@ def _token_rows(
             counts["template_unstable"] += 1
             continue
         counts["turn_by_turn"] += len(sequences) > 1
-        assert isinstance(run.settings, SFTSettings)
-        if run.settings.too_long == "cut":
+        # A method of a user that trains by this function may have settings of its own.
+        if isinstance(run.settings, SFTSettings) and run.settings.too_long == "cut":
             sequences = [_cut(ids, spans, longest(run), tokenizer.eos_token_id) for ids, spans in sequences]
         kept += _fitting(sequences, row["family"], longest(run), counts)
     train_rows, held_out = split_families(kept, run.settings.validation)
