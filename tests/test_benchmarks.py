@@ -41,13 +41,17 @@ def test_the_gpu_benchmark_runs_every_case_on_a_cpu_and_says_that_gpu_figures_ar
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
     assert {r["case"]: r.get("note") for r in results if r["status"] != "ok"} == {}
-    assert {"ceilings", "episodes one at a time", "episodes one adapter", "DPO step", "SFT step"} <= {
-        r["case"] for r in results
-    }
+    assert {
+        "ceilings",
+        "episodes one at a time",
+        "episodes one adapter, 4 at a time",
+        "DPO step",
+        "SFT step",
+    } <= {r["case"] for r in results}
     assert all(r["commit"] and r["card"].startswith("CPU") for r in results)
     assert all(r["repetitions"] >= 5 for r in results if "ms" in r)
     assert "GPU figures are missing" in done.stdout
-    assert "6,000 episodes, one adapter:" in done.stdout
+    assert "6,000 episodes, one adapter, 4 at a time:" in done.stdout
     # Every figure of the screen is also in a file.
     assert (tmp_path / "gpu.txt").read_text().strip().endswith(done.stdout.strip()[-500:])
 
