@@ -140,6 +140,7 @@ def _evaluate_other_rows(predictions: str, settings: Settings, experiment: Exper
     """Evaluates prediction rows that this experiment did not make, in a folder of their own."""
     from offscript.evaluation.evaluate import EvaluateOptions, evaluate_files, options_from, result_files
     from offscript.evaluation.predictions import prediction_files
+    from offscript.evaluation.report.provenance import Provenance, Source
 
     options: EvaluateOptions = {**options_from(settings.evaluation), "planned": settings.planned}
     # The name of a file can be the format of its rows. Files of several folders may have the same name.
@@ -148,7 +149,11 @@ def _evaluate_other_rows(predictions: str, settings: Settings, experiment: Exper
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(predictions).stem).strip("-.")[:40] or "rows"
     folder = experiment.folder / "evaluations" / f"{name}-{key[:8]}"
     remove_manifests(folder)
-    evaluate_files([predictions], folder, **options)
+    sources = tuple(
+        Source("file", path.name, str(path), digest)
+        for path, (_, digest) in zip(prediction_files(predictions), content, strict=True)
+    )
+    evaluate_files([predictions], folder, provenance=Provenance({"key": key}, {}, sources), **options)
     files = digests(folder, result_files(folder))
     write_manifest(folder, {"key": key, "predictions": content, "options": options, "files": files})
 

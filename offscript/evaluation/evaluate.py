@@ -8,8 +8,12 @@ from typing import TypedDict, Unpack
 from offscript.console import show
 from offscript.evaluation.metrics.results import Scores
 from offscript.evaluation.metrics.scores import evaluate
-from offscript.evaluation.predictions import check_rows, check_together, load_predictions
+from offscript.evaluation.predictions import check_rows, check_together, load_predictions, load_rows
 from offscript.evaluation.report import figures, page, summary, tables
+from offscript.evaluation.report.page import Texts
+from offscript.evaluation.report.provenance import Provenance
+from offscript.evaluation.report.texts import Read
+from offscript.evaluation.report.transcripts import transcript_of
 from offscript.evaluation.report.wandb_results import wandb_results
 from offscript.settings import EvaluationSettings
 from offscript.storage.files import Json, ensure_folder, write_json, write_text
@@ -18,7 +22,7 @@ from offscript.tracking.tracker import Tracker
 
 __all__ = ["Scores", "evaluate", "evaluate_files", "evaluate_rows", "load_predictions", "write"]
 
-RESULTS = ("report.html", "summary.json", "cells.csv", "overview.txt", "tables.txt")
+RESULTS = (page.PAGE, "summary.json", "cells.csv", "overview.txt", "tables.txt")
 """Names of the files of an evaluation, without its figures."""
 
 MAX_NAMED = 3
@@ -57,6 +61,7 @@ def evaluate_files(
     *,
     title: str = "",
     quiet: bool = False,
+    provenance: Provenance | None = None,
     **options: Unpack[EvaluateOptions],
 ) -> dict[str, Json]:
     """Evaluates prediction rows of files, folders or globs, prints the main table, and writes all results into ``out``.
@@ -64,6 +69,7 @@ def evaluate_files(
     Args:
         title: of the HTML page.
         quiet: print nothing.
+        provenance: what the page says that was run.
         options: those of ``metrics.scores.evaluate``.
 
     Returns:
@@ -72,8 +78,12 @@ def evaluate_files(
     Raises:
         UserError: a path or a row is invalid, or an option does not fit the rows.
     """
-    scores = evaluate(load_predictions(paths), **options)
-    return _report(scores, out, title, quiet)
+    predictions, transcripts = [], []
+    for prediction, row in load_rows(paths):
+        predictions.append(prediction)
+        transcripts.append(transcript_of(row))
+    texts = Texts(predictions, transcripts.__getitem__)
+    return _report(evaluate(predictions, **options), out, title, quiet, texts, provenance)
 
 
 def evaluate_rows(
@@ -85,6 +95,8 @@ def evaluate_rows(
     quiet: bool = False,
     source: str = "predictions",
     tracker: Tracker | None = None,
+    read: Read | None = None,
+    provenance: Provenance | None = None,
     **options: Unpack[EvaluateOptions],
 ) -> dict[str, Json]:
     """As ``evaluate_files``, for rows in memory; writes no files if ``out`` is None.
@@ -93,37 +105,64 @@ def evaluate_rows(
         missing: names of the grid's prediction files that do not exist yet; a note lists them.
         source: name of the rows in error messages.
         tracker: run that the results are logged to; needs ``out``.
+        read: reads the transcript of the row with a number; by default from the row itself.
+        provenance: what the page says that was run.
     """
-    scores = evaluate(check_together(check_rows(rows, source)), **options)
+    predictions = check_together(check_rows(rows, source))
+    texts = Texts(predictions, read or (lambda i: transcript_of(rows[i])))
+    scores = evaluate(predictions, **options)
     if missing:
         shown = ", ".join(missing[:MAX_NAMED]) + (", ..." if len(missing) > MAX_NAMED else "")
         note = f"incomplete: {len(missing)} of the grid's cells have no predictions yet: {shown}"
         scores = replace(scores, notes=(note, *scores.notes))
-    found = _report(scores, out, title, quiet)
+    found = _report(scores, out, title, quiet, texts, provenance)
     if tracker is not None and out is not None:
         log_results(tracker, wandb_results(scores), out / "figures" / "personas.png")
     return found
 
 
-def _report(scores: Scores, out: Path | None, title: str, quiet: bool) -> dict[str, Json]:
+def _report(
+    scores: Scores,
+    out: Path | None,
+    title: str,
+    quiet: bool,
+    texts: Texts,
+    provenance: Provenance | None,
+) -> dict[str, Json]:
     if not quiet:
         show(tables.overview(scores), end="")
     if out is not None:
-        written = write(scores, out, title)
+        written = write(scores, out, title, texts, provenance)
         if not quiet:
-            show(f"\nwritten to {out}: {', '.join(str(path.relative_to(out)) for path in written)}")
+            show(f"\nwritten to {out}: {', '.join(_shown(written, out))}")
     return summary.summary(scores)
+
+
+def _shown(written: Sequence[Path], out: Path) -> list[str]:
+    """Names of the files in ``out``; of those of transcripts, their folder and number."""
+    names = [str(path.relative_to(out)) for path in written if path.parent.name != page.TEXTS]
+    beside = len(written) - len(names)
+    return [*names, f"{page.TEXTS}/ ({beside} files)"] if beside else names
 
 
 def result_files(folder: Path) -> list[Path]:
     """The files that ``write`` has written into ``folder``."""
-    return [folder / name for name in RESULTS] + sorted((folder / "figures").iterdir())
+    beside = folder / page.TEXTS
+    transcripts = sorted(beside.iterdir()) if beside.is_dir() else []
+    return [folder / name for name in RESULTS] + sorted((folder / "figures").iterdir()) + transcripts
 
 
-def write(scores: Scores, folder: Path, title: str = "") -> list[Path]:
-    """Writes summary.json, cells.csv, overview.txt, tables.txt, report.html and figures/ into ``folder``; returns their paths.
+def write(
+    scores: Scores,
+    folder: Path,
+    title: str = "",
+    texts: Texts | None = None,
+    provenance: Provenance | None = None,
+) -> list[Path]:
+    """Writes summary.json, cells.csv, overview.txt, tables.txt, report.html and figures/ into ``folder``, and for a large
+    evaluation report_texts/; returns their paths.
 
-    Equal scores give equal bytes, except that figures may differ between versions of matplotlib.
+    Equal scores, texts and provenance give equal bytes, except that figures may differ between versions of matplotlib.
 
     Raises:
         UserError: a file exists where a folder is needed.
@@ -132,18 +171,19 @@ def write(scores: Scores, folder: Path, title: str = "") -> list[Path]:
     sessions = figures.drift(scores, place)
     images = figures.headline(scores, place) + figures.heatmap(scores, place) + sessions
     write_json(folder / "summary.json", summary.summary(scores))
-    texts = {
+    plain = {
         "cells.csv": summary.cells_csv(scores),
         "overview.txt": tables.overview(scores),
         "tables.txt": tables.text(scores),
-        "report.html": page.page(
-            scores,
-            title or "offscript",
-            "figures/headline.svg",
-            "figures/personas.svg",
-            "figures/drift.svg" if sessions else None,
-        ),
     }
-    for name, text in texts.items():
+    for name, text in plain.items():
         write_text(folder / name, text)
-    return [folder / name for name in RESULTS] + images
+    _, *beside = page.write_page(
+        scores,
+        folder,
+        page.Figures(place / "headline.svg", place / "drift.svg" if sessions else None),
+        title or "offscript",
+        texts,
+        provenance or Provenance(),
+    )
+    return [folder / name for name in RESULTS] + images + beside

@@ -63,14 +63,20 @@ def load_predictions(paths: str | Path | Sequence[str | Path]) -> list[Predictio
     Raises:
         UserError: a path names no file, a file is empty, incomplete or not JSON, or a row is not a valid prediction.
     """
+    return [prediction for prediction, _ in load_rows(paths)]
+
+
+def load_rows(paths: str | Path | Sequence[str | Path]) -> list[tuple[Prediction, Row]]:
+    """As ``load_predictions``, with the row of each prediction."""
     given = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    predictions: list[Prediction] = []
+    found: list[tuple[Prediction, Row]] = []
     for path in dict.fromkeys(file for item in given for file in prediction_files(item)):
         rows = read_rows(path, complete_with=f"{command_line('classify')}, or export the file again")
         if not rows:
             raise UserError(str(path), "is empty", "prediction rows are needed, one JSON object a line")
-        predictions += check_rows(rows, str(path), path.stem)
-    return check_together(predictions)
+        found += zip(check_rows(rows, str(path), path.stem), rows, strict=True)
+    check_together([prediction for prediction, _ in found])
+    return found
 
 
 def prediction_files(path: str | Path) -> list[Path]:

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from offscript.errors import MissingInput, UserError
 from offscript.evaluation.metrics.scores import evaluate
 from offscript.evaluation.order import formats_in_order, personas_in_order, stages_in_order
-from offscript.evaluation.predictions import check_rows, check_together, load_predictions
-from offscript.evaluation.report import page, summary, tables
+from offscript.evaluation.predictions import check_rows, check_together, load_predictions, load_rows
+from offscript.evaluation.report import summary, tables
+from offscript.evaluation.report.page import Figures, Texts, write_page
+from offscript.evaluation.report.provenance import Provenance
+from offscript.evaluation.report.transcripts import transcript_of
 from tests.rows import missing_row, probs, row
 
 PUBLISHED = {
@@ -358,13 +361,19 @@ def test_any_file_is_evaluated_or_refused(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "chat.jsonl"
     path.write_bytes(content)
     try:
-        scores = evaluate(load_predictions(path), resamples=5)
+        found = load_rows(path)
+        predictions = [prediction for prediction, _ in found]
+        scores = evaluate(predictions, resamples=5)
     except UserError as error:
         str(error).encode()
     else:
         json.dumps(summary.summary(scores), allow_nan=False)
-        for text in (tables.text(scores), summary.cells_csv(scores), page.page(scores, "", "", "")):
+        for text in (tables.text(scores), summary.cells_csv(scores)):
             text.encode()
+        figure = path.with_name("figure.svg")
+        figure.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+        texts = Texts(predictions, lambda i: transcript_of(found[i][1]))
+        write_page(scores, path.parent, Figures(figure), "", texts, Provenance())
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):

@@ -102,7 +102,7 @@ def legend(scores: Scores) -> list[str]:
     ]
 
 
-def _stage(scores: Scores, stage: str, training_seed: int | None, seeds: int) -> str:
+def stage_name(scores: Scores, stage: str, training_seed: int | None, seeds: int) -> str:
     """The name of a stage, and if it has several training seeds its seed, ``full/1``, or ``full/mean``."""
     if seeds > 1:
         return f"{stage}/mean"
@@ -173,7 +173,7 @@ def _groups(scores: Scores, model: str) -> Table:
     header = ("stage", "format", *(column.header for _, column in columns))
     rows = tuple(
         (
-            _stage(scores, g.stage, g.training_seed, g.seeds),
+            stage_name(scores, g.stage, g.training_seed, g.seeds),
             g.format,
             *(metric.cell(g, column) for metric, column in columns),
         )
@@ -187,7 +187,7 @@ def _missing(scores: Scores, model: str) -> Table:
     interval = f"{scores.options.confidence:.0%}"
     rows = tuple(
         (
-            _stage(scores, g.stage, g.training_seed, g.seeds),
+            stage_name(scores, g.stage, g.training_seed, g.seeds),
             g.format,
             str(g.planned - g.emitted),
             _estimate(g.macro_f1.emitted, g.interval),
@@ -217,7 +217,7 @@ def _ended(scores: Scores, model: str) -> Table:
     reasons = sorted({reason for g in groups for reason in g.ended})
     rows = tuple(
         (
-            _stage(scores, g.stage, g.training_seed, g.seeds),
+            stage_name(scores, g.stage, g.training_seed, g.seeds),
             g.format,
             *(str(g.ended.get(r, 0)) for r in reasons),
         )
@@ -236,7 +236,7 @@ def _retention(scores: Scores, model: str) -> Table:
     interval = f"{scores.options.confidence:.0%}"
     rows = tuple(
         (
-            _stage(scores, r.stage, r.training_seed, r.seeds),
+            stage_name(scores, r.stage, r.training_seed, r.seeds),
             r.format,
             number(r.chat),
             number(r.score),
@@ -266,7 +266,7 @@ def _changes(scores: Scores, model: str) -> Table:
     rows = tuple(
         (
             f"{c.first} - {c.second}",
-            f"in {_stage(scores, c.within, c.training_seed, c.seeds)}",
+            f"in {stage_name(scores, c.within, c.training_seed, c.seeds)}",
             *_with_interval(c.difference),
         )
         for c in scores.changes
@@ -279,7 +279,9 @@ def _changes(scores: Scores, model: str) -> Table:
 
 
 def _personas(scores: Scores, model: str) -> Table:
-    groups = {(_stage(scores, g.stage, g.training_seed, g.seeds), g.format): g for g in _of(scores, model)}
+    groups = {
+        (stage_name(scores, g.stage, g.training_seed, g.seeds), g.format): g for g in _of(scores, model)
+    }
     stages, formats = (tuple(dict.fromkeys(place[i] for place in groups)) for i in (0, 1))
 
     def cell(column: int, stage: str, fmt: str) -> str:

@@ -8,6 +8,7 @@ from offscript.evaluation.email_cleaning import CLEANINGS
 from offscript.evaluation.evaluate import evaluate_rows, options_from, result_files
 from offscript.experiment.artifacts import Artifact, Classifier, Evaluation, Predictions
 from offscript.experiment.folder import Experiment, now, tracked, write_artifact_manifest
+from offscript.experiment.report import Transcripts, provenance
 from offscript.json_types import Json
 from offscript.storage import hub, references
 from offscript.storage.files import write_text
@@ -138,7 +139,8 @@ def evaluate(artifacts: Sequence[Artifact], experiment: Experiment, limit: int |
     (evaluation,) = (a for a in artifacts if isinstance(a, Evaluation))
     started = now()
     finished = [part for part in evaluation.inputs if experiment.is_finished(part)]
-    rows = [row for part in finished if isinstance(part, Predictions) for row in experiment.predictions(part)]
+    parts = [(part, experiment.predictions(part)) for part in finished if isinstance(part, Predictions)]
+    rows = [row for _, made in parts for row in made]
     missing = [str(part) for part in evaluation.inputs if part not in finished]
     folder = experiment.path(evaluation)
     # What a kill leaves half replaced must not pass for what was there.
@@ -150,6 +152,8 @@ def evaluate(artifacts: Sequence[Artifact], experiment: Experiment, limit: int |
             title=evaluation.name,
             missing=missing,
             tracker=tracker,
+            read=Transcripts(experiment, parts),
+            provenance=provenance(evaluation, experiment),
             labels=list(experiment.planner.personas),
             **options_from(evaluation.settings),
         )

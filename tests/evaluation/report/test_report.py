@@ -10,7 +10,7 @@ import pytest
 from offscript.evaluation.metrics import display
 from offscript.evaluation.metrics.scores import evaluate
 from offscript.evaluation.predictions import check_rows, check_together
-from offscript.evaluation.report import figures, page, summary, tables
+from offscript.evaluation.report import figures, summary, tables
 from tests.rows import PERSONAS, grid, missing_row, row
 
 
@@ -173,23 +173,6 @@ def test_summary_holds_json_values_only(scores):
 
 def test_rounding_has_no_negative_zero():
     assert str(summary.rounded(-1e-9)) == "0.0"
-
-
-def test_the_page_escapes_names():
-    evil = '<script>alert("x")</script>'
-    text = page.page(
-        scored([row(scenario=f"s{i}", model=evil) for i in range(3)]), evil, 'a"b.svg', 'c"d.svg'
-    )
-    assert "<script" not in text
-    assert "&lt;script&gt;" in text
-    assert 'src="a&quot;b.svg"' in text
-
-
-def test_the_page_has_every_table_and_note(scores):
-    text = page.page(scores, "demo", "figures/headline.svg", "figures/personas.svg")
-    assert text.count("<table>") == len(tables.tables(scores)) == 7
-    assert text.count("<li>") == len(scores.notes)
-    assert "http" not in text
 
 
 def test_figures_are_reproducible(scores, tmp_path):
