@@ -153,12 +153,12 @@ def test_scores_of_sessions_are_drawn_by_their_turns_and_an_older_figure_goes(tm
     evaluate_rows(sessions(), tmp_path, quiet=True, resamples=100)
     first = written(tmp_path)
     assert first["figures/drift.png"].startswith(b"\x89PNG") and b"<svg" in first["figures/drift.svg"]
-    assert b'src="figures/drift.svg"' in first["report.html"]
+    assert b'id="sessions"' in first["report.html"]
     evaluate_rows(sessions(), tmp_path, quiet=True, resamples=100)
     assert written(tmp_path) == first
     evaluate_rows(grid(scenarios=3), tmp_path, quiet=True, resamples=100)
     after = written(tmp_path)
-    assert not any("drift" in name for name in after) and b"drift.svg" not in after["report.html"]
+    assert not any("drift" in name for name in after) and b'id="sessions"' not in after["report.html"]
 
 
 def test_missing_predictions_get_a_note():
