@@ -4,7 +4,7 @@ PY := .venv/bin/python
 RUN := .venv/.runtime
 DEV := .venv/.dev
 
-.PHONY: demo test test-slow slurm lint clean-venv
+.PHONY: demo test test-slow slurm browser lint clean-venv
 
 demo: $(RUN)
 	$(PY) launch/submit.py experiment=demo
@@ -21,6 +21,11 @@ test-slow: $(DEV)
 # A SLURM of our own on this machine, for tests/slurm: Debian packages, root. Without it those tests skip.
 slurm:
 	$(PYTHON) tests/slurm/cluster.py install
+
+# Chromium for tests/evaluation/report/test_browser.py: Debian packages, root. Without it those tests skip.
+browser:
+	apt-get -qq update
+	DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium chromium-driver
 
 lint: $(DEV)
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy offscript tools

@@ -235,7 +235,12 @@ def heat(value: float | None) -> Markup:
     if value is None:
         return Markup("")
     red, green, blue, _ = matplotlib.colormaps["cividis"](min(max(value, 0.0), 1.0), bytes=True)
-    ink = "#000" if value > 0.55 else "#fff"
+    # Black has the greater contrast from this relative luminance on (WCAG 2).
+    linear = [
+        (c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4) for c in (red, green, blue)
+    ]
+    luminance = sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    ink = "#000" if luminance > 0.179 else "#fff"
     return Markup(f"background:#{red:02x}{green:02x}{blue:02x};color:{ink}")
 
 

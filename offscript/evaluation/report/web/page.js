@@ -72,6 +72,9 @@ const PAGE = 100;
 const CHOICES = ["model", "stage", "persona", "format", "scenario", "predicted", "ended", "seed"];
 const NONE = { persona: "none (base text)", predicted: "no text", ended: "unknown", seed: "none" };
 
+const HEADS = ["model", "stage", "persona", "format", "predicted", "p", "ended", "scenario", "text"];
+const ASIDE = ["model", "ended", "scenario", "p"];
+
 class Browser {
   constructor(index) {
     this.index = index;
@@ -87,7 +90,9 @@ class Browser {
     this.words = document.getElementById("words");
     this.panes = document.getElementById("panes");
     this.reader = document.getElementById("reader");
-    this.search = index.beginnings.map((text, i) => `${this.name("scenario", i)} ${text}`.toLowerCase());
+    const inside = wholeTexts();
+    this.search = index.beginnings.map((text, i) => `${this.name("scenario", i)} ${inside?.[i] ?? text}`.toLowerCase());
+    if (!inside) this.words.placeholder = "in the scenario or at the beginning of the text";
     this.setUp();
     this.filter();
     document.getElementById("browser").hidden = false;
@@ -101,6 +106,7 @@ class Browser {
 
   setUp() {
     const place = document.getElementById("choices");
+    document.getElementById("heads").append(...HEADS.map((head) => make("th", { scope: "col", class: this.kind(head) }, head)));
     for (const column of CHOICES) {
       const { names, rows } = this.columns[column];
       const counts = new Map();
@@ -118,12 +124,13 @@ class Browser {
     const right = make(
       "select",
       { id: "choice-right" },
-      ...[["", "all"], ["1", "predicted = persona"], ["0", "predicted other"]].map(([value, text]) => make("option", { value }, text)),
+      ...[["", "all"], ["1", "right"], ["0", "wrong"]].map(([value, text]) => make("option", { value }, text)),
     );
     this.selects.set("right", right);
-    place.append(make("label", {}, "right", right));
+    place.append(make("label", {}, "prediction", right));
     this.form.addEventListener("submit", (event) => event.preventDefault());
-    this.form.addEventListener("input", () => this.filter());
+    this.words.addEventListener("input", () => this.filter());
+    for (const select of this.selects.values()) select.addEventListener("change", () => this.filter());
     this.form.addEventListener("reset", () => setTimeout(() => this.filter()));
     document.getElementById("before").addEventListener("click", () => this.turn(-1));
     document.getElementById("after").addEventListener("click", () => this.turn(1));
@@ -175,23 +182,22 @@ class Browser {
   }
 
   row(i) {
-    const cell = (...content) => make("td", {}, ...content);
-    const name = (column) => cell(this.name(column, i) ?? "");
     const predicted = this.name("predicted", i);
     const wrong = this.isRight(i) === false;
-    return make(
-      "tr",
-      { "data-row": i, tabindex: 0, click: () => this.show(i) },
-      name("model"),
-      name("stage"),
-      name("persona"),
-      name("format"),
-      make("td", { class: wrong ? "wrong" : null }, predicted === null ? "" : `${wrong ? "\u2260 " : ""}${predicted}`),
-      cell(predicted === null ? "" : (this.index.probability[i] / 1000).toFixed(2)),
-      name("ended"),
-      name("scenario"),
-      cell(predicted === null && !this.index.beginnings[i] ? "no text" : this.index.beginnings[i]),
-    );
+    const values = {
+      predicted: predicted === null ? "" : `${wrong ? "\u2260 " : ""}${predicted}`,
+      p: predicted === null ? "" : (this.index.probability[i] / 1000).toFixed(2),
+      text: predicted === null && !this.index.beginnings[i] ? "no text" : this.index.beginnings[i],
+    };
+    const cells = HEADS.map((head) => make("td", { class: this.kind(head, wrong) }, values[head] ?? this.name(head, i) ?? ""));
+    return make("tr", { "data-row": i, tabindex: 0, click: () => this.show(i) }, ...cells);
+  }
+
+  /** Classes of a column of the list: those with one value are not shown, and some not where there is little room. */
+  kind(head, wrong = false) {
+    const single = this.columns[head] && head !== "predicted" && new Set(this.columns[head].names).size < 2;
+    const classes = [single ? "single" : "", ASIDE.includes(head) ? "aside" : "", head === "predicted" && wrong ? "wrong" : ""];
+    return classes.filter(Boolean).join(" ") || null;
   }
 
   /** Marks the row of the open transcript. */
@@ -397,14 +403,17 @@ function viewTurn(turn) {
   return make("div", { class: `turn ${known}` }, ...parts);
 }
 
+/** The scored texts of all episodes; null if they are not in the page. */
+function wholeTexts() {
+  const inside = [...document.querySelectorAll("script.chunk")];
+  if (!inside.length) return null;
+  inside.forEach((element, number) => offscript.chunks.set(number, JSON.parse(element.textContent)));
+  return inside.flatMap((_, number) => offscript.chunks.get(number).episodes.map((episode) => episode.text));
+}
+
 /** Chunk `number` of the transcripts, from the page or from its script file. */
 function loadChunk(number) {
   if (offscript.chunks.has(number)) return Promise.resolve(offscript.chunks.get(number));
-  const inside = document.querySelectorAll("script.chunk")[number];
-  if (inside) {
-    offscript.chunks.set(number, JSON.parse(inside.textContent));
-    return Promise.resolve(offscript.chunks.get(number));
-  }
   if (!offscript.waiting.has(number)) {
     const { folder } = JSON.parse(document.getElementById("index").textContent);
     const path = `${folder}/${String(number).padStart(4, "0")}.js`;
