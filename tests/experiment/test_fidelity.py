@@ -109,7 +109,10 @@ def test_weights_of_others_do_not_depend_on_the_settings_of_training():
 
 
 def test_the_table_of_the_docs_names_every_difference():
-    rows = re.findall(r"^\| (F\d+) \|", (HOME / "docs/recipe.md").read_text(), re.MULTILINE)
+    page = (HOME / "docs/recipe.md").read_text()
+    rows = re.findall(r"^\| (F\d+) \|", page, re.MULTILINE)
+    tests = re.findall(r"^\| F\d+ \|.*`(tests/\S+)` \|$", page, re.MULTILINE)
+    assert len(tests) == 18 and all((HOME / test).is_file() for test in tests)
     assert rows == [f"F{n}" for n in range(1, 20)]
     assert {d.number for d in DIFFERENCES} <= set(rows)
 
