@@ -11,7 +11,7 @@ import pytest
 
 from offscript.storage.files import HOME
 
-SCRIPTS = ("coverage.py", "evaluation.py", "gpu.py", "launch.py", "rollouts.py")
+SCRIPTS = ("coverage.py", "evaluation.py", "gpu.py", "launch.py", "report.py", "rollouts.py")
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,6 @@
 """Screenshots of a report, for looking at it and for the documentation.
 
-    python tools/screenshots.py runs/smoke/evaluation/report.html /tmp/screenshots
+    python -m tools.screenshots runs/smoke/evaluation/report.html /tmp/screenshots
 
 writes desktop.png, phone.png, dark.png, cell.png, transcript.png, stages.png and phone-transcript.png.
 """

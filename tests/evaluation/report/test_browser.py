@@ -94,15 +94,15 @@ def test_texts_are_filtered_by_their_columns_and_words(browser, small):
         next(o for o in options if o.text.startswith(f"{value} (")).click()
     wait_for(
         browser,
-        f"document.getElementById('found').textContent === '1 to {len(expected)} of {len(expected)} texts'",
+        f"document.getElementById('found').textContent === '1 to {len(expected)} of {len(expected)} episodes'",
         5,
     )
     words = browser.find_element("id", "words")
     words.send_keys(f"text of {expected[2]['scenario']}")
-    assert browser.find_element("id", "found").text == "1 to 1 of 1 texts"
+    assert browser.find_element("id", "found").text == "1 to 1 of 1 episodes"
     assert expected[2]["text"] in transcript(browser, 0)
     words.send_keys(" nowhere")
-    assert browser.find_element("id", "found").text == "No text has all of these."
+    assert browser.find_element("id", "found").text == "No episode has all of these."
     assert errors(browser) == []
 
 
@@ -142,7 +142,7 @@ def test_the_texts_of_a_cell_are_found_from_the_grid(browser, small):
     browser.find_elements("css selector", ".grid a")[-1].click()
     browser.execute_script("document.querySelector('.cell.open .show-texts').click()")
     count = sum((r["stage"], r["format"]) == ("full", "agentic_email") for r in grid(scenarios=6))
-    wait_for(browser, f"document.getElementById('found').textContent.endsWith('of {count} texts')")
+    wait_for(browser, f"document.getElementById('found').textContent.endsWith('of {count} episodes')")
 
 
 def test_transcripts_beside_the_page_are_loaded_and_their_absence_is_said(browser, tmp_path, monkeypatch):

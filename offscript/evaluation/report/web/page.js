@@ -173,8 +173,8 @@ class Browser {
     const shown = this.found.slice(first, first + PAGE);
     const total = this.found.length.toLocaleString("en");
     document.getElementById("found").textContent = shown.length
-      ? `${(first + 1).toLocaleString("en")} to ${(first + shown.length).toLocaleString("en")} of ${total} texts`
-      : "No text has all of these.";
+      ? `${(first + 1).toLocaleString("en")} to ${(first + shown.length).toLocaleString("en")} of ${total} episodes`
+      : "No episode has all of these.";
     document.getElementById("before").disabled = first === 0;
     document.getElementById("after").disabled = first + PAGE >= this.found.length;
     document.getElementById("rows").replaceChildren(...shown.map((i) => this.row(i)));
@@ -280,7 +280,7 @@ class Browser {
       make(
         "button",
         { type: "button", id: "compare", "aria-pressed": String(this.comparing), disabled: others < 2 && !this.comparing, click: () => this.compare() },
-        this.comparing ? "One stage" : `Compare ${others} stages`,
+        this.comparing ? "One stage" : others < 2 ? "Compare stages" : `Compare ${others} stages`,
       ),
     );
   }
