@@ -17,8 +17,20 @@ GRID = (
     "grid.model=[llama,gemma]",
     "grid.persona=[humor]",
     "grid.stage=[prompted,distillation,full]",
-    "grid.format=[chat,break_character]",
+    "grid.format=[chat,break_character,chat_email,agentic_email]",
 )
+STAGES, FORMATS = (
+    ("prompted", "distillation", "full"),
+    ("chat", "break_character", "chat_email", "agentic_email"),
+)
+SCORED = {f"rollout {{}} {s} {f} eval" for s in STAGES for f in FORMATS} | {"rollout {} full chat classifier"}
+OWN_ROWS = {
+    "rollout {} base student train",
+    *(
+        f"rollout {{}} introspection {f} train"
+        for f in ("self_reflection", "self_interaction", "guided_interaction")
+    ),
+}
 GEMMA = "[q_proj,k_proj,v_proj,o_proj,down_proj]"
 TEACHER = "rollout {} prompted teacher train"
 STUDENT = "rollout {} base student train"
@@ -27,6 +39,9 @@ DPO, SFT = "adapter {} distillation", "adapter {} full"
 # Setting -> the artifacts that it changes themselves; what is made from them changes through their keys. Where ours is as
 # published already, another value is taken.
 CHANGES = {
+    # F1. The key of an adapter contains the sampling of scored rows, though its training rows have their own.
+    "model.sampling.repetition_penalty=1.1": {*SCORED, DPO, SFT},
+    # F2, and so on.
     "recipe.introspection.system=Hello": {SFT},
     "recipe.introspection.unfinished=keep": {SFT},
     "recipe.merge_own_in={classifier: 1.0, break_character: 1.0}": {
@@ -47,6 +62,10 @@ CHANGES = {
         STUDENT,
     },
     "recipe.introspection.too_long=cut": {SFT},
+    "recipe.prompted=named": {f"rollout {{}} prompted {f} eval" for f in FORMATS},
+    "model.template.double_bos=true": {*SCORED, *OWN_ROWS},
+    "format.options.loop=published": {f"rollout {{}} {s} agentic_email eval" for s in STAGES},
+    "evaluation.email_cleaning=published": {f"predictions {{}} {s} chat_email eval" for s in STAGES},
     "format.options.instructions=all": {
         f"rollout {{}} {stage} break_character eval" for stage in ("prompted", "distillation", "full")
     },
@@ -63,9 +82,9 @@ def own_identities(*overrides):
     """The identity of each artifact with the names of its inputs in place of their keys."""
     found = {}
     options = experiment_of(*GRID).planner.options
-    if any(o.startswith("format") for o in overrides):
+    if any(o.startswith(("format", "model")) for o in overrides):
         options = experiment_of(*GRID, *overrides).planner.options
-    # A recipe changes no option of the grid, and composing them all takes most of the time.
+    # Other settings change no option of the grid, and composing them all takes most of the time.
     planner = Planner(settings_of(*GRID, *overrides), options)
     for artifact in in_order([planner.evaluation()]):
         text = json.dumps(artifact.identity, sort_keys=True)
@@ -84,10 +103,11 @@ def ours():
 @pytest.mark.parametrize("setting", CHANGES)
 def test_each_setting_changes_the_artifacts_that_depend_on_it_and_no_others(setting, ours):
     changed = own_identities(setting)
-    kinds = ("rollout", "adapter", "classifier")
+    kinds = ("rollout", "adapter", "vector", "classifier", "predictions")
     different = {
         name for name in {*ours, *changed} if ours.get(name) != changed.get(name) and name.startswith(kinds)
     }
+    assert different, "nothing depends on it"
     assert different == {name.format(m) for name in CHANGES[setting] for m in ("llama", "gemma")}
 
 
