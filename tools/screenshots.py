@@ -11,7 +11,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.browser import DESKTOP, PHONE, open_browser, resize, set_dark
+from tools.browser import PHONE, open_browser, resize, set_dark
+
+DOCUMENTATION = (1100, 680)
+"""Width and height of the screenshots of a cell, of a transcript and of stages, two of which are in docs/."""
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -43,7 +46,9 @@ def take(page: Path, folder: Path) -> None:
         set_dark(browser, True)
         shot(browser, folder / "dark.png", whole=True)
         set_dark(browser, False)
+        resize(browser, DOCUMENTATION)
         browser.find_elements("css selector", ".grid a")[-1].click()
+        browser.execute_script("document.getElementById('grid').scrollIntoView()")
         shot(browser, folder / "cell.png")
         last = browser.find_elements("css selector", ".show-texts")[-1]
         browser.execute_script("arguments[0].click()", last)
@@ -61,7 +66,6 @@ def take(page: Path, folder: Path) -> None:
         browser.execute_script("document.querySelector('#rows tr').click()")
         time.sleep(0.5)
         shot(browser, folder / "phone-transcript.png")
-        resize(browser, DESKTOP)
 
 
 def main() -> None:

@@ -136,6 +136,33 @@ def test_the_page_is_worked_by_keys_alone(browser, small):
     assert browser.find_elements("css selector", ".cell.open") == []
 
 
+def test_stages_are_compared_by_scenario_and_persona_and_by_sample_where_they_share_it(browser, tmp_path):
+    rows = [
+        row(stage=stage, sample=first + s, persona=persona, text=f"{stage} {persona} sample {first + s}")
+        for stage, first, persona in (
+            ("distillation", 0, "sarcasm"),
+            ("distillation", 0, "humor"),
+            ("full", 1, "sarcasm"),
+            ("full", 1, "humor"),
+        )
+        for s in (0, 1)
+    ]
+    evaluate_rows(rows, tmp_path, quiet=True, resamples=50)
+    opened(browser, tmp_path)
+    wait_for(browser, "document.querySelectorAll('#rows tr').length === 8")
+    expected = {
+        "full humor sample 1": ["distillation humor sample 1", "full humor sample 1"],
+        "full sarcasm sample 2": ["distillation sarcasm sample 0", "full sarcasm sample 2"],
+    }
+    for text, compared in expected.items():
+        beginnings = [e.text for e in browser.find_elements("css selector", "#rows td:last-child")]
+        transcript(browser, beginnings.index(text))
+        browser.execute_script("document.getElementById('compare').click()")
+        wait_for(browser, "document.querySelectorAll('#stages .text').length === 2")
+        assert [e.text for e in browser.find_elements("css selector", "#stages .text")] == compared
+        browser.execute_script("document.querySelector('#reader button').click()")
+
+
 def test_the_texts_of_a_cell_are_found_from_the_grid(browser, small):
     opened(browser, small)
     wait_for(browser, "document.querySelectorAll('#rows tr').length > 0")

@@ -236,16 +236,21 @@ class Browser {
     return episode;
   }
 
-  /** The episodes of the same scenario, sample, persona and model in every stage, in the order of the stages. */
+  /**
+   * An episode of the same scenario, persona and model in every stage, in the order of the stages; of several, one of the
+   * same sample and seed if there is one. Base texts belong to every persona.
+   */
   others(i) {
-    const same = ["model", "format", "scenario", "sample"].map((column) => this.columns[column].rows);
-    const { persona, seed, stage } = Object.fromEntries(["persona", "seed", "stage"].map((c) => [c, this.columns[c].rows]));
+    const rows = (column) => this.columns[column].rows;
+    const same = ["model", "format", "scenario"].map(rows);
+    const [persona, stage, sample, seed] = ["persona", "stage", "sample", "seed"].map(rows);
+    const fit = (j) => 2 * (sample[j] === sample[i]) + (seed[j] === seed[i]);
     const byStage = new Map([[stage[i], i]]);
     for (let j = 0; j < this.count; j++) {
-      if (!same.every((rows) => rows[j] === rows[i])) continue;
+      if (stage[j] === stage[i] || !same.every((values) => values[j] === values[i])) continue;
       if (persona[j] !== persona[i] && persona[j] >= 0 && persona[i] >= 0) continue;
       const known = byStage.get(stage[j]);
-      if (known === undefined || (known !== i && seed[known] !== seed[i] && seed[j] === seed[i])) byStage.set(stage[j], j);
+      if (known === undefined || fit(j) > fit(known)) byStage.set(stage[j], j);
     }
     return [...byStage].sort((a, b) => a[0] - b[0]).map(([, j]) => j);
   }
