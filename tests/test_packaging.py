@@ -115,6 +115,14 @@ def test_dependencies_stand_once_and_pinned_in_the_requirements_files() -> None:
     assert "dependencies" not in PYPROJECT["project"] and "dependencies" in PYPROJECT["project"]["dynamic"]
 
 
+def test_every_file_that_is_no_module_is_package_data() -> None:
+    package = HOME / "offscript"
+    (patterns,) = PYPROJECT["tool"]["setuptools"]["package-data"].values()
+    shipped = {path for pattern in patterns for path in package.glob(pattern)}
+    others = {path for path in package.rglob("*.*") if path.suffix not in (".py", ".pyc") and path.is_file()}
+    assert others - shipped == set()
+
+
 def test_the_version_is_the_same_everywhere() -> None:
     citation = yaml.safe_load((HOME / "CITATION.cff").read_text(encoding="utf-8"))
     changes = re.findall(

@@ -2,7 +2,8 @@
 
     python -m tools.screenshots runs/smoke/evaluation/report.html /tmp/screenshots
 
-writes desktop.png, phone.png, dark.png, cell.png, transcript.png, stages.png and phone-transcript.png.
+writes desktop.png, phone.png, dark.png, cell.png, transcript.png, stages.png and phone-transcript.png. Of experiment=smoke,
+cell.png and transcript.png are docs/report_cell.png and docs/report_transcript.png.
 """
 
 import argparse

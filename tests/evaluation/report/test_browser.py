@@ -120,7 +120,7 @@ def test_the_page_is_worked_by_keys_alone(browser, small):
     wait_for(browser, "document.querySelector('#reader h3')")
     second = browser.find_element("id", "reader").text
     press(browser, Keys.ARROW_RIGHT)
-    wait_for(browser, "document.querySelectorAll('#rows tr')[2].getAttribute('aria-selected') === 'true'")
+    wait_for(browser, "document.querySelectorAll('#rows tr')[2].getAttribute('aria-current') === 'true'")
     wait_for(browser, f"document.querySelector('#reader').innerText !== {json.dumps(second)}")
     press(browser, "c")
     wait_for(browser, "document.querySelectorAll('#stages > section').length === 4")

@@ -203,7 +203,7 @@ class Browser {
   /** Marks the row of the open transcript. */
   mark() {
     for (const row of document.getElementById("rows").children) {
-      row.setAttribute("aria-selected", String(Number(row.dataset.row) === this.open));
+      row.setAttribute("aria-current", String(Number(row.dataset.row) === this.open));
     }
   }
 
