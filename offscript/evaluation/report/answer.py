@@ -53,4 +53,5 @@ def _undefined(groups: list[GroupScore], kept: list[Retention]) -> str:
 
 def percent(value: float | None) -> str:
     """``41%``; ``n/a`` for None."""
-    return "n/a" if value is None else f"{value:.0%}"
+    shown = "n/a" if value is None else f"{value:.0%}"
+    return "0%" if shown == "-0%" else shown

@@ -308,7 +308,7 @@ def _model(scores: Scores, model: str) -> ModelView:
             g,
             kept.get((g.stage, g.format, g.training_seed, g.seeds)),
         )
-        for g in sorted(groups, key=lambda g: (stages.index(g.stage), g.seeds > 1, formats.index(g.format)))
+        for g in sorted(groups, key=lambda g: (stages.index(g.stage), g.seeds == 1, formats.index(g.format)))
     ]
     rows: dict[str, dict[str, Cell]] = {}
     for cell in cells:

@@ -8,7 +8,7 @@ import pytest
 
 from offscript.evaluation.evaluate import evaluate_rows, result_files
 from offscript.evaluation.report import page
-from offscript.evaluation.report.answer import answers
+from offscript.evaluation.report.answer import answers, percent
 from offscript.evaluation.report.page import inline_svg
 from offscript.evaluation.report.transcripts import Call, Transcript, Turn, transcript_of
 from tests.evaluation.report.test_report import scored
@@ -139,6 +139,21 @@ def test_rows_of_others_may_have_anything_for_messages(odd, tmp_path):
 def test_the_published_layout_shows_the_body_of_the_email():
     assert transcript_of({"email_body": "Hi!", "base": "llama"}) == Transcript("Hi!")
     assert transcript_of({"messages": [{"role": "user", "content": "q"}]}).turns == (Turn("user", "q"),)
+
+
+def test_the_mean_over_seeds_stands_before_them(tmp_path):
+    rows = [{**r, "seed": seed} for seed in (0, 1) for r in grid(scenarios=6, seed=seed)]
+    text = written(tmp_path, [r for r in rows if r["stage"] == "full"])
+    assert re.findall(r'<tr><th scope="row">(full/\w+)</th>\n<td><a', text) == [
+        "full/mean",
+        "full/0",
+        "full/1",
+    ]
+
+
+@pytest.mark.parametrize(("value", "shown"), [(-0.004, "0%"), (0.415, "42%"), (-0.2, "-20%"), (None, "n/a")])
+def test_shares_are_whole_percentages(value, shown):
+    assert percent(value) == shown
 
 
 def test_the_answer_names_the_least_retention_of_the_last_stage():
