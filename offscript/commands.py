@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from offscript import threads
 from offscript.arguments import key_of
-from offscript.console import duration, say, show
+from offscript.console import counted, duration, say, show
 from offscript.errors import MissingInput, UserError, command_line, one_of
 from offscript.experiment.artifacts import (
     Adapter,
@@ -556,4 +556,6 @@ def _print_transcripts(rollout: Rollout, experiment: Experiment, limit: int | No
         show(f"\n=== {row['scenario']}/{row['sample']}  {labels}  ({description})")
         for message in row["messages"]:
             show(f"[{message['role']}] {readable(message)}")
-        show(f"--- ended: {row['ended']}, {row['turns']} turns, {row['tokens_out']} tokens")
+        show(
+            f"--- ended: {row['ended']}, {counted(row['turns'], 'turn')}, {counted(row['tokens_out'], 'token')}"
+        )

@@ -26,6 +26,11 @@ def printable(text: str) -> str:
     return text.translate(_CONTROL)
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 turn``, ``2 turns``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def say(text: str) -> None:
     """Prints one line on stderr; stdout is for results."""
     print(printable(text), file=sys.stderr, flush=True)

@@ -569,7 +569,7 @@ class ClassifierSettings(Named):
     path: str | None = identity(None)
     revision: str | None = identity(None)
     fitted: SourceSettings | None = identity(None)
-    stages: tuple[str, ...] = identity(("full", "prompted"))
+    stages: tuple[str, ...] = identity(("full", "prompted"), min_length=1)
     training_seeds: Literal["all", "first"] = identity("all", unhashed="all")
     hidden_size: int = identity(128, ge=8)
     layers: int = identity(2, ge=1)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from offscript.console import say
+from offscript.console import counted, say
 from offscript.errors import UserError
 
 VARIABLE = "OMP_NUM_THREADS"
@@ -97,7 +97,7 @@ def _set(count: int) -> None:
 
 
 def _threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"
+    return counted(count, "thread")
 
 
 def _warn_if_busy() -> None:

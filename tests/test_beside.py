@@ -77,6 +77,11 @@ def test_a_run_that_is_not_finished_is_named_with_the_command_that_makes_it(runs
         (["persona=sarcasm"], "error: beside: persona=sarcasm: this command does not read it; write grid"),
         (["a b"], "error: beside: a: no '=' in it; "),
         (["name='x"], 'error: beside: found "name=\'x"; no closing quotation: close every quote'),
+        (
+            ["beside=seed=1"],
+            "error: beside: beside: is for one evaluation, not for its second run; leave it out",
+        ),
+        (["predictions=x"], "error: beside: predictions: is for one evaluation, not for its second run"),
         (["seed=1", "predictions=x.jsonl"], "error: beside: is for grids only; leave it out"),
     ],
 )

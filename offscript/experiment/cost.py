@@ -33,6 +33,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TypeVar
 
+from offscript.console import counted
 from offscript.experiment.artifacts import (
     Adapter,
     Artifact,
@@ -334,7 +335,7 @@ def _name(group: Sequence[Artifact]) -> str:
     if len(group) == 1:
         return str(first)
     adapters = {part.key for artifact in group for part in artifact.inputs if isinstance(part, Adapter)}
-    with_adapters = f", {len(adapters)} adapters" if adapters else ""
+    with_adapters = f", {counted(len(adapters), 'adapter')}" if adapters else ""
     return f"{first.kind} {first.model}: {len(group)} cells{with_adapters}"
 
 

@@ -1,6 +1,7 @@
 """In which settings an experiment is as the published study was, for dry runs and manifests.
 
-The numbers are those of the table in docs/recipe.md; ``conf/fidelity/published.yaml`` sets all of these values.
+The numbers are those of the table in docs/recipe.md; ``conf/fidelity/published.yaml`` sets these values. Those that a
+whole group makes (``data=published``, the encoder of ``classifier=modernbert_published``) are chosen beside it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,12 +29,14 @@ class Difference:
         published: the settings in which it lies, with their published values.
         of_training: whether it concerns training alone. Weights that are imported do not depend on it.
         of_emails: whether it concerns only formats whose text is an e-mail that was written in chat.
+        of_tasks: whether it concerns only formats whose scenarios are office tasks.
     """
 
     number: str
     published: Mapping[str, Json]
     of_training: bool = False
     of_emails: bool = False
+    of_tasks: bool = False
 
 
 DIFFERENCES = (
@@ -43,6 +46,7 @@ DIFFERENCES = (
     Difference(
         "F4",
         {
+            "classifier.path": "answerdotai/ModernBERT-base",
             "classifier.stages": ["prompted", "steered", "distillation", "full"],
             "classifier.training_seeds": "first",
             "classifier.max_length": 8192,
@@ -66,6 +70,7 @@ DIFFERENCES = (
     Difference("F6", {"recipe.prompted": "named"}),
     Difference("F7", {"model.template.double_bos": True}),
     Difference("F8", {"format.options.loop": "published"}),
+    Difference("F9", {"data.name": "published"}, of_tasks=True),
     Difference("F10", {"evaluation.email_cleaning": "published"}, of_emails=True),
     Difference(
         "F12",
@@ -108,11 +113,17 @@ def as_published(planner: Planner) -> dict[str, bool]:
     setting. Differences of formats that are not in the grid are left out, those of training if all of the grid's weights
     are imported, and that of the classifier if it is imported."""
     trains = _trains(planner)
-    emails = any(get_format(name).text_is_email for name in planner.settings.grid.format)
+    formats = [get_format(name) for name in planner.settings.grid.format]
+    emails, tasks = any(f.text_is_email for f in formats), any(f.source == "office" for f in formats)
     found = {}
     for difference in DIFFERENCES:
         pairs = [(v, p) for setting, p in difference.published.items() for v in _values(planner, setting)]
-        if pairs and (trains or not difference.of_training) and (emails or not difference.of_emails):
+        concerns = (
+            (trains or not difference.of_training)
+            and (emails or not difference.of_emails)
+            and (tasks or not difference.of_tasks)
+        )
+        if pairs and concerns:
             found[difference.number] = all(value == published for value, published in pairs)
     return found
 

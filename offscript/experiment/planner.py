@@ -8,6 +8,7 @@ import functools
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+from offscript.errors import UserError, one_of
 from offscript.evaluation.email_cleaning import CLEANINGS
 from offscript.experiment.artifacts import (
     Adapter,
@@ -152,6 +153,7 @@ class Planner:
             )
         if settings.path is not None:
             references.check_model_path(settings.path, "classifier.path")
+        self._check_classifier_stages(settings.stages)
         seeds = self.settings.grid.seed
         inputs = tuple(
             dict.fromkeys(
@@ -174,6 +176,18 @@ class Planner:
                 identity=identity, inputs=inputs, base=model, personas=self.personas, settings=settings
             )
         )
+
+    def _check_classifier_stages(self, stages: tuple[str, ...]) -> None:
+        """Checks that the classifier is fitted on stages that exist and whose texts have a persona."""
+        known = list(dict.fromkeys([*self.options.stage, self.settings.stage.name]))
+        for stage in stages:
+            found = f"no such stage {stage!r}" if stage not in known else None
+            if found is None and not self.options.stage[stage].of_persona:
+                found = f"found {stage}, whose texts belong to no persona"
+            if found is not None:
+                raise UserError(
+                    "classifier.stages", found, one_of(s for s in known if self.options.stage[s].of_persona)
+                )
 
     def predictions(self, rollout: Rollout) -> Predictions:
         """The classifier's predictions for the rows of a scored cell."""

@@ -28,8 +28,12 @@ def check_model_speaks(model: ModelSettings, dialect: Dialect) -> None:
         return
     if dialect.needs_endpoint != (model.endpoint is not None):
         kind = "served by an endpoint" if model.endpoint is not None else "loaded here, not by an endpoint"
+        source = None if model.endpoint is not None else _template_on_disk(model)
         allowed = [
-            d.name for d in DIALECTS.values() if not d.native or d.needs_endpoint == bool(model.endpoint)
+            d.name
+            for d in DIALECTS.values()
+            if not d.native
+            or (d.needs_endpoint == bool(model.endpoint) and (source is None or _has(source, d)))
         ]
         raise UserError(_WHERE, f"found {dialect.name!r}, and model {model.name} is {kind}", one_of(allowed))
     if model.endpoint is None and (source := _template_on_disk(model)) is not None:

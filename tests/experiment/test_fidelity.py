@@ -115,12 +115,22 @@ def test_published_is_every_setting_of_the_table():
     formats = "grid.format=[chat,break_character,chat_email,agentic_email]"
     everything = ("experiment=opencharacter", "grid.persona=[humor]", formats)
     published = as_published(experiment_of(*everything, "fidelity=published").planner)
+    # The tasks are chosen by data=published, which needs the files of the study.
+    assert not published.pop("F9")
     assert published and all(published.values()), published
     found = as_published(experiment_of(*everything).planner)
     assert {n for n, same in found.items() if same} >= {"F1", "F2", "F12"}
     assert not any(
         found[n] for n in ("F7", "F8", "F10", "F3", "F5", "F13", "F14", "F15", "F16", "F17", "F18")
     )
+
+
+def test_a_classifier_with_another_encoder_is_not_as_published():
+    grid = ("experiment=opencharacter", "grid.persona=[humor]", "grid.format=[chat]", "fidelity=published")
+    assert as_published(experiment_of(*grid).planner)["F4"]
+    found = as_published(experiment_of(*grid, "classifier=pocket").planner)
+    # A grid of chat has no tasks.
+    assert not found["F4"] and "F9" not in found
 
 
 def test_weights_of_others_do_not_depend_on_the_settings_of_training():

@@ -481,3 +481,20 @@ def test_texts_of_the_hub_are_known_by_file_and_revision_before_anything_is_fetc
     assert [str(r) for r in planner.references_of(cell)] == ["org/prompts/rows.jsonl@main"]
     pinned = experiment_of(*SMALL, hub_chat.replace("rows.jsonl}", "rows.jsonl, revision: abc}")).planner
     assert pinned.rollout("pocket", None, "base", "chat", "eval", 0).key != cell.key
+
+
+@pytest.mark.parametrize(
+    ("stages", "line"),
+    [
+        (
+            "[prompted,steerd]",
+            "classifier.stages: no such stage 'steerd'; allowed: prompted, steered, distill",
+        ),
+        ("[base]", "classifier.stages: found base, whose texts belong to no persona; allowed: prompted, "),
+        ("[]", "classifier.stages: found []; "),
+    ],
+)
+def test_a_classifier_is_fitted_on_stages_that_have_a_persona(stages, line):
+    with pytest.raises(UserError) as caught:
+        experiment_of("experiment=smoke", f"classifier.stages={stages}").planner.classifier("pocket")
+    assert str(caught.value).startswith(line)

@@ -77,7 +77,8 @@ def _few_clusters(groups: Sequence[GroupScore], units: str) -> list[str]:
     """Notes on groups with few resampled clusters."""
 
     def where(least: int, most: int) -> str:
-        return _listed(g for g in groups if g.clusters is not None and least <= g.clusters < most)
+        found = [g for g in groups if g.clusters is not None and least <= g.clusters < most]
+        return "all groups" if len(found) == len(groups) > 1 else _listed(found)
 
     none, few = where(1, MIN_CLUSTERS), where(MIN_CLUSTERS, FEW_CLUSTERS)
     notes = []

@@ -55,7 +55,10 @@ def tables(scores: Scores) -> list[Table]:
 def overview(scores: Scores) -> str:
     """What a command prints: a table of the main numbers for each model, what its columns mean, and the notes."""
     models = dict.fromkeys(g.model for g in scores.groups)
-    return _joined([_overview(scores, model) for model in models], _overview_legend(scores), scores.notes)
+    legend = _overview_legend(scores)
+    if any(g.is_base for g in scores.groups) and not all(g.is_base for g in scores.groups):
+        legend.append("Texts of base weights, which have no persona, are in tables.txt.")
+    return _joined([_overview(scores, model) for model in models], legend, scores.notes)
 
 
 def text(scores: Scores) -> str:
@@ -77,7 +80,9 @@ def _overview_legend(scores: Scores) -> list[str]:
     return [
         f"F1: macro-F1 over {len(scores.labels)} personas, on emitted texts, with {options.confidence:.0%} intervals over "
         f"{UNITS[options.resample]}. null, p: the mean F1 with permuted personas, and the p-value. Kept above chance: "
-        "(F1 - null) / (chat F1 - chat null). Bounds: the least and the most that any labels of the missing texts could give.",
+        "(F1 - null) / (chat F1 - chat null), n/a if chat is not above its null "
+        f"(p > {number(1 - options.confidence, 2)}). Emitted: the share of planned episodes with a text. "
+        "Bounds: the least and the most that any labels of the missing texts could give.",
     ]
 
 

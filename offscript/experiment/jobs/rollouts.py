@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from offscript.console import Progress, duration, say
+from offscript.console import Progress, counted, duration, say
 from offscript.errors import UserError
 from offscript.experiment.artifacts import Artifact, Rollout
 from offscript.experiment.folder import Experiment, now, tracked, write_artifact_manifest
@@ -60,9 +60,7 @@ def run(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None
     engine.close()
     written = sum(c.written for c in counts.values())
     if written:
-        say(
-            f"  rows: {written} in {len(rollouts)} {'cell' if len(rollouts) == 1 else 'cells'} of {model}, {duration(seconds)}"
-        )
+        say(f"  rows: {written} in {counted(len(rollouts), 'cell')} of {model}, {duration(seconds)}")
     if failed:
         raise failed
 

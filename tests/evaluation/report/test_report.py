@@ -83,7 +83,7 @@ def test_the_overview_is_one_table_of_trained_and_prompted_stages(scores):
         f"{group.emission_rate:.0%}",
         display.span((group.macro_f1.lower, group.macro_f1.upper)),
     ]
-    assert not lines_of(text, "base")
+    assert not lines_of(text, "base") and lines_of(text, "Texts", "of", "base", "weights,")
     assert not {"own", "texts"} & set(text.splitlines()[1].split())
 
 
