@@ -12,6 +12,8 @@ from pydantic import BaseModel
 from offscript.experiment.plan_adapters import TRAINED
 from offscript.experiment.planner import Planner
 from offscript.json_types import Json
+from offscript.settings import PersonaSettings
+from offscript.storage.options import option_file, options_of
 from offscript.tasks.formats import get_format, options_for
 from offscript.training.stages import BASE
 
@@ -67,7 +69,7 @@ DIFFERENCES = (
         {"recipe.merge_own_in.classifier": 1.0, "recipe.merge_own_in.break_character": 1.0},
         of_training=True,
     ),
-    Difference("F6", {"recipe.prompted": "named"}),
+    Difference("F6", {"recipe.prompted": "named", "persona.constitution": "given"}),
     Difference("F7", {"model.template.double_bos": True}),
     Difference("F8", {"format.options.loop": "published"}),
     Difference("F9", {"data.name": "published"}, of_tasks=True),
@@ -144,12 +146,16 @@ def described(planner: Planner) -> str:
 
 
 def _values(planner: Planner, setting: str) -> Iterator[Json]:
-    """The values of a setting: one of each model or format of the grid for those of a model or format."""
+    """The values of a setting: one of each model, persona or format of the grid for those of one. That of a constitution is
+    ``ours`` (of ``conf/persona``) or ``given``."""
     settings, options = planner.settings, planner.options
     group, _, rest = setting.partition(".")
     if group == "model":
         for name in settings.grid.model:
             yield _value(options.model[name], rest)
+    elif group == "persona":
+        for name in planner.personas:
+            yield "ours" if _has_our_constitution(options.persona[name]) else "given"
     elif group == "format":
         option = rest.removeprefix("options.")
         for fmt in map(get_format, settings.grid.format):
@@ -158,6 +164,13 @@ def _values(planner: Planner, setting: str) -> Iterator[Json]:
                 yield {**fmt.defaults, **configured}[option]
     elif group != "classifier" or settings.classifier.fitted is None:
         yield _value(settings, setting)
+
+
+def _has_our_constitution(persona: PersonaSettings) -> bool:
+    """Whether the constitution of a persona is that of its file in ``conf/persona``."""
+    content = option_file("persona", persona.name) if persona.name in options_of("persona") else None
+    listed = content.get("constitution") if isinstance(content, dict) else None
+    return bool(listed == persona.model_dump(mode="json")["constitution"])
 
 
 def _value(node: BaseModel, setting: str) -> Json:
