@@ -5,7 +5,18 @@ from dataclasses import dataclass
 CELL = ("persona", "stage", "format", "split", "seed", "scale")
 """Options that select one cell. A command on the whole grid takes ``grid.persona=[...]`` and so on."""
 
-OPTIONS = (*CELL, "limit", "show", "dry_run", "watch", "json", "predictions", "planned", "beside")
+OPTIONS = (
+    *CELL,
+    "limit",
+    "show",
+    "dry_run",
+    "watch",
+    "json",
+    "predictions",
+    "planned",
+    "beside",
+    "export_as",
+)
 """Settings of single commands. All commands share the others: the model, the experiment, the cluster and so on."""
 
 
@@ -48,6 +59,12 @@ COMMANDS: dict[str, Command] = {
         "compute tables, figures and the report",
         "evaluate",
         _reads("predictions", "planned", "beside"),
+    ),
+    "export": Command(
+        "launch/export.py",
+        "write rows as Parquet, tables as LaTeX and Markdown, logs of Inspect",
+        "export",
+        _reads("export_as"),
     ),
     "submit": Command(
         "launch/submit.py",

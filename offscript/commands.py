@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -202,9 +203,7 @@ def _finished_rows(experiment: Experiment) -> "list[Prediction]":
     planner = experiment.planner
     parts = [part for part in planner.evaluation().inputs if isinstance(part, Predictions)]
     if missing := [part for part in parts if not experiment.is_finished(part)]:
-        found = f"{missing[0]} and {len(missing) - 1} more are" if len(missing) > 1 else f"{missing[0]} is"
-        command = command_line("submit", *experiment.overrides)
-        raise MissingInput(planner.settings.name, f"{found} not made yet", f"make all with: {command}")
+        raise _not_made(missing, experiment)
     rows = [row for part in parts for row in experiment.predictions(part)]
     return check_together(check_rows(rows, "predictions"))
 
@@ -234,6 +233,24 @@ def _differing_settings(
 def _constitution_size(experiment: Experiment, persona: str) -> str:
     constitution = experiment.planner.options.persona[persona].constitution
     return f"{len(constitution)} assertions with {sum(len(a.questions) for a in constitution)} questions"
+
+
+def export(settings: Settings, experiment: Experiment) -> int:
+    """``launch/export.py``: writes the finished predictions, their rows and their tables for other programs. Exit code 2 if
+    some predictions of the grid are not made yet."""
+    from offscript.experiment.export import export as write
+
+    parts = [part for part in experiment.planner.evaluation().inputs if isinstance(part, Predictions)]
+    missing = [part for part in parts if not experiment.is_finished(part)]
+    if len(missing) == len(parts):
+        raise _not_made(missing, experiment)
+    finished = [part for part in parts if part not in missing]
+    written = write(settings.export_as, finished, list(map(str, missing)), experiment)
+    for form, files in written.items():
+        show(f"{form:10}{experiment.folder / 'export' / form}: {len(files)} files")
+    if missing:
+        say(f"left out: {_not_made(missing, experiment)}")
+    return 2 if missing else 0
 
 
 def submit(settings: Settings, experiment: Experiment) -> int:
@@ -503,7 +520,13 @@ def summarise(results: list[Result], experiment: Experiment) -> int:
 
 def _missing_inputs(missing: list[Result], experiment: Experiment) -> MissingInput:
     """What other commands have to make first, with the one that makes all of it."""
-    first, *others = [r.artifact for r in missing if r.status == "failed"] or [r.artifact for r in missing]
+    return _not_made(
+        [r.artifact for r in missing if r.status == "failed"] or [r.artifact for r in missing], experiment
+    )
+
+
+def _not_made(missing: Sequence[Artifact], experiment: Experiment) -> MissingInput:
+    first, *others = missing
     names = f"{first} and {len(others)} more are" if others else f"{first} is"
     command = command_line("submit", *experiment.overrides)
     return MissingInput(

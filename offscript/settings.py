@@ -785,6 +785,9 @@ class Settings(Node):
     predictions: str | None = runtime(None, min_length=1)
     planned: int | None = runtime(None, ge=1)
     beside: str | None = runtime(None, min_length=1)
+    export_as: list[Literal["parquet", "latex", "markdown", "inspect"]] = runtime(
+        ["parquet", "latex", "markdown"], min_length=1
+    )
 
     _named = field_validator("name")(check_name)
 

@@ -110,15 +110,20 @@ def evaluate_rows(
     """
     predictions = check_together(check_rows(rows, source))
     texts = Texts(predictions, read or (lambda i: transcript_of(rows[i])))
-    scores = evaluate(predictions, **options)
-    if missing:
-        shown = ", ".join(missing[:MAX_NAMED]) + (", ..." if len(missing) > MAX_NAMED else "")
-        note = f"incomplete: {len(missing)} of the grid's cells have no predictions yet: {shown}"
-        scores = replace(scores, notes=(note, *scores.notes))
+    scores = incomplete(evaluate(predictions, **options), missing)
     found = _report(scores, out, title, quiet, texts, provenance)
     if tracker is not None and out is not None:
         log_results(tracker, wandb_results(scores), out / "figures" / "personas.png")
     return found
+
+
+def incomplete(scores: Scores, missing: Sequence[str]) -> Scores:
+    """``scores`` with a note on the prediction files ``missing``, if there are any."""
+    if not missing:
+        return scores
+    shown = ", ".join(missing[:MAX_NAMED]) + (", ..." if len(missing) > MAX_NAMED else "")
+    note = f"incomplete: {len(missing)} of the grid's cells have no predictions yet: {shown}"
+    return replace(scores, notes=(note, *scores.notes))
 
 
 def _report(

@@ -1,10 +1,15 @@
 """Manifests: an artifact without one is unfinished."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from offscript.storage.files import read_json_object, write_json
+from offscript.errors import UserError
+from offscript.storage.files import ensure_folder, read_json_object, refusals_explained, write_json
 from offscript.storage.hashing import fingerprint
 
 PARTIAL = "partial.json"
@@ -74,3 +79,67 @@ def read_manifest(artifact: Path) -> dict[str, Any] | None:
     if not path.exists() or not artifact.exists():
         return None
     return read_json_object(path, "key")
+
+
+@contextlib.contextmanager
+def replace_files(folder: Path, manifest: Mapping[str, object]) -> Iterator[Path]:
+    """A temporary folder whose files take the place of those that the manifest of ``folder`` lists, at the end of the
+    block. Other files stay. The new manifest is ``manifest`` with the ``files``. If the block raises, nothing changes.
+
+    The caller holds the claim of ``folder``.
+
+    Raises:
+        UserError: one of the files would replace a file that no manifest lists, or the manifest is damaged.
+    """
+    listed = _listed_files(folder)
+    ensure_folder(folder.parent)
+    scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with refusals_explained(folder):
+            scratch.mkdir()
+            yield scratch
+            files = digests(scratch, sorted(path for path in scratch.rglob("*") if path.is_file()))
+            _check_free([folder / name for name in files if name not in listed])
+            # After a kill, the next call still knows all of these files as its own.
+            write_partial_manifest(folder, {"key": None, "files": {**listed, **files}})
+            manifest_path(folder).unlink(missing_ok=True)
+            for name in files:
+                os.replace(scratch / name, ensure_folder((folder / name).parent) / Path(name).name)
+            for name in listed.keys() - files.keys():
+                (folder / name).unlink(missing_ok=True)
+                _remove_empty(folder, (folder / name).parent)
+            write_manifest(folder, {**manifest, "files": files})
+            (folder / PARTIAL).unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _listed_files(folder: Path) -> dict[str, str]:
+    """The files that the manifests of ``folder`` list, with their digests."""
+    listed: dict[str, str] = {}
+    for path in (manifest_path(folder), folder / PARTIAL):
+        if path.exists():
+            files = read_json_object(path, "files")["files"]
+            root = folder.resolve()
+            if not isinstance(files, dict) or not all(
+                (root / name).resolve().is_relative_to(root) for name in files
+            ):
+                raise UserError(str(path), "damaged: files are not names within its folder", "delete it")
+            listed |= files
+    return listed
+
+
+def _check_free(places: Sequence[Path]) -> None:
+    for place in places:
+        if os.path.lexists(place):
+            raise UserError(str(place), "was not written by an export", "move it away")
+
+
+def _remove_empty(root: Path, folder: Path) -> None:
+    """Removes ``folder`` and its parents below ``root`` as far as they are empty."""
+    while folder != root:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+        folder = folder.parent

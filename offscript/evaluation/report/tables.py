@@ -47,7 +47,7 @@ class Table:
 def tables(scores: Scores) -> list[Table]:
     """All tables that have rows, model by model."""
     models = dict.fromkeys(g.model for g in scores.groups)
-    kinds = (_overview, _groups, _missing, _ended, _retention, _changes, _personas)
+    kinds = (main_table, _groups, _missing, _ended, _retention, _changes, persona_table)
     made = [make(scores, model) for model in models for make in kinds]
     return [table for table in made if table.rows]
 
@@ -55,10 +55,10 @@ def tables(scores: Scores) -> list[Table]:
 def overview(scores: Scores) -> str:
     """What a command prints: a table of the main numbers for each model, what its columns mean, and the notes."""
     models = dict.fromkeys(g.model for g in scores.groups)
-    legend = _overview_legend(scores)
+    legend = overview_legend(scores)
     if any(g.is_base for g in scores.groups) and not all(g.is_base for g in scores.groups):
         legend.append("Texts of base weights, which have no persona, are in tables.txt.")
-    return _joined([_overview(scores, model) for model in models], legend, scores.notes)
+    return _joined([main_table(scores, model) for model in models], legend, scores.notes)
 
 
 def text(scores: Scores) -> str:
@@ -75,7 +75,8 @@ def _joined(made: Sequence[Table], explained: Sequence[str], notes: Sequence[str
     return "\n\n".join(parts) + "\n"
 
 
-def _overview_legend(scores: Scores) -> list[str]:
+def overview_legend(scores: Scores) -> list[str]:
+    """What the columns of ``main_table`` mean, as lines of any length."""
     options = scores.options
     return [
         f"F1: macro-F1 over {len(scores.labels)} personas, on emitted texts, with {options.confidence:.0%} intervals over "
@@ -95,7 +96,7 @@ def legend(scores: Scores) -> list[str]:
         "family": "percentiles of resamples of families, corrected for their number",
     }[options.resample]
     return [
-        *_overview_legend(scores),
+        *overview_legend(scores),
         f"The personas are {', '.join(scores.labels)}.",
         f"Intervals: {corrected} ({options.resamples} resamples); by rows: plain percentiles of up to 1,000 resamples of "
         f"rows, as published. Fewer than {MIN_CLUSTERS} {UNITS[options.resample]}: n/a. The mean over training seeds has the variance "
@@ -119,7 +120,7 @@ def _of(scores: Scores, model: str) -> list[GroupScore]:
     return [g for g in scores.groups if g.model == model]
 
 
-def _overview(scores: Scores, model: str) -> Table:
+def main_table(scores: Scores, model: str) -> Table:
     """The main numbers of every stage and format but those of base texts. Training seeds are shown by their mean."""
     kept = {(r.stage, r.format, r.training_seed): r for r in scores.retention if r.model == model}
     groups = scores.main_groups(model)
@@ -283,7 +284,8 @@ def _changes(scores: Scores, model: str) -> Table:
     )
 
 
-def _personas(scores: Scores, model: str) -> Table:
+def persona_table(scores: Scores, model: str) -> Table:
+    """F1 of every persona, by stage, a column per format."""
     groups = {
         (stage_name(scores, g.stage, g.training_seed, g.seeds), g.format): g for g in _of(scores, model)
     }
