@@ -164,13 +164,13 @@ def test_tables_have_the_numbers_of_the_terminal_and_no_text_of_a_model(own):
 
 def test_names_are_escaped():
     table = Table("a_b", ("x\ny", "z"), (("$5 & 10% #1 {~^}", r"\input|y"), ("a", "-.02 to .03")), left=1)
-    tex = documents.latex("a_b-main", table, [], ("two\nlines",))
+    tex = documents.latex("a_b-main", table, [], ("two\nlines\u202e",))
     assert (
         r"\$5 \& 10\% \#1 \{\textasciitilde{}\textasciicircum{}\} & \textbackslash{}input\textbar{}y \\"
         in tex
     )
     assert r"$-$.02 to .03" in tex and r"x y & z \\" in tex and r"\caption{a\_b.}" in tex
-    assert "% two lines\n" in tex
+    assert "% two lines\u27e8U+202E\u27e9\n" in tex
     table = Table("a_b", ("x", "y"), (("a|b", "<i>*`[1]"),))
     assert r"| a\|b | \<i\>\*\`\[1\] |" in documents.markdown("", table, [], ())
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offscript import __version__
+import offscript
 from offscript.errors import UserError
 from offscript.evaluation.export.cells import ExportedCell, ExportedRow
 from offscript.storage.files import ensure_folder
@@ -81,7 +81,7 @@ def log(cell: ExportedCell) -> "EvalLog":
             name=f"{labels['format']}-{labels['split']}", samples=len(ids), sample_ids=ids, shuffled=False
         ),
         config=EvalConfig(epochs=max((s.epoch for s in samples), default=1)),
-        packages={"offscript": __version__},
+        packages={"offscript": offscript.__version__},
         metadata={**labels, "key": cell.key, "predictions_key": cell.predictions_key},
     )
     return EvalLog(
