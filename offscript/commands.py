@@ -146,7 +146,8 @@ def _evaluate_other_rows(predictions: str, settings: Settings, experiment: Exper
     options: EvaluateOptions = {**options_from(settings.evaluation), "planned": settings.planned}
     # The name of a file can be the format of its rows. Files of several folders may have the same name.
     content = [[path.name, fingerprint(path)] for path in prediction_files(predictions)]
-    key = hash_of({"predictions": content, **options})
+    oracle = settings.evaluation.oracle
+    key = hash_of({"predictions": content, **options, **({} if oracle else {"oracle": False})})
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(predictions).stem).strip("-.")[:40] or "rows"
     folder = experiment.folder / "evaluations" / f"{name}-{key[:8]}"
     remove_manifests(folder)
@@ -154,7 +155,9 @@ def _evaluate_other_rows(predictions: str, settings: Settings, experiment: Exper
         Source("file", path.name, str(path), digest)
         for path, (_, digest) in zip(prediction_files(predictions), content, strict=True)
     )
-    evaluate_files([predictions], folder, provenance=Provenance({"key": key}, {}, sources), **options)
+    evaluate_files(
+        [predictions], folder, provenance=Provenance({"key": key}, {}, sources), oracle=oracle, **options
+    )
     files = digests(folder, result_files(folder))
     write_manifest(folder, {"key": key, "predictions": content, "options": options, "files": files})
 

@@ -548,8 +548,35 @@ class RecipeSettings(Named):
 # ---------------------------------------------------------------- how it is measured
 
 
+class TfidfSettings(Node):
+    """A classifier of n-grams with logistic regression, in place of a network.
+
+    ``words`` and ``characters`` are the lengths of the longest n-grams of words, and of characters within a word (0: none
+    of that kind); ``min_texts`` is the number of texts that an n-gram has to be in. ``c`` are inverse strengths of the L2
+    penalty (C of scikit-learn); the best on the held-out families is kept.
+    """
+
+    words: int = identity(2, ge=0, le=5)
+    characters: int = identity(4, ge=0, le=8)
+    min_texts: int = identity(2, ge=1)
+    c: tuple[Annotated[float, Field(gt=0)], ...] = identity((1.0, 10.0, 100.0), min_length=1)
+
+    @model_validator(mode="after")
+    def _has_features(self) -> "TfidfSettings":
+        if not self.words and not self.characters:
+            raise ValueError("words 0 and characters 0; allowed: one of them at least 1")
+        return self
+
+    @field_validator("c")
+    @classmethod
+    def _ascends(cls, c: tuple[float, ...]) -> tuple[float, ...]:
+        if list(c) != sorted(set(c)):
+            raise ValueError(f"found {list(c)}; allowed: each value once, in ascending order")
+        return c
+
+
 class ClassifierSettings(Named):
-    """A ModernBERT classifier with one label per persona.
+    """A classifier with one label per persona: a ModernBERT, or with ``tfidf`` one of n-grams.
 
     ``path`` is the checkpoint that fitting starts from (null: random weights). ``fitted`` is a classifier that others
     fitted, which is used without fitting. ``hidden_size``, ``layers``, ``heads`` and ``dropout`` apply only to random
@@ -564,11 +591,15 @@ class ClassifierSettings(Named):
     ``validation`` is the share of families that is held out (0: none, and the last epoch is kept). Fitting stops after
     ``patience`` epochs without a better macro-F1 on the held-out families (null: never early). ``precision`` is that of
     the weights during fitting.
+
+    With ``tfidf`` only ``stages``, ``training_seeds``, ``class_weights`` and ``validation`` are read beside it, and only
+    these are part of the key (``fit_identity``).
     """
 
     path: str | None = identity(None)
     revision: str | None = identity(None)
     fitted: SourceSettings | None = identity(None)
+    tfidf: TfidfSettings | None = identity(None, unhashed=None)
     stages: tuple[str, ...] = identity(("full", "prompted"), min_length=1)
     training_seeds: Literal["all", "first"] = identity("all", unhashed="all")
     hidden_size: int = identity(128, ge=8)
@@ -592,9 +623,35 @@ class ClassifierSettings(Named):
     seed: int = identity(0, ge=0, lt=SEEDS)
     predict_batch_size: int = runtime(64, ge=1)
 
+    @property
+    def is_new_network(self) -> bool:
+        """Whether it is a network with random weights and the tokenizer of the chat model."""
+        return self.path is None and self.fitted is None and self.tfidf is None
+
+    def fit_identity(self) -> dict[str, Json]:
+        """The settings that the fit reads, as plain data for a key."""
+        plain = identity_of(self)
+        if self.tfidf is None:
+            return plain
+        read = ("name", "stages", "training_seeds", "class_weights", "validation", "tfidf")
+        return {name: plain[name] for name in read if name in plain}
+
+    @model_validator(mode="after")
+    def _tfidf_is_fitted_here(self) -> "ClassifierSettings":
+        if self.tfidf is None:
+            return self
+        if self.path is not None or self.fitted is not None:
+            name = "path" if self.path is not None else "fitted"
+            raise ValueError(f"{name} with tfidf; allowed: {name}=null, or tfidf=null")
+        if not self.validation and len(self.tfidf.c) > 1:
+            raise ValueError(
+                f"{len(self.tfidf.c)} values of tfidf.c with validation 0; allowed: one value, or families held out"
+            )
+        return self
+
     @model_validator(mode="after")
     def _heads_fit(self) -> "ClassifierSettings":
-        if self.path is None and self.hidden_size % (2 * self.heads):
+        if self.is_new_network and self.hidden_size % (2 * self.heads):
             raise ValueError(
                 f"hidden_size {self.hidden_size} for {self.heads} heads; "
                 f"allowed: multiples of {2 * self.heads} (an even width per head)"
@@ -620,9 +677,10 @@ class EvaluationSettings(Node):
     """How rows are scored.
 
     ``email_cleaning`` is the rule by which an e-mail that was written in chat is reduced to its body before the
-    classifier sees it (``none``: it is scored as it was written). The others are of the bootstrap confidence intervals:
-    number of resamples, confidence level, random seed, and the unit that is resampled. ``resample=rows`` gives plain
-    percentile intervals, as published.
+    classifier sees it (``none``: it is scored as it was written). ``oracle``: whether a classifier of each format is fitted
+    on its ``prompted`` texts, to see what is left of the persona there. The others are of the bootstrap confidence
+    intervals: number of resamples, confidence level, random seed, and the unit that is resampled. ``resample=rows`` gives
+    plain percentile intervals, as published.
     """
 
     email_cleaning: Literal["ours", "published", "none"] = identity("ours", unhashed="ours")
@@ -630,6 +688,7 @@ class EvaluationSettings(Node):
     confidence: float = identity(0.95, gt=0.5, lt=1)
     seed: int = identity(0, ge=0, lt=SEEDS)
     resample: Literal["family", "scenario", "rows"] = identity("family")
+    oracle: bool = identity(True, unhashed=True)
 
 
 # ---------------------------------------------------------------- how it is run

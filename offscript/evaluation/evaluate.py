@@ -8,6 +8,7 @@ from typing import TypedDict, Unpack
 from offscript.console import show
 from offscript.evaluation.metrics.results import Scores
 from offscript.evaluation.metrics.scores import evaluate
+from offscript.evaluation.oracle import FILE, with_oracle
 from offscript.evaluation.predictions import check_rows, check_together, load_predictions, load_rows
 from offscript.evaluation.report import figures, page, summary, tables
 from offscript.evaluation.report.page import Texts
@@ -62,6 +63,7 @@ def evaluate_files(
     title: str = "",
     quiet: bool = False,
     provenance: Provenance | None = None,
+    oracle: bool = True,
     **options: Unpack[EvaluateOptions],
 ) -> dict[str, Json]:
     """Evaluates prediction rows of files, folders or globs, prints the main table, and writes all results into ``out``.
@@ -70,6 +72,7 @@ def evaluate_files(
         title: of the HTML page.
         quiet: print nothing.
         provenance: what the page says that was run.
+        oracle: fit a classifier of each format, see ``evaluation.oracle``.
         options: those of ``metrics.scores.evaluate``.
 
     Returns:
@@ -83,7 +86,10 @@ def evaluate_files(
         predictions.append(prediction)
         transcripts.append(transcript_of(row))
     texts = Texts(predictions, transcripts.__getitem__)
-    return _report(evaluate(predictions, **options), out, title, quiet, texts, provenance)
+    scores = evaluate(predictions, **options)
+    if oracle:
+        scores = with_oracle(scores, predictions, ensure_folder(out) / FILE)
+    return _report(scores, out, title, quiet, texts, provenance)
 
 
 def evaluate_rows(
@@ -97,6 +103,7 @@ def evaluate_rows(
     tracker: Tracker | None = None,
     read: Read | None = None,
     provenance: Provenance | None = None,
+    oracle: bool = True,
     **options: Unpack[EvaluateOptions],
 ) -> dict[str, Json]:
     """As ``evaluate_files``, for rows in memory; writes no files if ``out`` is None.
@@ -111,6 +118,8 @@ def evaluate_rows(
     predictions = check_together(check_rows(rows, source))
     texts = Texts(predictions, read or (lambda i: transcript_of(rows[i])))
     scores = incomplete(evaluate(predictions, **options), missing)
+    if oracle:
+        scores = with_oracle(scores, predictions, ensure_folder(out) / FILE if out is not None else None)
     found = _report(scores, out, title, quiet, texts, provenance)
     if tracker is not None and out is not None:
         log_results(tracker, wandb_results(scores), out / "figures" / "personas.png")
@@ -154,7 +163,10 @@ def result_files(folder: Path) -> list[Path]:
     """The files that ``write`` has written into ``folder``."""
     beside = folder / page.TEXTS
     transcripts = sorted(beside.iterdir()) if beside.is_dir() else []
-    return [folder / name for name in RESULTS] + sorted((folder / "figures").iterdir()) + transcripts
+    oracles = [folder / FILE] if (folder / FILE).exists() else []
+    return (
+        [folder / name for name in RESULTS] + oracles + sorted((folder / "figures").iterdir()) + transcripts
+    )
 
 
 def write(

@@ -32,7 +32,7 @@ class Prediction:
     ``training_seed`` is the ``seed`` of the row, which is that of the cell's adapter. ``persona`` is the true persona,
     None for a base text, which is scored for every persona. ``sample`` is, for a row without such a number, a hash of the
     row, so that only a row that is given twice is a second prediction of one episode. If the episode emitted no text, ``predicted``, ``probs`` and
-    ``text_hash`` are None. ``ended`` is the reason why the episode ended, None if the file holds scored texts only, so
+    ``text_hash`` are None. ``text`` is the text that was scored, None if the row does not hold it. ``ended`` is the reason why the episode ended, None if the file holds scored texts only, so
     that the number of planned episodes is unknown. ``where`` is the file and line.
     """
 
@@ -49,6 +49,7 @@ class Prediction:
     ended: str | None
     text_hash: str | None
     where: str
+    text: str | None = None
 
     @property
     def episode(self) -> tuple[object, ...]:
@@ -172,6 +173,7 @@ def _read(row: Row, where: str, default_format: str) -> Prediction:
 
 def _ours(row: Row, where: str, format_: str) -> Prediction:
     scenario, text_hash = _text(row, "scenario", where), row.get("text_hash")
+    text = row.get("scored_text", row.get("text"))
     ended = _text(row, "ended", where) if row.get("ended") is not None else None
     has_text = row["predicted"] is not None
     if not has_text and (row["probs"] is not None or ended is None):
@@ -193,6 +195,7 @@ def _ours(row: Row, where: str, format_: str) -> Prediction:
         ended=ended,
         text_hash=str(text_hash) if has_text and text_hash is not None else None,
         where=where,
+        text=text if has_text and isinstance(text, str) else None,
     )
 
 
@@ -223,6 +226,7 @@ def _published(row: Row, where: str, format_: str) -> Prediction:
         ended=None,
         text_hash=f"{stable_hash(body):016x}" if isinstance(body, str) else None,
         where=where,
+        text=body if isinstance(body, str) else None,
     )
 
 

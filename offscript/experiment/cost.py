@@ -484,6 +484,9 @@ def _classifier(
     (classifier,) = group
     assert isinstance(classifier, Classifier)
     settings = classifier.settings
+    if settings.tfidf is not None:
+        texts, tokens = _texts(classifier.rollouts, model, model.context)
+        return replace(blank, rows=texts, tokens_in=round(tokens))
     longest = min(settings.max_length, settings.row_tokens or settings.max_length)
     texts, tokens = _texts(classifier.rollouts, model, longest)
     read = tokens * settings.epochs
@@ -504,7 +507,8 @@ def _predictions(
     predictions = [a for a in group if isinstance(a, Predictions)]
     classifier = predictions[0].classifier
     fitted_here = classifier.source is None
-    limit = classifier.settings.max_length if fitted_here else model.context
+    cuts_texts = fitted_here and classifier.settings.tfidf is None
+    limit = classifier.settings.max_length if cuts_texts else model.context
     texts, tokens = _texts([a.rollout for a in predictions], model, limit)
     job = replace(blank, rows=texts, tokens_in=round(tokens))
     if fitted_here and classifier.settings.path is None:

@@ -165,9 +165,9 @@ class Planner:
         )
         identity = {
             "labels": dict(labels),
-            "settings": identity_of(settings),
-            # The identity of the whole model; the name is part of existing keys.
-            "tokenizer": self.context.model_identity(model) if settings.path is None else None,
+            "settings": settings.fit_identity(),
+            # The identity of the whole model, whose tokenizer a new network takes; the name is part of existing keys.
+            "tokenizer": self.context.model_identity(model) if settings.is_new_network else None,
             "personas": personas,
             "made_from": [part.key for part in inputs],
         }

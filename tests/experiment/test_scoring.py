@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 
+from offscript.errors import UserError
+from offscript.evaluation.predictions import check_rows
 from offscript.experiment.folder import Experiment
 from offscript.experiment.jobs import scoring
 from offscript.experiment.jobs.scoring import prediction_row
 from tests.composed import experiment_of
-from tests.rows import row
+from tests.rows import missing_row, row
 
 
 def test_a_variant_is_scored_as_a_format_of_its_own_on_the_scenario_that_all_share():
@@ -76,3 +78,29 @@ def test_the_classifier_sees_the_cleaned_texts_in_the_order_of_their_rows(tmp_pa
         None,
         None,
     ]
+
+
+def test_an_evaluation_reads_the_texts_that_were_scored(monkeypatch):
+    """From the rollouts, and where it was cleaned the text that the classifier saw."""
+    planner = experiment_of("experiment=smoke", "grid.format=[chat_email]").planner
+    artifact = planner.predictions(planner.cells()[-1])
+    own = experiment_of("experiment=smoke")
+    rows = [
+        row(scenario=f"s{i}", format="chat_email", text=text)
+        for i, text in enumerate(["Hi.", "S: a\n\nHi.", None])
+    ]
+    made = [
+        {**row(scenario="s0"), "row": "s0/0"},
+        {**row(scenario="s1"), "row": "s1/0", "scored_text": "Hi Ada."},
+        {**missing_row(scenario="s2"), "row": "s2/0"},
+    ]
+    monkeypatch.setattr(Experiment, "predictions", lambda self, part: made)
+    monkeypatch.setattr(Experiment, "rows", lambda self, rollout: rows)
+    found = check_rows(scoring.with_texts(artifact, own), "rows")
+    assert [p.text for p in found] == ["Hi.", "Hi Ada.", None]
+
+    def gone(self, rollout):
+        raise UserError("rows", "do not exist", "make them")
+
+    monkeypatch.setattr(Experiment, "rows", gone)
+    assert [p.text for p in check_rows(scoring.with_texts(artifact, own), "rows")] == [None, "Hi Ada.", None]

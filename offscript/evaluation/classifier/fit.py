@@ -1,4 +1,5 @@
-"""Fits a persona classifier: a ModernBERT with one label per persona. The best epoch on held-out families is kept."""
+"""Fits a persona classifier with one label per persona: a ModernBERT, or one of n-grams. The best epoch, or the best
+penalty, on held-out families is kept."""
 
 import math
 import shutil
@@ -8,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from offscript.errors import UserError, command_line, one_of
-from offscript.evaluation.classifier import predict
+from offscript.evaluation.classifier import predict, tfidf
 from offscript.evaluation.metrics import f1
 from offscript.models.loading import load_tokenizer
 from offscript.seeds import unit_hash
-from offscript.settings import ClassifierSettings, ModelSettings
+from offscript.settings import ClassifierSettings, ModelSettings, TfidfSettings
 from offscript.storage.files import ensure_folder, refusals_explained, write_json
 
 if TYPE_CHECKING:
@@ -51,6 +52,14 @@ class Epoch(TypedDict):
     loss: float
 
 
+class Penalty(TypedDict):
+    """Held-out scores of a classifier of n-grams with the inverse penalty ``c``; None if nothing is held out."""
+
+    c: float
+    macro_f1: float | None
+    loss: float | None
+
+
 class Report(TypedDict):
     """Held-out scores of a classifier. Without held-out rows, ``macro_f1``, ``accuracy`` and ``loss`` are None.
 
@@ -64,8 +73,9 @@ class Report(TypedDict):
         n_train: training rows.
         n_seen: held-out texts that are also training texts.
         n_too_long: rows of more than ``row_tokens``, which are left out.
-        parameters: of the network.
-        epochs: scores during the fit.
+        parameters: their number.
+        epochs: scores during the fit of a network.
+        penalties: scores of each value of ``tfidf.c``.
     """
 
     macro_f1: float | None
@@ -82,6 +92,7 @@ class Report(TypedDict):
     parameters: int
     n_too_long: NotRequired[int]
     epochs: NotRequired[list[Epoch]]
+    penalties: NotRequired[list[Penalty]]
 
 
 class EncodedRow(TypedDict):
@@ -100,31 +111,76 @@ def fit(
     callbacks: Sequence["TrainerCallback"] = (),
     on_step: OnStep | None = None,
 ) -> Report:
-    """Fits a classifier on ``rows`` ({"text", "label", "family"}) and writes it to the folder ``out``.
+    """Fits a classifier on ``rows`` ({"text", "label", "family"}), of the kind of ``settings``, and writes it to the folder
+    ``out``, with ``held_out.json``, whose content is returned.
 
-    With ``settings.path`` null the network is a small ModernBERT with random weights and the tokenizer of ``model``;
-    otherwise it is the checkpoint at ``settings.path``, a folder or a hub id, with its own tokenizer. A share of
-    ``settings.validation`` of the families is held out. The epoch with the best held-out macro-F1 is kept; after
-    ``settings.patience`` epochs without improvement the fit stops. If none is held out, the last epoch is kept. With
-    ``settings.class_weights`` the loss has a weight per label, so that all labels have equal total weight. Weights, gradients and optimizer state are in ``settings.precision``, the loss is in
-    float32. On one machine the result is a function of the rows, the labels and the settings.
-
-    ``out`` gets the Hugging Face layout (config, safetensors, tokenizer; ``id2label`` in the order of ``labels``) and
-    ``held_out.json``, whose content is returned. Checkpoints are in ``.<out.name>.work`` beside it until the end; an
-    interrupted fit starts again from the beginning.
+    A share of ``settings.validation`` of the families is held out. With ``settings.class_weights`` all labels have equal
+    total weight. On one machine the result is a function of the rows, the labels and the settings.
 
     Args:
-        callbacks: further callbacks of the Trainer.
-        on_step: called with (step, steps, logs) after every optimizer step.
+        callbacks: further callbacks of the Trainer of a network.
+        on_step: called with (step, steps, logs) after every optimizer step of a network.
 
     Raises:
-        UserError: invalid rows or labels (see ``check_rows``), a checkpoint that cannot be loaded, or a loss that is
-            NaN or infinite.
+        UserError: invalid rows or labels (see ``check_rows``), a checkpoint that cannot be loaded, a loss that is NaN or
+            infinite, or texts without n-grams.
+    """
+    check_rows(rows, labels, settings.validation)
+    if settings.tfidf is not None:
+        result = _fit_tfidf(settings.tfidf, settings, rows, labels, out)
+    else:
+        result = _fit_network(settings, model, rows, labels, out, callbacks, on_step)
+    write_json(out / REPORT, result)
+    return result
+
+
+def _fit_tfidf(
+    choice: TfidfSettings,
+    settings: ClassifierSettings,
+    rows: Sequence[Row],
+    labels: Sequence[str],
+    out: Path,
+) -> Report:
+    """Writes the classifier of n-grams whose ``c`` has the best macro-F1 on held-out families; of equal ones, the least
+    loss."""
+    train, held_out = split(rows, settings.validation)
+    _check_covered(train, labels)
+    texts, true = [row["text"] for row in train], [row["label"] for row in train]
+    fitted = tfidf.fit_each(choice, choice.c, texts, true, labels, settings.class_weights)
+    reports = [_report(one, train, held_out, settings.predict_batch_size) for one in fitted]
+    best = max(range(len(fitted)), key=lambda i: (reports[i]["macro_f1"] or 0, -(reports[i]["loss"] or 0)))
+    fitted[best].save(out)
+    result = report(out, train, held_out, settings.predict_batch_size)
+    result["penalties"] = [
+        {"c": c, "macro_f1": one["macro_f1"], "loss": one["loss"]}
+        for c, one in zip(choice.c, reports, strict=True)
+    ]
+    return result
+
+
+def _fit_network(
+    settings: ClassifierSettings,
+    model: ModelSettings,
+    rows: Sequence[Row],
+    labels: Sequence[str],
+    out: Path,
+    callbacks: Sequence["TrainerCallback"],
+    on_step: OnStep | None,
+) -> Report:
+    """Writes a fitted ModernBERT.
+
+    With ``settings.path`` null the network is a small ModernBERT with random weights and the tokenizer of ``model``;
+    otherwise it is the checkpoint at ``settings.path``, a folder or a hub id, with its own tokenizer. The epoch with the
+    best held-out macro-F1 is kept; after ``settings.patience`` epochs without improvement the fit stops. If none is held
+    out, the last epoch is kept. Weights, gradients and optimizer state are in ``settings.precision``, the loss is in
+    float32.
+
+    ``out`` gets the Hugging Face layout (config, safetensors, tokenizer; ``id2label`` in the order of ``labels``).
+    Checkpoints are in ``.<out.name>.work`` beside it until the end; an interrupted fit starts again from the beginning.
     """
     from transformers import set_seed
     from transformers.utils import logging
 
-    check_rows(rows, labels, settings.validation)
     logging.disable_progress_bar()
     work = out.parent / f".{out.name}.work"
     shutil.rmtree(work, ignore_errors=True)
@@ -150,7 +206,6 @@ def fit(
     result["epochs"] = _epochs(trainer.state.log_history)
     if settings.row_tokens is not None:
         result["n_too_long"] = len(rows) - len(kept)
-    write_json(out / REPORT, result)
     return result
 
 
@@ -160,9 +215,14 @@ def report(folder: Path, train: Sequence[Row], held_out: Sequence[Row], batch_si
     The scores are slightly optimistic, because the best epoch was chosen on the same rows. Without such rows the
     classifier is loaded all the same, which checks its files.
     """
+    return _report(predict.load(folder), train, held_out, batch_size)
+
+
+def _report(
+    classifier: predict.Classifier, train: Sequence[Row], held_out: Sequence[Row], batch_size: int
+) -> Report:
     import numpy as np
 
-    classifier = predict.load(folder)
     labels = classifier.labels
     column = {label: i for i, label in enumerate(labels)}
     true = np.array([column[row["label"]] for row in held_out], dtype=int)
@@ -189,7 +249,7 @@ def report(folder: Path, train: Sequence[Row], held_out: Sequence[Row], batch_si
             "held_out": len({r["family"] for r in held_out}),
         },
         "n_seen": sum(row["text"] in seen for row in held_out),
-        "parameters": sum(p.numel() for p in classifier.model.parameters()),
+        "parameters": classifier.parameters,
     }
 
 

@@ -1,11 +1,12 @@
 """Predictions of a persona classifier: a probability for each label of each text."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from offscript.errors import MissingInput, UserError, command_line
+from offscript.evaluation.classifier import tfidf
 from offscript.models.checks import check_report, check_weight_files
 from offscript.models.loading import pick_device
 from offscript.models.pretrained import from_pretrained, require_safetensors
@@ -17,17 +18,36 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-OnBatch = Callable[[int, int], None]
+OnBatch = tfidf.OnBatch
+
+
+class Classifier(Protocol):
+    """A loaded classifier of any kind. ``labels`` are in the order of its outputs, ``parameters`` is their number."""
+
+    @property
+    def labels(self) -> list[str]: ...
+
+    @property
+    def parameters(self) -> int: ...
+
+    def probabilities(
+        self, texts: Sequence[str], batch_size: int = 64, on_batch: OnBatch | None = None
+    ) -> "NDArray[np.float64]":
+        """Probabilities ``[n, labels]`` in the order of ``texts``; each row sums to 1."""
 
 
 @dataclass(frozen=True)
-class Classifier:
-    """A loaded classifier. ``labels`` are those of its ``id2label``, in the order of its outputs."""
+class NetworkClassifier:
+    """A loaded network. ``labels`` are those of its ``id2label``."""
 
     folder: Path
     labels: list[str]
     tokenizer: "PreTrainedTokenizerBase"
     model: "PreTrainedModel"
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
 
     def probabilities(
         self, texts: Sequence[str], batch_size: int = 64, on_batch: OnBatch | None = None
@@ -79,22 +99,44 @@ def predict(
 
 
 def load(folder: Path, device: str = "auto", expected: Iterable[str] = ()) -> Classifier:
-    """The classifier in ``folder`` (Hugging Face layout), in eval mode and float32.
+    """The classifier in ``folder``, of the kind that its files show.
 
     Args:
-        device: auto, cpu, cuda or cuda:N.
+        device: of a network: auto, cpu, cuda or cuda:N.
         expected: labels that it must have.
 
     Raises:
         MissingInput: there is no classifier in ``folder``.
         UserError: it cannot be loaded, two labels are equal, or a label of ``expected`` is missing.
     """
+    if (folder / tfidf.CONTENT).is_file():
+        of_ngrams = tfidf.load(folder)
+        _check_labels(of_ngrams.labels, expected, folder)
+        return of_ngrams
+    return load_network_classifier(folder, device, expected)
+
+
+def load_network_classifier(
+    folder: Path, device: str = "auto", expected: Iterable[str] = ()
+) -> NetworkClassifier:
+    """The network in ``folder`` (Hugging Face layout), in eval mode and float32; see ``load``."""
     if not (folder / "config.json").is_file():
         make_it = "make it with: " + command_line("classify", "model=...")
         raise MissingInput(str(folder), "no classifier here", make_it)
     network = load_network(str(folder), None, str(folder))
     config = network.config
     labels = [label for _, label in sorted((config.id2label or {}).items())]
+    _check_labels(labels, expected, folder)
+    tokenizer = load_tokenizer(str(folder), None, str(folder))
+    # The limit of a tokenizer may exceed that of the network, or be "none" as a number of 30 digits.
+    limit = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
+    # The annotation of PreTrainedModel.to loses its first parameter.
+    network.to(pick_device(device))  # type: ignore[arg-type]
+    return NetworkClassifier(folder, labels, tokenizer, network.requires_grad_(False).eval())
+
+
+def _check_labels(labels: Sequence[str], expected: Iterable[str], folder: Path) -> None:
     if missing := [persona for persona in expected if persona not in labels]:
         raise UserError(
             str(folder),
@@ -105,13 +147,6 @@ def load(folder: Path, device: str = "auto", expected: Iterable[str] = ()) -> Cl
         raise UserError(
             str(folder), f"two labels have the same name ({', '.join(labels)})", "one name per label"
         )
-    tokenizer = load_tokenizer(str(folder), None, str(folder))
-    # The limit of a tokenizer may exceed that of the network, or be "none" as a number of 30 digits.
-    limit = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
-    # The annotation of PreTrainedModel.to loses its first parameter.
-    network.to(pick_device(device))  # type: ignore[arg-type]
-    return Classifier(folder, labels, tokenizer, network.requires_grad_(False).eval())
 
 
 # ---------------------------------------------------------------- loading, also for fit

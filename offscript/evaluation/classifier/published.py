@@ -28,7 +28,7 @@ class Conversion(TypedDict):
 
 
 def convert(folder: Path, out: Path, personas: Sequence[str]) -> Conversion:
-    """Writes the classifier in ``folder`` to the new folder ``out``, so that ``predict.load`` reads it.
+    """Writes the classifier in ``folder`` to the new folder ``out``, so that ``predict.load_network_classifier`` reads it.
 
     A label is matched with a persona by name, whatever its position in ``id2label``: case is ignored, and spaces, ``-``
     and ``_`` are equal. Labels of ``personas`` are renamed to them; others are kept. Weights are hard links if both
@@ -114,12 +114,11 @@ def _needed_files(folder: Path) -> list[Path]:
 def _probe(scratch: Path, folder: Path, personas: Sequence[str]) -> tuple[int, int]:
     """Loads the converted classifier and scores one text; returns its number of parameters and its maximum length."""
     try:
-        classifier = predict.load(scratch, "cpu", personas)
+        classifier = predict.load_network_classifier(scratch, "cpu", personas)
         classifier.probabilities([PROBE])
     except UserError as error:
         found = error.found.replace(str(scratch), str(folder))
         raise UserError(
             str(folder), found, "a complete sequence classifier with its tokenizer is needed"
         ) from error
-    parameters = sum(p.numel() for p in classifier.model.parameters())
-    return parameters, classifier.tokenizer.model_max_length
+    return classifier.parameters, classifier.tokenizer.model_max_length

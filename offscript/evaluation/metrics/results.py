@@ -31,6 +31,22 @@ class PersonaScore:
 
 
 @dataclass(frozen=True)
+class OracleScore:
+    """The score of a group by a classifier that was fitted on the ``prompted`` texts of its own format (``evaluation.oracle``).
+
+    ``f1`` is macro-F1 on emitted texts, ``null`` its mean with permuted personas, ``families`` and ``texts`` the numbers
+    that the classifier was fitted on. If there is none, ``why_not`` is the reason.
+    """
+
+    f1: float | None
+    interval: Interval
+    null: float | None
+    families: int
+    texts: int
+    why_not: str | None
+
+
+@dataclass(frozen=True)
 class GroupScore:
     """Scores of one group, or of the groups of several training seeds: their mean scores, and sums of their episodes.
 
@@ -53,6 +69,7 @@ class GroupScore:
             texts and sampling error together. None for base texts.
         null: of the first.
         counts: the confusion matrix ``[N][N + 2]``, see ``f1``.
+        oracle: None if no oracle was asked for.
     """
 
     model: str
@@ -78,6 +95,7 @@ class GroupScore:
     null: Null | None
     personas: tuple[PersonaScore, ...]
     counts: tuple[tuple[int, ...], ...]
+    oracle: OracleScore | None = None
 
     @property
     def name(self) -> str:

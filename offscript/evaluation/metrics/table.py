@@ -141,4 +141,7 @@ METRICS: tuple[Metric, ...] = (
     _interval("rows", lambda g: g.interval_rows, lambda p: p.interval_rows, Column("by rows", 8)),
     _interval("own_class", lambda g: g.interval_own_class),
     _interval("bounds", lambda g: g.interval_bounds),
+    _field("oracle", lambda g: g.oracle.f1 if g.oracle else None, column=Column("oracle", 11)),
+    _field("oracle_null", lambda g: g.oracle.null if g.oracle else None),
+    _interval("oracle", lambda g: g.oracle.interval if g.oracle else None),
 )

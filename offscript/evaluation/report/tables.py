@@ -16,6 +16,11 @@ from offscript.evaluation.order import is_in_distribution
 
 WIDTH = 100
 
+ORACLE = (
+    "The oracle of a format is a classifier of its words, fitted on the prompted texts of other families than those that it "
+    "predicts. Lost, by the model: chat F1 - oracle F1. Not seen, by the classifier: oracle F1 - F1.",
+)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -47,7 +52,7 @@ class Table:
 def tables(scores: Scores) -> list[Table]:
     """All tables that have rows, model by model."""
     models = dict.fromkeys(g.model for g in scores.groups)
-    kinds = (main_table, _groups, _missing, _ended, _retention, _changes, persona_table)
+    kinds = (main_table, _groups, _oracle, _missing, _ended, _retention, _changes, persona_table)
     made = [make(scores, model) for model in models for make in kinds]
     return [table for table in made if table.rows]
 
@@ -78,11 +83,14 @@ def _joined(made: Sequence[Table], explained: Sequence[str], notes: Sequence[str
 def overview_legend(scores: Scores) -> list[str]:
     """What the columns of ``main_table`` mean, as lines of any length."""
     options = scores.options
+    oracle = (
+        "Oracle: F1 of a classifier fitted on prompted texts of the format. " if _has_oracles(scores) else ""
+    )
     return [
         f"F1: macro-F1 over {len(scores.labels)} personas, on emitted texts, with {options.confidence:.0%} intervals over "
         f"{UNITS[options.resample]}. null, p: the mean F1 with permuted personas, and the p-value. Kept above chance: "
         "(F1 - null) / (chat F1 - chat null), n/a if chat is not above its null "
-        f"(p > {number(1 - options.confidence, 2)}). Emitted: the share of planned episodes with a text. "
+        f"(p > {number(1 - options.confidence, 2)}). {oracle}Emitted: the share of planned episodes with a text. "
         "Bounds: the least and the most that any labels of the missing texts could give.",
     ]
 
@@ -103,9 +111,14 @@ def legend(scores: Scores) -> list[str]:
         "of families and of seeds together.",
         "Missing texts: as errors counts each as a false negative. The interval of the bounds reaches from that of the lower "
         "to that of the upper bound.",
+        *(ORACLE if _has_oracles(scores) else ()),
         "gap: chat F1 - F1. ratio: F1 / chat F1, which counts chance as retention. Both retentions are n/a if chat is not above "
         "its null.",
     ]
+
+
+def _has_oracles(scores: Scores) -> bool:
+    return any(g.oracle is not None and g.oracle.f1 is not None for g in scores.groups)
 
 
 def stage_name(scores: Scores, stage: str, training_seed: int | None, seeds: int) -> str:
@@ -125,6 +138,7 @@ def main_table(scores: Scores, model: str) -> Table:
     kept = {(r.stage, r.format, r.training_seed): r for r in scores.retention if r.model == model}
     groups = scores.main_groups(model)
     shown = [g for g in groups if not g.is_base] or groups
+    oracles = _has_oracles(scores)
     rows = tuple(
         (
             g.stage,
@@ -133,6 +147,7 @@ def main_table(scores: Scores, model: str) -> Table:
             number(g.null.mean if g.null else None),
             number(g.null.p if g.null else None),
             "" if is_in_distribution(g.format) else _kept(kept.get((g.stage, g.format, g.training_seed))),
+            *([number(g.oracle.f1 if g.oracle else None)] if oracles else []),
             UNKNOWN if g.emission_rate is None else f"{g.emission_rate:.0%}",
             UNKNOWN if g.planned is None else span(_ends(g)),
         )
@@ -145,7 +160,9 @@ def main_table(scores: Scores, model: str) -> Table:
         f"F1 {interval}",
         "null",
         "p",
-        f"kept above chance {interval}",
+        # In two lines where a further column would not fit.
+        f"kept above{chr(10) if oracles else ' '}chance {interval}",
+        *(["oracle"] if oracles else []),
         "emitted",
         "bounds",
     )
@@ -174,7 +191,8 @@ def _kept(retention: Retention | None) -> str:
 
 
 def _groups(scores: Scores, model: str) -> Table:
-    columns = [(m, m.column) for m in metric_table.METRICS if m.column is not None]
+    metrics = [m for m in metric_table.METRICS if m.name != "oracle" or _has_oracles(scores)]
+    columns = [(m, m.column) for m in metrics if m.column is not None]
     columns.sort(key=lambda pair: pair[1].order)
     header = ("stage", "format", *(column.header for _, column in columns))
     rows = tuple(
@@ -186,6 +204,42 @@ def _groups(scores: Scores, model: str) -> Table:
         for g in _of(scores, model)
     )
     return Table(f"{model}: {scores.metric} by stage and format", header, rows)
+
+
+def _oracle(scores: Scores, model: str) -> Table:
+    """From the F1 of chat to that of each format: what the texts lose, and what the classifier does not see in them."""
+    chat = {(r.stage, r.training_seed): r.chat for r in scores.retention if r.model == model}
+    rows = []
+    for g in scores.main_groups(model):
+        if g.is_base or g.oracle is None or g.oracle.f1 is None:
+            continue
+        left, seen = g.oracle.f1, g.macro_f1.emitted
+        whole = seen if is_in_distribution(g.format) else chat.get((g.stage, g.training_seed))
+        rows.append(
+            (
+                g.stage,
+                g.format,
+                f"{g.oracle.texts} ({g.oracle.families})",
+                number(whole),
+                _estimate(left, g.oracle.interval),
+                number(g.oracle.null),
+                number(seen),
+                number(None if whole is None else whole - left),
+                number(None if seen is None else left - seen),
+            )
+        )
+    header = (
+        "stage",
+        "format",
+        "fitted on\n(families)",
+        "chat F1",
+        f"oracle F1\n({scores.options.confidence:.0%})",
+        "oracle\nnull",
+        "F1",
+        "lost",
+        "not\nseen",
+    )
+    return Table(f"{model}: what is left of the persona, and what the classifier sees", header, tuple(rows))
 
 
 def _missing(scores: Scores, model: str) -> Table:

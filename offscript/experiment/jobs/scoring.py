@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from offscript.console import Progress, duration, say
+from offscript.errors import UserError
 from offscript.evaluation.email_cleaning import CLEANINGS
 from offscript.evaluation.evaluate import evaluate_rows, options_from, result_files
 from offscript.experiment.artifacts import Artifact, Classifier, Evaluation, Predictions
@@ -134,12 +135,29 @@ def prediction_row(
     }
 
 
+def with_texts(artifact: Predictions, experiment: Experiment) -> list[dict[str, Json]]:
+    """The rows of predictions, each with the ``text`` of its episode, if the rollout is still there."""
+    predictions = experiment.predictions(artifact)
+    try:
+        rows = experiment.rows(artifact.rollout)
+    except UserError:
+        # Predictions count without the rollout that they were made from.
+        return predictions
+    texts = {f"{row['scenario']}/{row['sample']}": row["text"] for row in rows}
+    return [{**row, "text": texts.get(str(row["row"]))} for row in predictions]
+
+
 def evaluate(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None) -> None:
     """Makes tables, figures and the report from every predictions file that exists."""
     (evaluation,) = (a for a in artifacts if isinstance(a, Evaluation))
     started = now()
     finished = [part for part in evaluation.inputs if experiment.is_finished(part)]
-    parts = [(part, experiment.predictions(part)) for part in finished if isinstance(part, Predictions)]
+    oracle = evaluation.settings.oracle
+    parts = [
+        (part, with_texts(part, experiment) if oracle else experiment.predictions(part))
+        for part in finished
+        if isinstance(part, Predictions)
+    ]
     rows = [row for _, made in parts for row in made]
     missing = [str(part) for part in evaluation.inputs if part not in finished]
     folder = experiment.path(evaluation)
@@ -154,6 +172,7 @@ def evaluate(artifacts: Sequence[Artifact], experiment: Experiment, limit: int |
             tracker=tracker,
             read=Transcripts(experiment, parts),
             provenance=provenance(evaluation, experiment),
+            oracle=oracle,
             labels=list(experiment.planner.personas),
             **options_from(evaluation.settings),
         )

@@ -1,0 +1,235 @@
+"""What is left of the persona in a format, whatever the chat classifier sees: the score of a classifier of that format.
+
+For each model and format, a classifier of n-grams is fitted on the texts of the ``prompted`` stage in that format, and
+predicts the texts of every stage. Families are divided into folds, and each family is predicted by the classifier that was
+fitted on the other folds.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from typing_extensions import TypedDict
+
+from offscript.errors import UserError
+from offscript.evaluation.classifier import tfidf
+from offscript.evaluation.metrics.results import GroupScore, OracleScore, Scores
+from offscript.evaluation.metrics.scores import evaluate
+from offscript.evaluation.predictions import Prediction
+from offscript.json_types import Json
+from offscript.seeds import unit_hash
+from offscript.settings import TfidfSettings, identity_of
+from offscript.storage.files import read_record, write_json
+from offscript.storage.hashing import key_of
+
+FILE = "oracle.json"
+CONTROL = "prompted"
+"""The stage whose texts show the persona in every format."""
+FOLDS = 5
+MIN_FAMILIES = FOLDS
+# Words only: n-grams of characters take five times as long. The penalty is not chosen, so no family is needed for that.
+SETTINGS = TfidfSettings(words=2, characters=0, min_texts=2, c=(10.0,))
+VERSION = 1
+
+Place = tuple[str, str]
+"""Model and format."""
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """The oracle of one model and format.
+
+    ``predicted`` are the labels of its rows in their order, None where there is no text; ``families`` and ``texts`` are
+    the numbers that it was fitted on, over all folds. ``why_not`` is the reason if there is no such classifier.
+    """
+
+    predicted: list[str | None]
+    families: int
+    texts: int
+    why_not: str | None
+
+
+class Entry(TypedDict):
+    """An oracle in ``FILE``. ``key`` hashes all that it was made from."""
+
+    model: str
+    format: str
+    key: str
+    predicted: list[str | None]
+    families: int
+    texts: int
+    why_not: str | None
+
+
+class Content(TypedDict):
+    """What ``FILE`` holds; ``digest`` is that of the entries."""
+
+    digest: str
+    entries: list[Entry]
+
+
+def with_oracle(scores: Scores, predictions: Sequence[Prediction], cache: Path | None = None) -> Scores:
+    """``scores`` with the ``oracle`` of every group, scored as the classifier's predictions are.
+
+    Args:
+        predictions: those that were scored, with their texts.
+        cache: file of oracles that are taken over if they were made from the same texts; it is replaced.
+    """
+    rows: dict[Place, list[Prediction]] = {}
+    for p in predictions:
+        if p.persona is None or p.persona in scores.labels:
+            rows.setdefault((p.model, p.format), []).append(p)
+    oracles = _oracles(rows, scores.labels, cache)
+    scored = _scored(scores, rows, oracles)
+    groups = tuple(
+        replace(group, oracle=_of(group, oracles[group.model, group.format], scored))
+        for group in scores.groups
+    )
+    return replace(scores, groups=groups, notes=(*scores.notes, *_notes(oracles)))
+
+
+def oracle(rows: Sequence[Prediction], labels: Sequence[str]) -> Oracle:
+    """The oracle of the rows of one model and format."""
+    control = [p for p in rows if p.stage == CONTROL and p.persona is not None and p.predicted is not None]
+    families, texts = {p.family for p in control}, len(control)
+    if why_not := _why_not(rows, control, families):
+        return Oracle([], len(families), texts, why_not)
+    fold = _folds(families, (p.family for p in rows))
+    predicted: list[str | None] = [None] * len(rows)
+    for k in range(FOLDS):
+        train = [p for p in control if fold[p.family] != k]
+        held_out = [i for i, p in enumerate(rows) if fold[p.family] == k and p.predicted is not None]
+        names = [label for label in labels if any(p.persona == label for p in train)]
+        if len(names) < 2:
+            return Oracle([], len(families), texts, "prompted texts of one persona only")
+        try:
+            classifier = tfidf.fit(
+                SETTINGS, SETTINGS.c[0], [str(p.text) for p in train], [str(p.persona) for p in train], names
+            )
+        except UserError:
+            return Oracle([], len(families), texts, "no word is in two prompted texts")
+        probs = classifier.probabilities([str(rows[i].text) for i in held_out], 1024)
+        for i, column in zip(held_out, probs.argmax(axis=1), strict=True):
+            predicted[i] = names[column]
+    return Oracle(predicted, len(families), texts, None)
+
+
+def _why_not(rows: Sequence[Prediction], control: Sequence[Prediction], families: set[str]) -> str | None:
+    if not any(p.stage == CONTROL for p in rows):
+        return f"no {CONTROL} stage"
+    if any(p.text is None for p in rows if p.predicted is not None):
+        return "texts are missing"
+    if len(families) < MIN_FAMILIES:
+        return f"{CONTROL} texts of {len(families)} families, fewer than {MIN_FAMILIES}"
+    return None
+
+
+def _folds(control: set[str], families: Iterable[str]) -> dict[str, int]:
+    """The fold of each family: those of ``control`` are divided evenly, in the order of their hashes."""
+    in_order = sorted(control, key=lambda family: unit_hash("oracle", family))
+    fold = {family: i % FOLDS for i, family in enumerate(in_order)}
+    # Families without a text to fit on are in no training set.
+    return {family: fold.get(family, 0) for family in {*control, *families}}
+
+
+# ---------------------------------------------------------------- scores
+
+
+def _scored(
+    scores: Scores, rows: Mapping[Place, Sequence[Prediction]], oracles: Mapping[Place, Oracle]
+) -> dict[tuple[object, ...], GroupScore]:
+    """The groups as the oracles see them, by their names."""
+    probs = {label: {name: float(name == label) for name in scores.labels} for label in scores.labels}
+    predicted = [
+        replace(p, predicted=label, probs=probs[label] if label else None)
+        for place, members in rows.items()
+        if oracles[place].why_not is None
+        for p, label in zip(members, oracles[place].predicted, strict=True)
+    ]
+    if not predicted:
+        return {}
+    options = scores.options
+    found = evaluate(
+        predicted,
+        labels=scores.labels,
+        resamples=options.resamples,
+        confidence=options.confidence,
+        seed=options.seed,
+        resample=options.resample,
+    )
+    return {_name(group): group for group in found.groups}
+
+
+def _name(group: GroupScore) -> tuple[object, ...]:
+    return group.model, group.stage, group.format, group.training_seed, group.seeds
+
+
+def _of(group: GroupScore, made: Oracle, scored: Mapping[tuple[object, ...], GroupScore]) -> OracleScore:
+    found = scored.get(_name(group))
+    if found is None:
+        return OracleScore(None, None, None, made.families, made.texts, made.why_not)
+    null = found.null.mean if found.null else None
+    return OracleScore(found.macro_f1.emitted, found.interval, null, made.families, made.texts, None)
+
+
+def _notes(oracles: Mapping[Place, Oracle]) -> list[str]:
+    """One for each reason why there is no oracle."""
+    places: dict[str, list[str]] = {}
+    for (model, fmt), made in oracles.items():
+        if made.why_not is not None:
+            places.setdefault(made.why_not, []).append(f"{model} {fmt}")
+    return [f"no oracle, {reason}: {'; '.join(names)}" for reason, names in places.items()]
+
+
+# ---------------------------------------------------------------- the file
+
+
+def _oracles(
+    rows: Mapping[Place, Sequence[Prediction]], labels: Sequence[str], cache: Path | None
+) -> dict[Place, Oracle]:
+    kept = {entry["key"]: entry for entry in _read(cache)} if cache is not None else {}
+    entries: list[Entry] = []
+    for (model, fmt), members in rows.items():
+        key = _key(members, labels)
+        entry = kept.get(key)
+        if entry is None or (entry["why_not"] is None and len(entry["predicted"]) != len(members)):
+            made = oracle(members, labels)
+            entry = {
+                "model": model,
+                "format": fmt,
+                "key": key,
+                "predicted": made.predicted,
+                "families": made.families,
+                "texts": made.texts,
+                "why_not": made.why_not,
+            }
+        entries.append({**entry, "model": model, "format": fmt})
+    if cache is not None and any(entry["why_not"] is None for entry in entries):
+        write_json(cache, {"digest": _digest(entries), "entries": entries})
+    return {
+        (e["model"], e["format"]): Oracle(e["predicted"], e["families"], e["texts"], e["why_not"])
+        for e in entries
+    }
+
+
+def _key(rows: Sequence[Prediction], labels: Sequence[str]) -> str:
+    texts: Json = [[p.stage, p.persona, p.family, p.predicted is not None, p.text] for p in rows]
+    settings: Json = identity_of(SETTINGS)
+    return key_of(
+        {"version": VERSION, "folds": FOLDS, "settings": settings, "labels": list(labels), "rows": texts}
+    )
+
+
+def _read(cache: Path) -> list[Entry]:
+    """The entries of a file that ``_oracles`` wrote; none if there is no such file, or if it was changed."""
+    if not cache.exists():
+        return []
+    try:
+        content = read_record(cache, Content)
+    except UserError:
+        return []
+    return content["entries"] if content["digest"] == _digest(content["entries"]) else []
+
+
+def _digest(entries: Sequence[Entry]) -> str:
+    return key_of({"entries": list(entries)})
