@@ -75,10 +75,11 @@ def with_oracle(scores: Scores, predictions: Sequence[Prediction], cache: Path |
         predictions: those that were scored, with their texts.
         cache: file of oracles that are taken over if they were made from the same texts; it is replaced.
     """
-    rows: dict[Place, list[Prediction]] = {}
-    for p in predictions:
-        if p.persona is None or p.persona in scores.labels:
-            rows.setdefault((p.model, p.format), []).append(p)
+    known = (p for p in predictions if p.persona is None or p.persona in scores.labels)
+    rows: dict[Place, list[Prediction]] = {(g.model, g.format): [] for g in scores.groups}
+    # In one order, so that equal rows give equal results in whatever order they are read.
+    for p in sorted(known, key=lambda p: tuple(map(str, p.episode))):
+        rows[p.model, p.format].append(p)
     oracles = _oracles(rows, scores.labels, cache)
     scored = _scored(scores, rows, oracles)
     groups = tuple(

@@ -85,6 +85,7 @@ def test_a_persona_in_other_words_is_there_and_one_without_words_is_not(given):
     assert abs(gone.oracle.f1 - gone.oracle.null) < 0.12 and not gone.null.above, "nothing is left to see"
     assert gone.oracle.texts == 80 and gone.oracle.families == 10
     assert not any("oracle" in note for note in notes)
+    assert scored(given[::-1])[0] == groups, "whatever the order of the rows"
 
 
 def test_a_family_is_predicted_without_its_own_texts():
