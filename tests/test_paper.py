@@ -115,7 +115,9 @@ except SystemExit as end:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     lines = done.stdout.splitlines()
     assert lines[-1] == "0 []", done.stdout[-300:] + done.stderr[-300:]
-    (line,) = done.stderr.splitlines()
+    line, fidelity = done.stderr.splitlines()
+    # The weights and the classifier are the study's own; the tasks, the constitutions and the harness are ours.
+    assert fidelity == "as published: F1; otherwise: F6, F7, F8, F9, F10 (docs/recipe.md)"
     # 3 models x 3 formats x (base, and 10 personas x 3 stages)
     assert line.startswith(f"paper: {3 * 3 * 31} cells, ")
     jobs = {line.partition("  ")[0] for line in lines}

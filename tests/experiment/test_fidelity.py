@@ -100,6 +100,7 @@ def ours():
     return own_identities()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", CHANGES)
 def test_each_setting_changes_the_artifacts_that_depend_on_it_and_no_others(setting, ours):
     changed = own_identities(setting)

@@ -69,6 +69,7 @@ def played(model: ModelSettings, root: Path, *stages: str) -> dict[str, list[Row
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TURN)
 def test_every_format_runs_with_an_adapter_on_every_family(name, tmp_path, monkeypatch):
     requests = []
@@ -100,6 +101,7 @@ def test_every_format_runs_with_an_adapter_on_every_family(name, tmp_path, monke
             rest = rest.partition(text)[2]
 
 
+@pytest.mark.slow
 def test_every_format_runs_through_an_endpoint(serve, tmp_path):  # noqa: F811
     """Also a begun e-mail, which needs a server that continues a reply."""
     stub = serve()

@@ -7,11 +7,12 @@ import pytest
 
 from offscript.errors import UserError
 from offscript.training.data import introspection, preference
+from offscript.training.data.preference import PreferenceSettings
 from offscript.training.run import split_families
 
 
 def read_pairs(path):
-    return preference.read_released([path], None)
+    return preference.read_released([path], PreferenceSettings(prompts=1))
 
 
 def read_conversations(paths, system="", loss_on="every_turn"):

@@ -207,6 +207,7 @@ def test_the_published_preset_is_the_published_recipe():
     assert (node.validation, node.class_weights, node.training_seeds) == (0, False, "first")
 
 
+@pytest.mark.slow
 def test_it_is_fitted_on_22000_rows_of_the_first_training_seed():
     """500 prompts of each of four stages and 11 personas; further training seeds change nothing."""
     given = ("experiment=opencharacter", "classifier=modernbert_published", "grid.model=[llama]")

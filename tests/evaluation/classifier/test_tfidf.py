@@ -120,6 +120,7 @@ def test_settings_that_contradict_each_other_are_one_line(changes, message):
         parse(ClassifierSettings, {"name": "tfidf", "tfidf": {}, **changes}, "classifier")
 
 
+@pytest.mark.slow
 def test_its_key_holds_what_its_fit_reads():
     def key(*more):
         return (
