@@ -49,13 +49,14 @@ def smoke(tmp_path_factory):
 
 def test_the_grid_prints_tables_and_writes_files(smoke):
     cwd, done = smoke
-    assert "macro_f1_2 by stage and format" in done.stdout
+    assert "pocket: macro_f1_2" in done.stdout and "kept above" in done.stdout
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
     evaluation = cwd / "runs/smoke/evaluation"
     summary = json.loads((evaluation / "summary.json").read_text())
     cells = {(g["stage"], g["format"]): g for g in summary["groups"]}
     assert len(cells) == 12
     assert cells["full", "chat"]["planned"] == 16 and cells["base", "chat"]["planned"] == 8
+    assert "macro_f1_2 by stage and format" in (evaluation / "tables.txt").read_text()
     assert (evaluation / "figures/headline.png").stat().st_size > 10_000
     adapter = next((cwd / "runs/smoke/adapters/pocket/sarcasm").glob("full-*"))
     merged = json.loads((adapter / "manifest.json").read_text())["counts"]["merge"]
