@@ -17,18 +17,26 @@ def settings_of(*overrides, config="launch") -> Settings:
 def experiment_of(*overrides, config="launch") -> Experiment:
     """The experiment that a command would get from these overrides, with a planner of its own."""
     settings, experiment = _composed(overrides, config)
+    _open_hydra()
     return Experiment(Planner(settings, experiment.planner.options), experiment.overrides)
 
 
 @functools.cache
 def _composed(overrides, config):
-    from hydra import compose, initialize_config_dir
+    from hydra import compose
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    initialize_config_dir(
-        str(HOME / "conf"), version_base="1.3"
-    )  # stays open: options are composed when asked for
+    _open_hydra()
     return assemble(
         to_container(compose(config, [composable(o) for o in overrides])), list(overrides), config
     )
+
+
+def _open_hydra() -> None:
+    """Opens ``conf`` unless it is: options are composed when they are asked for, and other tests may have closed it."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    if not GlobalHydra().is_initialized():
+        initialize_config_dir(str(HOME / "conf"), version_base="1.3")
