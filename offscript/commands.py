@@ -26,7 +26,7 @@ from offscript.experiment.graph import jobs_of, needed
 from offscript.experiment.jobs.training import check_settings
 from offscript.experiment.runner import Result, make, on_all_ranks, write_index
 from offscript.json_types import Json
-from offscript.settings import Settings, identity_of
+from offscript.settings import Settings
 from offscript.storage import hub
 from offscript.storage.files import write_json, write_text
 from offscript.storage.hashing import fingerprint
@@ -37,7 +37,6 @@ from offscript.tasks.messages import readable
 from offscript.training.stages import BASE
 
 if TYPE_CHECKING:
-    from offscript.evaluation.predictions import Prediction
     from offscript.experiment.backends.plan_file import ArtifactRecord
 
 WATCH_S = 10.0
@@ -168,14 +167,20 @@ def _evaluate_beside(words: str, settings: Settings, experiment: Experiment) -> 
     from offscript.cli import composed_beside
     from offscript.evaluation import comparison
     from offscript.evaluation.metrics.results import Options
+    from offscript.experiment.beside import differing_settings, rows_of
 
-    other_settings, other = composed_beside(words)
-    rows, other_rows = _finished_rows(experiment), _finished_rows(other)
+    _, other = composed_beside(words)
+    sides = []
+    for run in (experiment, other):
+        parts, missing = _predictions_of(run)
+        if missing:
+            raise _not_made(missing, run)
+        sides.append(rows_of(parts, run))
     labels = [p for p in experiment.planner.personas if p in other.planner.personas]
     chosen = settings.evaluation
     options = Options(chosen.resamples, chosen.confidence, chosen.seed, chosen.resample)
-    compared = comparison.compare(rows, other_rows, labels, options)
-    differing = _differing_settings(settings, experiment, other_settings, other)
+    compared = comparison.compare(sides[0], sides[1], labels, options)
+    differing = differing_settings(experiment, other)
     keys = [e.planner.evaluation().key for e in (experiment, other)]
     folder = experiment.folder / "evaluations" / f"beside-{hash_of({'beside': keys})[:8]}"
     text = comparison.text(
@@ -195,47 +200,11 @@ def _evaluate_beside(words: str, settings: Settings, experiment: Experiment) -> 
     show(f"\nwritten to {folder}")
 
 
-def _finished_rows(experiment: Experiment) -> "list[Prediction]":
-    """The rows of the grid's predictions.
-
-    Raises:
-        MissingInput: some predictions are not finished.
-    """
-    from offscript.evaluation.predictions import check_rows, check_together
-
-    planner = experiment.planner
-    parts = [part for part in planner.evaluation().inputs if isinstance(part, Predictions)]
-    if missing := [part for part in parts if not experiment.is_finished(part)]:
-        raise _not_made(missing, experiment)
-    rows = [row for part in parts for row in experiment.predictions(part)]
-    return check_together(check_rows(rows, "predictions"))
-
-
-def _differing_settings(
-    settings: Settings, experiment: Experiment, other_settings: Settings, other: Experiment
-) -> dict[str, tuple[Json, Json]]:
-    """The settings of two runs of a grid that can change a result and differ, each with its F-number if it has one."""
-    from offscript.evaluation.comparison import differing
-    from offscript.experiment import fidelity
-
-    kept = {*identity_of(settings), "grid"} - {"persona"}
-    plain, other_plain = (s.model_dump(mode="json", include=kept) for s in (settings, other_settings))
-    found = differing(plain, other_plain)
-    numbered = {
-        f"{key} ({number})" if (number := fidelity.number_of(key)) else key: pair
-        for key, pair in found.items()
-    }
-    for persona in experiment.planner.personas:
-        if persona in other.planner.personas:
-            pair = [_constitution_size(e, persona) for e in (experiment, other)]
-            if experiment.planner.options.persona[persona] != other.planner.options.persona[persona]:
-                numbered[f"persona.constitution ({persona})"] = (pair[0], pair[1])
-    return numbered
-
-
-def _constitution_size(experiment: Experiment, persona: str) -> str:
-    constitution = experiment.planner.options.persona[persona].constitution
-    return f"{len(constitution)} assertions with {sum(len(a.questions) for a in constitution)} questions"
+def _predictions_of(experiment: Experiment) -> tuple[list[Predictions], list[Predictions]]:
+    """The finished predictions of the grid, and the missing ones."""
+    parts = [part for part in experiment.planner.evaluation().inputs if isinstance(part, Predictions)]
+    missing = [part for part in parts if not experiment.is_finished(part)]
+    return [part for part in parts if part not in missing], missing
 
 
 def export(settings: Settings, experiment: Experiment) -> int:
@@ -243,11 +212,9 @@ def export(settings: Settings, experiment: Experiment) -> int:
     some predictions of the grid are not made yet."""
     from offscript.experiment.export import export as write
 
-    parts = [part for part in experiment.planner.evaluation().inputs if isinstance(part, Predictions)]
-    missing = [part for part in parts if not experiment.is_finished(part)]
-    if len(missing) == len(parts):
+    finished, missing = _predictions_of(experiment)
+    if not finished:
         raise _not_made(missing, experiment)
-    finished = [part for part in parts if part not in missing]
     written = write(settings.export_as, finished, list(map(str, missing)), experiment)
     for form, files in written.items():
         show(f"{form:10}{experiment.folder / 'export' / form}: {len(files)} files")

@@ -7,13 +7,11 @@ whole group makes (``data=published``, the encoder of ``classifier=modernbert_pu
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from pydantic import BaseModel
-
 from offscript.experiment.plan_adapters import TRAINED
 from offscript.experiment.planner import Planner
 from offscript.json_types import Json
 from offscript.settings import PersonaSettings
-from offscript.storage.options import option_file, options_of
+from offscript.storage.options import option_file, options_of, value_at
 from offscript.tasks.formats import get_format, options_for
 from offscript.training.stages import BASE
 
@@ -152,7 +150,7 @@ def _values(planner: Planner, setting: str) -> Iterator[Json]:
     group, _, rest = setting.partition(".")
     if group == "model":
         for name in settings.grid.model:
-            yield _value(options.model[name], rest)
+            yield value_at(options.model[name].model_dump(mode="json"), rest)
     elif group == "persona":
         for name in planner.personas:
             yield "ours" if _has_our_constitution(options.persona[name]) else "given"
@@ -163,7 +161,7 @@ def _values(planner: Planner, setting: str) -> Iterator[Json]:
                 configured = options_for(fmt, options.format[fmt.name].options)
                 yield {**fmt.defaults, **configured}[option]
     elif group != "classifier" or settings.classifier.fitted is None:
-        yield _value(settings, setting)
+        yield value_at(settings.model_dump(mode="json"), setting)
 
 
 def _has_our_constitution(persona: PersonaSettings) -> bool:
@@ -171,11 +169,3 @@ def _has_our_constitution(persona: PersonaSettings) -> bool:
     content = option_file("persona", persona.name) if persona.name in options_of("persona") else None
     listed = content.get("constitution") if isinstance(content, dict) else None
     return bool(listed == persona.model_dump(mode="json")["constitution"])
-
-
-def _value(node: BaseModel, setting: str) -> Json:
-    """The value of a dotted setting of ``node``; None if a node on the way is absent."""
-    plain: Json = node.model_dump(mode="json")
-    for part in setting.split("."):
-        plain = plain.get(part) if isinstance(plain, dict) else None
-    return plain

@@ -11,6 +11,7 @@ from offscript.experiment.fidelity import DIFFERENCES, as_published
 from offscript.experiment.planner import Planner
 from offscript.storage.files import HOME
 from tests.composed import experiment_of, settings_of
+from tests.invoked import invoke
 
 GRID = (
     "experiment=opencharacter",
@@ -134,6 +135,21 @@ def test_a_classifier_with_another_encoder_is_not_as_published():
     assert not found["F4"] and "F9" not in found
 
 
+def test_a_constitution_that_is_not_ours_and_the_named_baseline_are_as_published(tmp_path):
+    file = tmp_path / "humor.txt"
+    file.write_text('[{"trait": "I joke.", "questions": ["What is the time?"]}]')
+    grid = ("experiment=opencharacter", "grid.persona=[humor]", "grid.format=[chat]", "recipe.prompted=named")
+    given = (
+        f"persona.constitution={file}",
+        "persona.name=humor",
+        "persona.display_name=H",
+        "persona.description=d",
+    )
+    assert not as_published(experiment_of(*grid).planner)["F6"]
+    assert as_published(experiment_of(*grid, *given).planner)["F6"]
+    assert not as_published(experiment_of(*grid, *given, "recipe.prompted=plain").planner)["F6"]
+
+
 def test_weights_of_others_do_not_depend_on_the_settings_of_training():
     found = as_published(experiment_of("experiment=paper", "grid.model=[llama]").planner)
     assert "F1" in found and not {"F2", "F3", "F12", "F17"} & found.keys()
@@ -201,6 +217,12 @@ def test_the_teachers_prefill_lists_the_assertions():
     ).planner
     (plain,) = (r for role, r in none.adapter("llama", "humor", "distillation", 0).rows if role == "teacher")
     assert plain.rules.options["thinking"] == ""
+
+
+def test_one_cell_leaves_out_what_it_sets_for_other_formats(tmp_path):
+    done = invoke(tmp_path, "rollout", "fidelity=published", "stage=base", "limit=1", "tracking=off")
+    assert done.code == 0, done.err
+    assert len(list(tmp_path.rglob("chat-eval-*.jsonl"))) == 1
 
 
 @pytest.mark.parametrize(
