@@ -8,7 +8,7 @@ from offscript.evaluation.metrics.intervals import Contrast
 from offscript.evaluation.metrics.model_scores import ModelScores
 from offscript.evaluation.metrics.results import Options
 from offscript.evaluation.predictions import Prediction
-from offscript.evaluation.report.tables import Table
+from offscript.evaluation.report.section import Table
 from offscript.json_types import Json
 
 BESIDE = " (beside)"

@@ -1,6 +1,6 @@
 """Evaluation: reads prediction rows, prints tables and writes plain files. Needs neither torch nor a GPU."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -9,10 +9,17 @@ from offscript.console import show
 from offscript.evaluation.metrics.results import Scores
 from offscript.evaluation.metrics.scores import evaluate
 from offscript.evaluation.oracle import FILE, with_oracle
-from offscript.evaluation.predictions import check_rows, check_together, load_predictions, load_rows
+from offscript.evaluation.predictions import (
+    Prediction,
+    check_rows,
+    check_together,
+    load_predictions,
+    load_rows,
+)
 from offscript.evaluation.report import figures, page, summary, tables
 from offscript.evaluation.report.page import Texts
 from offscript.evaluation.report.provenance import Provenance
+from offscript.evaluation.report.section import Section
 from offscript.evaluation.report.texts import Read
 from offscript.evaluation.report.transcripts import transcript_of
 from offscript.evaluation.report.wandb_results import wandb_results
@@ -25,6 +32,9 @@ __all__ = ["Scores", "evaluate", "evaluate_files", "evaluate_rows", "load_predic
 
 RESULTS = (page.PAGE, "summary.json", "cells.csv", "overview.txt", "tables.txt")
 """Names of the files of an evaluation, without its figures."""
+
+SECTIONS: tuple[Callable[[Scores, Sequence[Prediction]], Section | None], ...] = ()
+"""The sections of the report that are computed from predictions, in order; None: there is nothing to show."""
 
 MAX_NAMED = 3
 """Number of missing prediction files that a note names."""
@@ -104,6 +114,7 @@ def evaluate_rows(
     read: Read | None = None,
     provenance: Provenance | None = None,
     oracle: bool = True,
+    sections: Sequence[Section] = (),
     **options: Unpack[EvaluateOptions],
 ) -> dict[str, Json]:
     """As ``evaluate_files``, for rows in memory; writes no files if ``out`` is None.
@@ -114,13 +125,14 @@ def evaluate_rows(
         tracker: run that the results are logged to; needs ``out``.
         read: reads the transcript of the row with a number; by default from the row itself.
         provenance: what the page says that was run.
+        sections: further sections of the report, after those of ``SECTIONS``.
     """
     predictions = check_together(check_rows(rows, source))
     texts = Texts(predictions, read or (lambda i: transcript_of(rows[i])))
     scores = incomplete(evaluate(predictions, **options), missing)
     if oracle:
         scores = with_oracle(scores, predictions, ensure_folder(out) / FILE if out is not None else None)
-    found = _report(scores, out, title, quiet, texts, provenance)
+    found = _report(scores, out, title, quiet, texts, provenance, sections)
     if tracker is not None and out is not None:
         log_results(tracker, wandb_results(scores), out / "figures" / "personas.png")
     return found
@@ -142,14 +154,18 @@ def _report(
     quiet: bool,
     texts: Texts,
     provenance: Provenance | None,
+    further: Sequence[Section] = (),
 ) -> dict[str, Json]:
+    made = [section for make in SECTIONS if (section := make(scores, texts.predictions)) is not None]
+    sections = [*made, *further]
+    scores = replace(scores, notes=(*scores.notes, *(note for s in sections for note in s.notes)))
     if not quiet:
         show(tables.overview(scores), end="")
     if out is not None:
-        written = write(scores, out, title, texts, provenance)
+        written = write(scores, out, title, texts, provenance, sections)
         if not quiet:
             show(f"\nwritten to {out}: {', '.join(_shown(written, out))}")
-    return summary.summary(scores)
+    return summary.summary(scores, sections)
 
 
 def _shown(written: Sequence[Path], out: Path) -> list[str]:
@@ -175,6 +191,7 @@ def write(
     title: str = "",
     texts: Texts | None = None,
     provenance: Provenance | None = None,
+    sections: Sequence[Section] = (),
 ) -> list[Path]:
     """Writes summary.json, cells.csv, overview.txt, tables.txt, report.html and figures/ into ``folder``, and for a large
     evaluation report_texts/; returns their paths.
@@ -187,20 +204,39 @@ def write(
     place = ensure_folder(folder / "figures")
     sessions = figures.drift(scores, place)
     images = figures.headline(scores, place) + figures.heatmap(scores, place) + sessions
-    write_json(folder / "summary.json", summary.summary(scores))
+    drawn = {section.name: section.draw(place) for section in sections if section.draw is not None}
+    _remove_others(place, images + [path for paths in drawn.values() for path in paths])
+    write_json(folder / "summary.json", summary.summary(scores, sections))
     plain = {
         "cells.csv": summary.cells_csv(scores),
         "overview.txt": tables.overview(scores),
-        "tables.txt": tables.text(scores),
+        "tables.txt": tables.text(scores, sections),
     }
     for name, text in plain.items():
         write_text(folder / name, text)
     _, *beside = page.write_page(
         scores,
         folder,
-        page.Figures(place / "headline.svg", place / "drift.svg" if sessions else None),
+        page.Figures(
+            place / "headline.svg",
+            place / "drift.svg" if sessions else None,
+            {name: _svg(paths) for name, paths in drawn.items()},
+        ),
         title or "offscript",
         texts,
         provenance or Provenance(),
+        sections,
     )
+    images += [path for paths in drawn.values() for path in paths]
     return [folder / name for name in RESULTS] + images + beside
+
+
+def _svg(paths: Sequence[Path]) -> Path:
+    return next(path for path in paths if path.suffix == ".svg")
+
+
+def _remove_others(folder: Path, kept: Sequence[Path]) -> None:
+    """Removes the figures of an earlier evaluation that this one does not have."""
+    for path in folder.iterdir():
+        if path not in kept and path.suffix in (".svg", ".png"):
+            path.unlink()

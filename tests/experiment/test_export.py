@@ -8,7 +8,7 @@ import pytest
 from offscript import commands
 from offscript.errors import MissingInput, UserError
 from offscript.evaluation.export import documents, parquet
-from offscript.evaluation.report.tables import Table
+from offscript.evaluation.report.section import Table
 from offscript.experiment.artifacts import Predictions
 from offscript.experiment.folder import now, write_artifact_manifest
 from offscript.experiment.jobs.scoring import prediction_row

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from offscript.evaluation.metrics.results import Scores
-from offscript.evaluation.report.tables import Table, main_table, overview_legend, persona_table
+from offscript.evaluation.report.section import Table
+from offscript.evaluation.report.tables import main_table, overview_legend, persona_table
 from offscript.evaluation.report.visible import visible
 
 Writer = Callable[[str, Table, list[str], tuple[str, ...]], str]

@@ -50,16 +50,13 @@ def heatmap(scores: Scores, folder: Path) -> list[Path]:
 
 
 def drift(scores: Scores, folder: Path) -> list[Path]:
-    """Writes ``drift.png`` and ``drift.svg`` if there are scores of sessions (format ``drift``), and removes those of an
-    earlier evaluation if not.
+    """Writes ``drift.png`` and ``drift.svg`` if there are scores of sessions (format ``drift``).
 
     A point is the macro-F1 after so many turns, with its interval: filled for sessions with the model's own
     replies, hollow for those with the replies of the untrained model.
     """
     if any(_session(g) for g in scores.groups):
         return _save(_draw_drift, scores, folder, "drift")
-    for name in ("drift.png", "drift.svg"):
-        (folder / name).unlink(missing_ok=True)
     return []
 
 

@@ -12,7 +12,7 @@ import re
 import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from offscript.evaluation.order import formats_in_order, is_in_distribution, sta
 from offscript.evaluation.predictions import Prediction
 from offscript.evaluation.report.answer import answers, percent
 from offscript.evaluation.report.provenance import Provenance
+from offscript.evaluation.report.section import Section
 from offscript.evaluation.report.tables import legend, stage_name, tables
 from offscript.evaluation.report.texts import Read, TextIndex, chunks, script_json
 from offscript.evaluation.report.visible import visible
@@ -56,10 +57,12 @@ class Texts:
 
 @dataclass(frozen=True)
 class Figures:
-    """SVG files that are copied into the page: the headline, and that of long sessions, if there are any."""
+    """SVG files that are copied into the page: the headline, that of long sessions, if there are any, and those of sections
+    by the name of the section."""
 
     headline: Path
     sessions: Path | None = None
+    sections: Mapping[str, Path] = field(default_factory=dict)
 
 
 def write_page(
@@ -69,6 +72,7 @@ def write_page(
     title: str,
     texts: Texts | None,
     provenance: Provenance,
+    sections: Sequence[Section] = (),
 ) -> list[Path]:
     """Writes ``report.html`` and, for a large evaluation, the folder ``report_texts`` into ``folder``.
 
@@ -82,7 +86,7 @@ def write_page(
     (folder / PAGE).unlink(missing_ok=True)
     shutil.rmtree(folder / TEXTS, ignore_errors=True)
     index, inside, beside = _write_texts(texts, folder / TEXTS)
-    html = render(scores, title, figures, provenance, index, inside)
+    html = render(scores, title, figures, provenance, index, inside, sections)
     write_text(folder / PAGE, html)
     return [folder / PAGE, *beside]
 
@@ -132,6 +136,7 @@ def render(
     provenance: Provenance,
     index: Json = None,
     inside: Sequence[Markup] = (),
+    sections: Sequence[Section] = (),
 ) -> str:
     """The HTML text of the page.
 
@@ -153,6 +158,8 @@ def render(
             models=[_model(scores, name) for name in dict.fromkeys(g.model for g in scores.groups)],
             tables=tables(scores),
             legend=legend(scores),
+            sections=sections,
+            drawn={name: inline_svg(path, name) for name, path in figures.sections.items()},
             provenance=provenance,
             index=None if index is None else script_json(index),
             beside=f"{TEXTS}/index.js" if isinstance(index, dict) and "folder" in index else None,

@@ -2,12 +2,14 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from offscript.evaluation.metrics import table
 from offscript.evaluation.metrics.intervals import Contrast
 from offscript.evaluation.metrics.results import GroupScore, Scores
 from offscript.evaluation.metrics.table import Scalar
+from offscript.evaluation.report.section import Section
 from offscript.storage.files import Json
 
 DECIMALS = 6
@@ -35,13 +37,15 @@ def rounded(value: object) -> Json:
     raise TypeError(f"no JSON value: {value!r}")
 
 
-def summary(scores: Scores) -> dict[str, Json]:
-    """``scores`` as JSON values; ``columns`` names the columns of each group's ``counts``."""
+def summary(scores: Scores, sections: Sequence[Section] = ()) -> dict[str, Json]:
+    """``scores`` as JSON values; ``columns`` names the columns of each group's ``counts``, ``sections`` has the data of each
+    section by its name."""
     values = {**asdict(scores), "groups": [_group(g, len(scores.labels)) for g in scores.groups]}
     return {
         "schema": 1,
         "columns": [*scores.labels, "outside", "missing"],
         **{key: rounded(value) for key, value in values.items()},
+        "sections": {section.name: rounded(section.data) for section in sections},
     }
 
 

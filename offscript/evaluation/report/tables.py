@@ -5,7 +5,6 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from offscript.evaluation.metrics import table as metric_table
 from offscript.evaluation.metrics.display import NOT_AVAILABLE, UNKNOWN, number, span
@@ -13,6 +12,7 @@ from offscript.evaluation.metrics.intervals import MIN_CLUSTERS, Contrast, Inter
 from offscript.evaluation.metrics.notes import UNITS
 from offscript.evaluation.metrics.results import GroupScore, Retention, Scores
 from offscript.evaluation.order import is_in_distribution
+from offscript.evaluation.report.section import Section, Table
 
 WIDTH = 100
 
@@ -20,33 +20,6 @@ ORACLE = (
     "The oracle of a format is a classifier of its words, fitted on the prompted texts of other families than those that it "
     "predicts. Lost, by the model: chat F1 - oracle F1. Not seen, by the classifier: oracle F1 - F1.",
 )
-
-
-@dataclass(frozen=True)
-class Table:
-    """A title, a header and rows of equal length; the first ``left`` columns are words, the others numbers. A column title
-    may have several lines."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    left: int = 2
-
-    def text(self) -> str:
-        """The title and aligned lines, without a final newline."""
-        height = max(title.count("\n") + 1 for title in self.header)
-        titles = [["", "", *title.split("\n")][-height:] for title in self.header]
-        lines = [*zip(*titles, strict=True), *self.rows]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(self.header))]
-        aligned = [
-            " ".join(
-                value.ljust(width) if i < self.left else value.rjust(width)
-                for i, (value, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
-        rule = "-" * max(map(len, aligned))
-        return "\n".join([self.title, *aligned[:height], rule, *aligned[height:]])
 
 
 def tables(scores: Scores) -> list[Table]:
@@ -66,9 +39,11 @@ def overview(scores: Scores) -> str:
     return _joined([main_table(scores, model) for model in models], legend, scores.notes)
 
 
-def text(scores: Scores) -> str:
-    """All tables, what their columns mean, and the notes."""
-    return _joined(tables(scores), legend(scores), scores.notes)
+def text(scores: Scores, sections: Sequence[Section] = ()) -> str:
+    """All tables, what their columns mean, the notes, and the tables of ``sections``, each with its explanation."""
+    parts = [_joined(tables(scores), legend(scores), scores.notes)]
+    parts += [_joined(s.tables, s.explanation, ()) for s in sections if s.tables]
+    return "\n".join(parts)
 
 
 def _joined(made: Sequence[Table], explained: Sequence[str], notes: Sequence[str]) -> str:
