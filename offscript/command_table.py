@@ -58,7 +58,7 @@ COMMANDS: dict[str, Command] = {
         "evaluate.py",
         "compute tables, figures and the report",
         "evaluate",
-        _reads("predictions", "planned", "beside"),
+        _reads("predictions", "format", "planned", "beside"),
     ),
     "export": Command(
         "launch/export.py",
@@ -95,7 +95,7 @@ def unread_options(name: str) -> dict[str, str]:
         if option in reads:
             continue
         readers = [other for other, command in COMMANDS.items() if option in command.reads]
-        by_grid = option in CELL and option != "split" and not reads & set(CELL)
+        by_grid = option in CELL and option != "split" and "persona" not in reads
         found[option] = (
             f"write grid.{option}=[{{value}}]" if by_grid else f"for offscript {' and '.join(readers)}"
         )

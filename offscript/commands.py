@@ -121,6 +121,9 @@ def evaluate(settings: Settings, experiment: Experiment) -> int:
             raise UserError("beside", "is for grids only", "leave it out, or leave predictions= out")
         _evaluate_other_rows(settings.predictions, settings, experiment)
         return 0
+    if _is_given("format"):
+        name = settings.format.name
+        raise UserError(f"format={name}", "a grid has its own formats", f"write grid.format=[{name}]")
     if settings.planned is not None:
         raise UserError("planned", "is only for the rows of predictions=", "leave it out")
     if settings.beside is not None:
@@ -143,10 +146,12 @@ def _evaluate_other_rows(predictions: str, settings: Settings, experiment: Exper
     from offscript.evaluation.report.provenance import Provenance, Source
 
     options: EvaluateOptions = {**options_from(settings.evaluation), "planned": settings.planned}
+    format_ = settings.format.name if _is_given("format") else None
     # The name of a file can be the format of its rows. Files of several folders may have the same name.
     content = [[path.name, fingerprint(path)] for path in prediction_files(predictions)]
     oracle = settings.evaluation.oracle
-    key = hash_of({"predictions": content, **options, **({} if oracle else {"oracle": False})})
+    further = {**({} if oracle else {"oracle": False}), **({"format": format_} if format_ else {})}
+    key = hash_of({"predictions": content, **options, **further})
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(predictions).stem).strip("-.")[:40] or "rows"
     folder = experiment.folder / "evaluations" / f"{name}-{key[:8]}"
     remove_manifests(folder)
@@ -155,7 +160,12 @@ def _evaluate_other_rows(predictions: str, settings: Settings, experiment: Exper
         for path, (_, digest) in zip(prediction_files(predictions), content, strict=True)
     )
     evaluate_files(
-        [predictions], folder, provenance=Provenance({"key": key}, {}, sources), oracle=oracle, **options
+        [predictions],
+        folder,
+        provenance=Provenance({"key": key}, {}, sources),
+        oracle=oracle,
+        format_=format_,
+        **options,
     )
     files = digests(folder, result_files(folder))
     write_manifest(folder, {"key": key, "predictions": content, "options": options, "files": files})
@@ -530,6 +540,14 @@ def _persona_name(settings: Settings, experiment: Experiment) -> str:
         found = f"none given, and stage {settings.stage.name} needs one"
         raise UserError("persona", found, one_of(experiment.planner.options.persona))
     return settings.persona.name
+
+
+def _is_given(option: str) -> bool:
+    """Whether ``option`` stands on the command line, if there is one."""
+    from hydra.core.hydra_config import HydraConfig
+
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
+    return option in {key_of(str(override)) for override in given}
 
 
 def _in_sweep() -> bool:

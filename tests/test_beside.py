@@ -82,6 +82,7 @@ def test_a_run_that_is_not_finished_is_named_with_the_command_that_makes_it(runs
             "error: beside: beside: is for one evaluation, not for its second run; leave it out",
         ),
         (["predictions=x"], "error: beside: predictions: is for one evaluation, not for its second run"),
+        (["format=chat"], "error: beside: format: is for one evaluation, not for its second run"),
         (["seed=1", "predictions=x.jsonl"], "error: beside: is for grids only; leave it out"),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from offscript.console import show
+from offscript.evaluation import label_audit
 from offscript.evaluation.metrics.results import Scores
 from offscript.evaluation.metrics.scores import evaluate
 from offscript.evaluation.oracle import FILE, with_oracle
@@ -33,7 +34,7 @@ __all__ = ["Scores", "evaluate", "evaluate_files", "evaluate_rows", "load_predic
 RESULTS = (page.PAGE, "summary.json", "cells.csv", "overview.txt", "tables.txt")
 """Names of the files of an evaluation, without its figures."""
 
-SECTIONS: tuple[Callable[[Scores, Sequence[Prediction]], Section | None], ...] = ()
+SECTIONS: tuple[Callable[[Scores, Sequence[Prediction]], Section | None], ...] = (label_audit.audit,)
 """The sections of the report that are computed from predictions, in order; None: there is nothing to show."""
 
 MAX_NAMED = 3
@@ -74,6 +75,7 @@ def evaluate_files(
     quiet: bool = False,
     provenance: Provenance | None = None,
     oracle: bool = True,
+    format_: str | None = None,
     **options: Unpack[EvaluateOptions],
 ) -> dict[str, Json]:
     """Evaluates prediction rows of files, folders or globs, prints the main table, and writes all results into ``out``.
@@ -83,6 +85,7 @@ def evaluate_files(
         quiet: print nothing.
         provenance: what the page says that was run.
         oracle: fit a classifier of each format, see ``evaluation.oracle``.
+        format_: format of rows without ``format``; by default the name of their file.
         options: those of ``metrics.scores.evaluate``.
 
     Returns:
@@ -92,7 +95,7 @@ def evaluate_files(
         UserError: a path or a row is invalid, or an option does not fit the rows.
     """
     predictions, transcripts = [], []
-    for prediction, row in load_rows(paths):
+    for prediction, row in load_rows(paths, format_):
         predictions.append(prediction)
         transcripts.append(transcript_of(row))
     texts = Texts(predictions, transcripts.__getitem__)

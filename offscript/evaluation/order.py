@@ -52,5 +52,12 @@ def is_trained(stage: str) -> bool:
     return not isinstance(option, dict) or option.get("weights") != BASE_WEIGHTS
 
 
+def depends_on_persona(stage: str) -> bool:
+    """Whether weights or system text of a stage are those of a persona: of every stage of ``conf/stage`` but ``base``, at any
+    scale (``full@0.5``). False for an unknown stage."""
+    name = stage.partition("@")[0]
+    return name != BASE_WEIGHTS and name in options_of("stage")
+
+
 def _in_order(names: Iterable[str], known: Sequence[str]) -> list[str]:
     return sorted(set(names), key=lambda name: (known.index(name) if name in known else len(known), name))

@@ -21,6 +21,9 @@ from offscript.tasks.scenarios import family_of
 Row = Mapping[str, Json]
 
 SUM_TOLERANCE = 1e-3
+JUDGEMENT = "hand_classification"
+JUDGEMENTS = {"present": True, "absent": False}
+"""What a person may say of the true persona in a text; read from the field JUDGEMENT of a row."""
 _OURS = ("model", "stage", "format", "scenario", "persona", "predicted", "probs")
 _PUBLISHED = ("base", "stage", "scenario_id", "trait_true", "trait_pred", "probs", "label_order")
 
@@ -33,7 +36,8 @@ class Prediction:
     None for a base text, which is scored for every persona. ``sample`` is, for a row without such a number, a hash of the
     row, so that only a row that is given twice is a second prediction of one episode. If the episode emitted no text, ``predicted``, ``probs`` and
     ``text_hash`` are None. ``text`` is the text that was scored, None if the row does not hold it. ``ended`` is the reason why the episode ended, None if the file holds scored texts only, so
-    that the number of planned episodes is unknown. ``where`` is the file and line.
+    that the number of planned episodes is unknown. ``where`` is the file and line. ``present``: whether a person found the
+    true persona in the text, None if nobody was asked.
     """
 
     model: str
@@ -50,6 +54,7 @@ class Prediction:
     text_hash: str | None
     where: str
     text: str | None = None
+    present: bool | None = None
 
     @property
     def episode(self) -> tuple[object, ...]:
@@ -58,16 +63,24 @@ class Prediction:
         return (*cell, self.scenario, self.sample)
 
 
-def load_predictions(paths: str | Path | Sequence[str | Path]) -> list[Prediction]:
+def load_predictions(
+    paths: str | Path | Sequence[str | Path], format_: str | None = None
+) -> list[Prediction]:
     """Reads the predictions of files, folders (every ``*.jsonl`` below) or globs, in the order of ``paths``.
 
+    Args:
+        format_: format of rows without ``format``; by default the name of their file.
+
     Raises:
-        UserError: a path names no file, a file is empty, incomplete or not JSON, or a row is not a valid prediction.
+        UserError: a path names no file, a file is empty, incomplete or not JSON, or a row is not a valid prediction, or
+            ``format_`` is given and no row needs it.
     """
-    return [prediction for prediction, _ in load_rows(paths)]
+    return [prediction for prediction, _ in load_rows(paths, format_)]
 
 
-def load_rows(paths: str | Path | Sequence[str | Path]) -> list[tuple[Prediction, Row]]:
+def load_rows(
+    paths: str | Path | Sequence[str | Path], format_: str | None = None
+) -> list[tuple[Prediction, Row]]:
     """As ``load_predictions``, with the row of each prediction."""
     given = [paths] if isinstance(paths, (str, Path)) else list(paths)
     found: list[tuple[Prediction, Row]] = []
@@ -75,7 +88,9 @@ def load_rows(paths: str | Path | Sequence[str | Path]) -> list[tuple[Prediction
         rows = read_rows(path, complete_with=f"{command_line('classify')}, or export the file again")
         if not rows:
             raise UserError(str(path), "is empty", "prediction rows are needed, one JSON object a line")
-        found += zip(check_rows(rows, str(path), path.stem), rows, strict=True)
+        found += zip(check_rows(rows, str(path), format_ or path.stem), rows, strict=True)
+    if format_ is not None and all("format" in row for _, row in found):
+        raise UserError(f"format={format_}", "every row has a format", "leave it out")
     check_together([prediction for prediction, _ in found])
     return found
 
@@ -196,6 +211,7 @@ def _ours(row: Row, where: str, format_: str) -> Prediction:
         text_hash=str(text_hash) if has_text and text_hash is not None else None,
         where=where,
         text=text if has_text and isinstance(text, str) else None,
+        present=_present(row, where),
     )
 
 
@@ -227,7 +243,18 @@ def _published(row: Row, where: str, format_: str) -> Prediction:
         text_hash=f"{stable_hash(body):016x}" if isinstance(body, str) else None,
         where=where,
         text=body if isinstance(body, str) else None,
+        present=_present(row, where),
     )
+
+
+def _present(row: Row, where: str) -> bool | None:
+    """The judgement of a person, in the field that the published rows have for it."""
+    value = row.get(JUDGEMENT)
+    if value is None:
+        return None
+    if not isinstance(value, str) or value not in JUDGEMENTS:
+        raise UserError(where, f"{JUDGEMENT} is {shown(value)}", one_of(JUDGEMENTS))
+    return JUDGEMENTS[value]
 
 
 def _text(row: Row, key: str, where: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from offscript.errors import UserError
 from offscript.evaluation.evaluate import evaluate, evaluate_files, evaluate_rows, load_predictions
+from offscript.evaluation.label_audit import audits
 from tests.published import ROOT, needs_published
 from tests.rows import PERSONAS, grid, missing_row, row
 
@@ -24,11 +25,21 @@ PUBLISHED_INTERVALS = {
 # Emitted, own class, lower, upper.
 PUBLISHED_READINGS = {"llama": (0.386, 0.248, 0.159, 0.759), "gemma": (0.545, 0.336, 0.246, 0.766)}
 UNIQUE_BASE_TEXTS = {"llama": 25, "gemma": 48}
+BASE_UPPER_BOUND = {"llama": 0.086, "gemma": 0.048}
 
 
 @pytest.fixture(scope="module")
 def published():
-    found = evaluate(load_predictions(ROOT / "predictions" / "agentic_email.jsonl"), planned=500)
+    return groups_of(planned=500)
+
+
+@pytest.fixture(scope="module")
+def by_rows():
+    return groups_of(planned=500, resample="rows", resamples=1000)
+
+
+def groups_of(**options):
+    found = evaluate(load_predictions(ROOT / "predictions" / "agentic_email.jsonl"), **options)
     return {(g.model, g.stage): g for g in found.groups}
 
 
@@ -38,12 +49,15 @@ def aggregates():
 
 
 @needs_published
-def test_published_scores_to_four_decimals(published):
-    assert len(aggregates()) == len(published) == 6
+@pytest.mark.parametrize("way", ["published", "by_rows"])
+def test_published_scores_to_four_decimals(way, request):
+    groups = request.getfixturevalue(way)
+    assert len(aggregates()) == len(groups) == 6
     for cell in aggregates():
-        found = published[cell["base"], cell["stage"]]
+        found = groups[cell["base"], cell["stage"]]
         assert found.format == "agentic_email"
-        assert found.emitted == cell["n"]
+        assert found.crossed == (cell["stage"] == "base" and way == "published")
+        assert found.emitted * (10 if found.crossed else 1) == cell["n"]
         assert round(found.accuracy, 4) == cell["accuracy"]
         assert round(found.macro_f1.emitted, 4) == cell["macro_f1"]
         per_persona = {p.persona: {"f1": round(p.f1, 4), "n_true": p.emitted} for p in found.personas}
@@ -51,9 +65,9 @@ def test_published_scores_to_four_decimals(published):
 
 
 @needs_published
-def test_published_intervals_within_a_hundredth(published):
+def test_published_intervals_within_a_hundredth(by_rows):
     for cell, expected in PUBLISHED_INTERVALS.items():
-        assert published[cell].interval_rows == pytest.approx(expected, abs=0.01)
+        assert by_rows[cell].interval_rows == pytest.approx(expected, abs=0.01)
 
 
 @needs_published
@@ -64,13 +78,29 @@ def test_published_missing_texts(published):
 
 
 @needs_published
-def test_published_base_rows_are_copies_and_get_a_note(published):
+def test_published_base_rows_are_copies_and_count_once(published):
     for model, n in UNIQUE_BASE_TEXTS.items():
-        assert published[model, "base"].unique_texts == n
-        assert not published[model, "base"].null.above
-    found = evaluate(load_predictions(ROOT / "predictions" / "agentic_email.jsonl"), resamples=100)
-    assert any("the 250 rows contain 25 distinct texts" in note for note in found.notes)
+        base = published[model, "base"]
+        assert (base.unique_texts, base.emitted, base.planned) == (n, n, 50)
+        assert base.macro_f1.upper == pytest.approx(BASE_UPPER_BOUND[model], abs=0.0006)
+        assert not base.null.above
+    rows = load_predictions(ROOT / "predictions" / "agentic_email.jsonl")
+    found = evaluate(rows, resamples=100)
+    assert any(
+        note.startswith("llama base agentic_email: 250 rows are copies of 25 under 10")
+        for note in found.notes
+    )
     assert all(g.planned is None and g.macro_f1.lower is None for g in found.groups)
+    found = evaluate(rows, resamples=100, resample="rows")
+    assert any("the 250 rows contain 25 distinct texts" in note for note in found.notes)
+
+
+@needs_published
+def test_published_label_audit():
+    found = audits(load_predictions(ROOT / "predictions" / "agentic_email.jsonl"))
+    counts = {(a.model, a.stage): (a.present, a.present_true, a.absent, a.absent_true) for a in found}
+    for cell in aggregates():
+        assert counts[cell["base"], cell["stage"]] == tuple(cell["hand_label_audit"].values())
 
 
 @needs_published

@@ -16,7 +16,7 @@ from offscript.evaluation.report import summary, tables
 from offscript.evaluation.report.page import Figures, Texts, write_page
 from offscript.evaluation.report.provenance import Provenance
 from offscript.evaluation.report.transcripts import transcript_of
-from tests.rows import missing_row, probs, row
+from tests.rows import grid, missing_row, probs, row
 
 PUBLISHED = {
     "base": "llama",
@@ -96,6 +96,22 @@ def test_the_default_format_is_the_name_of_the_file(tmp_path):
     assert found.format == "agentic_email"
 
 
+def test_a_given_format_names_the_rows_without_one_and_is_refused_if_there_are_none(tmp_path):
+    file = write(tmp_path / "mails.jsonl", PUBLISHED, {**PUBLISHED, "row_idx": 8, "format": "chat_email"})
+    assert [p.format for p in load_predictions(file, "agentic_email")] == ["agentic_email", "chat_email"]
+    with pytest.raises(UserError) as error:
+        load_predictions(write(tmp_path / "chat.jsonl", row()), "agentic_email")
+    assert str(error.value) == "format=agentic_email: every row has a format; leave it out"
+
+
+def test_the_judgement_of_a_person_is_read_in_both_layouts():
+    for rows in ([PUBLISHED, {**PUBLISHED, "row_idx": 8}, {**PUBLISHED, "row_idx": 9}], grid(1)[:3]):
+        judged = [
+            {**r, "hand_classification": j} for r, j in zip(rows, ("present", "absent", None), strict=True)
+        ]
+        assert [p.present for p in read(*judged)] == [True, False, None]
+
+
 def test_display_order_is_that_of_the_definitions_then_unknown_names_sorted():
     assert stages_in_order(["full", "mine", "base"]) == ["base", "full", "mine"]
     variants = ["drift/own16", "chat_email", "drift/plain1", "drift/own2", "chat"]
@@ -166,6 +182,11 @@ BAD_ROWS = [
         row(predicted="loving", probs=probs("humor")),
         "predicted label 'loving' has no probability; allowed: sarcasm, humor, remorse",
     ),
+    (
+        {**PUBLISHED, "hand_classification": "maybe"},
+        "hand_classification is 'maybe'; allowed: present, absent",
+    ),
+    (row(hand_classification=1), "hand_classification is 1; allowed: present, absent"),
     (
         {**PUBLISHED, "label_order": ["a", "b"]},
         "probs and label_order do not match; two lists of equal length are needed",

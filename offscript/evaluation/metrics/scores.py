@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from offscript.errors import UserError, command_line, one_of
+from offscript.evaluation.copies import cross_copies
 from offscript.evaluation.metrics.bootstrap import RESAMPLE_UNITS
 from offscript.evaluation.metrics.f1 import MACRO_F1
 from offscript.evaluation.metrics.model_scores import ModelScores
@@ -31,7 +32,7 @@ def evaluate(
         labels: the label set; by default every true persona (the classifier's labels if there is none).
         planned: episodes planned per (model, stage, format), for rows that hold scored texts only.
         resample: unit of resampling. family or scenario: intervals are corrected for their number. rows: plain percentile
-            intervals, as published.
+            intervals, as published, and copies of one text under several personas stay rows of their own.
 
     Raises:
         UserError: no predictions, or an option that is out of range or does not fit them.
@@ -55,6 +56,9 @@ def evaluate(
         notes.append(
             f"{len(predictions) - len(in_label_set)} rows are left out: {', '.join(left_out)} not in the label set"
         )
+    if resample != "rows":
+        in_label_set, copied = cross_copies(in_label_set, label_set)
+        notes += copied
     groups: list[GroupScore] = []
     retention: list[Retention] = []
     changes: list[Change] = []
