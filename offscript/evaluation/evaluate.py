@@ -7,6 +7,7 @@ from typing import TypedDict, Unpack
 
 from offscript.console import show
 from offscript.evaluation import label_audit
+from offscript.evaluation.metrics.readouts import with_readouts
 from offscript.evaluation.metrics.results import Scores
 from offscript.evaluation.metrics.scores import evaluate
 from offscript.evaluation.oracle import FILE, with_oracle
@@ -18,6 +19,7 @@ from offscript.evaluation.predictions import (
     load_rows,
 )
 from offscript.evaluation.report import figures, page, summary, tables
+from offscript.evaluation.report.calibration import calibration
 from offscript.evaluation.report.page import Texts
 from offscript.evaluation.report.provenance import Provenance
 from offscript.evaluation.report.section import Section
@@ -34,7 +36,10 @@ __all__ = ["Scores", "evaluate", "evaluate_files", "evaluate_rows", "load_predic
 RESULTS = (page.PAGE, "summary.json", "cells.csv", "overview.txt", "tables.txt")
 """Names of the files of an evaluation, without its figures."""
 
-SECTIONS: tuple[Callable[[Scores, Sequence[Prediction]], Section | None], ...] = (label_audit.audit,)
+SECTIONS: tuple[Callable[[Scores, Sequence[Prediction]], Section | None], ...] = (
+    calibration,
+    label_audit.audit,
+)
 """The sections of the report that are computed from predictions, in order; None: there is nothing to show."""
 
 MAX_NAMED = 3
@@ -99,7 +104,7 @@ def evaluate_files(
         predictions.append(prediction)
         transcripts.append(transcript_of(row))
     texts = Texts(predictions, transcripts.__getitem__)
-    scores = evaluate(predictions, **options)
+    scores = with_readouts(evaluate(predictions, **options), predictions)
     if oracle:
         scores = with_oracle(scores, predictions, ensure_folder(out) / FILE)
     return _report(scores, out, title, quiet, texts, provenance)
@@ -132,7 +137,7 @@ def evaluate_rows(
     """
     predictions = check_together(check_rows(rows, source))
     texts = Texts(predictions, read or (lambda i: transcript_of(rows[i])))
-    scores = incomplete(evaluate(predictions, **options), missing)
+    scores = with_readouts(incomplete(evaluate(predictions, **options), missing), predictions)
     if oracle:
         scores = with_oracle(scores, predictions, ensure_folder(out) / FILE if out is not None else None)
     found = _report(scores, out, title, quiet, texts, provenance, sections)

@@ -5,7 +5,7 @@ predicts the texts of every stage. Families are divided into folds, and each fam
 fitted on the other folds.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from typing_extensions import TypedDict
 
 from offscript.errors import UserError
 from offscript.evaluation.classifier import tfidf
+from offscript.evaluation.folds import FOLDS, folds
 from offscript.evaluation.metrics.results import GroupScore, OracleScore, Scores
 from offscript.evaluation.metrics.scores import evaluate
 from offscript.evaluation.predictions import Prediction
 from offscript.json_types import Json
-from offscript.seeds import unit_hash
 from offscript.settings import TfidfSettings, identity_of
 from offscript.storage.files import read_record, write_json
 from offscript.storage.hashing import key_of
@@ -25,7 +25,6 @@ from offscript.storage.hashing import key_of
 FILE = "oracle.json"
 CONTROL = "prompted"
 """The stage whose texts show the persona in every format."""
-FOLDS = 5
 MIN_FAMILIES = FOLDS
 # Words only: n-grams of characters take five times as long. The penalty is not chosen, so no family is needed for that.
 SETTINGS = TfidfSettings(words=2, characters=0, min_texts=2, c=(10.0,))
@@ -95,7 +94,7 @@ def oracle(rows: Sequence[Prediction], labels: Sequence[str]) -> Oracle:
     families, texts = {p.family for p in control}, len(control)
     if why_not := _why_not(rows, control, families):
         return Oracle([], len(families), texts, why_not)
-    fold = _folds(families, (p.family for p in rows))
+    fold = folds("oracle", families, (p.family for p in rows))
     predicted: list[str | None] = [None] * len(rows)
     for k in range(FOLDS):
         train = [p for p in control if fold[p.family] != k]
@@ -123,14 +122,6 @@ def _why_not(rows: Sequence[Prediction], control: Sequence[Prediction], families
     if len(families) < MIN_FAMILIES:
         return f"{CONTROL} texts of {len(families)} families, fewer than {MIN_FAMILIES}"
     return None
-
-
-def _folds(control: set[str], families: Iterable[str]) -> dict[str, int]:
-    """The fold of each family: those of ``control`` are divided evenly, in the order of their hashes."""
-    in_order = sorted(control, key=lambda family: unit_hash("oracle", family))
-    fold = {family: i % FOLDS for i, family in enumerate(in_order)}
-    # Families without a text to fit on are in no training set.
-    return {family: fold.get(family, 0) for family in {*control, *families}}
 
 
 # ---------------------------------------------------------------- scores

@@ -20,6 +20,9 @@ MIN_CLUSTERS = 5
 FEW_CLUSTERS = 10
 """With fewer clusters a note warns of the interval."""
 
+NO_VARIANCE = 1e-9
+"""A standard error (in units of F1) up to this is that of rounding."""
+
 
 @dataclass(frozen=True, eq=False)
 class Statistic:
@@ -94,29 +97,75 @@ def expanded_percentile(
 
 
 def _two_way(of_seeds: Sequence[Statistic], confidence: float, clusters: int | None) -> Interval:
-    """Interval of a mean over S training seeds, which share K clusters: mean +- t x standard error.
+    """Interval of a mean over S training seeds, which share K clusters, from ``standard_error``."""
+    values = np.array([s.value for s in of_seeds], dtype=float)
+    draws = _mean_draws(of_seeds)
+    if len(draws) < 2:
+        return None
+    return student_interval(float(values.mean()), *_of_draws(draws, values, clusters), confidence)
+
+
+def p_value(of_seeds: Sequence[Statistic]) -> float | None:
+    """Two-sided p-value of the hypothesis that the mean over training seeds is 0; None if it is undefined.
+
+    It is that of Student's t for mean / standard error (Efron and Tibshirani 1993, section 12.4): unlike a share of
+    resamples, it has no least value other than 0, so that it can be corrected for many comparisons.
+    """
+    from scipy.special import stdtr
+
+    value, clusters, draws = mean_value(of_seeds), fewest_clusters(of_seeds), _mean_draws(of_seeds)
+    if value is None or len(draws) < 2 or (clusters is not None and clusters < MIN_CLUSTERS):
+        return None
+    values = np.array([s.value for s in of_seeds], dtype=float)
+    error, degrees = _of_draws(draws, values, clusters)
+    # Without variance, as of resamples that are all alike, the resamples say nothing about chance.
+    return float(2 * stdtr(degrees, -abs(value) / error)) if error > NO_VARIANCE else None
+
+
+def student_interval(middle: float, error: float, degrees: float, confidence: float) -> tuple[float, float]:
+    """``middle`` +- t x ``error``, with ``degrees`` of freedom."""
+    reach = -_student_t(degrees, (1 - confidence) / 2) * error if error > 0 else 0.0
+    return middle - reach, middle + reach
+
+
+def standard_error(
+    of_clusters: float, of_seeds: NDArray[np.float64], clusters: int | None
+) -> tuple[float, float]:
+    """Standard error of a mean over S training seeds, which share K clusters, and its degrees of freedom.
 
     The variance is that of the mean over clusters, with the seeds as they are, plus that of the seeds divided by S. Its
     degrees of freedom are those of Satterthwaite 1946. The noise within a seed is in both parts, so that the interval is
     rather too wide than too narrow.
+
+    Args:
+        of_clusters: variance of the mean over clusters, for K - 1 degrees of freedom.
+        of_seeds: the value of each training seed ``[S]``.
+        clusters: K; None: the variance of clusters has infinitely many degrees of freedom.
     """
-    values = np.array([s.value for s in of_seeds], dtype=float)
-    draws = np.mean([s.draws for s in of_seeds], axis=0)
-    draws = draws[~np.isnan(draws)]
-    if len(draws) < 2:
-        return None
-    seeds = len(values)
-    of_clusters, of_training = float(draws.var(ddof=1)), float(values.var(ddof=1)) / seeds
-    freedom = [math.inf, seeds - 1]
-    if clusters is not None:
-        of_clusters *= clusters / (clusters - 1)
-        freedom[0] = clusters - 1
-    middle, variance = float(values.mean()), of_clusters + of_training
+    seeds = len(of_seeds)
+    parts = [(of_clusters, math.inf if clusters is None else clusters - 1)]
+    if seeds > 1:
+        parts.append((float(of_seeds.var(ddof=1)) / seeds, seeds - 1))
+    variance = sum(part for part, _ in parts)
     if variance == 0:
-        return middle, middle
-    degrees = variance**2 / (of_clusters**2 / freedom[0] + of_training**2 / freedom[1])
-    reach = -_student_t(degrees, (1 - confidence) / 2) * math.sqrt(variance)
-    return middle - reach, middle + reach
+        return 0.0, math.inf
+    spread = sum(part**2 / freedom for part, freedom in parts)
+    return math.sqrt(variance), variance**2 / spread if spread else math.inf
+
+
+def _mean_draws(of_seeds: Sequence[Statistic]) -> NDArray[np.float64]:
+    """The mean over training seeds in every resample in which it is defined."""
+    draws = np.mean([s.draws for s in of_seeds], axis=0)
+    defined: NDArray[np.float64] = draws[~np.isnan(draws)]
+    return defined
+
+
+def _of_draws(
+    draws: NDArray[np.float64], of_seeds: NDArray[np.float64], clusters: int | None
+) -> tuple[float, float]:
+    """``standard_error`` from resamples, whose variance is too small by the factor (K - 1) / K."""
+    factor = 1.0 if clusters is None else clusters / (clusters - 1)
+    return standard_error(float(draws.var(ddof=1)) * factor, of_seeds, clusters)
 
 
 def fewest_clusters(statistics: Sequence[Statistic]) -> int | None:

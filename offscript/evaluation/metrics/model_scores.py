@@ -34,9 +34,17 @@ from offscript.evaluation.metrics.intervals import (
     interval,
     mean_value,
 )
-from offscript.evaluation.metrics.results import Change, GroupScore, Options, PersonaScore, Retention
+from offscript.evaluation.metrics.persona_gaps import against_others
+from offscript.evaluation.metrics.results import (
+    Change,
+    GroupScore,
+    Options,
+    PersonaGap,
+    PersonaScore,
+    Retention,
+)
 from offscript.evaluation.metrics.retention import above_chance, difference, ratio
-from offscript.evaluation.order import formats_in_order, is_in_distribution, stages_in_order
+from offscript.evaluation.order import formats_in_order, is_in_distribution, is_trained, stages_in_order
 from offscript.evaluation.predictions import Prediction
 from offscript.seeds import stable_hash
 
@@ -207,6 +215,13 @@ class ModelScores:
     def _macro(self, g: int) -> Statistic:
         return self._statistic(g, self.readings[g].emitted, self._macro_draws[:, g])
 
+    def _persona(self, g: int, i: int) -> Statistic:
+        """F1 of persona i in group g."""
+        clusters = None if self.options.resample == "rows" else int(self.draws.persona_clusters[g, i])
+        has_text = emitted_support(self.counts[g])[i]
+        value = float(per_persona_f1(self.counts[g])[i]) if has_text else None
+        return Statistic(value, self.draws.f1[:, g, i], clusters)
+
     def _null_statistic(self, g: int) -> Statistic:
         has_text = self.readings[g].emitted is not None
         return self._statistic(g, float(self.null_means[g]) if has_text else None, self.draws.null[:, g])
@@ -294,11 +309,6 @@ class ModelScores:
         f1 = np.array([per_persona_f1(self.counts[g]) for g in seeds])
         support = emitted_support(counts)
 
-        def statistic(k: int, g: int, i: int) -> Statistic:
-            clusters = None if self.options.resample == "rows" else int(self.draws.persona_clusters[g, i])
-            value = float(f1[k, i]) if emitted_support(self.counts[g])[i] else None
-            return Statistic(value, self.draws.f1[:, g, i], clusters)
-
         return tuple(
             PersonaScore(
                 persona=label,
@@ -306,7 +316,7 @@ class ModelScores:
                 emitted=int(support[i]),
                 f1=float(f1[:, i].mean()),
                 recall=float(counts[i, i] / support[i]) if support[i] else None,
-                interval=self._interval([statistic(k, g, i) for k, g in enumerate(seeds)]),
+                interval=self._interval([self._persona(g, i) for g in seeds]),
                 interval_rows=self._by_rows(seeds, self.f1_by_rows[:, seeds[0], i], bool(support[i])),
             )
             for i, label in enumerate(self.labels)
@@ -338,20 +348,20 @@ class ModelScores:
 
         If several formats are in-distribution, the first in display order is the reference.
         """
+        return [self._retention(chat, other) for chat, other in self._against_chat()]
+
+    def _against_chat(self) -> Iterator[tuple[Seeds, Seeds]]:
+        """The pairs of ``retention``."""
         formats = formats_in_order(format_ for _, _, format_ in self.keys)
         reference = next(filter(is_in_distribution, formats), None)
-        found = []
         for chat, other in self._pairs():
             (_, stage, first), (_, other_stage, second) = self.keys[chat[0]], self.keys[other[0]]
             if (
-                stage != other_stage
-                or first != reference
-                or is_in_distribution(second)
-                or self._is_base(chat)
+                stage == other_stage
+                and first == reference
+                and not (is_in_distribution(second) or self._is_base(chat))
             ):
-                continue
-            found.append(self._retention(chat, other))
-        return found
+                yield chat, other
 
     def _retention(self, chat: Seeds, other: Seeds) -> Retention:
         wholes, parts = [self._macro(g) for g in chat], [self._macro(g) for g in other]
@@ -388,6 +398,26 @@ class ModelScores:
         if not all(null.above for null in nulls if null is not None):
             return "chat is not above its null"
         return "no texts" if any(self.readings[g].emitted is None for g in other) else None
+
+    def persona_gaps(self) -> list[PersonaGap]:
+        """The gap of every persona against those of the others, for trained stages; of several training seeds their mean."""
+        pairs = [pair for pair in self._against_chat() if is_trained(self.keys[pair[0][0]][1])]
+        several = {self.keys[other[0]][1:] for _, other in pairs if len(other) > 1}
+        found = []
+        for chat, other in pairs:
+            stage, format_ = self.keys[other[0]][1:]
+            if len(other) == 1 and (stage, format_) in several:
+                continue
+            of_personas = [
+                [
+                    difference(self._persona(g, i), self._persona(h, i))
+                    for g, h in zip(chat, other, strict=True)
+                ]
+                for i in range(len(self.labels))
+            ]
+            names = (self.name, stage, format_, *self._names(chat))
+            found += against_others(names, self.labels, of_personas, self.options.confidence)
+        return found
 
     def changes(
         self,

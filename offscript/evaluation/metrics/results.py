@@ -18,7 +18,8 @@ BASE = "base"
 class PersonaScore:
     """Scores of one persona within a group.
 
-    ``planned`` is None if the number of planned episodes is unknown, ``recall`` is None if the persona has no texts.
+    ``planned`` is None if the number of planned episodes is unknown, ``recall`` is None if the persona has no texts. ``auc``
+    is that of the persona against all others, None if it was not computed or is undefined.
     """
 
     persona: str
@@ -28,6 +29,53 @@ class PersonaScore:
     recall: float | None
     interval: Interval
     interval_rows: Interval
+    auc: float | None = None
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The texts whose confidence is in bin ``number``, from 0, of equally wide bins: how many they are, their mean confidence
+    and their accuracy."""
+
+    number: int
+    texts: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What probabilities say of the texts of a group (``readouts``), as they are or after a temperature.
+
+    ``log_loss`` is in nats, ``ece`` the expected calibration error, ``bins`` are those of it that have texts.
+    """
+
+    log_loss: float
+    ece: float
+    confidence: float
+    bins: tuple[Bin, ...]
+
+
+@dataclass(frozen=True)
+class Readouts:
+    """Readouts of the probabilities of a group (``readouts``); for several training seeds their means.
+
+    Args:
+        auc: macro-average over personas of the area under the one-vs-rest ROC curve; None if no persona has both texts
+            and texts of others beside them.
+        accuracy: share of texts whose most probable persona of the label set is the true one.
+        raw: of the probabilities as they are.
+        scaled: after ``temperature``; for chat, cross-fitted.
+        temperature: of the model's chat texts; None: there is none, and ``why_not`` is the reason.
+    """
+
+    auc: float | None
+    auc_interval: Interval
+    accuracy: float
+    raw: Calibration
+    scaled: Calibration | None
+    temperature: float | None
+    why_not: str | None
 
 
 @dataclass(frozen=True)
@@ -70,6 +118,7 @@ class GroupScore:
         null: of the first.
         counts: the confusion matrix ``[N][N + 2]``, see ``f1``.
         oracle: None if no oracle was asked for.
+        readouts: None if they were not asked for, and for base texts, which have no persona.
     """
 
     model: str
@@ -96,6 +145,7 @@ class GroupScore:
     personas: tuple[PersonaScore, ...]
     counts: tuple[tuple[int, ...], ...]
     oracle: OracleScore | None = None
+    readouts: Readouts | None = None
 
     @property
     def name(self) -> str:
@@ -150,6 +200,26 @@ class Change:
 
 
 @dataclass(frozen=True)
+class PersonaGap:
+    """The gap of one persona, chat F1 - F1 in ``format``, against the mean gap of the other personas.
+
+    ``excess`` is the difference of the two. ``p`` is two-sided, of the hypothesis that it is 0, and ``p_holm`` the same,
+    corrected for all personas of the stage and format (Holm 1979). Both are None where they are undefined.
+    """
+
+    model: str
+    stage: str
+    format: str
+    training_seed: int | None
+    seeds: int
+    persona: str
+    gap: Contrast
+    excess: Contrast
+    p: float | None
+    p_holm: float | None
+
+
+@dataclass(frozen=True)
 class Options:
     """The options of ``evaluate``, which describes them."""
 
@@ -171,6 +241,7 @@ class Scores:
     retention: tuple[Retention, ...]
     changes: tuple[Change, ...]
     notes: tuple[str, ...]
+    persona_gaps: tuple[PersonaGap, ...] = ()
 
     def main_groups(self, model: str) -> list[GroupScore]:
         """The groups of a model; where there are several training seeds, their mean in place of each."""

@@ -8,7 +8,14 @@ from offscript.evaluation.metrics.bootstrap import RESAMPLE_UNITS
 from offscript.evaluation.metrics.f1 import MACRO_F1
 from offscript.evaluation.metrics.model_scores import ModelScores
 from offscript.evaluation.metrics.notes import improbable, notes_on
-from offscript.evaluation.metrics.results import Change, GroupScore, Options, Retention, Scores
+from offscript.evaluation.metrics.results import (
+    Change,
+    GroupScore,
+    Options,
+    PersonaGap,
+    Retention,
+    Scores,
+)
 from offscript.evaluation.order import personas_in_order
 from offscript.evaluation.predictions import Prediction
 
@@ -62,11 +69,13 @@ def evaluate(
     groups: list[GroupScore] = []
     retention: list[Retention] = []
     changes: list[Change] = []
+    persona_gaps: list[PersonaGap] = []
     for model in sorted({p.model for p in in_label_set}):
         scored = ModelScores(model, [p for p in in_label_set if p.model == model], label_set, options)
         groups += scored.groups
         retention += scored.retention()
         changes += scored.changes()
+        persona_gaps += scored.persona_gaps()
     notes += improbable(in_label_set) + notes_on(groups, label_set, options)
     return Scores(
         tuple(label_set),
@@ -76,6 +85,7 @@ def evaluate(
         tuple(retention),
         tuple(changes),
         tuple(notes),
+        tuple(persona_gaps),
     )
 
 

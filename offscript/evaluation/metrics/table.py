@@ -9,7 +9,7 @@ from functools import partial
 
 from offscript.evaluation.metrics.display import NOT_AVAILABLE, UNKNOWN, number, span
 from offscript.evaluation.metrics.f1 import MACRO_F1
-from offscript.evaluation.metrics.results import GroupScore, PersonaScore
+from offscript.evaluation.metrics.results import Calibration, GroupScore, PersonaScore
 
 Scalar = int | float | str | None
 Value = Scalar | tuple[float, float]
@@ -108,6 +108,11 @@ def _percent_emitted(group: GroupScore) -> str:
     return UNKNOWN if group.emission_rate is None else f"{group.emission_rate:.0%}"
 
 
+def _scaled(of: Callable[[Calibration], float]) -> Callable[[GroupScore], Value]:
+    """A number of the calibration after the temperature."""
+    return lambda g: of(g.readouts.scaled) if g.readouts and g.readouts.scaled else None
+
+
 # ---------------------------------------------------------------- the table
 
 _field = partial(Metric, is_field=True)
@@ -144,4 +149,12 @@ METRICS: tuple[Metric, ...] = (
     _field("oracle", lambda g: g.oracle.f1 if g.oracle else None, column=Column("oracle", 11)),
     _field("oracle_null", lambda g: g.oracle.null if g.oracle else None),
     _interval("oracle", lambda g: g.oracle.interval if g.oracle else None),
+    _field("auc", lambda g: g.readouts.auc if g.readouts else None, lambda p: p.auc),
+    _interval("auc", lambda g: g.readouts.auc_interval if g.readouts else None),
+    _field("confidence", lambda g: g.readouts.raw.confidence if g.readouts else None),
+    _field("log_loss", lambda g: g.readouts.raw.log_loss if g.readouts else None),
+    _field("log_loss_scaled", _scaled(lambda c: c.log_loss)),
+    _field("ece", lambda g: g.readouts.raw.ece if g.readouts else None),
+    _field("ece_scaled", _scaled(lambda c: c.ece)),
+    _field("temperature", lambda g: g.readouts.temperature if g.readouts else None),
 )

@@ -40,13 +40,13 @@ def headline(scores: Scores, folder: Path) -> list[Path]:
     A point is the macro-F1 on emitted texts, its bar the interval, its pale bar the bounds under missing
     texts. The dashed line of a format is the mean macro-F1 with permuted persona labels.
     """
-    return _save(_draw_headline, scores, folder, "headline")
+    return save(lambda: _draw_headline(scores), folder, "headline")
 
 
 def heatmap(scores: Scores, folder: Path) -> list[Path]:
     """Writes ``personas.png`` and ``personas.svg``: F1 on emitted texts, with a row per persona and a column per stage
     and format. A cell without texts is white."""
-    return _save(_draw_heatmap, scores, folder, "personas")
+    return save(lambda: _draw_heatmap(scores), folder, "personas")
 
 
 def drift(scores: Scores, folder: Path) -> list[Path]:
@@ -56,11 +56,12 @@ def drift(scores: Scores, folder: Path) -> list[Path]:
     replies, hollow for those with the replies of the untrained model.
     """
     if any(_session(g) for g in scores.groups):
-        return _save(_draw_drift, scores, folder, "drift")
+        return save(lambda: _draw_drift(scores), folder, "drift")
     return []
 
 
-def _save(draw: Callable[[Scores], "Figure"], scores: Scores, folder: Path, name: str) -> list[Path]:
+def save(draw: Callable[[], "Figure"], folder: Path, name: str) -> list[Path]:
+    """Writes what ``draw`` draws as ``<name>.png`` and ``<name>.svg`` into ``folder`` and returns their paths."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -74,7 +75,7 @@ def _save(draw: Callable[[Scores], "Figure"], scores: Scores, folder: Path, name
         "axes.spines.right": False,
     }
     with plt.rc_context(style):
-        figure = draw(scores)
+        figure = draw()
         paths = [folder / f"{name}.png", folder / f"{name}.svg"]
         figure.savefig(paths[0], dpi=160, metadata={"Software": None})
         figure.savefig(paths[1], metadata={"Date": None})
