@@ -143,6 +143,8 @@ def test_equal_rows_give_equal_bytes(tmp_path, capsys):
     one, two = written(tmp_path / "one"), written(tmp_path / "two")
     assert list(one) == [
         "cells.csv",
+        "figures/calibration.png",
+        "figures/calibration.svg",
         "figures/headline.png",
         "figures/headline.svg",
         "figures/personas.png",
