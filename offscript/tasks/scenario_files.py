@@ -31,6 +31,7 @@ from offscript.settings import parse, shown
 from offscript.storage.files import read_text, resolve
 from offscript.storage.json_text import check_encodable, parse_json
 from offscript.storage.yaml_text import read_yaml
+from offscript.tasks.facts import ADDRESS, fact_words
 from offscript.tasks.messages import Message
 from offscript.tasks.personas import assertion_of
 from offscript.tasks.scenarios import Rule, Scenario, ToolStub, family_of, task_of
@@ -125,12 +126,35 @@ class _Stub(_Entry):
         return self
 
 
+def _as_alternatives(fact: object) -> object:
+    return [fact] if isinstance(fact, str) else fact
+
+
+def _check_fact(texts: list[str]) -> list[str]:
+    if empty := [text for text in texts if not fact_words(text)]:
+        raise ValueError(f"found {shown(empty[0])}; must have a word or a number that an e-mail can mention")
+    return texts
+
+
+def _check_address(text: str) -> str:
+    if not ADDRESS.fullmatch(text):
+        raise ValueError(f"found {text!r}; must be an e-mail address")
+    return text
+
+
+Alternatives = Annotated[
+    list[str], Field(min_length=1), BeforeValidator(_as_alternatives), AfterValidator(_check_fact)
+]
+"""A fact, or a list of facts of which one is enough."""
+
+
 class _Brief(_Entry):
     messages: Messages
 
 
 class _Task(_Entry):
-    """An agentic scenario: the published agentic_actions schema, with ``family``, ``chat_email`` and ``meta``."""
+    """An agentic scenario: the published agentic_actions schema, with ``family``, ``chat_email``, ``facts``, ``recipients`` and
+    ``meta``."""
 
     id: Id
     family: Id | None = None
@@ -141,6 +165,8 @@ class _Task(_Entry):
     initial_messages: Messages
     tool_stubs: list[_Stub] = []
     chat_email: _Brief | None = None
+    facts: list[Alternatives] = []
+    recipients: list[Annotated[str, AfterValidator(_check_address)]] = []
     meta: dict[str, object] = {}
 
     @field_validator("tool_stubs")
@@ -166,6 +192,8 @@ class _Task(_Entry):
             self.max_steps,
             brief,
             {key: text for key, text in meta.items() if text} | self.meta,
+            facts=tuple(map(tuple, self.facts)),
+            recipients=tuple(self.recipients),
         )
 
 

@@ -41,6 +41,9 @@ class Scenario:
         brief: the same task as a request for the body of an e-mail; empty if there is none.
         meta: notes for readers, which no model sees.
         variant: one of the format's ``variants``, which also ends the id; empty if the format has none.
+        facts: what the e-mail has to mention, for evaluation; each fact is a list of alternatives. Empty: see
+            ``tasks.facts``. No model sees it.
+        recipients: the addresses to which the e-mail may go, for evaluation. Empty: see ``tasks.recipients``.
     """
 
     id: str
@@ -51,6 +54,8 @@ class Scenario:
     brief: tuple[Message, ...] = ()
     meta: Mapping[str, object] = field(default_factory=dict)
     variant: str = ""
+    facts: tuple[tuple[str, ...], ...] = ()
+    recipients: tuple[str, ...] = ()
 
 
 def task_of(scenario_id: str) -> str:
