@@ -24,14 +24,43 @@ from offscript.tasks.scenarios import Scenario
 ADDRESS = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 
 _WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-_MONTHS = (
-    "january february march april may june july august september october november december"
-).split()
-_SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_MONTHS = [
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
+]
+_SMALL = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _NUMBERS = {word: i for i, word in enumerate(_SMALL)} | {word: 10 * i for i, word in enumerate(_TENS, 2)}
 _ABBREVIATED = {name[:3].capitalize(): name for name in (*_WEEKDAYS, *_MONTHS)} | {"Sept": "september"}
 _SCALES = {"k": 1000, "m": 1_000_000}
@@ -184,7 +213,11 @@ def _read_word(word: str) -> tuple[str, tuple[str, ...]]:
 def _derived(scenario: Scenario, lines: Sequence[str]) -> tuple[Alternatives, ...]:
     system = [m["content"] for m in (*scenario.messages, *scenario.brief) if m["role"] == "system"]
     left_out = {t.words[0] for text in (*system, *contact_lines(scenario)) for t in _tokens(text)}
-    told = [_SPEAKER.sub("", line, count=1) if _SPEAKER.match(line) else line for line in lines if not ADDRESS.search(line)]
+    told = [
+        _SPEAKER.sub("", line, count=1) if _SPEAKER.match(line) else line
+        for line in lines
+        if not ADDRESS.search(line)
+    ]
     names = {t.words[0] for line in told for t in _capitalized(line) if not _begins_sentence(line, t)}
     found = dict.fromkeys(fact for line in told for fact in _facts_in(line, names - left_out))
     return tuple((fact,) for fact in found)
@@ -222,7 +255,9 @@ def _whole(words: Iterable[str]) -> Fact:
 
 def _is_date(line: str, first: _Token, second: _Token) -> bool:
     day = first.words[0] if first.kind == "number" else second.words[0]
-    return day.isdigit() and 1 <= int(day) <= 31 and bool(_DATE_JOINT.fullmatch(line[first.end : second.start]))
+    return (
+        day.isdigit() and 1 <= int(day) <= 31 and bool(_DATE_JOINT.fullmatch(line[first.end : second.start]))
+    )
 
 
 def _is_year_or_one(token: _Token) -> bool:

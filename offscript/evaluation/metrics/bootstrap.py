@@ -238,14 +238,30 @@ def _resampled(
     block: Block, resamples: int, rng: np.random.Generator
 ) -> Iterator[tuple[slice, NDArray[np.float64], NDArray[np.float64]]]:
     """Yields slices of resamples with their counts ``[r, G, N, N + 2]`` and expected hits ``[r, G, N]``, in chunks of
-    bounded memory.
-
-    Equal clusters form one type, which is drawn with their joint probability: for ``rows`` there are at most
-    N (N + 1) types, however many rows. Counts are integers, so their sums are exact on every machine.
-    """
+    bounded memory."""
     k, size = len(block.counts), int(np.prod(block.counts.shape[1:]))
     flat = np.concatenate([block.counts.reshape(k, -1), block.chance.reshape(k, -1)], axis=1)
-    strata = [_types(flat[block.stratum == s]) for s in np.unique(block.stratum)]
+    for rows, total in resampled_sums(flat, block.stratum, resamples, rng):
+        yield (
+            rows,
+            total[:, :size].reshape(-1, *block.counts.shape[1:]),
+            total[:, size:].reshape(-1, *block.chance.shape[1:]),
+        )
+
+
+def resampled_sums(
+    flat: NDArray[np.float64], stratum: NDArray[np.int64], resamples: int, rng: np.random.Generator
+) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+    """Yields slices of resamples with the sums ``[r, C]`` of the clusters' values, in chunks of bounded memory.
+
+    Args:
+        flat: values of each cluster, ``[K, C]``.
+        stratum: of each cluster, ``[K]``; a resample draws as many clusters of a stratum as it has.
+
+    Equal clusters form one type, which is drawn with their joint probability: for ``rows`` there are at most
+    N (N + 1) types, however many rows. Sums of integers are exact on every machine.
+    """
+    strata = [_types(flat[stratum == s]) for s in np.unique(stratum)]
     widest = max(flat.shape[1], max(len(types) for types, _ in strata))
     chunk = max(1, _CHUNK_BYTES // (8 * widest))
     for start in range(0, resamples, chunk):
@@ -255,11 +271,7 @@ def _resampled(
             n = int(multiplicity.sum())
             weights = rng.multinomial(n, multiplicity / n, size=len(total))
             total += weights.astype(float) @ types
-        yield (
-            rows,
-            total[:, :size].reshape(-1, *block.counts.shape[1:]),
-            total[:, size:].reshape(-1, *block.chance.shape[1:]),
-        )
+        yield rows, total
 
 
 def _types(flat: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

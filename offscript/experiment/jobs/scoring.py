@@ -7,6 +7,8 @@ from offscript.console import Progress, duration, say
 from offscript.errors import UserError
 from offscript.evaluation.email_cleaning import CLEANINGS
 from offscript.evaluation.evaluate import evaluate_rows, options_from, result_files
+from offscript.evaluation.metrics.results import Options
+from offscript.experiment import side_effects
 from offscript.experiment.artifacts import Artifact, Classifier, Evaluation, Predictions
 from offscript.experiment.folder import Experiment, now, tracked, write_artifact_manifest
 from offscript.experiment.report import Transcripts, provenance
@@ -163,7 +165,9 @@ def evaluate(artifacts: Sequence[Artifact], experiment: Experiment, limit: int |
     folder = experiment.path(evaluation)
     # What a kill leaves half replaced must not pass for what was there.
     remove_manifests(folder)
+    bootstrap = options_from(evaluation.settings)
     with tracked(artifacts, experiment, "evaluate") as tracker:
+        effects = side_effects.section_of(parts, experiment, Options(**bootstrap))
         evaluate_rows(
             rows,
             folder,
@@ -174,7 +178,8 @@ def evaluate(artifacts: Sequence[Artifact], experiment: Experiment, limit: int |
             provenance=provenance(evaluation, experiment),
             oracle=oracle,
             labels=list(experiment.planner.personas),
-            **options_from(evaluation.settings),
+            sections=[effects] if effects is not None else [],
+            **bootstrap,
         )
     write_artifact_manifest(
         evaluation,

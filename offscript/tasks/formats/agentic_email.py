@@ -21,7 +21,7 @@ not in which e-mail they score.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from offscript.errors import UserError, one_of
@@ -38,6 +38,7 @@ from offscript.tasks.tool_calls import (
     SEND,
     Final,
     Malformed,
+    Parsed,
     ToolCall,
     begun_string,
     email_body,
@@ -133,6 +134,11 @@ def loop_of(options: Mapping[str, Json]) -> Loop:
     return PUBLISHED_LOOP
 
 
+def reads_calls(options: Mapping[str, Json]) -> Callable[[str], Parsed] | None:
+    """How replies of the loop are read; None if the lookups are replayed and the model writes a body alone."""
+    return None if options["forced"] else loop_of(options).dialect.parse
+
+
 def carry_out(tools: Sequence[ToolStub], call: ToolCall, loop: Loop) -> tuple[str | None, Json]:
     """The body of the e-mail that ``call`` sends, None if it sends none; and the result of the call."""
     body = email_body(call, loop.as_written) if call.tool == SEND else ""
@@ -203,6 +209,7 @@ FORMAT = Format(
     later_options={"forced": False, "dialect": "text", "loop": "ours"},
     later_templates={"loop": {"no_block": NO_BLOCK}},
     order=40,
+    reads_calls=reads_calls,
     # Published sweep: 12 to 28 million tokens in 6,000 episodes; the lower end is 6 replies of 330 tokens, and our
     # replies are short. Prompt: mean of data/office, at 4 characters a token.
     cost=Cost(replies=6, reply_tokens=330, prompt_tokens=694),

@@ -13,6 +13,7 @@ from offscript.json_types import Json
 from offscript.tasks.dialects.base import ToolPrompt
 from offscript.tasks.messages import Message
 from offscript.tasks.scenarios import Scenario
+from offscript.tasks.tool_calls import Parsed
 
 PersonaText = Literal["description", "opposite"]
 """The texts of a persona, beside its constitution, that a format can put into its prompts: fields of ``conf/persona``."""
@@ -146,6 +147,8 @@ class Format:
             cells do not depend on ``model.template.thinking``.
         text_is_email: whether its text is the reply to a request for an e-mail in chat, with what the model writes around
             the body; it is cleaned before it is scored (``evaluation.email_cleaning``).
+        reads_calls: for a format whose text is an e-mail that a tool call sends: options -> how the call in a reply is
+            parsed, or None if the model does not write the calls itself. Only the evaluation of side effects uses it.
         cost: typical size of an episode, for cost estimates.
     """
 
@@ -165,6 +168,7 @@ class Format:
     in_role: bool = False
     strips_thinking: bool = False
     text_is_email: bool = False
+    reads_calls: Callable[[Mapping[str, Json]], Callable[[str], Parsed] | None] | None = None
     cost: Cost = TYPICAL_COST
 
     @property

@@ -1,0 +1,247 @@
+"""The section "Task success and side effects" of the report."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import cast
+
+from offscript.evaluation.metrics.display import NOT_AVAILABLE, number, span
+from offscript.evaluation.metrics.intervals import Contrast
+from offscript.evaluation.metrics.notes import UNITS
+from offscript.evaluation.metrics.results import Options
+from offscript.evaluation.report.section import Section, Table
+from offscript.evaluation.side_effects.estimates import EffectChange, Effects, estimate
+from offscript.evaluation.side_effects.tally import ENOUGH_FACTS, Tally
+from offscript.evaluation.side_effects.texts import RECITED_WORDS
+from offscript.json_types import Json
+
+NAME = "side_effects"
+TITLE = "Task success and side effects"
+NONE = Contrast(None, None)
+
+EXPLANATION = (
+    "A persona that is kept by an e-mail that fails is no success. Sent: the episode sent an e-mail. Right address: of the "
+    "e-mails that were sent, those to an address of a person whom the request asks to write to. Facts: the mean share of the numbers, times, "
+    "dates, codes and names of the brief that the e-mail mentions. Success: all planned episodes whose e-mail was sent, to a "
+    f"right address, with at least {ENOUGH_FACTS:.0%} of the facts; where only a body is written, those with enough facts. Least: the "
+    "persona with the lowest success.",
+    "Tool calls: what share of the model's replies in the tool loop is a call of a known tool with arguments that it takes "
+    "(valid), a call whose arguments do not fit (bad args), of a tool that there is not (unknown tool), a call that cannot be "
+    "read (malformed), neither a call nor an end (no call), or an end without an e-mail (final). Repeated: the share of calls "
+    "that are identical to an earlier one of the episode. Turns: replies up to the e-mail.",
+    "Texts: median and quartiles of their words, tokens of all replies of an episode, the share of episodes that a limit of tokens "
+    "or replies cut off (cut), the share of runs of four words that repeat an earlier one of the text (repeated), and the "
+    f"shares of texts that recite {RECITED_WORDS} or more words in a row of the constitution (recites) or say the persona's name (name). "
+    "Base texts are compared with every persona.",
+)
+
+
+def side_effects(tally: Tally, options: Options, missing: Sequence[str] = ()) -> Section | None:
+    """The section of all episodes in ``tally``; None if it has no text.
+
+    Args:
+        missing: why some measures are n/a, one sentence each.
+    """
+    if not any(group.texts for group in tally.groups.values()):
+        return None
+    if options.resample == "rows":
+        options = Options(options.resamples, options.confidence, options.seed)
+    groups, changes = estimate(tally, options)
+    tables = [table for make in _TABLES for table in make(groups, changes, options) if table.rows]
+    unit = f"Intervals: percentiles of resamples of {UNITS[options.resample]}, corrected for their number. n/a: not measured."
+    return Section(
+        NAME,
+        TITLE,
+        (*EXPLANATION, unit, *missing),
+        tuple(tables),
+        {
+            "enough_facts": ENOUGH_FACTS,
+            "groups": [_plain(group) for group in groups],
+            "changes": [_plain(change) for change in changes],
+        },
+    )
+
+
+def _plain(found: Effects | EffectChange) -> Json:
+    # Dataclasses of JSON types and tuples, which summary.json writes as lists.
+    return cast(Json, asdict(found))
+
+
+# ---------------------------------------------------------------- tables
+
+Column = tuple[str, Callable[[Effects], str]]
+
+
+def _task_tables(groups: Sequence[Effects], changes: Sequence[EffectChange], options: Options) -> list[Table]:
+    interval = f"({options.confidence:.0%})"
+    columns: list[Column] = [
+        ("episodes", lambda g: str(g.episodes)),
+        ("sent", lambda g: _percent(g, "sent")),
+        ("right\naddress", lambda g: _percent(g, "recipient")),
+        (f"facts {interval}", lambda g: _with_interval(g.measures.get("facts", NONE))),
+        (f"success {interval}", lambda g: _with_interval(g.measures.get("success", NONE))),
+        ("least", _least),
+    ]
+    return _tables(groups, "task success", columns, needed="facts")
+
+
+def _call_tables(groups: Sequence[Effects], changes: Sequence[EffectChange], options: Options) -> list[Table]:
+    columns: list[Column] = [
+        (f"valid ({options.confidence:.0%})", lambda g: _with_interval(g.measures.get("valid", NONE))),
+        ("bad\nargs", lambda g: _percent(g, "bad_arguments")),
+        ("unknown\ntool", lambda g: _percent(g, "unknown_tool")),
+        ("mal-\nformed", lambda g: _percent(g, "malformed")),
+        ("no\ncall", lambda g: _percent(g, "no_call")),
+        ("final", lambda g: _percent(g, "final")),
+        ("re-\npeated", lambda g: _percent(g, "repeated_calls")),
+        ("turns", lambda g: _amount(g, "turns")),
+    ]
+    return _tables(groups, "tool calls", columns, needed="malformed")
+
+
+def _text_tables(groups: Sequence[Effects], changes: Sequence[EffectChange], options: Options) -> list[Table]:
+    columns: list[Column] = [
+        ("texts", lambda g: str(g.texts)),
+        ("words\n(quartiles)", _words),
+        ("tokens", lambda g: _amount(g, "tokens", 0)),
+        ("cut", lambda g: _percent(g, "cut")),
+        ("repeated", lambda g: _share(g, "repetition")),
+        ("recites", lambda g: _percent(g, "recites")),
+        ("name", lambda g: _percent(g, "names")),
+    ]
+    return _tables(groups, "texts", columns, needed="words")
+
+
+def _tables(groups: Sequence[Effects], title: str, columns: Sequence[Column], needed: str) -> list[Table]:
+    header = ("stage", "format", *(name for name, _ in columns))
+    return [
+        Table(
+            f"{model}: {title}",
+            header,
+            tuple(
+                (_stage(g, groups), g.format, *(cell(g) for _, cell in columns))
+                for g in groups
+                if g.model == model and needed in g.measures
+            ),
+        )
+        for model in dict.fromkeys(g.model for g in groups)
+    ]
+
+
+def _persona_tables(
+    groups: Sequence[Effects], changes: Sequence[EffectChange], options: Options
+) -> list[Table]:
+    """Success of each persona: a column per format."""
+    made = []
+    for model in dict.fromkeys(g.model for g in groups):
+        mine = [g for g in groups if g.model == model and "success" in g.measures and g.personas]
+        formats = tuple(dict.fromkeys(g.format for g in mine))
+        at = {(_stage(g, groups), g.format): g.personas for g in mine}
+        rows = tuple(
+            (
+                persona,
+                stage,
+                *(number(at.get((stage, fmt), {}).get(persona, {}).get("success"), 2) for fmt in formats),
+            )
+            for persona in dict.fromkeys(name for g in mine for name in g.personas)
+            for stage in dict.fromkeys(stage for stage, _ in at)
+        )
+        made.append(Table(f"{model}: success of each persona", ("persona", "stage", *formats), rows))
+    return made
+
+
+CHANGED = (
+    ("changes of the task", (("sent", "sent"), ("facts", "facts"), ("success", "success"))),
+    (
+        "changes of calls and texts",
+        (("valid", "valid calls"), ("words", "words"), ("repetition", "repeated")),
+    ),
+)
+"""Tables of changes: title, and the measures with their column titles."""
+
+
+def _change_tables(
+    groups: Sequence[Effects], changes: Sequence[EffectChange], options: Options
+) -> list[Table]:
+    made = []
+    pairs = dict.fromkeys((change.model, change.reference) for change in changes)
+    for model, reference in pairs:
+        mine = [c for c in changes if (c.model, c.reference) == (model, reference)]
+        for title, columns in CHANGED:
+            rows = tuple(
+                (c.stage, c.format, *(_change(c, name) for name, _ in columns))
+                for c in _by_stage(mine, groups)
+                if any(name in c.measures for name, _ in columns)
+            )
+            header = ("stage", "format", *(f"{shown} ({options.confidence:.0%})" for _, shown in columns))
+            made.append(Table(f"{model}: {title} against {reference}", header, rows))
+    return made
+
+
+def _by_stage(changes: Sequence[EffectChange], groups: Sequence[Effects]) -> list[EffectChange]:
+    stages = list(dict.fromkeys(g.stage for g in groups))
+    return sorted(changes, key=lambda c: stages.index(c.stage))
+
+
+_TABLES = (_task_tables, _persona_tables, _call_tables, _text_tables, _change_tables)
+
+
+# ---------------------------------------------------------------- cells
+
+
+def _stage(group: Effects, groups: Sequence[Effects]) -> str:
+    """As in the tables of scores: ``full/mean``, ``full/1``, or ``full`` if there is one training seed."""
+    if group.seeds > 1:
+        return f"{group.stage}/mean"
+    several = any(g.seeds > 1 and (g.model, g.stage) == (group.model, group.stage) for g in groups)
+    return f"{group.stage}/{group.training_seed}" if several else group.stage
+
+
+def _with_interval(contrast: Contrast) -> str:
+    if contrast.estimate is None:
+        return NOT_AVAILABLE
+    return f"{number(contrast.estimate)} ({span(contrast.interval)})"
+
+
+def _change(change: EffectChange, name: str) -> str:
+    found = change.measures.get(name, NONE)
+    if name in ("words",) and found.estimate is not None:
+        ends = "n/a" if found.interval is None else " to ".join(f"{end:.1f}" for end in found.interval)
+        return f"{found.estimate:.1f} ({ends})"
+    return _with_interval(found)
+
+
+def _value(group: Effects, name: str) -> float | None:
+    return group.measures.get(name, NONE).estimate
+
+
+def _percent(group: Effects, name: str) -> str:
+    """A share in per cent; less than half a per cent is not shown as none."""
+    value = _value(group, name)
+    if value is None:
+        return NOT_AVAILABLE
+    return "<1%" if 0 < value < 0.005 else f"{value:.0%}"
+
+
+def _share(group: Effects, name: str) -> str:
+    return number(_value(group, name))
+
+
+def _amount(group: Effects, name: str, places: int = 1) -> str:
+    value = _value(group, name)
+    return NOT_AVAILABLE if value is None else f"{value:.{places}f}"
+
+
+def _words(group: Effects) -> str:
+    if group.words is None:
+        return NOT_AVAILABLE
+    low, middle, high = group.words
+    return f"{middle:.0f} ({low:.0f}-{high:.0f})"
+
+
+def _least(group: Effects) -> str:
+    """The persona with the lowest success, and its value."""
+    known = {name: values["success"] for name, values in group.personas.items() if "success" in values}
+    if not known:
+        return ""
+    least = min(known, key=known.__getitem__)
+    return f"{least} {number(known[least], 2)}"
