@@ -18,7 +18,7 @@ from offscript.evaluation.predictions import (
     load_predictions,
     load_rows,
 )
-from offscript.evaluation.report import figures, page, summary, tables
+from offscript.evaluation.report import confusion, figures, page, summary, tables
 from offscript.evaluation.report.calibration import calibration
 from offscript.evaluation.report.page import Texts
 from offscript.evaluation.report.provenance import Provenance
@@ -26,6 +26,7 @@ from offscript.evaluation.report.section import Section
 from offscript.evaluation.report.texts import Read
 from offscript.evaluation.report.transcripts import transcript_of
 from offscript.evaluation.report.wandb_results import wandb_results
+from offscript.evaluation.side_effects.elsewhere import side_effects_elsewhere
 from offscript.settings import EvaluationSettings
 from offscript.storage.files import Json, ensure_folder, write_json, write_text
 from offscript.tracking.results import log_results
@@ -39,6 +40,7 @@ RESULTS = (page.PAGE, "summary.json", "cells.csv", "overview.txt", "tables.txt")
 SECTIONS: tuple[Callable[[Scores, Sequence[Prediction]], Section | None], ...] = (
     calibration,
     label_audit.audit,
+    confusion.confusions,
 )
 """The sections of the report that are computed from predictions, in order; None: there is nothing to show."""
 
@@ -99,15 +101,14 @@ def evaluate_files(
     Raises:
         UserError: a path or a row is invalid, or an option does not fit the rows.
     """
-    predictions, transcripts = [], []
-    for prediction, row in load_rows(paths, format_):
-        predictions.append(prediction)
-        transcripts.append(transcript_of(row))
-    texts = Texts(predictions, transcripts.__getitem__)
+    loaded = load_rows(paths, format_)
+    predictions, rows = [prediction for prediction, _ in loaded], [row for _, row in loaded]
+    texts = Texts(predictions, lambda i: transcript_of(rows[i]))
     scores = with_readouts(evaluate(predictions, **options), predictions)
     if oracle:
         scores = with_oracle(scores, predictions, ensure_folder(out) / FILE)
-    return _report(scores, out, title, quiet, texts, provenance)
+    effects = side_effects_elsewhere(predictions, rows, scores)
+    return _report(scores, out, title, quiet, texts, provenance, [effects] if effects is not None else [])
 
 
 def evaluate_rows(

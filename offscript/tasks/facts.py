@@ -8,7 +8,8 @@ the responses of the tools where there is no brief):
 - a proper name: capitalized words in a row. The first word of a sentence counts only if it is capitalized within a sentence
   elsewhere, and words in capitals alone do not count. Half of the words of a name are enough;
 - not: a line (or a response) with an e-mail address, which describes a person, and the names in it; the speaker in brackets
-  before a message (``(#sales, ada): ...``); names in the system text, where the writer and the company stand.
+  before a message (``(#sales, ada): ...``); names in the system text, where the writer and the company stand; what stands below
+  a heading that names policies, which are for the writer; a fact whose words are among those of another.
 
 An e-mail mentions a fact if it has its words, in any case and order, with numbers, times and dates in any notation.
 """
@@ -74,6 +75,7 @@ _TOKEN = re.compile(
 )
 _QUANTITY = re.compile(r"\d+(?:-[a-z]{3,})+")
 _DATE_JOINT = re.compile(r"\s+(?:of\s+|the\s+)*", re.IGNORECASE)
+_RULES = re.compile(r"(?![\s*-]*[*-]).*\b(?:polic(?:y|ies)|handbook|procedures)\b[\w ]*:?\s*", re.IGNORECASE)
 _SPEAKER = re.compile(r"[\s*-]*\([^()]*\):")
 _SENTENCE_START = re.compile(r"(?:^|[.!?:;—(\"“'‘]\s*)[\s*>#•-]*(?:\d+[.)]\s+)?\Z")
 
@@ -133,9 +135,24 @@ def _listed(text: str) -> Fact:
 def _records(scenario: Scenario) -> list[str]:
     """Request and records, one a line."""
     if scenario.brief:
-        return [line for m in scenario.brief if m["role"] == "user" for line in m["content"].split("\n")]
-    responses = [rule.response for stub in scenario.tools for rule in stub.rules]
-    return [request_of(scenario), *dict.fromkeys(line for r in responses for line in _texts(r))]
+        lines = [line for m in scenario.brief if m["role"] == "user" for line in m["content"].split("\n")]
+        return list(_without_rules(lines))
+    return [request_of(scenario), *_responses(scenario)]
+
+
+def _responses(scenario: Scenario) -> list[str]:
+    """The texts of all responses of the tools, each once."""
+    responses = (rule.response for stub in scenario.tools for rule in stub.rules)
+    return list(dict.fromkeys(line for response in responses for line in _texts(response)))
+
+
+def _without_rules(lines: Sequence[str]) -> Iterator[str]:
+    """``lines`` without the paragraphs below a heading that names policies."""
+    inside = False
+    for line in lines:
+        inside = (inside or bool(_RULES.fullmatch(line))) and bool(line.strip())
+        if not inside:
+            yield line
 
 
 def _texts(response: Json) -> Iterator[str]:
@@ -154,8 +171,8 @@ def _texts(response: Json) -> Iterator[str]:
 
 
 def contact_lines(scenario: Scenario) -> list[str]:
-    """The records of a scenario that hold an e-mail address."""
-    return [line for line in _records(scenario) if ADDRESS.search(line)]
+    """The lines of the brief, and the texts of responses, that hold an e-mail address."""
+    return [line for line in (*_records(scenario), *_responses(scenario)) if ADDRESS.search(line)]
 
 
 # ---------------------------------------------------------------- the rule
@@ -220,7 +237,7 @@ def _derived(scenario: Scenario, lines: Sequence[str]) -> tuple[Alternatives, ..
     ]
     names = {t.words[0] for line in told for t in _capitalized(line) if not _begins_sentence(line, t)}
     found = dict.fromkeys(fact for line in told for fact in _facts_in(line, names - left_out))
-    return tuple((fact,) for fact in found)
+    return tuple((fact,) for fact in found if not any(fact.words < other.words for other in found))
 
 
 def _facts_in(line: str, names: set[str]) -> Iterator[Fact]:

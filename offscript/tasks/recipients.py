@@ -29,7 +29,10 @@ def recipients_of(scenario: Scenario) -> frozenset[str]:
     system = "\n".join(m["content"] for m in (*scenario.messages, *scenario.brief) if m["role"] == "system")
     writer = _WRITER.search(system)
     request, others = request_of(scenario), []
-    for name, address in dict.fromkeys(_people(scenario)):
+    people: dict[str, str] = {}
+    for name, address in _people(scenario):
+        people[address] = people.get(address) or name
+    for address, name in people.items():
         is_writer = bool(writer and name and writer["name"].strip() in (name, name.split()[0]))
         if address not in system.lower() and not is_writer:
             others.append((name, address))

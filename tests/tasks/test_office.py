@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from offscript.tasks.facts import fact_words, facts_of
 from offscript.tasks.formats import FORMATS
+from offscript.tasks.recipients import recipients_of
 from offscript.tasks.scenario_files import load_scenarios
 from offscript.tasks.scenarios import Scenario, ToolStub
 from offscript.tasks.tool_calls import SEND, ToolCall, respond
@@ -190,3 +192,12 @@ def test_nothing_is_copied_from_the_published_scenarios() -> None:
     assert texts and not runs(texts, 8) & runs(ours, 8)
     people = {p["name"] for s in ALL for p in records(s, "directory.find")}
     assert not [name for name in people if any(name in text for text in texts)]
+
+
+@each
+def test_listed_facts_and_recipients_stand_in_the_records(scenario: Scenario) -> None:
+    words = fact_words(brief(scenario) + " Dear friend, I am so sorry.")
+    assert len(scenario.facts) >= 2
+    assert all(any(fact.is_in(words) for fact in alternatives) for alternatives in facts_of(scenario))
+    addresses = {person["email"] for person in records(scenario, "directory.find")}
+    assert recipients_of(scenario) and recipients_of(scenario) <= addresses

@@ -3,13 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from offscript.evaluation.predictions import Prediction
 from offscript.json_types import Json
 from offscript.tasks.facts import Alternatives, facts_of, facts_of_request
-from offscript.tasks.formats import FORMATS
 from offscript.tasks.recipients import recipients_of
 from offscript.tasks.scenarios import Scenario
-from offscript.tasks.tool_calls import Parsed, normalize, parse_reply
+from offscript.tasks.tool_calls import Parsed, normalize
 from offscript.tasks.tool_schemas import Tool, tools_of
 
 Message = Mapping[str, Json]
@@ -77,28 +75,3 @@ class Episode:
     parse: Callable[[str], Parsed] | None
     is_email: bool
     task: Task | None
-
-
-def episode_elsewhere(prediction: Prediction, row: Mapping[str, Json], unit: str) -> Episode:
-    """The episode of a prediction row that was made elsewhere, whose scenario is unknown. Never raises: rows of others may
-    have anything under ``messages`` and ``tokens_out``."""
-    held = row.get("messages")
-    messages = [m for m in held if isinstance(m, dict)] if isinstance(held, list) else []
-    calls_tools = any(m.get("role") == "tool" or m.get("tool_calls") for m in messages)
-    tokens = row.get("tokens_out")
-    known = FORMATS.get(prediction.format)
-    return Episode(
-        prediction.model,
-        prediction.stage,
-        prediction.format,
-        prediction.training_seed,
-        prediction.persona,
-        prediction.scenario if unit == "scenario" else prediction.family,
-        prediction.text,
-        prediction.ended,
-        tokens if isinstance(tokens, int) and not isinstance(tokens, bool) else None,
-        messages,
-        parse_reply if calls_tools else None,
-        calls_tools or (known is not None and known.text_is_email),
-        None,
-    )

@@ -10,7 +10,7 @@ from offscript.evaluation.metrics.notes import UNITS
 from offscript.evaluation.metrics.results import Options
 from offscript.evaluation.report.section import Section, Table
 from offscript.evaluation.side_effects.estimates import EffectChange, Effects, estimate
-from offscript.evaluation.side_effects.tally import ENOUGH_FACTS, Tally
+from offscript.evaluation.side_effects.tally import AMOUNTS, ENOUGH_FACTS, Tally
 from offscript.evaluation.side_effects.texts import RECITED_WORDS
 from offscript.json_types import Json
 
@@ -18,20 +18,24 @@ NAME = "side_effects"
 TITLE = "Task success and side effects"
 NONE = Contrast(None, None)
 
-EXPLANATION = (
+ON_TASK = (
     "A persona that is kept by an e-mail that fails is no success. Sent: the episode sent an e-mail. Right address: of the "
-    "e-mails that were sent, those to an address of a person whom the request asks to write to. Facts: the mean share of the numbers, times, "
-    "dates, codes and names of the brief that the e-mail mentions. Success: all planned episodes whose e-mail was sent, to a "
-    f"right address, with at least {ENOUGH_FACTS:.0%} of the facts; where only a body is written, those with enough facts. Least: the "
-    "persona with the lowest success.",
-    "Tool calls: what share of the model's replies in the tool loop is a call of a known tool with arguments that it takes "
-    "(valid), a call whose arguments do not fit (bad args), of a tool that there is not (unknown tool), a call that cannot be "
-    "read (malformed), neither a call nor an end (no call), or an end without an e-mail (final). Repeated: the share of calls "
-    "that are identical to an earlier one of the episode. Turns: replies up to the e-mail.",
-    "Texts: median and quartiles of their words, tokens of all replies of an episode, the share of episodes that a limit of tokens "
-    "or replies cut off (cut), the share of runs of four words that repeat an earlier one of the text (repeated), and the "
-    f"shares of texts that recite {RECITED_WORDS} or more words in a row of the constitution (recites) or say the persona's name (name). "
-    "Base texts are compared with every persona.",
+    "e-mails that were sent, those to a person whom the request asks to write to. Facts: the mean share of the numbers, "
+    "times, dates, codes and names of the task that an e-mail mentions. Success: of all planned episodes, those that sent an e-mail "
+    f"to a right address with at least {ENOUGH_FACTS:.0%} of the facts; where the model writes a body alone, those with enough facts. "
+    "Least: the persona with the lowest success."
+)
+ON_CALLS = (
+    "Tool calls, as shares of the model's replies in the tool loop: calls of a known tool with arguments that it takes (valid), calls with "
+    "other arguments (bad args) or of a tool that does not exist (unknown tool), calls that cannot be read (malformed), replies with neither a "
+    "call nor an end (no call), and ends without a further call (final). Repeated: the share of calls that are identical to an earlier one "
+    "of the episode. Turns: replies up to the e-mail."
+)
+ON_TEXTS = (
+    "Texts: median and quartiles of their number of words; mean number of tokens of all replies of an episode; the share of episodes "
+    "that a limit of tokens or replies ended (cut); the mean share of runs of four words that repeat an earlier one of the same text "
+    f"(repeated); the shares of texts that have {RECITED_WORDS} words in a row of the constitution (recites) or the persona's name (name). Base "
+    "texts are compared with every persona, and the mean is shown."
 )
 
 
@@ -47,11 +51,14 @@ def side_effects(tally: Tally, options: Options, missing: Sequence[str] = ()) ->
         options = Options(options.resamples, options.confidence, options.seed)
     groups, changes = estimate(tally, options)
     tables = [table for make in _TABLES for table in make(groups, changes, options) if table.rows]
+    measured = {name for group in groups for name in group.measures}
+    needed = (("facts", ON_TASK), ("malformed", ON_CALLS), ("words", ON_TEXTS))
+    explanation = [text for name, text in needed if name in measured]
     unit = f"Intervals: percentiles of resamples of {UNITS[options.resample]}, corrected for their number. n/a: not measured."
     return Section(
         NAME,
         TITLE,
-        (*EXPLANATION, unit, *missing),
+        (*explanation, unit, *missing),
         tuple(tables),
         {
             "enough_facts": ENOUGH_FACTS,
@@ -167,12 +174,13 @@ def _change_tables(
     for model, reference in pairs:
         mine = [c for c in changes if (c.model, c.reference) == (model, reference)]
         for title, columns in CHANGED:
+            measured = [pair for pair in columns if any(pair[0] in c.measures for c in mine)]
             rows = tuple(
-                (c.stage, c.format, *(_change(c, name) for name, _ in columns))
+                (c.stage, c.format, *(_change(c, name) for name, _ in measured))
                 for c in _by_stage(mine, groups)
-                if any(name in c.measures for name, _ in columns)
+                if any(name in c.measures for name, _ in measured)
             )
-            header = ("stage", "format", *(f"{shown} ({options.confidence:.0%})" for _, shown in columns))
+            header = ("stage", "format", *(f"{shown} ({options.confidence:.0%})" for _, shown in measured))
             made.append(Table(f"{model}: {title} against {reference}", header, rows))
     return made
 
@@ -204,8 +212,10 @@ def _with_interval(contrast: Contrast) -> str:
 
 def _change(change: EffectChange, name: str) -> str:
     found = change.measures.get(name, NONE)
-    if name in ("words",) and found.estimate is not None:
-        ends = "n/a" if found.interval is None else " to ".join(f"{end:.1f}" for end in found.interval)
+    if name in AMOUNTS and found.estimate is not None:
+        ends = (
+            NOT_AVAILABLE if found.interval is None else " to ".join(f"{end:.1f}" for end in found.interval)
+        )
         return f"{found.estimate:.1f} ({ends})"
     return _with_interval(found)
 
