@@ -149,8 +149,12 @@ def _evaluate_other_rows(predictions: str, settings: Settings, experiment: Exper
     format_ = settings.format.name if _is_given("format") else None
     # The name of a file can be the format of its rows. Files of several folders may have the same name.
     content = [[path.name, fingerprint(path)] for path in prediction_files(predictions)]
-    oracle = settings.evaluation.oracle
-    further = {**({} if oracle else {"oracle": False}), **({"format": format_} if format_ else {})}
+    oracle, multiverse = settings.evaluation.oracle, settings.evaluation.multiverse
+    further: dict[str, Json] = {
+        name: False for name, wanted in (("oracle", oracle), ("multiverse", multiverse)) if not wanted
+    }
+    if format_:
+        further["format"] = format_
     key = hash_of({"predictions": content, **options, **further})
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(predictions).stem).strip("-.")[:40] or "rows"
     folder = experiment.folder / "evaluations" / f"{name}-{key[:8]}"
@@ -165,6 +169,7 @@ def _evaluate_other_rows(predictions: str, settings: Settings, experiment: Exper
         provenance=Provenance({"key": key}, {}, sources),
         oracle=oracle,
         format_=format_,
+        multiverse=multiverse,
         **options,
     )
     files = digests(folder, result_files(folder))

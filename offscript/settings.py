@@ -678,7 +678,8 @@ class EvaluationSettings(Node):
 
     ``email_cleaning`` is the rule by which an e-mail that was written in chat is reduced to its body before the
     classifier sees it (``none``: it is scored as it was written). ``oracle``: whether a classifier of each format is fitted
-    on its ``prompted`` texts, to see what is left of the persona there. The others are of the bootstrap confidence
+    on its ``prompted`` texts, to see what is left of the persona there. ``multiverse``: whether the headline is computed
+    under every combination of choices. The others are of the bootstrap confidence
     intervals: number of resamples, confidence level, random seed, and the unit that is resampled. ``resample=rows`` gives
     plain percentile intervals, as published.
     """
@@ -689,6 +690,7 @@ class EvaluationSettings(Node):
     seed: int = identity(0, ge=0, lt=SEEDS)
     resample: Literal["family", "scenario", "rows"] = identity("family")
     oracle: bool = identity(True, unhashed=True)
+    multiverse: bool = identity(True, unhashed=True)
 
 
 # ---------------------------------------------------------------- how it is run

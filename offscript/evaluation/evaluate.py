@@ -10,7 +10,7 @@ from offscript.evaluation import label_audit
 from offscript.evaluation.metrics.readouts import with_readouts
 from offscript.evaluation.metrics.results import Scores
 from offscript.evaluation.metrics.scores import evaluate
-from offscript.evaluation.oracle import FILE, with_oracle
+from offscript.evaluation.oracle import FILE, oracles_of, with_oracle
 from offscript.evaluation.predictions import (
     Prediction,
     check_rows,
@@ -20,6 +20,7 @@ from offscript.evaluation.predictions import (
 )
 from offscript.evaluation.report import confusion, figures, page, summary, tables
 from offscript.evaluation.report.calibration import calibration
+from offscript.evaluation.report.multiverse import multiverse_section
 from offscript.evaluation.report.page import Texts
 from offscript.evaluation.report.provenance import Provenance
 from offscript.evaluation.report.section import Section
@@ -43,6 +44,9 @@ SECTIONS: tuple[Callable[[Scores, Sequence[Prediction]], Section | None], ...] =
     confusion.confusions,
 )
 """The sections of the report that are computed from predictions, in order; None: there is nothing to show."""
+
+Classifiers = Mapping[str, Sequence[str | None]]
+"""Labels of classifiers by name: one for each prediction, None where there is no text."""
 
 MAX_NAMED = 3
 """Number of missing prediction files that a note names."""
@@ -83,6 +87,7 @@ def evaluate_files(
     provenance: Provenance | None = None,
     oracle: bool = True,
     format_: str | None = None,
+    multiverse: bool = False,
     **options: Unpack[EvaluateOptions],
 ) -> dict[str, Json]:
     """Evaluates prediction rows of files, folders or globs, prints the main table, and writes all results into ``out``.
@@ -93,6 +98,7 @@ def evaluate_files(
         provenance: what the page says that was run.
         oracle: fit a classifier of each format, see ``evaluation.oracle``.
         format_: format of rows without ``format``; by default the name of their file.
+        multiverse: compute the headline under every combination of choices, see ``report.multiverse``.
         options: those of ``metrics.scores.evaluate``.
 
     Returns:
@@ -105,10 +111,11 @@ def evaluate_files(
     predictions, rows = [prediction for prediction, _ in loaded], [row for _, row in loaded]
     texts = Texts(predictions, lambda i: transcript_of(rows[i]))
     scores = with_readouts(evaluate(predictions, **options), predictions)
-    if oracle:
-        scores = with_oracle(scores, predictions, ensure_folder(out) / FILE)
+    scores, classifiers = _with_oracle(scores, predictions, out) if oracle else (scores, {})
+    others = classifiers if multiverse else None
     effects = side_effects_elsewhere(predictions, rows, scores)
-    return _report(scores, out, title, quiet, texts, provenance, [effects] if effects is not None else [])
+    sections = [effects] if effects is not None else []
+    return _report(scores, out, title, quiet, texts, provenance, others, sections)
 
 
 def evaluate_rows(
@@ -123,6 +130,8 @@ def evaluate_rows(
     read: Read | None = None,
     provenance: Provenance | None = None,
     oracle: bool = True,
+    multiverse: bool = False,
+    classifiers: Classifiers | None = None,
     sections: Sequence[Section] = (),
     **options: Unpack[EvaluateOptions],
 ) -> dict[str, Json]:
@@ -134,17 +143,26 @@ def evaluate_rows(
         tracker: run that the results are logged to; needs ``out``.
         read: reads the transcript of the row with a number; by default from the row itself.
         provenance: what the page says that was run.
+        classifiers: labels of further classifiers for the multiverse, by name; one for each row, None where there is no text.
         sections: further sections of the report, after those of ``SECTIONS``.
     """
     predictions = check_together(check_rows(rows, source))
     texts = Texts(predictions, read or (lambda i: transcript_of(rows[i])))
     scores = with_readouts(incomplete(evaluate(predictions, **options), missing), predictions)
-    if oracle:
-        scores = with_oracle(scores, predictions, ensure_folder(out) / FILE if out is not None else None)
-    found = _report(scores, out, title, quiet, texts, provenance, sections)
+    scores, oracles = _with_oracle(scores, predictions, out) if oracle else (scores, {})
+    others = {**oracles, **(classifiers or {})} if multiverse else None
+    found = _report(scores, out, title, quiet, texts, provenance, others, sections)
     if tracker is not None and out is not None:
         log_results(tracker, wandb_results(scores), out / "figures" / "personas.png")
     return found
+
+
+def _with_oracle(
+    scores: Scores, predictions: Sequence[Prediction], out: Path | None
+) -> tuple[Scores, Classifiers]:
+    """``scores`` with the oracle of every group, and its label for each prediction."""
+    oracles = oracles_of(scores, predictions, ensure_folder(out) / FILE if out is not None else None)
+    return with_oracle(scores, oracles), {"oracle": oracles.labels(len(predictions))}
 
 
 def incomplete(scores: Scores, missing: Sequence[str]) -> Scores:
@@ -163,9 +181,13 @@ def _report(
     quiet: bool,
     texts: Texts,
     provenance: Provenance | None,
+    classifiers: Classifiers | None,
     further: Sequence[Section] = (),
 ) -> dict[str, Json]:
+    """Prints and writes the report; the multiverse is in it if ``classifiers`` are given, which may be empty."""
     made = [section for make in SECTIONS if (section := make(scores, texts.predictions)) is not None]
+    if classifiers is not None and (section := multiverse_section(scores, texts.predictions, classifiers)):
+        made.append(section)
     sections = [*made, *further]
     scores = replace(scores, notes=(*scores.notes, *(note for s in sections for note in s.notes)))
     if not quiet:
@@ -247,5 +269,5 @@ def _svg(paths: Sequence[Path]) -> Path:
 def _remove_others(folder: Path, kept: Sequence[Path]) -> None:
     """Removes the figures of an earlier evaluation that this one does not have."""
     for path in folder.iterdir():
-        if path not in kept and path.suffix in (".svg", ".png"):
+        if path not in kept and path.suffix in (".svg", ".png", ".csv"):
             path.unlink()

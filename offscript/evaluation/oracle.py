@@ -67,25 +67,49 @@ class Content(TypedDict):
     entries: list[Entry]
 
 
-def with_oracle(scores: Scores, predictions: Sequence[Prediction], cache: Path | None = None) -> Scores:
-    """``scores`` with the ``oracle`` of every group, scored as the classifier's predictions are.
+@dataclass(frozen=True)
+class Oracles:
+    """The oracle of every model and format, with its rows in the order of ``Oracle.predicted``: as numbers of the predictions
+    that ``oracles_of`` was given, and as these predictions."""
+
+    rows: Mapping[Place, Sequence[tuple[int, Prediction]]]
+    made: Mapping[Place, Oracle]
+
+    def labels(self, count: int) -> list[str | None]:
+        """The label of each of the ``count`` predictions, None where there is no oracle or no text."""
+        found: list[str | None] = [None] * count
+        for place, oracle in self.made.items():
+            # An oracle that could not be fitted has no predictions.
+            for (i, _), label in zip(self.rows[place], oracle.predicted, strict=False):
+                found[i] = label
+        return found
+
+
+def oracles_of(scores: Scores, predictions: Sequence[Prediction], cache: Path | None = None) -> Oracles:
+    """The oracles of all groups of ``scores``.
 
     Args:
         predictions: those that were scored, with their texts.
         cache: file of oracles that are taken over if they were made from the same texts; it is replaced.
     """
-    known = (p for p in predictions if p.persona is None or p.persona in scores.labels)
-    rows: dict[Place, list[Prediction]] = {(g.model, g.format): [] for g in scores.groups}
+    known = ((i, p) for i, p in enumerate(predictions) if p.persona is None or p.persona in scores.labels)
+    rows: dict[Place, list[tuple[int, Prediction]]] = {(g.model, g.format): [] for g in scores.groups}
     # In one order, so that equal rows give equal results in whatever order they are read.
-    for p in sorted(known, key=lambda p: tuple(map(str, p.episode))):
-        rows[p.model, p.format].append(p)
-    oracles = _oracles(rows, scores.labels, cache)
-    scored = _scored(scores, rows, oracles)
+    for i, p in sorted(known, key=lambda entry: tuple(map(str, entry[1].episode))):
+        rows[p.model, p.format].append((i, p))
+    members = {place: [p for _, p in some] for place, some in rows.items()}
+    return Oracles(rows, _oracles(members, scores.labels, cache))
+
+
+def with_oracle(scores: Scores, oracles: Oracles) -> Scores:
+    """``scores`` with the ``oracle`` of every group, scored as the classifier's predictions are."""
+    rows = {place: [p for _, p in some] for place, some in oracles.rows.items()}
+    scored = _scored(scores, rows, oracles.made)
     groups = tuple(
-        replace(group, oracle=_of(group, oracles[group.model, group.format], scored))
+        replace(group, oracle=_of(group, oracles.made[group.model, group.format], scored))
         for group in scores.groups
     )
-    return replace(scores, groups=groups, notes=(*scores.notes, *_notes(oracles)))
+    return replace(scores, groups=groups, notes=(*scores.notes, *_notes(oracles.made)))
 
 
 def oracle(rows: Sequence[Prediction], labels: Sequence[str]) -> Oracle:

@@ -42,13 +42,14 @@ class Block:
     """Groups that are resampled jointly.
 
     ``counts [K, G, N, N + 2]`` of K clusters; ``chance [K, G, N]``, the expected hits of each persona with labels permuted
-    within each scenario (see ``chance``); the stratum ``[K]`` of each cluster.
+    within each scenario (see ``chance``); the stratum ``[K]`` of each cluster, and how many equal clusters it stands for.
     """
 
     groups: NDArray[np.int64]
     counts: NDArray[np.int32]
     chance: NDArray[np.float64]
     stratum: NDArray[np.int64]
+    multiplicity: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Draws:
         own_class: macro-F1 with every missing text as a false negative, ``[R, G]``.
         lower, upper: bounds of macro-F1 over all labels of the missing texts, ``[R, G]``.
         null: mean macro-F1 with permuted persona labels, ``[R, G]``.
+        own_class_null: the same with every missing text as a false negative, ``[R, G]``; NaN by rows.
         clusters: number of clusters with an emitted text, ``[G]``.
         persona_clusters: the same for each persona, ``[G, N]``.
         planned_clusters: number of clusters with an episode, ``[G]``.
@@ -71,6 +73,7 @@ class Draws:
     lower: NDArray[np.float64]
     upper: NDArray[np.float64]
     null: NDArray[np.float64]
+    own_class_null: NDArray[np.float64]
     clusters: NDArray[np.int64]
     persona_clusters: NDArray[np.int64]
     planned_clusters: NDArray[np.int64]
@@ -105,15 +108,31 @@ def partition(episodes: Episodes, by: str) -> Iterator[Block]:
         local = np.unique(codes[inside], return_inverse=True)[1]
         group = np.searchsorted(groups, episodes.group[inside])
         persona, column = episodes.persona[inside], episodes.column[inside]
+        if by == "rows":
+            yield _block_of_rows(groups, group, persona, column, episodes.n_labels)
+            continue
         counts = _cluster_counts(local, group, persona, column, len(groups), episodes.n_labels)
         single = np.zeros(len(counts), dtype=np.int64)
-        if by == "rows":
-            # A row is no cluster of scenarios; ``bootstrap`` keeps the null of all rows.
-            yield Block(groups, counts, np.zeros(counts.shape[:3]), single)
-            continue
         scenario = np.unique(episodes.scenario[inside], return_inverse=True)[1]
         chance = expected_hits(local, group, scenario, persona, column, len(groups), episodes.n_labels)
-        yield Block(groups, counts, chance, _strata(local, persona, episodes.n_labels, single))
+        strata = _strata(local, persona, episodes.n_labels, single)
+        yield Block(groups, counts, chance, strata, np.ones_like(single))
+
+
+def _block_of_rows(
+    groups: NDArray[np.int64],
+    group: NDArray[np.int64],
+    persona: NDArray[np.int64],
+    column: NDArray[np.int64],
+    n_labels: int,
+) -> Block:
+    """Rows as clusters: equal ones are one cluster with a multiplicity, however many there are."""
+    (group, persona, column), times = np.unique(
+        np.stack([group, persona, column]), axis=1, return_counts=True
+    )
+    counts = _cluster_counts(np.arange(len(times)), group, persona, column, len(groups), n_labels)
+    # A row is no cluster of scenarios; ``bootstrap`` keeps the null of all rows.
+    return Block(groups, counts, np.zeros(counts.shape[:3]), np.zeros_like(times), times)
 
 
 def _cluster_counts(
@@ -191,15 +210,15 @@ def bootstrap(
     """
     shape = (resamples, episodes.n_groups)
     f1 = np.zeros((*shape, episodes.n_labels))
-    own, lower, upper, nulls = (np.full(shape, np.nan) for _ in range(4))
+    own, lower, upper, nulls, own_nulls = (np.full(shape, np.nan) for _ in range(5))
     clusters, planned_clusters = (np.zeros(episodes.n_groups, dtype=np.int64) for _ in range(2))
     persona_clusters = np.zeros((episodes.n_groups, episodes.n_labels), dtype=np.int64)
     for block in partition(episodes, by):
         mine = block.groups
         held = emitted_support(block.counts) > 0
-        persona_clusters[mine] = held.sum(axis=0)
-        clusters[mine] = held.any(axis=2).sum(axis=0)
-        planned_clusters[mine] = block.counts.any(axis=(2, 3)).sum(axis=0)
+        persona_clusters[mine] = np.tensordot(block.multiplicity, held, axes=1)
+        clusters[mine] = block.multiplicity @ held.any(axis=2)
+        planned_clusters[mine] = block.multiplicity @ block.counts.any(axis=(2, 3))
         observed = np.asarray(held.any(axis=0))
         for rows, confusion, chance in _resampled(block, resamples, _rng(block, by, seed, name)):
             if planned is not None:
@@ -210,8 +229,12 @@ def bootstrap(
             absent = confusion[..., -1].any(axis=(0, 2))
             if absent.any():
                 lower[rows, mine[absent]], upper[rows, mine[absent]] = bounds(confusion[:, absent])
-            nulls[rows, mine] = null[mine] if by == "rows" else macro_of_hits(confusion, chance, within[mine])
-    return Draws(f1, own, lower, upper, nulls, clusters, persona_clusters, planned_clusters)
+            if by == "rows":
+                nulls[rows, mine] = null[mine]
+                continue
+            nulls[rows, mine] = macro_of_hits(confusion, chance, within[mine])
+            own_nulls[rows, mine] = macro_of_hits(confusion, chance, within[mine], missing_is_miss=True)
+    return Draws(f1, own, lower, upper, nulls, own_nulls, clusters, persona_clusters, planned_clusters)
 
 
 def _rng(block: Block, by: str, seed: int, name: str) -> np.random.Generator:
@@ -241,7 +264,7 @@ def _resampled(
     bounded memory."""
     k, size = len(block.counts), int(np.prod(block.counts.shape[1:]))
     flat = np.concatenate([block.counts.reshape(k, -1), block.chance.reshape(k, -1)], axis=1)
-    for rows, total in resampled_sums(flat, block.stratum, resamples, rng):
+    for rows, total in resampled_sums(flat, block.stratum, resamples, rng, block.multiplicity):
         yield (
             rows,
             total[:, :size].reshape(-1, *block.counts.shape[1:]),
@@ -250,18 +273,23 @@ def _resampled(
 
 
 def resampled_sums(
-    flat: NDArray[np.float64], stratum: NDArray[np.int64], resamples: int, rng: np.random.Generator
+    flat: NDArray[np.float64],
+    stratum: NDArray[np.int64],
+    resamples: int,
+    rng: np.random.Generator,
+    multiplicity: NDArray[np.int64] | None = None,
 ) -> Iterator[tuple[slice, NDArray[np.float64]]]:
     """Yields slices of resamples with the sums ``[r, C]`` of the clusters' values, in chunks of bounded memory.
 
     Args:
         flat: values of each cluster, ``[K, C]``.
         stratum: of each cluster, ``[K]``; a resample draws as many clusters of a stratum as it has.
+        multiplicity: number of equal clusters that each entry stands for, ``[K]``; None: one.
 
-    Equal clusters form one type, which is drawn with their joint probability: for ``rows`` there are at most
-    N (N + 1) types, however many rows. Sums of integers are exact on every machine.
+    Equal clusters form one type, which is drawn with their joint probability. Sums of integers are exact on every machine.
     """
-    strata = [_types(flat[stratum == s]) for s in np.unique(stratum)]
+    times = np.ones_like(stratum) if multiplicity is None else multiplicity
+    strata = [_types(flat[stratum == s], times[stratum == s]) for s in np.unique(stratum)]
     widest = max(flat.shape[1], max(len(types) for types, _ in strata))
     chunk = max(1, _CHUNK_BYTES // (8 * widest))
     for start in range(0, resamples, chunk):
@@ -274,11 +302,15 @@ def resampled_sums(
         yield rows, total
 
 
-def _types(flat: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _types(
+    flat: NDArray[np.float64], multiplicity: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The distinct rows ``[T, C]`` of clusters ``[K, C]``, and the number of clusters of each, ``[T]``."""
     used = flat.any(axis=0)
-    _, first, multiplicity = np.unique(flat[:, used], axis=0, return_index=True, return_counts=True)
-    return flat[first], multiplicity
+    _, first, type_of = np.unique(flat[:, used], axis=0, return_index=True, return_inverse=True)
+    times = np.zeros(len(first), dtype=np.int64)
+    np.add.at(times, type_of.reshape(-1), multiplicity)
+    return flat[first], times
 
 
 def macro(f1: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -110,17 +110,23 @@ def expected_hits(
 
 
 def macro_of_hits(
-    counts: NDArray[np.float64], hits: NDArray[np.float64], within: NDArray[np.bool_]
+    counts: NDArray[np.float64],
+    hits: NDArray[np.float64],
+    within: NDArray[np.bool_],
+    missing_is_miss: bool = False,
 ) -> NDArray[np.float64]:
     """Mean macro-F1 ``[..., G]`` under permuted labels, from counts ``[..., G, N, N + 2]``.
 
     ``hits [..., G, N]`` are the expected ones of permutations within scenarios. Where ``within [G]`` is False, labels are
-    permuted among all texts of the group.
+    permuted among all texts of the group. With ``missing_is_miss`` every missing text is a false negative, as in
+    ``per_persona_f1``.
     """
     n_labels = counts.shape[-2]
     true, predicted = emitted_support(counts), counts[..., :n_labels].sum(axis=-2)
     texts = np.maximum(true.sum(axis=-1, keepdims=True), 1)
     hits = np.where(within[:, None], hits, true * predicted / texts)
+    if missing_is_miss:
+        true = counts.sum(axis=-1)
     found: NDArray[np.float64] = (2.0 * hits / np.maximum(true + predicted, 1)).mean(axis=-1)
     return found
 

@@ -89,7 +89,7 @@ def cells_csv(scores: Scores) -> str:
     rows, out = score_rows(scores), io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(rows[0])
-    writer.writerows([_field(value) for value in row.values()] for row in rows)
+    writer.writerows([csv_field(value) for value in row.values()] for row in rows)
     return out.getvalue()
 
 
@@ -117,7 +117,8 @@ def _contrast(name: str, contrast: Contrast) -> FlatRow:
     return {name: contrast.estimate, f"{name}_low": low, f"{name}_high": high}
 
 
-def _field(value: Scalar) -> str:
+def csv_field(value: Scalar) -> str:
+    """A value of a CSV file, see ``cells_csv``."""
     if value is None:
         return ""
     if isinstance(value, str):

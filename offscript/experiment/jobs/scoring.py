@@ -177,6 +177,7 @@ def evaluate(artifacts: Sequence[Artifact], experiment: Experiment, limit: int |
             read=Transcripts(experiment, parts),
             provenance=provenance(evaluation, experiment),
             oracle=oracle,
+            multiverse=evaluation.settings.multiverse,
             labels=list(experiment.planner.personas),
             sections=[effects] if effects is not None else [],
             **bootstrap,
