@@ -22,7 +22,7 @@ def balanced_labels(probs: NDArray[np.float64], target: NDArray[np.float64]) -> 
     the target, those after MAX_STEPS steps are taken. A text that has none of the labels with a target keeps its own.
     """
     possible = (probs[:, target > 0] > 0).any(axis=1)
-    found = probs.argmax(axis=1).astype(np.int64)
+    found: NDArray[np.int64] = probs.argmax(axis=1).astype(np.int64)
     found[possible] = _balanced(probs[possible], target)
     return found
 

@@ -1,6 +1,7 @@
 """The specification curve: all estimates of a number in ascending order, with their intervals, above the choices that gave them
 (Simonsohn, Simmons and Nelson 2020)."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ _CAPTION = (
     "Diamond: the specification of the other tables."
 )
 _CURVE_INCHES, _ROW_INCHES, _COLUMN_INCHES, _LABEL_INCHES = 2.1, 0.135, 3.6, 2.1
+# Characters of the names of choices and of titles.
+_LABEL, _TITLE = 36, 60
 
 
 def curves(made: Sequence[Multiverse], folder: Path, name: str) -> list[Path]:
@@ -47,8 +50,6 @@ def _choices(made: Multiverse) -> list[tuple[str, str]]:
 
 
 def _draw(made: Sequence[Multiverse]) -> "Figure":
-    import textwrap
-
     import matplotlib.pyplot as plt
 
     columns = max(len(claims(m)) for m in made)
@@ -81,8 +82,8 @@ def _panel(above: "Axes", below: "Axes", made: Multiverse, claim: Claim, named: 
     outcomes = sorted(defined(made, claim), key=lambda o: claim.of(o).estimate or 0.0)
     verdicts = np.array([_verdict(claim, o) for o in outcomes], dtype=np.int64)
     subject = made.headline
-    place = f"{subject.model}, {subject.stage} in {subject.format}\n" if named else "\n"
-    above.set_title(f"{place}{claim.quantity}", loc="left", fontsize=9, fontweight="bold")
+    place = _short(f"{subject.model}, {subject.stage} in {subject.format}", _TITLE) if named else ""
+    above.set_title(f"{place}\n{_short(claim.quantity, _TITLE)}", loc="left", fontsize=9, fontweight="bold")
     for axis in (above, below):
         axis.set_xlim(-0.5, max(len(outcomes), 1) - 0.5)
         axis.set_xticks([])
@@ -98,6 +99,11 @@ def _panel(above: "Axes", below: "Axes", made: Multiverse, claim: Claim, named: 
         above.plot([main], [estimate], "D", color="#000000", markersize=4.5, zorder=5)
         for axis in (above, below):
             axis.axvline(main, color="#000000", linewidth=0.6, zorder=0)
+
+
+def _short(text: str, length: int = _LABEL) -> str:
+    """``text``, cut to a length that leaves room for the panels."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def _verdict(claim: Claim, outcome: Outcome) -> int:
@@ -150,7 +156,7 @@ def _marks(
         if y and rows[y - 1][0] != dimension:
             axis.axhline(y - 0.5, color="#555555", linewidth=0.6)
     axis.set_ylim(max(len(rows), 1) - 0.5, -0.5)
-    names = [f"{WORDS[dimension]}: {value}" if named else "" for dimension, value in rows]
+    names = [_short(f"{WORDS[dimension]}: {value}") if named else "" for dimension, value in rows]
     axis.set_yticks(range(len(rows)), names, fontsize=7)
     axis.tick_params(length=0)
     axis.spines["left"].set_visible(False)
