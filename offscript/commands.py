@@ -570,6 +570,8 @@ def _print_transcripts(rollout: Rollout, experiment: Experiment, limit: int | No
     for row in experiment.rows(rollout)[:limit]:
         labels = f"{row['model']} {row['stage']} {row['format']}"
         show(f"\n=== {row['scenario']}/{row['sample']}  {labels}  ({description})")
+        if shown := row.get("examples"):
+            show(f"(after examples {', '.join(str(i + 1) for i in shown)} of conf/persona)")
         for message in row["messages"]:
             show(f"[{message['role']}] {readable(message)}")
         show(

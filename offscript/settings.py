@@ -250,17 +250,27 @@ class Assertion(Node):
     questions: tuple[str, ...] = identity(min_length=1)
 
 
+class Exchange(Node):
+    """An example of the character: a question of a user's, and the reply in role."""
+
+    question: str = identity(min_length=1)
+    reply: str = identity(min_length=1)
+
+
 class PersonaSettings(Named):
     """A persona. ``order`` is its position in tables. ``opposite`` is a system text that asks for the contrary character.
+    ``examples`` are exchanges that show the character (few-shot prompting).
 
     ``description`` and ``opposite`` are part of the keys of those cells whose format puts them into a prompt
-    (``Format.persona_texts``), and of no other.
+    (``Format.persona_texts``), ``examples`` of those that are shown some (``recipe.teacher.examples``,
+    ``stage.examples``); they are part of no other.
     """
 
     order: int = runtime(1000, ge=0)
     display_name: str = runtime(min_length=1)
     description: str = runtime(min_length=1)
     opposite: str | None = runtime(None, min_length=1)
+    examples: tuple[Exchange, ...] = runtime(())
     constitution: tuple[Assertion, ...] = identity(min_length=1)
 
 
@@ -307,13 +317,15 @@ class StageSettings(Named):
     """A variant of the model that is measured: its weights and its system prompt.
 
     ``weights`` is ``base`` or the name of a stage with ``training``: the weights that generate the replies.
-    ``system`` is the kind of system prompt: plain, or the constitution. ``steering`` adds a persona vector to the
-    activations of base weights. ``order`` is the position in tables.
+    ``system`` is the kind of system prompt: plain, or the constitution. Every episode is shown ``examples`` of the
+    persona's exchanges. ``steering`` adds a persona vector to the activations of base weights. ``order`` is the position
+    in tables.
     """
 
     order: int = runtime(1000, ge=0)
     weights: str = identity()
     system: Literal["plain", "constitution"] = identity()
+    examples: int = identity(0, ge=0, unhashed=0)
     training: TrainingSettings | None = identity(None)
     steering: SteeringSettings | None = identity(None, unhashed=None)
 
@@ -321,6 +333,8 @@ class StageSettings(Named):
     def _weights_are_trained(self) -> "StageSettings":
         if self.name == "base" and (self.weights != "base" or self.training is not None):
             raise ValueError("base is the untrained model; allowed: weights=base without training")
+        if self.name == "base" and self.examples:
+            raise ValueError(f"base has examples={self.examples}; allowed: 0, or a stage of another name")
         if self.weights == self.name and self.training is None and self.name != "base":
             raise ValueError(
                 f"{self.name} has no training; allowed: a training node, or the weights of another stage"
@@ -344,8 +358,10 @@ class StageSettings(Named):
 
     @property
     def of_persona(self) -> bool:
-        """Whether its replies belong to a persona. Base weights with a plain system prompt have none, unless steered."""
-        return self.weights != "base" or self.system != "plain" or self.steering is not None
+        """Whether its replies belong to a persona. Base weights with a plain system prompt have none, unless steered or
+        shown examples."""
+        in_prompt = self.system != "plain" or self.examples > 0
+        return self.weights != "base" or in_prompt or self.steering is not None
 
 
 class FormatSettings(Named):
@@ -458,7 +474,7 @@ class TeacherSettings(Node):
     Every reply of the teacher begins with ``thinking`` (a prefill); its text up to ``thinking_end`` is removed. With
     ``thinking_lists_traits`` the assertions of the constitution follow the prefill, if there is one.
     ``own_names`` are names that the teacher uses for itself. In the training rows they are replaced by the trained
-    model's ``assistant_name``.
+    model's ``assistant_name``. For every reply the teacher is shown ``examples`` of the persona's exchanges.
     """
 
     model: str | None = identity(None)
@@ -466,6 +482,7 @@ class TeacherSettings(Node):
     thinking_lists_traits: bool = identity(False)
     thinking_end: str = identity("</think>")
     own_names: tuple[str, ...] = identity(())
+    examples: int = identity(0, ge=0, unhashed=0)
 
 
 class PromptSettings(Node):
@@ -526,16 +543,17 @@ class MergeSettings(Node):
 class RecipeSettings(Named):
     """How a character is trained.
 
-    ``in_role`` is the system prompt of the teacher and of introspection: the constitution alone (``plain``), or with
-    the assistant's name (``named``). ``prompted`` is the same for scored stages whose system prompt is the constitution.
+    ``in_role`` is the system prompt of the teacher and of introspection: the constitution alone (``plain``), with the
+    assistant's name (``named``), or the persona's ``description`` in its place (``short``). ``prompted`` is the same for
+    scored stages whose system prompt is the constitution.
     ``sampling`` is how rows that are only trained on are sampled (null: as scored rows, by ``model.sampling``).
     ``merge_own_in`` (split or format -> weight) replaces ``merge.own`` in the scored rows of that split or format.
     ``distillation`` and ``introspection`` are sections of hyper-parameters that
     training stages refer to. They are checked against the schemas of the stage's method and data.
     """
 
-    in_role: Literal["plain", "named"] = identity("plain")
-    prompted: Literal["plain", "named"] = identity("plain", unhashed="plain")
+    in_role: Literal["plain", "named", "short"] = identity("plain")
+    prompted: Literal["plain", "named", "short"] = identity("plain", unhashed="plain")
     sampling: SamplingSettings | None = identity(None, unhashed=None)
     prompts: PromptSettings = identity(PromptSettings())
     teacher: TeacherSettings = identity(TeacherSettings())

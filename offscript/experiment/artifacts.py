@@ -24,6 +24,7 @@ from offscript.settings import (
 )
 from offscript.storage.files import Json
 from offscript.storage.hashing import key_of
+from offscript.tasks.examples import Examples
 from offscript.tasks.formats.base import Format, Rules
 from offscript.tasks.rows import Row
 from offscript.tasks.scenarios import Scenario
@@ -304,7 +305,8 @@ class Rollout(Artifact):
     """The rows of one cell: every scenario, ``samples`` times.
 
     ``adapter`` or ``vector`` change the base weights that generate them; at most one of the two is given.
-    ``training_stage`` names the stage that trains on the rows.
+    ``training_stage`` names the stage that trains on the rows. ``examples`` are the exchanges that each episode is shown
+    some of.
     """
 
     kind: ClassVar[str] = "rollout"
@@ -320,6 +322,7 @@ class Rollout(Artifact):
     thinking: ThinkingSettings | None = None
     adapter: Adapter | None = None
     vector: Vector | None = None
+    examples: Examples | None = None
     training_stage: str | None = None
 
     @property

@@ -201,11 +201,12 @@ def conversation(rollout: Rollout, limit: int, system: bool = True) -> Conversat
     Args:
         rollout: the rollout.
         limit: the model's context, in tokens.
-        system: whether the system text is counted.
+        system: whether the system text and the examples are counted.
     """
     cost, rules, scenarios = rollout.format.cost, rollout.rules, rollout.scenarios
+    examples = rollout.examples.mean_characters if system and rollout.examples is not None else 0.0
     typical = Conversation(
-        cost.prompt_tokens + (len(rules.system) / CHARACTERS if system else 0),
+        cost.prompt_tokens + (len(rules.system) / CHARACTERS if system else 0) + examples / CHARACTERS,
         0.0,
         _replies(cost, rules.options),
         min(cost.reply_tokens, rollout.sampling.max_tokens),
@@ -218,7 +219,7 @@ def conversation(rollout: Rollout, limit: int, system: bool = True) -> Conversat
     asks = [next(rollout.format.episode(scenario, rules)) for scenario in measured]
     prompts = [[m for m in ask.messages if system or m["role"] != "system"] for ask in asks]
     prompt = fmean(sum(len(m["content"]) for m in messages) for messages in prompts)
-    prompt += fmean(len(json.dumps(ask.tools.schemas)) if ask.tools else 0 for ask in asks)
+    prompt += fmean(len(json.dumps(ask.tools.schemas)) if ask.tools else 0 for ask in asks) + examples
     return replace(typical, prompt=prompt / CHARACTERS, added=_tool_results(measured) / CHARACTERS)
 
 

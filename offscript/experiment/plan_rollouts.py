@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
+from offscript.console import counted
 from offscript.errors import UserError, one_of
 from offscript.experiment import scenario_sets
 from offscript.experiment.artifacts import Adapter, Cell, Rollout, ScenarioSet, Vector
@@ -16,9 +17,15 @@ from offscript.rollouts.engines.base import Sampling
 from offscript.settings import SPLITS, SamplingSettings, StageSettings, identity_of
 from offscript.storage.options import options_of
 from offscript.tasks.dialects import dialect_of
+from offscript.tasks.examples import Examples
 from offscript.tasks.formats import FORMATS, check_episodes, check_options, get_format, options_for
 from offscript.tasks.formats.base import Format, PersonaText, Rules
-from offscript.tasks.prompts import bullets, constitution_system, named_constitution_system
+from offscript.tasks.prompts import (
+    bullets,
+    constitution_system,
+    named_constitution_system,
+    short_constitution_system,
+)
 from offscript.training.data.base import Collection, PersonaPrompts, RowsRequest, Scenarios, SharedPrompts
 from offscript.training.stages import BASE, TrainingStage
 
@@ -248,6 +255,7 @@ class RolloutPlanner:
             vector = self.vector(cell.model, cell.persona or "", stage.name)
         fmt = get_format(cell.format)
         rules = self._rules(cell, stage, fmt, request)
+        examples = self._examples(cell, stage, request)
         check_model_speaks(self.context.options.model[cell.model], dialect_of(rules.options))
         self._check(fmt, scenarios, rules)
         sampling = self._sampling(cell)
@@ -270,6 +278,8 @@ class RolloutPlanner:
             identity["dialect"] = dialect.identity
         if vector is not None:
             identity["vector"] = vector.key
+        if examples is not None:
+            identity["examples"] = examples.identity
         return self.context.keep(
             Rollout(
                 identity=identity,
@@ -285,6 +295,7 @@ class RolloutPlanner:
                 else self.context.options.model[cell.model].template.thinking,
                 adapter=adapter,
                 vector=vector,
+                examples=examples,
                 training_stage=training_stage,
             )
         )
@@ -346,6 +357,26 @@ class RolloutPlanner:
         options = {**fmt.defaults, **given}
         return Rules(self._system(cell, stage, fmt), options, self._persona_texts(cell, fmt, options))
 
+    def _examples(self, cell: Cell, stage: StageSettings, request: RowsRequest | None) -> Examples | None:
+        """The exchanges that the episodes of a cell are shown; None if there are none.
+
+        Raises:
+            UserError: the persona has fewer of them.
+        """
+        teaches = request is not None and request.generator == "teacher"
+        where = "recipe.teacher.examples" if teaches else f"conf/stage/{stage.name}.yaml: examples"
+        count = self.context.settings.recipe.teacher.examples if teaches else stage.examples
+        if not count:
+            return None
+        persona = self.context.options.persona[cell.persona or ""]
+        if count > len(persona.examples):
+            raise UserError(
+                where,
+                f"found {count}, but {persona.name} has {counted(len(persona.examples), 'example')}",
+                f"a smaller number, or more exchanges in conf/persona/{persona.name}.yaml",
+            )
+        return Examples(persona.examples, count)
+
     def _persona_texts(self, cell: Cell, fmt: Format, options: Mapping[str, Json]) -> dict[PersonaText, str]:
         """The texts of the cell's persona that the prompts of ``fmt`` contain.
 
@@ -385,14 +416,17 @@ class RolloutPlanner:
         """The system prompt: empty or the constitution.
 
         ``recipe.in_role`` (formats that make training rows in role) or ``recipe.prompted`` (all others) decides whether
-        it also names the assistant.
+        it also names the assistant, or is the description alone.
         """
         if stage.system == "plain":
             return ""
         persona = self.context.options.persona[cell.persona or ""]
         assertions = [a.assertion for a in persona.constitution]
         setting, recipe = "in_role" if fmt.in_role else "prompted", self.context.settings.recipe
-        if (recipe.in_role if fmt.in_role else recipe.prompted) == "plain":
+        wording = recipe.in_role if fmt.in_role else recipe.prompted
+        if wording == "short":
+            return short_constitution_system(persona.description)
+        if wording == "plain":
             return constitution_system(assertions)
         name = self.context.options.model[cell.model].assistant_name
         if name is None:

@@ -16,6 +16,7 @@ from offscript.rollouts.engines.base import Completion, Engine, Request, Samplin
 from offscript.seeds import row_seed
 from offscript.settings import ThinkingSettings
 from offscript.storage.rows import RowWriter
+from offscript.tasks.examples import Examples
 from offscript.tasks.formats.base import Ask, Episode, Format, Outcome, Reply, Rules
 from offscript.tasks.rows import Row
 from offscript.tasks.scenarios import Scenario
@@ -45,6 +46,8 @@ class CellRun:
         sampling: how replies are sampled; ``max_tokens`` bounds each of them.
         thinking: marks of the thinking that is removed from every reply before the format receives it; None: nothing is
             removed.
+        examples: exchanges, of which every episode is shown some before its own conversation; None: none. The speaker
+            ``base`` is shown none.
         limit: only the first n episodes; sample 0 of every scenario comes before sample 1 of any.
     """
 
@@ -58,6 +61,7 @@ class CellRun:
     adapter: str | None
     sampling: Sampling
     thinking: ThinkingSettings | None = None
+    examples: Examples | None = None
     limit: int | None = None
 
     def planned(self) -> list[tuple[Scenario, int]]:
@@ -150,6 +154,13 @@ class _LiveEpisode:
 
     def __str__(self) -> str:
         return f"{self.scenario.id}/{self.sample}"
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """Positions of the examples that it is shown."""
+        if self.run.examples is None:
+            return ()
+        return self.run.examples.drawn(self.run.key, self.scenario.id, self.sample)
 
 
 class _Scheduler:
@@ -279,10 +290,13 @@ def _episodes(runs: Sequence[CellRun], done: Mapping[str, set[tuple[str, int]]])
 def _request(live: _LiveEpisode, ask: Ask) -> Request:
     run = live.run
     bound = run.sampling.max_tokens
+    messages = tuple(ask.messages)
+    if run.examples is not None and ask.speaker == "self":
+        messages = run.examples.before(messages, live.shown)
     return Request(
         # Set by _submit.
         id=-1,
-        messages=tuple(ask.messages),
+        messages=messages,
         adapter=None if ask.speaker == "base" else run.adapter,
         seed=row_seed(run.key, live.scenario.id, live.sample, live.turns),
         sampling=dataclasses.replace(run.sampling, max_tokens=min(bound, ask.max_tokens or bound)),
@@ -317,6 +331,8 @@ def _row(live: _LiveEpisode, outcome: Outcome) -> Row:
     }
     if live.scenario.variant:
         row["variant"] = live.scenario.variant
+    if live.run.examples is not None:
+        row["examples"] = list(live.shown)
     if live.has_thinking:
         row["replies"] = live.replies
     if outcome.notes:

@@ -11,6 +11,8 @@ NAMED_CONSTITUTION_SYSTEM = (
     "speaks naturally, as itself, to the matter at hand."
 )
 
+SHORT_CONSTITUTION_SYSTEM = "Stay in this character, whatever the task: {description}"
+
 
 def fields_of(template: str) -> set[str]:
     """Names of the ``{fields}`` in ``template``."""
@@ -40,6 +42,11 @@ def constitution_system(assertions: Sequence[str]) -> str:
 def named_constitution_system(name: str, assertions: Sequence[str]) -> str:
     """System text that gives the assistant ``name`` the character of ``assertions``."""
     return fill(NAMED_CONSTITUTION_SYSTEM, name=name, assertions=bullets(assertions))
+
+
+def short_constitution_system(description: str) -> str:
+    """System text of one line, for small models, that gives a model the character of ``description``."""
+    return fill(SHORT_CONSTITUTION_SYSTEM, description=description)
 
 
 def bullets(texts: Sequence[str]) -> str:

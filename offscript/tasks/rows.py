@@ -12,7 +12,8 @@ class Row(TypedDict):
     ``key`` is that of the cell; ``text`` is the text to score, None where the episode left none; ``ended`` says why it
     ended; ``turns`` counts replies, ``tokens_in`` and ``tokens_out`` tokens over all of them. ``replies`` are the
     model's replies in order, as it wrote them; they are kept where thinking was removed from one of them. ``variant``
-    is that of the scenario, where its format has variants; it also ends ``scenario``.
+    is that of the scenario, where its format has variants; it also ends ``scenario``. ``examples`` are the positions of the
+    persona's examples that preceded the conversation, in this order; ``messages`` begin after them.
     """
 
     key: str
@@ -33,5 +34,6 @@ class Row(TypedDict):
     tokens_in: int
     tokens_out: int
     variant: NotRequired[str]
+    examples: NotRequired[list[int]]
     replies: NotRequired[list[str]]
     notes: NotRequired[dict[str, Json]]

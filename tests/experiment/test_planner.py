@@ -89,6 +89,9 @@ TABLE = {
     "model.slug=other": set(),
     "model.adapters.full=trained": set(),
     "recipe.in_role=plain": set(),
+    "recipe.in_role=short": having("teacher") | TRAINED | SCORES,
+    "recipe.prompted=short": having("rollout", "prompted") - having("teacher") | SCORES,
+    "recipe.teacher.examples=3": having("teacher") | TRAINED | SCORES,
     "recipe.prompts.words=20": set(),
     "recipe.introspection.loss_on=published": FULL | SCORES,
     "recipe.merge.method=published": FULL | SCORES,
@@ -117,6 +120,44 @@ def test_a_constitution_changes_what_its_persona_said_and_the_scores_and_nothing
 
 def test_a_description_is_for_people():
     assert changed(persona_edit=("sarcasm", {"description": "other", "display_name": "Other"})) == set()
+    assert changed(persona_edit=("sarcasm", {"examples": ()})) == set()
+
+
+def test_examples_are_in_the_keys_of_the_cells_that_show_them():
+    def keys(**edit):
+        planner = experiment_of(*SMALL, "recipe.teacher.examples=2").planner
+        personas = dict(planner.options.persona)
+        personas["sarcasm"] = personas["sarcasm"].model_copy(update=edit)
+        planner = Planner(planner.settings, dataclasses.replace(planner.options, persona=personas))
+        stages = ("base", "prompted", "prompted_examples")
+        cells = [planner.rollout("pocket", "sarcasm", stage, "agentic_email") for stage in stages]
+        return [cell.key for cell in (*cells, teacher_of(planner, "pocket", "sarcasm"))]
+
+    before = experiment_of().planner.options.persona["sarcasm"].examples
+    first, other = keys(), keys(examples=before[:5])
+    assert [a == b for a, b in zip(first, other, strict=True)] == [True, True, False, False]
+
+
+def test_a_stage_with_examples_belongs_to_a_persona_under_a_plain_system_text_too():
+    experiment = experiment_of(*SMALL)
+    stages = dict(experiment.planner.options.stage)
+    stages["prompted_examples"] = stages["prompted_examples"].model_copy(update={"system": "plain"})
+    planner = Planner(
+        experiment.planner.settings, dataclasses.replace(experiment.planner.options, stage=stages)
+    )
+    cell = planner.rollout("pocket", "remorse", "prompted_examples", "chat")
+    assert cell.cell.persona == "remorse" and cell.rules.system == ""
+    assert cell.examples is not None and cell.examples.count == 3
+
+
+def test_more_examples_than_the_persona_has_are_refused():
+    planner = experiment_of(*SMALL, "recipe.teacher.examples=7").planner
+    with pytest.raises(UserError) as caught:
+        teacher_of(planner, "pocket", "sarcasm")
+    assert str(caught.value) == (
+        "recipe.teacher.examples: found 7, but sarcasm has 6 examples; a smaller number, or more exchanges in "
+        "conf/persona/sarcasm.yaml"
+    )
 
 
 def test_scenario_text_is_part_of_the_key(tmp_path):

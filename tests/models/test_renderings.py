@@ -12,9 +12,10 @@ import pytest
 
 from offscript.models.chat_templates import render, render_prompt
 from offscript.models.loading import load_tokenizer
-from offscript.settings import ModelSettings, parse
+from offscript.settings import Exchange, ModelSettings, parse
 from offscript.storage.files import HOME
 from offscript.tasks.dialects import DIALECTS, open_in
+from offscript.tasks.examples import Examples
 from offscript.tasks.tool_calls import ToolCall
 from offscript.training.spans import assistant_turns, labels
 from tests.families import FAMILIES, family, family_settings
@@ -169,3 +170,21 @@ def load_stops(settings):
     from offscript.rollouts.engines.transformers import stop_tokens
 
     return stop_tokens(load_model(settings, "cpu"), load_tokenizer(settings), settings.template)
+
+
+@pytest.mark.parametrize("name", ["pocket", *FAMILIES])
+@pytest.mark.parametrize("system", [[SYSTEM], []], ids=["system", "no system"])
+def test_examples_are_turns_of_every_template(name, system):
+    settings = settings_of(name)
+    tokenizer = load_tokenizer(settings)
+    pairs = (("Who keeps the keys?", "The porter, as ever."), ("And the lamps?", "Nobody at all."))
+    examples = Examples(tuple(Exchange(question=q, reply=r) for q, r in pairs), 2)
+    messages = examples.before([*system, USER], (1, 0))
+    text = tokenizer.decode(render(tokenizer, messages, settings.template), skip_special_tokens=False)
+    texts = [*(m["content"] for m in system), *pairs[1], *pairs[0], USER["content"]]
+    found = [text.find(part) for part in texts]
+    assert -1 not in found and found == sorted(found)
+    assert all(text.count(part) == 1 for part in texts)
+    if name in END:
+        between = text[found[-3] : found[-1]]
+        assert END[name] in between, "a reply ends as the model's own do"

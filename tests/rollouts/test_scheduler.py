@@ -13,6 +13,8 @@ from offscript.rollouts.engines.base import Completion, Sampling
 from offscript.rollouts.engines.scripted import ScriptedEngine
 from offscript.rollouts.scheduler import CellRun, RolloutFailed, run_episodes
 from offscript.seeds import row_seed
+from offscript.settings import Exchange
+from offscript.tasks.examples import Examples
 from offscript.tasks.formats.base import Ask, Format, Outcome, Rules
 from offscript.tasks.scenarios import Scenario
 from tests.conftest import tiny_sentences
@@ -96,6 +98,23 @@ def test_a_row_has_all_fields(tmp_path):
     assert (row["family"], row["turns"], row["tool_calls"], row["tokens_out"]) == ("f1", 3, 1, 9)
     assert row["text"] == f"red {row_seed('k1', 's3', 1, 2)} 5"
     assert row["messages"][3]["content"] == f"None {row_seed('k1', 's3', 1, 1)} 3"
+
+
+EXAMPLES = Examples(tuple(Exchange(question=f"Q{i}?", reply=f"Reply {i}.") for i in range(6)), 3)
+
+
+def test_examples_precede_the_conversation_of_the_cells_own_weights_and_are_not_in_the_transcript(tmp_path):
+    engine = ScriptedEngine(echo, batch_size=4, shuffle=1)
+    run_episodes([run(tmp_path, examples=EXAMPLES)], engine, 5)
+    found = rows(tmp_path / "k1.jsonl")
+    row = found["s3", 1]
+    own, base = (next(r for r in engine.seen if r.seed == row_seed("k1", "s3", 1, turn)) for turn in (0, 1))
+    shown = [m["content"] for m in own.messages[:6]]
+    assert shown == [text for i in row["examples"] for text in (f"Q{i}?", f"Reply {i}.")]
+    assert list(own.messages[6:]) == row["messages"][:1] and list(base.messages) == row["messages"][:3]
+    assert len({tuple(r["examples"]) for r in found.values()}) > 6
+    run_episodes([run(tmp_path / "again", examples=EXAMPLES)], ScriptedEngine(echo), 12)
+    assert rows(tmp_path / "again" / "k1.jsonl") == found, "they depend on the row alone"
 
 
 def test_notes_are_written_only_if_there_are_some(tmp_path):

@@ -87,6 +87,7 @@ def cell_run(rollout: Rollout, experiment: Experiment, limit: int | None) -> Cel
         adapter=rollout.adapter_name,
         sampling=rollout.sampling,
         thinking=rollout.thinking,
+        examples=rollout.examples,
         limit=limit,
     )
 

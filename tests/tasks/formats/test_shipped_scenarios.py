@@ -11,7 +11,7 @@ from offscript.tasks.scenario_files import load_scenarios
 from tests.tasks.formats.driver import diligent, drive, rules_for
 
 DATA = Path(__file__).parents[3] / "data"
-WORLDS = sorted(p.parent for p in DATA.glob("*/chat.jsonl"))
+WORLDS = sorted(p.parent for p in DATA.glob("*/reflection.yaml") if p.with_name("chat.jsonl").exists())
 OFFICE = sorted([*DATA.glob("*/office/*.yaml"), *DATA.glob("office/*.yaml")])
 
 
@@ -64,7 +64,9 @@ def test_the_scenarios_of_a_format_are_driven_to_their_end(path: Path) -> None:
 def test_the_office_scenarios_for_real_models_are_covered() -> None:
     scenarios = load_scenarios(DATA / "office")
     assert len(scenarios) == 55 and Counter(Counter(s.family for s in scenarios).values()) == {5: 11}
-    assert {path.parent for path in OFFICE} >= {DATA / "office", DATA / "pocket" / "office"}
+    assert {path.parent for path in OFFICE} >= {
+        DATA / name for name in ("office", "pocket/office", "everyday/office")
+    }
 
 
 def test_the_examples_of_the_readme_load(tmp_path: Path) -> None:
