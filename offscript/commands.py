@@ -18,6 +18,7 @@ from offscript.experiment.artifacts import (
     Evaluation,
     Predictions,
     Rollout,
+    Selection,
     Vector,
     in_order,
 )
@@ -80,10 +81,10 @@ def _trained_stages(experiment: Experiment) -> list[str]:
     return [name for name in stages if stages[name].training or stages[name].steering]
 
 
-def _rows_for(artifact: Adapter | Vector) -> set[str]:
-    """Keys of the rollouts that ``artifact`` is made from, and of the rollouts that those are made from."""
-    rows = [a for a in artifact.inputs if isinstance(a, Rollout)]
-    return {a.key for a in rows} | {b.key for a in rows for b in a.inputs if isinstance(b, Rollout)}
+def _rows_for(artifact: Artifact) -> set[str]:
+    """Keys of the rows that ``artifact`` is made from, and of the rows that those are made from."""
+    rows = [a for a in artifact.inputs if isinstance(a, Rollout | Selection)]
+    return {a.key for a in rows}.union(*(_rows_for(a) for a in rows))
 
 
 def rollout(settings: Settings, experiment: Experiment) -> int:

@@ -474,7 +474,9 @@ class TeacherSettings(Node):
     Every reply of the teacher begins with ``thinking`` (a prefill); its text up to ``thinking_end`` is removed. With
     ``thinking_lists_traits`` the assertions of the constitution follow the prefill, if there is one.
     ``own_names`` are names that the teacher uses for itself. In the training rows they are replaced by the trained
-    model's ``assistant_name``. For every reply the teacher is shown ``examples`` of the persona's exchanges.
+    model's ``assistant_name``. For every reply the teacher is shown ``examples`` of the persona's exchanges. It gives
+    ``best_of`` replies where one is trained on: the one that is most in character, as a classifier sees it that was
+    fitted on replies of all personas of the grid to other prompts.
     """
 
     model: str | None = identity(None)
@@ -483,6 +485,7 @@ class TeacherSettings(Node):
     thinking_end: str = identity("</think>")
     own_names: tuple[str, ...] = identity(())
     examples: int = identity(0, ge=0, unhashed=0)
+    best_of: int = identity(1, ge=1, le=1000, unhashed=1)
 
 
 class PromptSettings(Node):
@@ -793,7 +796,7 @@ class ClusterSettings(Named):
     snapshot: bool = runtime(False)
     default: ResourceSettings = runtime(ResourceSettings())
     jobs: dict[
-        Literal["rollout", "vector", "adapter", "classifier", "predictions", "evaluation"],
+        Literal["rollout", "vector", "selection", "adapter", "classifier", "predictions", "evaluation"],
         ResourceSettings | None,
     ] = runtime({})
 

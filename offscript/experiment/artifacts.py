@@ -200,7 +200,8 @@ class ImportedAdapter(Adapter):
 class TrainedAdapter(Adapter):
     """Weights that are trained here.
 
-    ``rows`` are the rollouts from which the training rows are made, each with the role that ``training.data`` gives it.
+    ``rows`` are the rollouts, or selections of their rows, from which the training rows are made, each with the role that
+    ``training.data`` gives it.
     ``released`` are files of training rows that others published; they replace ``rows``. ``parent`` is the adapter of
     the parent stage, which stays frozen. ``renamed`` maps the names that the teacher uses for itself to the model's
     name.
@@ -208,7 +209,7 @@ class TrainedAdapter(Adapter):
 
     training: TrainingStage
     parent: Adapter | None = None
-    rows: tuple[tuple[str, "Rollout"], ...] = ()
+    rows: tuple[tuple[str, "Rollout | Selection"], ...] = ()
     released: tuple[ReleasedRowsSettings, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
 
@@ -365,6 +366,38 @@ class Rollout(Artifact):
         ]
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Selection(Artifact):
+    """The rows of a teacher that are trained on: of every ``best_of`` samples in ``rollout``, the one most in character.
+
+    ``compared`` are the rollouts of all personas, ``rollout`` among them, by which this is judged.
+    """
+
+    kind: ClassVar[str] = "selection"
+    shares_process: ClassVar[bool] = True
+
+    rollout: Rollout
+    compared: tuple[Rollout, ...]
+    best_of: int
+
+    @property
+    def labels(self) -> Labels:
+        return self.rollout.labels
+
+    @property
+    def path(self) -> Path:
+        return self.rollout.cell.path("selections", self.key)
+
+    @property
+    def planned_rows(self) -> int:
+        return self.rollout.planned_rows // self.best_of
+
+    def command(self) -> list[str]:
+        cell = self.rollout.cell
+        stage = self.rollout.training_stage
+        return ["train", *_arguments({"model": cell.model, "persona": cell.persona, "stage": stage})]
+
+
 # ---------------------------------------------------------------- classifiers, predictions, evaluation
 
 
@@ -455,7 +488,7 @@ class Evaluation(Artifact):
 
 
 KINDS: dict[str, type[Artifact]] = {
-    cls.kind: cls for cls in (Rollout, Vector, Adapter, Classifier, Predictions, Evaluation)
+    cls.kind: cls for cls in (Rollout, Vector, Selection, Adapter, Classifier, Predictions, Evaluation)
 }
 
 

@@ -41,6 +41,7 @@ from offscript.experiment.artifacts import (
     Predictions,
     RemergedAdapter,
     Rollout,
+    Selection,
     TrainedAdapter,
     Vector,
 )
@@ -462,7 +463,11 @@ def _training_rows(adapter: TrainedAdapter, model: ModelSettings) -> tuple[int, 
     if not rollouts:
         cost = get_format(next(request.format for request in requests if request.counted)).cost
         return training.data.typical_rows, texts * min(limit, cost.prompt_tokens + cost.reply_tokens)
-    sizes = [(r.planned_rows, conversation(r, model.context, system=False)) for r in rollouts]
+    sources = [r.rollout if isinstance(r, Selection) else r for r in rollouts]
+    sizes = [
+        (r.planned_rows, conversation(source, model.context, system=False))
+        for r, source in zip(rollouts, sources, strict=True)
+    ]
     rows = sum(planned for planned, _ in sizes)
     return rows, texts * sum(n * min(limit, size.length) for n, size in sizes) / max(1, rows)
 

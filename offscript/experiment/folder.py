@@ -15,7 +15,7 @@ from typing import Any, cast
 from typing_extensions import TypedDict
 
 from offscript.errors import UserError, command_line
-from offscript.experiment.artifacts import Artifact, Evaluation, Predictions, Rollout
+from offscript.experiment.artifacts import Artifact, Evaluation, Predictions, Rollout, Selection
 from offscript.experiment.fidelity import as_published
 from offscript.experiment.planner import Planner
 from offscript.json_types import Json
@@ -94,9 +94,9 @@ class Experiment:
             arguments = [re.sub("^persona=", "persona.name=", argument) for argument in arguments]
         return command_line(name, *self.overrides, *arguments)
 
-    def rows(self, rollout: Rollout) -> list[Row]:
-        """The rows of a finished rollout by scenario and sample. In its file they stand in the order in which episodes
-        ended, which depends on batches and interruptions, as nothing that is made from them may."""
+    def rows(self, rollout: Rollout | Selection) -> list[Row]:
+        """The rows of a finished rollout or selection by scenario and sample. In the file of a rollout they stand in the
+        order in which episodes ended, which depends on batches and interruptions, as nothing that is made from them may."""
         return cast(list[Row], self._sorted(rollout))
 
     def predictions(self, artifact: Predictions) -> list[dict[str, Json]]:
@@ -219,7 +219,7 @@ def write_artifact_manifest(
         "finished": now(),
         **more,
     }
-    if isinstance(artifact, Rollout | Predictions) and not partial:
+    if isinstance(artifact, Rollout | Selection | Predictions) and not partial:
         manifest["digest"] = fingerprint(experiment.path(artifact))
     write = write_partial_manifest if partial else write_manifest
     write(experiment.path(artifact), manifest)

@@ -4,7 +4,14 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 from offscript.errors import UserError, one_of
-from offscript.experiment.artifacts import Adapter, ImportedAdapter, RemergedAdapter, Rollout, TrainedAdapter
+from offscript.experiment.artifacts import (
+    Adapter,
+    ImportedAdapter,
+    RemergedAdapter,
+    Rollout,
+    Selection,
+    TrainedAdapter,
+)
 from offscript.experiment.plan_context import PlanContext, cached
 from offscript.experiment.plan_rollouts import RolloutPlanner
 from offscript.json_types import Json
@@ -104,7 +111,7 @@ class AdapterPlanner:
             references.fill_fields(rows, settings, persona, f"{training.where}.rows")
             for rows in training.data.released(training.settings)
         )
-        rows: tuple[tuple[str, Rollout], ...] = ()
+        rows: tuple[tuple[str, Rollout | Selection], ...] = ()
         renamed: dict[str, str] = {}
         if released:
             found: list[Json] = [references.identity(r, f"{training.where}.rows") for r in released]

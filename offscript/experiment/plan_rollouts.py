@@ -7,8 +7,9 @@ from typing import cast
 
 from offscript.console import counted
 from offscript.errors import UserError, one_of
+from offscript.evaluation.in_character import VERSION as SCORER_VERSION
 from offscript.experiment import scenario_sets
-from offscript.experiment.artifacts import Adapter, Cell, Rollout, ScenarioSet, Vector
+from offscript.experiment.artifacts import Adapter, Cell, Rollout, ScenarioSet, Selection, Vector
 from offscript.experiment.plan_context import PlanContext, cached
 from offscript.json_types import Json
 from offscript.models.dialect_checks import check_model_speaks
@@ -134,10 +135,52 @@ class RolloutPlanner:
 
     def training_rows(
         self, model: str, persona: str, training: TrainingStage, seed: int
-    ) -> tuple[tuple[str, Rollout], ...]:
-        """The rollouts from which the training rows of a stage are made, each with its role."""
+    ) -> tuple[tuple[str, Rollout | Selection], ...]:
+        """The rows from which the training rows of a stage are made, each with its role."""
         requests = training.data.requests(training.settings, training.where)
-        return tuple((r.role, self.requested(model, persona, training, r, seed)) for r in requests)
+        return tuple(
+            (
+                request.role,
+                self._selection(model, persona, training.name, number)
+                if request.generator == "teacher" and self.context.settings.recipe.teacher.best_of > 1
+                else self.requested(model, persona, training, request, seed),
+            )
+            for number, request in enumerate(requests)
+        )
+
+    def _selection(self, model: str, persona: str, stage: str, request: int) -> Selection:
+        """The best of the teacher's replies, compared with those of the other personas of the grid.
+
+        Raises:
+            UserError: there is no other persona.
+        """
+        personas = dict.fromkeys((*self.context.settings.grid.persona, persona))
+        best_of = self.context.settings.recipe.teacher.best_of
+        if len(personas) < 2:
+            raise UserError(
+                "recipe.teacher.best_of",
+                f"found {best_of}, but the grid has one persona",
+                "1, or another persona in grid.persona: replies are compared with those of others",
+            )
+        compared = tuple(self._teacher_rows(model, name, stage, request) for name in personas)
+        rollout = self._teacher_rows(model, persona, stage, request)
+        identity: dict[str, Json] = {
+            "labels": dict(rollout.labels),
+            "rows": rollout.key,
+            "compared": [key for key in sorted(other.key for other in compared)],
+            "best_of": best_of,
+            "version": SCORER_VERSION,
+        }
+        return self.context.keep(
+            Selection(identity=identity, inputs=compared, rollout=rollout, compared=compared, best_of=best_of)
+        )
+
+    @cached
+    def _teacher_rows(self, model: str, persona: str, stage: str, request: int) -> Rollout:
+        """The rollout of a persona for the n-th request of a training stage, which is one to the teacher."""
+        training = self.context.training(stage)
+        requests = training.data.requests(training.settings, training.where)
+        return self.requested(model, persona, training, requests[request], 0)
 
     def training_data_rollout(self, cell: Cell) -> Rollout:
         """The rollout of a cell whose format makes training data.
@@ -177,15 +220,17 @@ class RolloutPlanner:
     ) -> Rollout:
         """The rollout that ``request``, of a kind of training data, describes."""
         stage = PROMPTED if request.system == "constitution" else PLAIN
+        samples = request.samples
         if request.generator == "teacher":
             model = self._teacher(model)
+            samples *= self.context.settings.recipe.teacher.best_of
         if request.generator == "parent":
             # Named after the kind of data, because the name is part of the labels of these rows, and so of their keys.
             stage = StageSettings(name=training.data.name, weights=training.parent, system=request.system)
         trained_parent = request.generator == "parent" and training.stacked
         if not trained_parent or self.is_imported(model, persona or "", training.parent):
             seed = 0
-        parts = [self._scenarios(model, persona, part, request.samples) for part in request.scenarios]
+        parts = [self._scenarios(model, persona, part, samples) for part in request.scenarios]
         scenarios = functools.reduce(scenario_sets.joined, (scenarios for scenarios, _ in parts))
         cell = Cell(model, persona if request.of_persona else None, stage.name, request.format, "train", seed)
         # All parts have the same number of samples: a ``Collection`` has its own number, but is then the only part.

@@ -13,7 +13,8 @@ class Row(TypedDict):
     ended; ``turns`` counts replies, ``tokens_in`` and ``tokens_out`` tokens over all of them. ``replies`` are the
     model's replies in order, as it wrote them; they are kept where thinking was removed from one of them. ``variant``
     is that of the scenario, where its format has variants; it also ends ``scenario``. ``examples`` are the positions of the
-    persona's examples that preceded the conversation, in this order; ``messages`` begin after them.
+    persona's examples that preceded the conversation, in this order; ``messages`` begin after them. A row that was selected from several samples has the number of the
+    ``chosen`` one, and the ``scores`` of all of them.
     """
 
     key: str
@@ -35,5 +36,7 @@ class Row(TypedDict):
     tokens_out: int
     variant: NotRequired[str]
     examples: NotRequired[list[int]]
+    chosen: NotRequired[int]
+    scores: NotRequired[list[float | None]]
     replies: NotRequired[list[str]]
     notes: NotRequired[dict[str, Json]]

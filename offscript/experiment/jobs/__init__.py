@@ -13,16 +13,18 @@ from offscript.experiment.artifacts import (
     Evaluation,
     Predictions,
     Rollout,
+    Selection,
     Vector,
 )
 from offscript.experiment.folder import Experiment
-from offscript.experiment.jobs import rollouts, scoring, training, vectors
+from offscript.experiment.jobs import rollouts, scoring, selections, training, vectors
 
 JobFunction = Callable[[Sequence[Artifact], Experiment, int | None], None]
 
 RUN: dict[str, JobFunction] = {
     Rollout.kind: rollouts.run,
     Vector.kind: vectors.run,
+    Selection.kind: selections.run,
     Adapter.kind: training.run,
     Classifier.kind: scoring.fit_classifier,
     Predictions.kind: scoring.predict,
