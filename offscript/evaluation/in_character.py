@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from offscript.errors import UserError
 from offscript.evaluation.classifier import tfidf
-from offscript.evaluation.folds import family_folds
-from offscript.evaluation.oracle import FOLDS, SETTINGS
+from offscript.evaluation.folds import FOLDS, folds
+from offscript.evaluation.oracle import SETTINGS
 
 WHERE = "recipe.teacher.best_of"
 VERSION = 1
@@ -24,7 +24,7 @@ def in_character(texts: Sequence[str], personas: Sequence[str], families: Sequen
     Raises:
         UserError: the texts are of one persona or one family, or no word is in two of them.
     """
-    fold = family_folds(set(families), families)
+    fold = folds("best of", families)
     names = sorted(set(personas))
     scores = [0.0] * len(texts)
     for k in range(FOLDS):
