@@ -607,7 +607,8 @@ class ClassifierSettings(Named):
     grid: ``all``, or only the ``first``. ``max_length`` is in tokens. Longer texts are cut, and those of more than
     ``row_tokens`` are left out of the fit (null: none is). ``warmup`` is a fraction of all steps, ``schedule`` that of
     the learning rate after it. ``batch_size`` is the number of rows per optimizer step, ``micro_batch_size`` bounds those
-    of one forward pass (null: a whole batch). With ``class_weights`` all labels have equal total weight.
+    of one forward pass (null: a whole batch). With ``class_weights`` all labels have equal total weight. ``fits`` networks
+    are fitted, with the seeds ``seed``, ``seed + 1`` and so on; their probabilities are averaged.
 
     ``validation`` is the share of families that is held out (0: none, and the last epoch is kept). Fitting stops after
     ``patience`` epochs without a better macro-F1 on the held-out families (null: never early). ``precision`` is that of
@@ -642,6 +643,7 @@ class ClassifierSettings(Named):
     patience: int | None = identity(None, ge=1)
     precision: Literal["float32", "bfloat16"] = identity("float32")
     seed: int = identity(0, ge=0, lt=SEEDS)
+    fits: int = identity(1, ge=1, le=100, unhashed=1)
     predict_batch_size: int = runtime(64, ge=1)
 
     @property
@@ -699,9 +701,9 @@ class EvaluationSettings(Node):
 
     ``email_cleaning`` is the rule by which an e-mail that was written in chat is reduced to its body before the
     classifier sees it (``none``: it is scored as it was written). ``oracle``: whether a classifier of each format is fitted
-    on its ``prompted`` texts, to see what is left of the persona there. ``multiverse``: whether the headline is computed
-    under every combination of choices. The others are of the bootstrap confidence
-    intervals: number of resamples, confidence level, random seed, and the unit that is resampled. ``resample=rows`` gives
+    on its ``prompted`` texts, to see what is left of the persona there. ``baseline``: whether a classifier of n-grams is
+    fitted on the rows of a network that is fitted here, and scored beside it. ``multiverse``: whether the headline is
+    computed under every combination of choices. The others are of the bootstrap confidence intervals: number of resamples, confidence level, random seed, and the unit that is resampled. ``resample=rows`` gives
     plain percentile intervals, as published.
     """
 
@@ -712,6 +714,8 @@ class EvaluationSettings(Node):
     resample: Literal["family", "scenario", "rows"] = identity("family")
     oracle: bool = identity(True, unhashed=True)
     multiverse: bool = identity(True, unhashed=True)
+    # Predictions have the key of the baseline, and the evaluation those of its predictions.
+    baseline: bool = identity(True, unhashed=True)
 
 
 # ---------------------------------------------------------------- how it is run

@@ -18,6 +18,7 @@ from offscript.evaluation.predictions import (
     load_predictions,
     load_rows,
 )
+from offscript.evaluation.relabelled import with_baseline
 from offscript.evaluation.report import confusion, figures, page, summary, tables
 from offscript.evaluation.report.calibration import calibration
 from offscript.evaluation.report.multiverse import multiverse_section
@@ -110,8 +111,7 @@ def evaluate_files(
     loaded = load_rows(paths, format_)
     predictions, rows = [prediction for prediction, _ in loaded], [row for _, row in loaded]
     texts = Texts(predictions, lambda i: transcript_of(rows[i]))
-    scores = with_readouts(evaluate(predictions, **options), predictions)
-    scores, classifiers = _with_oracle(scores, predictions, out) if oracle else (scores, {})
+    scores, classifiers = _with_all(evaluate(predictions, **options), predictions, out, oracle)
     others = classifiers if multiverse else None
     effects = side_effects_elsewhere(predictions, rows, scores)
     sections = [effects] if effects is not None else []
@@ -131,7 +131,6 @@ def evaluate_rows(
     provenance: Provenance | None = None,
     oracle: bool = True,
     multiverse: bool = False,
-    classifiers: Classifiers | None = None,
     sections: Sequence[Section] = (),
     **options: Unpack[EvaluateOptions],
 ) -> dict[str, Json]:
@@ -143,26 +142,29 @@ def evaluate_rows(
         tracker: run that the results are logged to; needs ``out``.
         read: reads the transcript of the row with a number; by default from the row itself.
         provenance: what the page says that was run.
-        classifiers: labels of further classifiers for the multiverse, by name; one for each row, None where there is no text.
         sections: further sections of the report, after those of ``SECTIONS``.
     """
     predictions = check_together(check_rows(rows, source))
     texts = Texts(predictions, read or (lambda i: transcript_of(rows[i])))
-    scores = with_readouts(incomplete(evaluate(predictions, **options), missing), predictions)
-    scores, oracles = _with_oracle(scores, predictions, out) if oracle else (scores, {})
-    others = {**oracles, **(classifiers or {})} if multiverse else None
+    scores = incomplete(evaluate(predictions, **options), missing)
+    scores, classifiers = _with_all(scores, predictions, out, oracle)
+    others = classifiers if multiverse else None
     found = _report(scores, out, title, quiet, texts, provenance, others, sections)
     if tracker is not None and out is not None:
         log_results(tracker, wandb_results(scores), out / "figures" / "personas.png")
     return found
 
 
-def _with_oracle(
-    scores: Scores, predictions: Sequence[Prediction], out: Path | None
+def _with_all(
+    scores: Scores, predictions: Sequence[Prediction], out: Path | None, oracle: bool
 ) -> tuple[Scores, Classifiers]:
-    """``scores`` with the oracle of every group, and its label for each prediction."""
+    """``scores`` with readouts, the baseline and, if asked for, the oracle; and the labels of these classifiers."""
+    scores = with_baseline(with_readouts(scores, predictions), predictions)
+    classifiers: Classifiers = {"baseline": [p.baseline for p in predictions]}
+    if not oracle:
+        return scores, classifiers
     oracles = oracles_of(scores, predictions, ensure_folder(out) / FILE if out is not None else None)
-    return with_oracle(scores, oracles), {"oracle": oracles.labels(len(predictions))}
+    return with_oracle(scores, oracles), {"oracle": oracles.labels(len(predictions)), **classifiers}
 
 
 def incomplete(scores: Scores, missing: Sequence[str]) -> Scores:

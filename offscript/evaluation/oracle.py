@@ -15,8 +15,8 @@ from offscript.errors import UserError
 from offscript.evaluation.classifier import tfidf
 from offscript.evaluation.folds import FOLDS, folds
 from offscript.evaluation.metrics.results import GroupScore, OracleScore, Scores
-from offscript.evaluation.metrics.scores import evaluate
 from offscript.evaluation.predictions import Prediction
+from offscript.evaluation.relabelled import GroupName, name_of, scored_with
 from offscript.json_types import Json
 from offscript.settings import TfidfSettings, identity_of
 from offscript.storage.files import read_record, write_json
@@ -153,35 +153,21 @@ def _why_not(rows: Sequence[Prediction], control: Sequence[Prediction], families
 
 def _scored(
     scores: Scores, rows: Mapping[Place, Sequence[Prediction]], oracles: Mapping[Place, Oracle]
-) -> dict[tuple[object, ...], GroupScore]:
+) -> dict[GroupName, GroupScore]:
     """The groups as the oracles see them, by their names."""
-    probs = {label: {name: float(name == label) for name in scores.labels} for label in scores.labels}
-    predicted = [
-        replace(p, predicted=label, probs=probs[label] if label else None)
-        for place, members in rows.items()
-        if oracles[place].why_not is None
-        for p, label in zip(members, oracles[place].predicted, strict=True)
-    ]
-    if not predicted:
-        return {}
-    options = scores.options
-    found = evaluate(
-        predicted,
-        labels=scores.labels,
-        resamples=options.resamples,
-        confidence=options.confidence,
-        seed=options.seed,
-        resample=options.resample,
+    return scored_with(
+        scores,
+        [
+            pair
+            for place, members in rows.items()
+            if oracles[place].why_not is None
+            for pair in zip(members, oracles[place].predicted, strict=True)
+        ],
     )
-    return {_name(group): group for group in found.groups}
 
 
-def _name(group: GroupScore) -> tuple[object, ...]:
-    return group.model, group.stage, group.format, group.training_seed, group.seeds
-
-
-def _of(group: GroupScore, made: Oracle, scored: Mapping[tuple[object, ...], GroupScore]) -> OracleScore:
-    found = scored.get(_name(group))
+def _of(group: GroupScore, made: Oracle, scored: Mapping[GroupName, GroupScore]) -> OracleScore:
+    found = scored.get(name_of(group))
     if found is None:
         return OracleScore(None, None, None, made.families, made.texts, made.why_not)
     null = found.null.mean if found.null else None

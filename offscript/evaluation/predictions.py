@@ -35,9 +35,11 @@ class Prediction:
     ``training_seed`` is the ``seed`` of the row, which is that of the cell's adapter. ``persona`` is the true persona,
     None for a base text, which is scored for every persona. ``sample`` is, for a row without such a number, a hash of the
     row, so that only a row that is given twice is a second prediction of one episode. If the episode emitted no text, ``predicted``, ``probs`` and
-    ``text_hash`` are None. ``text`` is the text that was scored, None if the row does not hold it. ``ended`` is the reason why the episode ended, None if the file holds scored texts only, so
-    that the number of planned episodes is unknown. ``where`` is the file and line. ``present``: whether a person found the
-    true persona in the text, None if nobody was asked.
+    ``text_hash`` are None. ``fits`` are the labels by each fit of the classifier, of whose mean probabilities ``predicted``
+    is the label; None for one fit. ``baseline`` is the label by a second classifier, None if there is none. ``text`` is the
+    text that was scored, None if the row does not hold it. ``ended`` is the reason why the episode ended, None if the file
+    holds scored texts only, so that the number of planned episodes is unknown. ``where`` is the file and line.
+    ``present``: whether a person found the true persona in the text, None if nobody was asked.
     """
 
     model: str
@@ -55,6 +57,8 @@ class Prediction:
     where: str
     text: str | None = None
     present: bool | None = None
+    fits: tuple[str, ...] | None = None
+    baseline: str | None = None
 
     @property
     def episode(self) -> tuple[object, ...]:
@@ -133,12 +137,13 @@ def check_together(predictions: list[Prediction]) -> list[Prediction]:
     """Checks the predictions against each other and returns them.
 
     Raises:
-        UserError: an episode has two rows, a model has predictions of two classifiers (different labels), a true persona
-            is not a label of the classifier, or only some rows of a group have a persona.
+        UserError: an episode has two rows, a model has predictions of two classifiers (different labels or numbers of fits),
+            a true persona is not a label of the classifier, or only some rows of a group have a persona.
     """
     seen: dict[tuple[object, ...], str] = {}
     classifier: dict[str, tuple[frozenset[str], str]] = {}
     labelled: dict[tuple[str, str, str], tuple[bool, str]] = {}
+    fits: dict[str, tuple[int, str]] = {}
     for p in predictions:
         if p.episode in seen:
             raise UserError(
@@ -159,6 +164,12 @@ def check_together(predictions: list[Prediction]) -> list[Prediction]:
             if labels != frozenset(p.probs):
                 odd = ", ".join(personas_in_order(labels ^ frozenset(p.probs)))
                 raise UserError(p.where, f"labels differ from {where} by: {odd}", "one classifier a model")
+            number = len(p.fits or ())
+            of_model, where = fits.setdefault(p.model, (number, p.where))
+            if number != of_model:
+                raise UserError(
+                    p.where, f"{number or 1} fits, but {of_model or 1} at {where}", "one classifier a model"
+                )
     for p in predictions:
         labels = classifier.get(p.model, (frozenset(), ""))[0]
         if labels and p.persona is not None and p.persona not in labels:
@@ -212,6 +223,8 @@ def _ours(row: Row, where: str, format_: str) -> Prediction:
         where=where,
         text=text if has_text and isinstance(text, str) else None,
         present=_present(row, where),
+        fits=_fits(row, probs, where),
+        baseline=_label(row["baseline"], probs, where) if probs and row.get("baseline") is not None else None,
     )
 
 
@@ -276,6 +289,15 @@ def _integer(row: Row, key: str, where: str) -> int | None:
 def _sample(row: Row, key: str, where: str) -> int:
     number = _integer(row, key, where)
     return stable_hash("row", json.dumps(row, sort_keys=True)) if number is None else number
+
+
+def _fits(row: Row, probs: Mapping[str, float] | None, where: str) -> tuple[str, ...] | None:
+    found = row.get("fits")
+    if found is None or probs is None:
+        return None
+    if not isinstance(found, list) or len(found) < 2:
+        raise UserError(where, f"fits is {shown(found)}", "a list of labels, one per fit, at least two")
+    return tuple(_label(label, probs, where) for label in found)
 
 
 def _label(predicted: Json, probs: Mapping[str, float], where: str) -> str:

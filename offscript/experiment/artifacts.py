@@ -437,6 +437,7 @@ class Classifier(Artifact):
 class Predictions(Artifact):
     """Every label's probability for every text of one cell.
 
+    ``baseline`` is a classifier of n-grams whose labels stand beside those of ``classifier``; None if there is none.
     ``email_cleaning`` names the rule of ``evaluation.email_cleaning`` by which its texts are cleaned; None if they are
     scored as they were written.
     """
@@ -446,6 +447,7 @@ class Predictions(Artifact):
 
     classifier: Classifier
     rollout: Rollout
+    baseline: Classifier | None = None
     email_cleaning: str | None = None
 
     @property

@@ -495,7 +495,7 @@ def _classifier(
         return replace(blank, rows=texts, tokens_in=round(tokens))
     longest = min(settings.max_length, settings.row_tokens or settings.max_length)
     texts, tokens = _texts(classifier.rollouts, model, longest)
-    read = tokens * settings.epochs
+    read = tokens * settings.epochs * settings.fits
     job = replace(blank, rows=texts, tokens_in=round(read))
     if settings.path is None:
         return job
@@ -521,7 +521,8 @@ def _predictions(
         return job
     # The weights are read in float32.
     memory = 4 * ENCODER["parameters"] + WORKSPACE
-    return _on(gpu, job, memory, _seconds_of(tokens * 2 * ENCODER["parameters"], gpu))
+    fits = classifier.settings.fits if fitted_here else 1
+    return _on(gpu, job, memory, _seconds_of(fits * tokens * 2 * ENCODER["parameters"], gpu))
 
 
 def _rollouts_in(group: Sequence[Artifact]) -> list[Rollout]:

@@ -59,6 +59,7 @@ DIFFERENCES = (
             "classifier.weight_decay": 1e-6,
             "classifier.class_weights": False,
             "classifier.validation": 0,
+            "classifier.fits": 1,
             "classifier.precision": "bfloat16",
         },
     ),

@@ -24,12 +24,15 @@ from offscript.experiment.artifacts import (
 from offscript.experiment.plan_adapters import AdapterPlanner, check_sources
 from offscript.experiment.plan_context import Options, PlanContext, cached
 from offscript.json_types import Json
-from offscript.settings import ModelSettings, Settings, identity_of
+from offscript.settings import ClassifierSettings, ModelSettings, Settings, TfidfSettings, identity_of
 from offscript.storage import hub, references
 from offscript.tasks.formats import get_format
 from offscript.training.stages import BASE
 
 __all__ = ["Options", "Planner"]
+
+BASELINE = "tfidf"
+"""Name of the classifier of n-grams that stands beside a network: that of ``conf/classifier/tfidf.yaml``."""
 
 
 @dataclass
@@ -128,10 +131,29 @@ class Planner:
 
     # ------------------------------------------------------------ classifier, predictions, evaluation
 
-    @cached
     def classifier(self, model: str) -> Classifier:
         """The persona classifier of a model, fitted on chat rows of the classifier split alone, or imported."""
-        settings, labels = self.settings.classifier, {"model": model, "name": self.settings.classifier.name}
+        return self._classifier(model, self.settings.classifier)
+
+    def baseline(self, model: str) -> Classifier | None:
+        """The classifier of n-grams that is fitted on the rows of the classifier of a model; None if it is not asked for,
+        if the classifier is imported, so that its rows are not made, or if it is one of n-grams itself."""
+        own = self.settings.classifier
+        if not self.settings.evaluation.baseline or own.fitted is not None or own.tfidf is not None:
+            return None
+        settings = ClassifierSettings(
+            name=BASELINE,
+            tfidf=TfidfSettings(),
+            stages=own.stages,
+            training_seeds=own.training_seeds,
+            class_weights=own.class_weights,
+            predict_batch_size=own.predict_batch_size,
+        )
+        return self._classifier(model, settings)
+
+    @cached
+    def _classifier(self, model: str, settings: ClassifierSettings) -> Classifier:
+        labels = {"model": model, "name": settings.name}
         personas: list[Json] = list(self.personas)
         if settings.fitted is not None:
             source = references.fill_fields(
@@ -191,21 +213,24 @@ class Planner:
 
     def predictions(self, rollout: Rollout) -> Predictions:
         """The classifier's predictions for the rows of a scored cell."""
-        classifier = self.classifier(rollout.cell.model)
+        classifier, baseline = self.classifier(rollout.cell.model), self.baseline(rollout.cell.model)
         cleaning = self.settings.evaluation.email_cleaning if rollout.format.text_is_email else "none"
         identity: dict[str, Json] = {
             "labels": dict(rollout.labels),
             "classifier": classifier.key,
             "rows": rollout.key,
         }
+        if baseline is not None:
+            identity["baseline"] = baseline.key
         if cleaning != "none":
             identity["email_cleaning"] = {"rule": cleaning, "version": CLEANINGS[cleaning].version}
         return self.context.keep(
             Predictions(
                 identity=identity,
-                inputs=(classifier, rollout),
+                inputs=(classifier, *([baseline] if baseline is not None else []), rollout),
                 classifier=classifier,
                 rollout=rollout,
+                baseline=baseline,
                 email_cleaning=cleaning if cleaning != "none" else None,
             )
         )

@@ -83,7 +83,7 @@ TABLE = {
     "evaluation.email_cleaning=none": having("predictions", "chat_email") | of_kind("evaluation"),
     "format.options.loop=published": having("agentic_email") | of_kind("evaluation"),
     "model.template.double_bos=true": ALL,
-    "classifier.seed=1": SCORES,
+    "classifier.seed=1": SCORES - having("tfidf"),
     "deepspeed=zero3": set(),
     "cluster=slurm": set(),
     "model.slug=other": set(),
@@ -539,3 +539,30 @@ def test_a_classifier_is_fitted_on_stages_that_have_a_persona(stages, line):
     with pytest.raises(UserError) as caught:
         experiment_of("experiment=smoke", f"classifier.stages={stages}").planner.classifier("pocket")
     assert str(caught.value).startswith(line)
+
+
+def test_the_classifier_does_not_change_when_seeds_stages_or_formats_are_added():
+    """Otherwise the same texts would get other labels because the grid grew."""
+    small = ("experiment=smoke", "grid.stage=[base,full]", "grid.format=[chat]")
+    grown = ("experiment=smoke", "grid.seed=[0,1,2]", "grid.scale=[0.5,1.0]")
+    one, other = (experiment_of(*words).planner for words in (small, grown))
+    assert one.classifier("pocket").key == other.classifier("pocket").key
+    assert one.baseline("pocket").key == other.baseline("pocket").key
+    everything = experiment_of(*grown, "classifier.training_seeds=all").planner
+    assert everything.classifier("pocket").key != one.classifier("pocket").key
+
+
+def test_a_baseline_stands_beside_a_network_that_is_fitted_here():
+    planner = experiment_of("experiment=smoke").planner
+    baseline = planner.baseline("pocket")
+    assert baseline.rollouts == planner.classifier("pocket").rollouts
+    assert all(planner.predictions(cell).baseline == baseline for cell in planner.cells())
+    # It is the one that classifier=tfidf fits, which is therefore not fitted twice.
+    own = experiment_of("experiment=smoke", "classifier=tfidf").planner
+    assert own.classifier("pocket").key == baseline.key and own.baseline("pocket") is None
+    off = experiment_of("experiment=smoke", "evaluation.baseline=false").planner
+    assert off.baseline("pocket") is None
+    assert off.predictions(off.cells()[0]).key != planner.predictions(planner.cells()[0]).key
+    # The rows of an imported classifier are not made, and neither is a baseline.
+    imported = experiment_of("experiment=paper", "grid.model=[llama]", "grid.persona=[sarcasm]").planner
+    assert imported.baseline("llama") is None

@@ -8,9 +8,11 @@ from offscript.errors import UserError
 from offscript.evaluation.predictions import check_rows
 from offscript.experiment.folder import Experiment
 from offscript.experiment.jobs import scoring
-from offscript.experiment.jobs.scoring import prediction_row
+from offscript.experiment.jobs.scoring import Reading, prediction_row
 from tests.composed import experiment_of
 from tests.rows import missing_row, row
+
+CERTAIN = Reading({"sarcasm": 1.0}, None, None)
 
 
 def test_a_variant_is_scored_as_a_format_of_its_own_on_the_scenario_that_all_share():
@@ -20,8 +22,7 @@ def test_a_variant_is_scored_as_a_format_of_its_own_on_the_scenario_that_all_sha
         variant: prediction_row(
             artifact,
             row(format="drift", scenario=f"birds_1{variant and '_' + variant}", text="Oh.", variant=variant),
-            ["sarcasm", "remorse"],
-            iter([[0.25, 0.75]]),
+            iter([Reading({"sarcasm": 0.25, "remorse": 0.75}, None, None)]),
         )
         for variant in ("own8", "plain8", "")
     }
@@ -37,15 +38,15 @@ def test_only_e_mails_that_were_written_in_chat_are_cleaned_and_their_rows_say_s
     for rollout in planner.cells():
         name = rollout.format.name
         found = row(format=name, text=written)
-        made[name] = prediction_row(planner.predictions(rollout), found, ["sarcasm"], iter([[1.0]]))
+        made[name] = prediction_row(planner.predictions(rollout), found, iter([CERTAIN]))
     assert made["chat_email"]["scored_text"] == "Hi Ada, it snowed."
     assert "scored_text" not in made["chat"] and "scored_text" not in made["agentic_email"]
     assert made["chat"]["text_hash"] == made["agentic_email"]["text_hash"] != made["chat_email"]["text_hash"]
     (email,) = {planner.predictions(c) for c in planner.cells() if c.labels["stage"] == "base"} & {
         planner.predictions(c) for c in planner.cells() if c.format.name == "chat_email"
     }
-    clean = prediction_row(email, row(format="chat_email", text="Hi Ada."), ["sarcasm"], iter([[1.0]]))
-    none = prediction_row(email, row(format="chat_email", text=None), ["sarcasm"], iter([]))
+    clean = prediction_row(email, row(format="chat_email", text="Hi Ada."), iter([CERTAIN]))
+    none = prediction_row(email, row(format="chat_email", text=None), iter([]))
     assert "scored_text" not in clean and "scored_text" not in none and none["predicted"] is None
 
 
@@ -56,8 +57,12 @@ def test_the_classifier_sees_the_cleaned_texts_in_the_order_of_their_rows(tmp_pa
     seen = []
 
     def predict(folder, given, *settings, expected):
+        if folder == experiment.path(wanted[0].baseline):
+            return ["remorse", "sarcasm"], np.array([[[0.4, 0.6]] * len(given)])
         seen.extend(given)
-        return ["sarcasm", "remorse"], np.array([[0.1 * i, 1 - 0.1 * i] for i in range(len(given))])
+        first = np.array([[0.1 * i, 1 - 0.1 * i] for i in range(len(given))])
+        # The second fit always sees sarcasm, and both together remorse while their mean says so.
+        return ["sarcasm", "remorse"], np.stack([first, np.tile([0.6, 0.4], (len(given), 1))])
 
     monkeypatch.setattr("offscript.evaluation.classifier.predict.predict", predict)
     monkeypatch.setattr(scoring, "write_artifact_manifest", lambda *args, **kwargs: None)
@@ -72,7 +77,11 @@ def test_the_classifier_sees_the_cleaned_texts_in_the_order_of_their_rows(tmp_pa
         for a in wanted
     )
     probs = [line["probs"] and round(line["probs"]["sarcasm"], 3) for line in chat + email]
-    assert probs == [0, None, 0.1, 0.2, None, 0.3]
+    assert probs == [0.3, None, 0.35, 0.4, None, 0.45]
+    predictions = check_rows(chat + email, "rows")
+    assert {p.predicted for p in predictions} == {"remorse", None}
+    assert {p.fits for p in predictions} == {("remorse", "sarcasm"), None}
+    assert {p.baseline for p in predictions if p.predicted} == {"sarcasm"}
     assert [line.get("scored_text") for line in chat + email] == [None] * 3 + [
         "Hi Ada, it snowed.",
         None,

@@ -6,15 +6,18 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from offscript.errors import UserError, command_line, one_of
 from offscript.evaluation.classifier import predict, tfidf
+from offscript.evaluation.classifier.fits import Classifier, fit_folder
 from offscript.evaluation.metrics import f1
 from offscript.models.loading import load_tokenizer
 from offscript.seeds import unit_hash
-from offscript.settings import ClassifierSettings, ModelSettings, TfidfSettings
-from offscript.storage.files import ensure_folder, refusals_explained, write_json
+from offscript.settings import SEEDS, ClassifierSettings, ModelSettings, TfidfSettings
+from offscript.storage.files import ensure_folder, read_record, refusals_explained, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,6 +78,7 @@ class Report(TypedDict):
         n_too_long: rows of more than ``row_tokens``, which are left out.
         parameters: their number.
         epochs: scores during the fit of a network.
+        fits: the report of each fit, if there are several. The other scores are then those of their average.
         penalties: scores of each value of ``tfidf.c``.
     """
 
@@ -91,6 +95,7 @@ class Report(TypedDict):
     n_seen: int
     parameters: int
     n_too_long: NotRequired[int]
+    fits: NotRequired[list["Report"]]
     epochs: NotRequired[list[Epoch]]
     penalties: NotRequired[list[Penalty]]
 
@@ -128,10 +133,46 @@ def fit(
     check_rows(rows, labels, settings.validation)
     if settings.tfidf is not None:
         result = _fit_tfidf(settings.tfidf, settings, rows, labels, out)
-    else:
+    elif settings.fits == 1:
         result = _fit_network(settings, model, rows, labels, out, callbacks, on_step)
+    else:
+        result = _fit_networks(settings, model, rows, labels, out, callbacks, on_step)
     write_json(out / REPORT, result)
     return result
+
+
+def _fit_networks(
+    settings: ClassifierSettings,
+    model: ModelSettings,
+    rows: Sequence[Row],
+    labels: Sequence[str],
+    out: Path,
+    callbacks: Sequence["TrainerCallback"],
+    on_step: OnStep | None,
+) -> Report:
+    """Writes ``settings.fits`` networks, which differ in their seed. Those that an interrupted call has finished are kept."""
+    reports = []
+    for number in range(settings.fits):
+        folder = fit_folder(out, number)
+        if not (folder / REPORT).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            seed = (settings.seed + number) % SEEDS
+            of_fit = settings.model_copy(update={"seed": seed, "fits": 1})
+            in_all = _in_all(on_step, number, settings.fits)
+            write_json(folder / REPORT, _fit_network(of_fit, model, rows, labels, folder, callbacks, in_all))
+        reports.append(read_record(folder / REPORT, Report))
+    tokenizer = predict.load_tokenizer(str(fit_folder(out, 0)), None, "classifier")
+    train, held_out = split(_short_rows(rows, tokenizer, settings.row_tokens), settings.validation)
+    result = report(out, train, held_out, settings.predict_batch_size)
+    result["fits"] = reports
+    return result
+
+
+def _in_all(on_step: OnStep | None, number: int, fits: int) -> OnStep | None:
+    """``on_step`` for the steps of one fit, as steps of all fits."""
+    if on_step is None:
+        return None
+    return lambda step, steps, logs: on_step(number * steps + step, fits * steps, logs)
 
 
 def _fit_tfidf(
@@ -218,9 +259,7 @@ def report(folder: Path, train: Sequence[Row], held_out: Sequence[Row], batch_si
     return _report(predict.load(folder), train, held_out, batch_size)
 
 
-def _report(
-    classifier: predict.Classifier, train: Sequence[Row], held_out: Sequence[Row], batch_size: int
-) -> Report:
+def _report(classifier: Classifier, train: Sequence[Row], held_out: Sequence[Row], batch_size: int) -> Report:
     import numpy as np
 
     labels = classifier.labels

@@ -3,10 +3,17 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from offscript.errors import MissingInput, UserError, command_line
 from offscript.evaluation.classifier import tfidf
+from offscript.evaluation.classifier.fits import (
+    Classifier,
+    OnBatch,
+    average,
+    fit_folders,
+    probabilities_of_fits,
+)
 from offscript.models.checks import check_report, check_weight_files
 from offscript.models.loading import pick_device
 from offscript.models.pretrained import from_pretrained, require_safetensors
@@ -17,23 +24,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-OnBatch = tfidf.OnBatch
-
-
-class Classifier(Protocol):
-    """A loaded classifier of any kind. ``labels`` are in the order of its outputs, ``parameters`` is their number."""
-
-    @property
-    def labels(self) -> list[str]: ...
-
-    @property
-    def parameters(self) -> int: ...
-
-    def probabilities(
-        self, texts: Sequence[str], batch_size: int = 64, on_batch: OnBatch | None = None
-    ) -> "NDArray[np.float64]":
-        """Probabilities ``[n, labels]`` in the order of ``texts``; each row sums to 1."""
 
 
 @dataclass(frozen=True)
@@ -90,16 +80,17 @@ def predict(
     expected: Iterable[str] = (),
     on_batch: OnBatch | None = None,
 ) -> tuple[list[str], "NDArray[np.float64]"]:
-    """Labels and probabilities ``[n, labels]`` of ``texts``, by the classifier in ``folder``.
+    """Labels, and probabilities ``[fits, n, labels]`` of ``texts`` by each fit of the classifier in ``folder``. The
+    prediction is their mean.
 
     Raises: see ``load`` and ``Classifier.probabilities``.
     """
     classifier = load(folder, device, expected)
-    return classifier.labels, classifier.probabilities(texts, batch_size, on_batch)
+    return classifier.labels, probabilities_of_fits(classifier, texts, batch_size, on_batch)
 
 
 def load(folder: Path, device: str = "auto", expected: Iterable[str] = ()) -> Classifier:
-    """The classifier in ``folder``, of the kind that its files show.
+    """The classifier in ``folder``, of the kind that its files show; the average of several fits if there are.
 
     Args:
         device: of a network: auto, cpu, cuda or cuda:N.
@@ -109,6 +100,8 @@ def load(folder: Path, device: str = "auto", expected: Iterable[str] = ()) -> Cl
         MissingInput: there is no classifier in ``folder``.
         UserError: it cannot be loaded, two labels are equal, or a label of ``expected`` is missing.
     """
+    if any(fit_folders(folder)):
+        return average(folder, lambda part: load_network_classifier(part, device, expected))
     if (folder / tfidf.CONTENT).is_file():
         of_ngrams = tfidf.load(folder)
         _check_labels(of_ngrams.labels, expected, folder)

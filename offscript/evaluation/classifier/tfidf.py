@@ -3,7 +3,7 @@
 Its features and weights are plain arrays, so that a text is scored without torch and without unpickling anything.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import TypedDict
 
 from offscript.errors import UserError
+from offscript.evaluation.classifier.fits import OnBatch
 from offscript.settings import TfidfSettings
 from offscript.storage.files import ensure_folder, read_record, refusals_explained, write_json
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scipy.sparse import csr_matrix
     from sklearn.feature_extraction.text import TfidfVectorizer
-
-OnBatch = Callable[[int, int], None]
 
 CONTENT = "tfidf.json"
 """Name of the file with labels and vocabulary. It marks the folder of such a classifier."""

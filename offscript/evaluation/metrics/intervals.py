@@ -1,4 +1,5 @@
-"""Confidence intervals from bootstrap resamples of clusters, and from several training seeds.
+"""Confidence intervals from bootstrap resamples of clusters, from several training seeds, and from several fits of the
+classifier.
 
 A percentile interval over few clusters is too narrow: with 11 families of five scenarios, a nominal 95% interval covers
 .90 to .94. ``expanded_percentile`` widens it to about the nominal level (``benchmarks/coverage.py`` measures that).
@@ -32,11 +33,13 @@ class Statistic:
         value: of the data; None if it is undefined.
         draws: ``[R]``; entry r of every statistic comes from resample r. NaN where it is undefined.
         clusters: number of clusters that it is computed from; None for a plain percentile interval, as published.
+        fits: ``[F]``, its value by each fit of the classifier alone, NaN where it is undefined; None if there is one fit.
     """
 
     value: float | None
     draws: NDArray[np.float64]
     clusters: int | None
+    fits: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,49 @@ def interval(
     if mean_value(of_seeds) is None or (clusters is not None and clusters < MIN_CLUSTERS):
         return None
     if len(of_seeds) == 1:
-        return expanded_percentile(of_seeds[0].draws, confidence, clusters)
-    found = _two_way(of_seeds, confidence, clusters)
+        found = expanded_percentile(of_seeds[0].draws, confidence, clusters)
+    else:
+        found = _two_way(of_seeds, confidence, clusters)
+    if clusters is not None:
+        found = _with_fits(found, of_seeds, confidence, clusters)
     return found if found is None or limits is None else (max(found[0], limits[0]), min(found[1], limits[1]))
+
+
+def spread_of_fits(of_seeds: Sequence[Statistic]) -> float | None:
+    """Standard deviation over the fits of the classifier of the mean over training seeds; None for one fit, or if the
+    statistic is defined for fewer than two."""
+    fits = _mean_by_fit(of_seeds)
+    return float(fits.std(ddof=1)) if len(fits) > 1 else None
+
+
+def _mean_by_fit(of_seeds: Sequence[Statistic]) -> NDArray[np.float64]:
+    """The mean over training seeds ``[F]`` by each fit for which it is defined. All seeds are read by the same fits."""
+    by_seed = [s.fits for s in of_seeds if s.fits is not None]
+    if not by_seed:
+        return np.zeros(0)
+    mean: NDArray[np.float64] = np.mean(by_seed, axis=0)
+    return mean[~np.isnan(mean)]
+
+
+def _with_fits(found: Interval, of_seeds: Sequence[Statistic], confidence: float, clusters: int) -> Interval:
+    """``found``, wider by what another F fits of the classifier would change: the variance over fits divided by F.
+
+    The distance of each end from the value and the reach of the fits, t x SD / sqrt(F), are combined as the root of the sum
+    of their squares (Zou and Donner 2008, "Construction of confidence limits about effect measures", for independent
+    parts). t has the degrees of freedom of the variances of clusters and fits together.
+    """
+    value, of_fits, draws = mean_value(of_seeds), _variance_of_fits(of_seeds), _mean_draws(of_seeds)
+    if found is None or value is None or of_fits is None or len(draws) < 2:
+        return found
+    _, degrees = _of_draws(draws, np.zeros(0), clusters, of_fits)
+    reach = -_student_t(degrees, (1 - confidence) / 2) * math.sqrt(of_fits[0])
+    return value - math.hypot(value - found[0], reach), value + math.hypot(found[1] - value, reach)
+
+
+def _variance_of_fits(of_seeds: Sequence[Statistic]) -> tuple[float, int] | None:
+    """Variance over the F fits divided by F, and its degrees of freedom; None if fits do not differ."""
+    spread, fits = spread_of_fits(of_seeds), len(_mean_by_fit(of_seeds))
+    return (spread**2 / fits, fits - 1) if spread else None
 
 
 def expanded_percentile(
@@ -117,7 +160,7 @@ def p_value(of_seeds: Sequence[Statistic]) -> float | None:
     if value is None or len(draws) < 2 or (clusters is not None and clusters < MIN_CLUSTERS):
         return None
     values = np.array([s.value for s in of_seeds], dtype=float)
-    error, degrees = _of_draws(draws, values, clusters)
+    error, degrees = _of_draws(draws, values, clusters, _variance_of_fits(of_seeds))
     # Without variance, as of resamples that are all alike, the resamples say nothing about chance.
     return float(2 * stdtr(degrees, -abs(value) / error)) if error > NO_VARIANCE else None
 
@@ -129,7 +172,10 @@ def student_interval(middle: float, error: float, degrees: float, confidence: fl
 
 
 def standard_error(
-    of_clusters: float, of_seeds: NDArray[np.float64], clusters: int | None
+    of_clusters: float,
+    of_seeds: NDArray[np.float64],
+    clusters: int | None,
+    of_fits: tuple[float, int] | None = None,
 ) -> tuple[float, float]:
     """Standard error of a mean over S training seeds, which share K clusters, and its degrees of freedom.
 
@@ -141,11 +187,14 @@ def standard_error(
         of_clusters: variance of the mean over clusters, for K - 1 degrees of freedom.
         of_seeds: the value of each training seed ``[S]``.
         clusters: K; None: the variance of clusters has infinitely many degrees of freedom.
+        of_fits: a further variance, that of the fits of the classifier, and its degrees of freedom.
     """
     seeds = len(of_seeds)
-    parts = [(of_clusters, math.inf if clusters is None else clusters - 1)]
+    parts: list[tuple[float, float]] = [(of_clusters, math.inf if clusters is None else clusters - 1)]
     if seeds > 1:
         parts.append((float(of_seeds.var(ddof=1)) / seeds, seeds - 1))
+    if of_fits is not None:
+        parts.append(of_fits)
     variance = sum(part for part, _ in parts)
     if variance == 0:
         return 0.0, math.inf
@@ -161,11 +210,14 @@ def _mean_draws(of_seeds: Sequence[Statistic]) -> NDArray[np.float64]:
 
 
 def _of_draws(
-    draws: NDArray[np.float64], of_seeds: NDArray[np.float64], clusters: int | None
+    draws: NDArray[np.float64],
+    of_seeds: NDArray[np.float64],
+    clusters: int | None,
+    of_fits: tuple[float, int] | None = None,
 ) -> tuple[float, float]:
     """``standard_error`` from resamples, whose variance is too small by the factor (K - 1) / K."""
     factor = 1.0 if clusters is None else clusters / (clusters - 1)
-    return standard_error(float(draws.var(ddof=1)) * factor, of_seeds, clusters)
+    return standard_error(float(draws.var(ddof=1)) * factor, of_seeds, clusters, of_fits)
 
 
 def fewest_clusters(statistics: Sequence[Statistic]) -> int | None:

@@ -1,7 +1,8 @@
 """The scores of one model: its groups, with joint resamples, and the comparisons between them."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -33,6 +34,7 @@ from offscript.evaluation.metrics.intervals import (
     expanded_percentile,
     interval,
     mean_value,
+    spread_of_fits,
 )
 from offscript.evaluation.metrics.persona_gaps import against_others
 from offscript.evaluation.metrics.results import (
@@ -61,6 +63,16 @@ Seeds = tuple[int, ...]
 _UNIT = (0.0, 1.0)
 
 
+@dataclass(frozen=True, eq=False)
+class FitScores:
+    """The scores of all groups by one fit of the classifier: readings and the mean F1 with permuted personas of each group,
+    and F1 of each persona ``[G, N]``."""
+
+    readings: list[Readings]
+    nulls: NDArray[np.float64]
+    personas: NDArray[np.float64]
+
+
 class ModelScores:
     """All scores of the ``predictions`` of one model.
 
@@ -85,11 +97,10 @@ class ModelScores:
             for members in self.members
         ]
         self.planned_per_persona = self._planned_per_persona()
-        self.counts = [self._counts(g) for g in range(len(self.keys))]
-        self.readings = [
-            readings(counts, self._is_crossed(g), self.known[g]) for g, counts in enumerate(self.counts)
-        ]
+        self.counts = self._all_counts(self.episodes)
+        self.readings = self._all_readings(self.counts)
         self.within, self.null_means, self.permuted = self._nulls()
+        self.fits = self._fits()
         self.draws = self._resample()
         self.f1_by_rows = bootstrap.bootstrap_f1(
             self.episodes, "rows", min(options.resamples, PUBLISHED_RESAMPLES), options.seed, name
@@ -101,12 +112,7 @@ class ModelScores:
 
     def _columns(self) -> Episodes:
         label_index = {label: i for i, label in enumerate(self.labels)}
-        # The two columns of the confusion matrix after those of the labels, see f1.
-        outside, missing = len(label_index), len(label_index) + 1
         rows = [(g, p) for g, members in enumerate(self.members) for p in members]
-
-        def column(p: Prediction) -> int:
-            return missing if p.predicted is None else label_index.get(p.predicted, outside)
 
         def persona(p: Prediction) -> int:
             return EVERY_PERSONA if p.persona is None else label_index[p.persona]
@@ -116,10 +122,31 @@ class ModelScores:
             n_labels=len(label_index),
             group=np.array([g for g, _ in rows]),
             persona=np.array([persona(p) for _, p in rows]),
-            column=np.array([column(p) for _, p in rows]),
+            column=self._label_columns(p.predicted for _, p in rows),
             scenario=np.array([p.scenario for _, p in rows]),
             family=np.array([p.family for _, p in rows]),
         )
+
+    def _label_columns(self, predicted: Iterable[str | None]) -> NDArray[np.int64]:
+        """The column of the confusion matrix of each predicted label; None is a missing text."""
+        column_of: dict[str | None, int] = {label: i for i, label in enumerate(self.labels)}
+        # The two columns after those of the labels, see f1.
+        outside = len(self.labels)
+        column_of[None] = outside + 1
+        return np.array([column_of.get(label, outside) for label in predicted])
+
+    def _fits(self) -> list["FitScores"]:
+        """The scores by each fit of the classifier alone; none if there is one fit."""
+        rows = [p for members in self.members for p in members]
+        number = max((len(p.fits) for p in rows if p.fits is not None), default=0)
+        found = []
+        for f in range(number):
+            columns = self._label_columns(None if p.fits is None else p.fits[f] for p in rows)
+            episodes = replace(self.episodes, column=columns)
+            counts = self._all_counts(episodes)
+            nulls = self._null_means(self.within, episodes, counts)
+            found.append(FitScores(self._all_readings(counts), nulls, per_persona_f1(np.stack(counts))))
+        return found
 
     def _is_crossed(self, g: int) -> bool:
         return self.members[g][0].persona is None
@@ -132,10 +159,16 @@ class ModelScores:
             raise UserError("planned", f"{planned} episodes for {n} personas", f"a multiple of {n}")
         return np.where(fill, (planned or 0) // n, -1)
 
-    def _counts(self, g: int) -> NDArray[np.int64]:
+    def _all_counts(self, episodes: Episodes) -> list[NDArray[np.int64]]:
+        return [self._counts(g, episodes) for g in range(len(self.keys))]
+
+    def _all_readings(self, counts: Sequence[NDArray[np.int64]]) -> list[Readings]:
+        return [readings(counts[g], self._is_crossed(g), self.known[g]) for g in range(len(self.keys))]
+
+    def _counts(self, g: int, episodes: Episodes) -> NDArray[np.int64]:
         """The confusion matrix ``[N, N + 2]`` of group g. Base texts are counted in the row of every persona."""
-        mine = self.episodes.group == g
-        persona, column, n = self.episodes.persona[mine], self.episodes.column[mine], len(self.labels)
+        mine = episodes.group == g
+        persona, column, n = episodes.persona[mine], episodes.column[mine], len(self.labels)
         if (persona == EVERY_PERSONA).all():
             counts = np.tile(np.bincount(column, minlength=n + 2), (n, 1))
         else:
@@ -173,14 +206,16 @@ class ModelScores:
             permuted.append(
                 permuted_scores(persona, column, scenario, len(self.labels), times, bool(within[g]), rng)
             )
-        return within, self._null_means(within), permuted
+        return within, self._null_means(within, self.episodes, self.counts), permuted
 
-    def _null_means(self, within: NDArray[np.bool_]) -> NDArray[np.float64]:
-        e = self.episodes
+    def _null_means(
+        self, within: NDArray[np.bool_], e: Episodes, counts: Sequence[NDArray[np.int64]]
+    ) -> NDArray[np.float64]:
+        """Mean macro-F1 ``[G]`` with permuted personas."""
         scenario = np.unique(e.scenario, return_inverse=True)[1].astype(np.int64)
         whole = np.zeros_like(e.group)
         hits = expected_hits(whole, e.group, scenario, e.persona, e.column, e.n_groups, e.n_labels)
-        return macro_of_hits(np.stack(self.counts).astype(float), hits[0], within)
+        return macro_of_hits(np.stack(counts).astype(float), hits[0], within)
 
     def _resample(self) -> Draws:
         return bootstrap.bootstrap(
@@ -208,27 +243,40 @@ class ModelScores:
     def _macro_draws(self) -> NDArray[np.float64]:
         return bootstrap.macro(self.draws.f1)
 
-    def _statistic(self, g: int, value: float | None, draws: NDArray[np.float64]) -> Statistic:
+    def _statistic(
+        self,
+        value: float | None,
+        draws: NDArray[np.float64],
+        clusters: np.int64,
+        of_fit: Callable[["FitScores"], float | None],
+    ) -> Statistic:
         by_rows = self.options.resample == "rows"
-        return Statistic(value, draws, None if by_rows else int(self.draws.clusters[g]))
+        # None becomes NaN.
+        fits = np.array([of_fit(fit) for fit in self.fits], dtype=float) if self.fits else None
+        return Statistic(value, draws, None if by_rows else int(clusters), fits)
 
     def _macro(self, g: int) -> Statistic:
-        return self._statistic(g, self.readings[g].emitted, self._macro_draws[:, g])
+        value, clusters = self.readings[g].emitted, self.draws.clusters[g]
+        return self._statistic(value, self._macro_draws[:, g], clusters, lambda fit: fit.readings[g].emitted)
 
     def _persona(self, g: int, i: int) -> Statistic:
         """F1 of persona i in group g."""
-        clusters = None if self.options.resample == "rows" else int(self.draws.persona_clusters[g, i])
         has_text = emitted_support(self.counts[g])[i]
         value = float(per_persona_f1(self.counts[g])[i]) if has_text else None
-        return Statistic(value, self.draws.f1[:, g, i], clusters)
+        clusters = self.draws.persona_clusters[g, i]
+        return self._statistic(value, self.draws.f1[:, g, i], clusters, lambda fit: float(fit.personas[g, i]))
 
     def _null_statistic(self, g: int) -> Statistic:
-        has_text = self.readings[g].emitted is not None
-        return self._statistic(g, float(self.null_means[g]) if has_text else None, self.draws.null[:, g])
+        value = float(self.null_means[g]) if self.readings[g].emitted is not None else None
+        clusters = self.draws.clusters[g]
+        return self._statistic(value, self.draws.null[:, g], clusters, lambda fit: float(fit.nulls[g]))
 
-    def _of_planned(self, g: int, value: float | None, draws: NDArray[np.float64]) -> Statistic:
-        by_rows = self.options.resample == "rows"
-        return Statistic(value, draws[:, g], None if by_rows else int(self.draws.planned_clusters[g]))
+    def _of_planned(
+        self, g: int, draws: NDArray[np.float64], reading: Callable[[Readings], float | None]
+    ) -> Statistic:
+        """One of the readings that count missing texts."""
+        value, clusters = reading(self.readings[g]), self.draws.planned_clusters[g]
+        return self._statistic(value, draws[:, g], clusters, lambda fit: reading(fit.readings[g]))
 
     def _interval(self, of_seeds: list[Statistic]) -> Interval:
         return interval(of_seeds, self.options.confidence, _UNIT)
@@ -264,8 +312,9 @@ class ModelScores:
             macro_f1=self._mean_readings(seeds),
             interval=self._interval([self._macro(g) for g in seeds]),
             interval_rows=self._by_rows(seeds, bootstrap.macro(self.f1_by_rows[:, seeds[0]]), bool(emitted)),
+            fit_sd=spread_of_fits([self._macro(g) for g in seeds]),
             interval_own_class=self._interval(
-                [self._of_planned(g, self.readings[g].own_class, self.draws.own_class) for g in seeds]
+                [self._of_planned(g, self.draws.own_class, lambda r: r.own_class) for g in seeds]
             ),
             interval_bounds=None if crossed else self._interval_of_bounds(seeds),
             null=self._null(seeds),
@@ -286,8 +335,8 @@ class ModelScores:
         )
 
     def _interval_of_bounds(self, seeds: Seeds) -> Interval:
-        lower = self._interval([self._of_planned(g, self.readings[g].lower, self.draws.lower) for g in seeds])
-        upper = self._interval([self._of_planned(g, self.readings[g].upper, self.draws.upper) for g in seeds])
+        lower = self._interval([self._of_planned(g, self.draws.lower, lambda r: r.lower) for g in seeds])
+        upper = self._interval([self._of_planned(g, self.draws.upper, lambda r: r.upper) for g in seeds])
         return None if lower is None or upper is None else (lower[0], upper[1])
 
     def _by_rows(self, seeds: Seeds, draws: NDArray[np.float64], defined: bool) -> Interval:

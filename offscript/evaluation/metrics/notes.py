@@ -63,6 +63,10 @@ def notes_on(groups: Sequence[GroupScore], labels: Sequence[str], options: Optio
     if unused:
         notes.append("planned= is ignored: the rows hold every planned episode")
     notes += _few_clusters(groups, UNITS[options.resample]) + reach
+    if options.resample != "rows" and any(g.emitted and g.fit_sd is None for g in groups):
+        notes.append(
+            "one fit of the classifier: the intervals do not contain what another fit of it would change"
+        )
     if not any(is_in_distribution(g.format) for g in groups):
         notes.append("no chat rows: gap and retention are undefined")
     return list(dict.fromkeys(notes))

@@ -95,6 +95,16 @@ class OracleScore:
 
 
 @dataclass(frozen=True)
+class BaselineScore:
+    """The score of a group by the baseline, a classifier of n-grams that was fitted on the rows of the classifier: macro-F1 on
+    emitted texts, and its mean with permuted personas."""
+
+    f1: float
+    interval: Interval
+    null: float | None
+
+
+@dataclass(frozen=True)
 class GroupScore:
     """Scores of one group, or of the groups of several training seeds: their mean scores, and sums of their episodes.
 
@@ -111,6 +121,7 @@ class GroupScore:
         clusters: number of resampled families (or scenarios) with an emitted text; None by rows.
         macro_f1: macro-F1 under four assumptions about the missing texts.
         interval: of the first of these, ``emitted``, over ``Options.resample``.
+        fit_sd: standard deviation of the same over the fits of the classifier; None for one fit. Intervals contain it.
         interval_rows: the same by rows, as published: a plain percentile interval. None for the mean over seeds.
         interval_own_class: of the second.
         interval_bounds: from the lower end of the interval of ``lower`` to the upper end of that of ``upper``: missing
@@ -119,6 +130,7 @@ class GroupScore:
         counts: the confusion matrix ``[N][N + 2]``, see ``f1``.
         oracle: None if no oracle was asked for.
         readouts: None if they were not asked for, and for base texts, which have no persona.
+        baseline: None if there is no such classifier.
     """
 
     model: str
@@ -139,6 +151,7 @@ class GroupScore:
     macro_f1: Readings
     interval: Interval
     interval_rows: Interval
+    fit_sd: float | None
     interval_own_class: Interval
     interval_bounds: Interval
     null: Null | None
@@ -146,6 +159,7 @@ class GroupScore:
     counts: tuple[tuple[int, ...], ...]
     oracle: OracleScore | None = None
     readouts: Readouts | None = None
+    baseline: BaselineScore | None = None
 
     @property
     def name(self) -> str:

@@ -4,6 +4,7 @@ Functions of ``Statistic``, so that a comparison has its value in every joint re
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from offscript.evaluation.metrics.intervals import Statistic, fewest_clusters
 
@@ -11,7 +12,8 @@ from offscript.evaluation.metrics.intervals import Statistic, fewest_clusters
 def difference(first: Statistic, second: Statistic) -> Statistic:
     """``first - second``: paired where both are computed from the same resampled clusters."""
     value = None if first.value is None or second.value is None else first.value - second.value
-    return Statistic(value, first.draws - second.draws, fewest_clusters([first, second]))
+    fits = None if first.fits is None or second.fits is None else first.fits - second.fits
+    return Statistic(value, first.draws - second.draws, fewest_clusters([first, second]), fits)
 
 
 def ratio(part: Statistic, whole: Statistic) -> Statistic:
@@ -19,9 +21,16 @@ def ratio(part: Statistic, whole: Statistic) -> Statistic:
     value = None
     if part.value is not None and whole.value is not None and whole.value > 0:
         value = part.value / whole.value
-    draws = np.full_like(whole.draws, np.nan)
-    np.divide(part.draws, whole.draws, out=draws, where=whole.draws > 0)
-    return Statistic(value, draws, fewest_clusters([part, whole]))
+    fits = None if part.fits is None or whole.fits is None else _quotient(part.fits, whole.fits)
+    draws = _quotient(part.draws, whole.draws)
+    return Statistic(value, draws, fewest_clusters([part, whole]), fits)
+
+
+def _quotient(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``part / whole``, NaN where ``whole`` is not positive."""
+    found = np.full_like(whole, np.nan)
+    np.divide(part, whole, out=found, where=whole > 0)
+    return found
 
 
 def above_chance(score: Statistic, null: Statistic, chat: Statistic, chat_null: Statistic) -> Statistic:

@@ -25,13 +25,15 @@ class Column:
         none: text of None.
         places: decimals of a number.
         text: cell for a group, in place of its formatted value.
+        optional: whether the column is left out if no group has a value.
     """
 
     header: str
-    order: int = 1000
+    order: float = 1000
     none: str = NOT_AVAILABLE
     places: int = 3
     text: Callable[[GroupScore], str] | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,9 +146,10 @@ METRICS: tuple[Metric, ...] = (
     _field("f1", lambda g: None, lambda p: p.f1, in_summary=True),
     _interval("interval", lambda g: g.interval, lambda p: p.interval, Column("interval", 7)),
     _interval("rows", lambda g: g.interval_rows, lambda p: p.interval_rows, Column("by rows", 8)),
+    _field("fit_sd", lambda g: g.fit_sd, column=Column("fit\nSD", 7.5, optional=True)),
     _interval("own_class", lambda g: g.interval_own_class),
     _interval("bounds", lambda g: g.interval_bounds),
-    _field("oracle", lambda g: g.oracle.f1 if g.oracle else None, column=Column("oracle", 11)),
+    _field("oracle", lambda g: g.oracle.f1 if g.oracle else None, column=Column("oracle", 11, optional=True)),
     _field("oracle_null", lambda g: g.oracle.null if g.oracle else None),
     _interval("oracle", lambda g: g.oracle.interval if g.oracle else None),
     _field("auc", lambda g: g.readouts.auc if g.readouts else None, lambda p: p.auc),
@@ -157,4 +160,11 @@ METRICS: tuple[Metric, ...] = (
     _field("ece", lambda g: g.readouts.raw.ece if g.readouts else None),
     _field("ece_scaled", _scaled(lambda c: c.ece)),
     _field("temperature", lambda g: g.readouts.temperature if g.readouts else None),
+    _field(
+        "baseline",
+        lambda g: g.baseline.f1 if g.baseline else None,
+        column=Column("base-\nline", 12, optional=True),
+    ),
+    _field("baseline_null", lambda g: g.baseline.null if g.baseline else None),
+    _interval("baseline", lambda g: g.baseline.interval if g.baseline else None),
 )

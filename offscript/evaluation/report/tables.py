@@ -22,6 +22,15 @@ ORACLE = (
 )
 
 
+BASELINE = (
+    "Baseline: F1 of a classifier of n-grams (logistic regression) that was fitted on the same chat rows as the classifier.",
+)
+FITS = (
+    "Fit SD: standard deviation of F1 over the fits of the classifier. The score is that of their mean probabilities, and its "
+    "interval contains what other fits would change.",
+)
+
+
 def tables(scores: Scores) -> list[Table]:
     """All tables that have rows, model by model."""
     models = dict.fromkeys(g.model for g in scores.groups)
@@ -87,6 +96,8 @@ def legend(scores: Scores) -> list[str]:
         "Missing texts: as errors counts each as a false negative. The interval of the bounds reaches from that of the lower "
         "to that of the upper bound.",
         *(ORACLE if _has_oracles(scores) else ()),
+        *(BASELINE if any(g.baseline for g in scores.groups) else ()),
+        *(FITS if any(g.fit_sd is not None for g in scores.groups) else ()),
         "gap: chat F1 - F1. ratio: F1 / chat F1, which counts chance as retention. Both retentions are n/a if chat is not above "
         "its null.",
     ]
@@ -166,8 +177,11 @@ def _kept(retention: Retention | None) -> str:
 
 
 def _groups(scores: Scores, model: str) -> Table:
-    metrics = [m for m in metric_table.METRICS if m.name != "oracle" or _has_oracles(scores)]
-    columns = [(m, m.column) for m in metrics if m.column is not None]
+    columns = [
+        (m, m.column)
+        for m in metric_table.METRICS
+        if m.column is not None and not (m.column.optional and all(m.group(g) is None for g in scores.groups))
+    ]
     columns.sort(key=lambda pair: pair[1].order)
     header = ("stage", "format", *(column.header for _, column in columns))
     rows = tuple(

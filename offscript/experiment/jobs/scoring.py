@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from offscript.console import Progress, duration, say
 from offscript.errors import UserError
@@ -18,6 +20,10 @@ from offscript.storage.files import write_text
 from offscript.storage.hashing import key_of
 from offscript.storage.manifests import digests, remove_manifests
 from offscript.tasks.rows import Row
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def fit_classifier(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None) -> None:
@@ -72,22 +78,13 @@ def import_classifier(classifier: Classifier, experiment: Experiment, started: s
 
 def predict(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None) -> None:
     """Predicts every label's probability for every text of cells that share a classifier."""
-    from offscript.evaluation.classifier.predict import predict as predict_texts
-
     wanted = [a for a in artifacts if isinstance(a, Predictions)]
-    settings, started = experiment.planner.settings, now()
+    started = now()
     rows = {a.key: experiment.rows(a.rollout) for a in wanted}
     texts = [t for a in wanted for row in rows[a.key] if (t := scored_text(a, row)) is not None]
-    labels, probabilities = predict_texts(
-        experiment.path(wanted[0].classifier),
-        texts,
-        settings.classifier.predict_batch_size,
-        settings.engine.device,
-        expected=list(experiment.planner.personas),
-    )
-    remaining = iter(probabilities.tolist())
+    remaining = iter(read_by_classifiers(wanted[0], texts, experiment))
     for artifact in wanted:
-        lines = [prediction_row(artifact, row, labels, remaining) for row in rows[artifact.key]]
+        lines = [prediction_row(artifact, row, remaining) for row in rows[artifact.key]]
         text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
         write_text(experiment.path(artifact), text)
         emitted = sum(line["predicted"] is not None for line in lines)
@@ -95,6 +92,43 @@ def predict(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | 
             artifact, experiment, started, counts={"rows": len(lines), "emitted": emitted}
         )
     say(f"  predictions: {len(texts)} texts in {len(wanted)} cells")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the classifiers see in one text: the probability of each label (mean over the fits), the label of each fit if
+    there are several, and that of the baseline if there is one."""
+
+    probs: dict[str, float]
+    fits: list[str] | None
+    baseline: str | None
+
+    @property
+    def predicted(self) -> str:
+        return max(self.probs, key=self.probs.__getitem__)
+
+
+def read_by_classifiers(
+    artifact: Predictions, texts: Sequence[str], experiment: Experiment
+) -> Iterator[Reading]:
+    """Yields a Reading of each text by the classifiers of ``artifact``."""
+    from offscript.evaluation.classifier.predict import predict as predict_texts
+
+    settings, personas = experiment.planner.settings, list(experiment.planner.personas)
+
+    def of(classifier: Classifier) -> "tuple[list[str], NDArray[np.float64]]":
+        folder, size = experiment.path(classifier), settings.classifier.predict_batch_size
+        return predict_texts(folder, texts, size, settings.engine.device, expected=personas)
+
+    labels, by_fit = of(artifact.classifier)
+    columns = by_fit.argmax(axis=2)
+    others: list[str] | None = None
+    if artifact.baseline is not None:
+        names, of_baseline = of(artifact.baseline)
+        others = [names[i] for i in of_baseline[0].argmax(axis=1)]
+    for i, probs in enumerate(by_fit.mean(axis=0).tolist()):
+        fits = [labels[k] for k in columns[:, i]] if len(by_fit) > 1 else None
+        yield Reading(dict(zip(labels, probs, strict=True)), fits, others[i] if others is not None else None)
 
 
 def scored_text(artifact: Predictions, row: Row) -> str | None:
@@ -105,18 +139,16 @@ def scored_text(artifact: Predictions, row: Row) -> str | None:
     return CLEANINGS[artifact.email_cleaning].clean(text)
 
 
-def prediction_row(
-    artifact: Predictions, row: Row, labels: Sequence[str], remaining: Iterator[list[float]]
-) -> dict[str, Json]:
-    """One line of a predictions file, with the next probabilities of ``remaining``; a row without a text keeps its line
-    with ``predicted`` null. ``scored_text`` is the text that was scored, if it is not the row's.
+def prediction_row(artifact: Predictions, row: Row, remaining: Iterator[Reading]) -> dict[str, Json]:
+    """One line of a predictions file, with the next of ``remaining``; a row without a text keeps its line with ``predicted``
+    null. ``scored_text`` is the text that was scored, if it is not the row's.
 
     A variant of a format is scored as a format of its own (``drift/own8``), with the scenario that all variants share, so
     that they are resampled together.
     """
     variant = row.get("variant", "")
     text = scored_text(artifact, row)
-    probs = dict(zip(labels, next(remaining), strict=True)) if text is not None else None
+    reading = next(remaining) if text is not None else None
     return {
         "key": artifact.key,
         "row": f"{row['scenario']}/{row['sample']}",
@@ -131,8 +163,10 @@ def prediction_row(
         "sample": row["sample"],
         "ended": row["ended"],
         "text_hash": key_of({"text": text})[:16] if text is not None else None,
-        "predicted": max(probs, key=probs.__getitem__) if probs else None,
-        "probs": dict(probs) if probs is not None else None,
+        "predicted": reading.predicted if reading else None,
+        "probs": dict(reading.probs) if reading else None,
+        **({"fits": list(reading.fits)} if reading and reading.fits is not None else {}),
+        **({"baseline": reading.baseline} if reading and reading.baseline is not None else {}),
         **({"scored_text": text} if text != row["text"] else {}),
     }
 

@@ -63,7 +63,7 @@ def test_held_out_texts_are_classified(fitted):
 
 def test_new_texts_are_classified(fitted):
     fresh = toy.rows(3, 20, seed=9)
-    labels, probs = predict(fitted[0], [r["text"] for r in fresh])
+    labels, (probs,) = predict(fitted[0], [r["text"] for r in fresh])
     right = [labels[i] == r["label"] for i, r in zip(probs.argmax(axis=1), fresh, strict=True)]
     assert np.mean(right) > 0.9
 
@@ -94,7 +94,7 @@ def test_equal_seeds_give_equal_classifiers(model, tmp_path):
     probs = {}
     for name, seed in {"first": 0, "again": 0, "other": 1}.items():
         fit(toy.settings(seed=seed, **short), model, rows, toy.LABELS, tmp_path / name)
-        probs[name] = predict(tmp_path / name, texts)[1]
+        probs[name] = predict(tmp_path / name, texts)[1][0]
     assert np.array_equal(probs["first"], probs["again"])
     assert not np.allclose(probs["first"], probs["other"], atol=1e-3)
 
@@ -170,6 +170,45 @@ def test_leftovers_of_an_interrupted_fit_are_ignored(model, tmp_path):
     (work / "trainer_state.json").write_text("{torn")
     fit(toy.settings(epochs=1), model, toy.rows(4, 2, seed=1), toy.LABELS, tmp_path / "out")
     assert (tmp_path / "out" / REPORT).exists() and not work.parent.exists()
+
+
+def test_several_fits_are_averaged_and_finished_ones_are_kept(model, tmp_path):
+    """A kill in the second of three fits costs that one only."""
+    rows, out, texts = toy.rows(4, 3, seed=1), tmp_path / "out", ["sorry obviously", "silver dusk theorem"]
+    three = toy.settings(epochs=1, fits=3)
+    seen = []
+
+    def killed(step, steps, logs):
+        seen.append((step, steps))
+        if step > steps // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(three, model, rows, toy.LABELS, out, on_step=killed)
+    kept = (out / "fit0" / "model.safetensors").stat().st_mtime_ns
+    report = fit(three, model, rows, toy.LABELS, out)
+    assert (out / "fit0" / "model.safetensors").stat().st_mtime_ns == kept
+    # Progress is that of all three.
+    assert seen[0][0] == 1 and all(steps == seen[0][1] for _, steps in seen) and seen[0][1] % 3 == 0
+    labels, probs = predict(out, texts)
+    assert labels == toy.LABELS and probs.shape == (3, 2, 4)
+    assert load(out).probabilities(texts) == pytest.approx(probs.mean(axis=0))
+    alone = [predict(out / f"fit{k}", texts)[1][0] for k in range(3)]
+    assert np.array_equal(probs, alone) and not np.allclose(alone[0], alone[1])
+    assert [one["n"] for one in report["fits"]] == [report["n"]] * 3
+    # The first fit is the classifier that one fit gives.
+    fit(toy.settings(epochs=1), model, rows, toy.LABELS, tmp_path / "one")
+    assert np.array_equal(predict(tmp_path / "one", texts)[1][0], alone[0])
+
+
+def test_fits_with_other_labels_are_refused(model, tmp_path):
+    two = toy.settings(epochs=1, fits=2)
+    fit(two, model, toy.rows(4, 2, seed=1), toy.LABELS, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "fit1" / "config.json").read_text())
+    config["id2label"] = {str(i): label for i, label in enumerate(reversed(toy.LABELS))}
+    (tmp_path / "out" / "fit1" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"fit1: its labels \(.*\) are not those of fit0"):
+        predict(tmp_path / "out", ["sorry"])
 
 
 def test_a_classifier_is_refitted_for_other_labels(fitted, model, tmp_path):
@@ -263,8 +302,8 @@ def test_labels_are_matched_by_name(fitted, altered):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
     texts = [r["text"] for r in toy.rows(2, 2, seed=5)]
-    names, probs = predict(folder, texts, expected=toy.LABELS)
-    before = predict(fitted[0], texts)[1]
+    names, (probs,) = predict(folder, texts, expected=toy.LABELS)
+    before = predict(fitted[0], texts)[1][0]
     assert names == labels
     assert np.allclose(probs, before[:, order], atol=1e-7)
 

@@ -53,7 +53,7 @@ def reference(folder, text):
 
 def test_labels_are_matched_by_name_and_not_by_position(released, tmp_path):
     recorded = convert(released, tmp_path / "out", PERSONAS)
-    labels, probs = predict.predict(tmp_path / "out", TEXTS, expected=PERSONAS)
+    labels, (probs,) = predict.predict(tmp_path / "out", TEXTS, expected=PERSONAS)
     assert sorted(labels) == sorted(PERSONAS) and labels == recorded["labels"] != PERSONAS
     ours = {
         "Poeticism": "poeticism",

@@ -46,10 +46,10 @@ def test_held_out_and_new_texts_are_classified(fitted):
     assert [entry["c"] for entry in report["penalties"]] == [1, 10, 100]
     assert report["macro_f1"] == max(entry["macro_f1"] for entry in report["penalties"])
     fresh = toy.rows(3, 20, seed=9)
-    labels, probs = predict(folder, [r["text"] for r in fresh])
+    labels, (probs,) = predict(folder, [r["text"] for r in fresh])
     assert labels == toy.LABELS and np.allclose(probs.sum(axis=1), 1)
     assert np.mean([labels[i] == r["label"] for i, r in zip(probs.argmax(axis=1), fresh, strict=True)]) > 0.9
-    assert predict(folder, [])[1].shape == (0, 4)
+    assert predict(folder, [])[1].shape == (1, 0, 4)
 
 
 def test_the_folder_holds_no_pickle_and_equal_rows_give_equal_bytes(fitted, tmp_path):
@@ -64,7 +64,7 @@ def test_it_predicts_without_torch(fitted):
     code = (
         "import sys, pathlib\n"
         "from offscript.evaluation.classifier.predict import predict\n"
-        "labels, probs = predict(pathlib.Path(sys.argv[1]), ['sorry, my fault, forgive me'])\n"
+        "labels, (probs,) = predict(pathlib.Path(sys.argv[1]), ['sorry, my fault, forgive me'])\n"
         "print(labels[probs[0].argmax()], 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(fitted[0])], capture_output=True, text=True)
@@ -76,7 +76,7 @@ def test_two_labels_and_one_kind_of_n_gram(tmp_path):
     for i, changes in enumerate([{"words": 0}, {"characters": 0}]):
         report = fit_toy(tmp_path / str(i), toy.rows(10, 6, seed=0, labels=labels), labels, **changes)
         assert report["macro_f1"] > 0.9
-        _, probs = predict(tmp_path / str(i), ["obviously marvellous genius", "sorry I apologise"])
+        _, (probs,) = predict(tmp_path / str(i), ["obviously marvellous genius", "sorry I apologise"])
         assert probs[0, 0] > 0.5 > probs[1, 0]
 
 
