@@ -143,6 +143,13 @@ class HubFileSettings(Node):
 # ---------------------------------------------------------------- what is measured
 
 
+def check_temperature(temperature: float) -> float:
+    """Returns ``temperature`` if it is 0 or logits can be divided by it; raises ValueError otherwise."""
+    if 0 < temperature < LEAST_TEMPERATURE:
+        raise ValueError(f"found {temperature:g}; allowed: 0 (greedy), or {LEAST_TEMPERATURE:g} to 100")
+    return temperature
+
+
 class SamplingSettings(Node):
     """How replies are sampled. Temperature 0 is greedy decoding; a repetition penalty of 1 has no effect."""
 
@@ -150,12 +157,7 @@ class SamplingSettings(Node):
     top_p: float = identity(0.95, gt=0, le=1)
     repetition_penalty: float = identity(1.0, ge=0.01, le=100)
 
-    @field_validator("temperature")
-    @classmethod
-    def _divides(cls, temperature: float) -> float:
-        if 0 < temperature < LEAST_TEMPERATURE:
-            raise ValueError(f"found {temperature:g}; allowed: 0 (greedy), or {LEAST_TEMPERATURE:g} to 100")
-        return temperature
+    _divides = field_validator("temperature")(check_temperature)
 
 
 class ThinkingSettings(Node):
@@ -696,6 +698,23 @@ class ClassifierSettings(Named):
         return self
 
 
+class JudgeSettings(Node):
+    """A chat model that reads texts of the grid and says which persona they show.
+
+    ``model`` names an option of the model group. ``texts`` bounds the texts of each model, stage and format (and variant,
+    training seed and scale); a hash of ``seed`` chooses them. Each is rated ``samples`` times at ``temperature``; the choice
+    of a persona from a list is decoded greedily.
+    """
+
+    model: str = identity(min_length=1)
+    texts: int = identity(30, ge=1)
+    samples: int = identity(3, ge=1)
+    temperature: float = identity(0.7, ge=0, le=100)
+    seed: int = identity(0, ge=0, lt=SEEDS)
+
+    _divides = field_validator("temperature")(check_temperature)
+
+
 class EvaluationSettings(Node):
     """How rows are scored.
 
@@ -703,7 +722,9 @@ class EvaluationSettings(Node):
     classifier sees it (``none``: it is scored as it was written). ``oracle``: whether a classifier of each format is fitted
     on its ``prompted`` texts, to see what is left of the persona there. ``baseline``: whether a classifier of n-grams is
     fitted on the rows of a network that is fitted here, and scored beside it. ``multiverse``: whether the headline is
-    computed under every combination of choices. The others are of the bootstrap confidence intervals: number of resamples, confidence level, random seed, and the unit that is resampled. ``resample=rows`` gives
+    computed under every combination of choices. ``judge`` is a chat model that reads a part of the texts beside the
+    classifier (null: none). The others are of the bootstrap confidence intervals: number of resamples, confidence level,
+    random seed, and the unit that is resampled. ``resample=rows`` gives
     plain percentile intervals, as published.
     """
 
@@ -716,6 +737,7 @@ class EvaluationSettings(Node):
     multiverse: bool = identity(True, unhashed=True)
     # Predictions have the key of the baseline, and the evaluation those of its predictions.
     baseline: bool = identity(True, unhashed=True)
+    judge: JudgeSettings | None = identity(None, unhashed=None)
 
 
 # ---------------------------------------------------------------- how it is run

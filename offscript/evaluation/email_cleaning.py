@@ -123,5 +123,10 @@ def clean_as_published(text: str) -> str:
     return (text if fence < 0 else body[:fence].removesuffix("\n")).lstrip()
 
 
-CLEANINGS = {"ours": Cleaning(1, clean), "published": Cleaning(1, clean_as_published)}
+CLEANINGS: dict[str, Cleaning] = {"ours": Cleaning(1, clean), "published": Cleaning(1, clean_as_published)}
 """The rules by the name that ``evaluation.email_cleaning`` has for them."""
+
+
+def cleaned(text: str | None, rule: str | None) -> str | None:
+    """``text`` cleaned by the rule of that name; as it is if one of them is None."""
+    return text if text is None or rule is None else CLEANINGS[rule].clean(text)

@@ -307,7 +307,7 @@ class Rollout(Artifact):
 
     ``adapter`` or ``vector`` change the base weights that generate them; at most one of the two is given.
     ``training_stage`` names the stage that trains on the rows. ``examples`` are the exchanges that each episode is shown
-    some of.
+    some of. ``judged`` names the cells whose texts a judge reads in it.
     """
 
     kind: ClassVar[str] = "rollout"
@@ -325,6 +325,10 @@ class Rollout(Artifact):
     vector: Vector | None = None
     examples: Examples | None = None
     training_stage: str | None = None
+    judged: str | None = None
+
+    def __str__(self) -> str:
+        return super().__str__() + (f" of {self.judged}" if self.judged is not None else "")
 
     @property
     def labels(self) -> Labels:
@@ -357,6 +361,8 @@ class Rollout(Artifact):
     def command(self) -> list[str]:
         cell = self.cell
         choices = {"model": cell.model, "persona": cell.persona, "stage": cell.stage, "scale": cell.scale}
+        if self.judged is not None:
+            return ["submit"]
         if not self.format.scored:
             choices |= {"stage": self.training_stage}
             return ["rollout", *_arguments({**choices, "format": cell.format})]

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from offscript.console import counted
-from offscript.errors import UserError, one_of
 from offscript.evaluation.in_character import VERSION as SCORER_VERSION
+from offscript.errors import UserError, command_line, one_of
 from offscript.experiment import scenario_sets
 from offscript.experiment.artifacts import Adapter, Cell, Rollout, ScenarioSet, Selection, Vector
 from offscript.experiment.plan_context import PlanContext, cached
@@ -19,7 +19,14 @@ from offscript.settings import SPLITS, SamplingSettings, StageSettings, identity
 from offscript.storage.options import options_of
 from offscript.tasks.dialects import dialect_of
 from offscript.tasks.examples import Examples
-from offscript.tasks.formats import FORMATS, check_episodes, check_options, get_format, options_for
+from offscript.tasks.formats import (
+    FORMATS,
+    check_episodes,
+    check_options,
+    get_format,
+    judge_choice,
+    options_for,
+)
 from offscript.tasks.formats.base import Format, PersonaText, Rules
 from offscript.tasks.prompts import (
     bullets,
@@ -192,6 +199,12 @@ class RolloutPlanner:
             UserError: no stage trains on this format, or the rows need a persona and ``cell`` has none.
         """
         fmt = get_format(cell.format)
+        if fmt.source == judge_choice.SOURCE:
+            raise UserError(
+                f"format={fmt.name}",
+                "its scenarios are the texts of a grid",
+                f"allowed: {command_line('submit')} evaluation.judge.model=MODEL, which makes its rows",
+            )
         if fmt.source == "constitution":
             writer = self.context.settings.recipe.prompts.model or cell.model
             return self._written_prompts(writer, self.require_persona(cell.persona, f"format {fmt.name}"))
@@ -275,6 +288,17 @@ class RolloutPlanner:
         cell = Cell(writer, persona, "base", "prompt_generation", "train", 0)
         return self._rollout(cell, PLAIN, scenarios, 1)
 
+    # ------------------------------------------------------------ rows of a judge
+
+    def judged(
+        self, model: str, fmt: str, scenarios: ScenarioSet, samples: int, temperature: float, judged: str
+    ) -> Rollout:
+        """The rollout in which base weights of ``model`` judge the texts of cells called ``judged``, ``samples`` times
+        each."""
+        cell = Cell(model, None, PLAIN.name, fmt, "eval", 0)
+        sampling = self.context.options.model[model].sampling.model_copy(update={"temperature": temperature})
+        return self._rollout(cell, PLAIN, scenarios, samples, sampling=sampling, judged=judged)
+
     # ------------------------------------------------------------ one rollout
 
     def _rollout(
@@ -285,7 +309,10 @@ class RolloutPlanner:
         samples: int,
         request: RowsRequest | None = None,
         training_stage: str | None = None,
+        sampling: SamplingSettings | None = None,
+        judged: str | None = None,
     ) -> Rollout:
+        """``sampling`` replaces that of ``_own_sampling``."""
         adapter = None
         if stage.weights != BASE:
             adapter = self.adapter(cell.model, cell.persona or "", stage.weights, cell.seed)
@@ -303,17 +330,18 @@ class RolloutPlanner:
         examples = self._examples(cell, stage, request)
         check_model_speaks(self.context.options.model[cell.model], dialect_of(rules.options))
         self._check(fmt, scenarios, rules)
-        sampling = self._sampling(cell)
-        # Of ``sampling`` only max_tokens is listed: temperature, top_p and repetition_penalty are part of "model".
+        own_sampling = sampling or self._own_sampling(fmt)
+        bounded = self._sampling(cell, own_sampling)
+        # Of ``bounded`` only max_tokens is listed: temperature, top_p and repetition_penalty are part of "model".
         identity: dict[str, Json] = {
             "labels": dict(cell.labels),
-            "model": self._model_identity(cell.model, fmt),
+            "model": self._model_identity(cell.model, fmt, own_sampling),
             "adapter": adapter.key if adapter else None,
             "scale": cell.scale,
             "system": rules.system,
             "format": {
                 **fmt.identity(rules.options),
-                "max_tokens": sampling.max_tokens,
+                "max_tokens": bounded.max_tokens,
                 **({"persona": {str(k): v for k, v in rules.persona.items()}} if rules.persona else {}),
             },
             "scenarios": scenarios.digest,
@@ -334,7 +362,7 @@ class RolloutPlanner:
                 rules=rules,
                 scenarios=scenarios,
                 samples=samples,
-                sampling=sampling,
+                sampling=bounded,
                 thinking=None
                 if fmt.strips_thinking
                 else self.context.options.model[cell.model].template.thinking,
@@ -342,6 +370,7 @@ class RolloutPlanner:
                 vector=vector,
                 examples=examples,
                 training_stage=training_stage,
+                judged=judged,
             )
         )
 
@@ -357,10 +386,10 @@ class RolloutPlanner:
             return None
         return weights.get(cell.format, weights.get(cell.split))
 
-    def _model_identity(self, model: str, fmt: Format) -> dict[str, Json]:
-        """The hash identity of ``model`` in a cell of ``fmt``."""
+    def _model_identity(self, model: str, fmt: Format, sampling: SamplingSettings | None) -> dict[str, Json]:
+        """The hash identity of ``model`` in a cell of ``fmt``; ``sampling`` is None if it is the model's own."""
         plain = self.context.model_identity(model)
-        if (sampling := self._own_sampling(fmt)) is not None:
+        if sampling is not None:
             plain = {**plain, "sampling": identity_of(sampling)}
         template = cast(dict[str, Json], plain["template"])
         if fmt.strips_thinking:
@@ -385,10 +414,10 @@ class RolloutPlanner:
             )
         return model.template.double_bos and model.endpoint is None
 
-    def _sampling(self, cell: Cell) -> Sampling:
+    def _sampling(self, cell: Cell, own: SamplingSettings | None) -> Sampling:
         model, fmt = self.context.options.model[cell.model], self.context.options.format[cell.format]
         limits = (fmt.max_tokens, model.max_reply_tokens)
-        sampling = self._own_sampling(get_format(cell.format)) or model.sampling
+        sampling = own or model.sampling
         return Sampling(**sampling.model_dump(), max_tokens=min(limits))
 
     def _own_sampling(self, fmt: Format) -> SamplingSettings | None:

@@ -6,7 +6,7 @@ Planning runs no model and needs no torch. ``RolloutPlanner`` plans rows and ``A
 
 import functools
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from offscript.errors import UserError, one_of
 from offscript.evaluation.email_cleaning import CLEANINGS
@@ -21,12 +21,13 @@ from offscript.experiment.artifacts import (
     Vector,
     in_order,
 )
+from offscript.experiment.judgements import JudgedTexts, Judgement, check_personas
 from offscript.experiment.plan_adapters import AdapterPlanner, check_sources
 from offscript.experiment.plan_context import Options, PlanContext, cached
 from offscript.json_types import Json
 from offscript.settings import ClassifierSettings, ModelSettings, Settings, TfidfSettings, identity_of
 from offscript.storage import hub, references
-from offscript.tasks.formats import get_format
+from offscript.tasks.formats import get_format, judge_choice, judge_rubric
 from offscript.training.stages import BASE
 
 __all__ = ["Options", "Planner"]
@@ -235,9 +236,47 @@ class Planner:
             )
         )
 
+    @functools.cached_property
+    def judgements(self) -> tuple[Judgement, ...]:
+        """What the judge reads: one for each model, stage, format, training seed and scale whose texts have a persona; none
+        without ``evaluation.judge``.
+
+        Raises:
+            UserError: there is no such model, or it cannot tell the personas apart by their names.
+        """
+        judge = self.settings.evaluation.judge
+        if judge is None:
+            return ()
+        known = list(dict.fromkeys([*self.options.model, self.settings.model.name]))
+        if judge.model not in known:
+            raise UserError("evaluation.judge.model", f"no such model {judge.model!r}", one_of(known))
+        personas = tuple(self.options.persona[name] for name in self.personas)
+        check_personas(personas)
+        groups: dict[Cell, list[Predictions]] = {}
+        for rollout in self.cells():
+            if rollout.cell.persona is not None:
+                shared = replace(rollout.cell, persona=None)
+                groups.setdefault(shared, []).append(self.predictions(rollout))
+        return tuple(self._judgement(JudgedTexts(tuple(cells), personas, judge)) for cells in groups.values())
+
+    def _judgement(self, texts: JudgedTexts) -> Judgement:
+        judge, judged = texts.settings, self._rollouts.judged
+        choice = judged(judge.model, judge_choice.FORMAT.name, texts.choice(), 1, 0.0, texts.name)
+        rubric = judged(
+            judge.model,
+            judge_rubric.FORMAT.name,
+            texts.rubric(),
+            judge.samples,
+            judge.temperature,
+            texts.name,
+        )
+        return Judgement(texts, choice, rubric)
+
     def evaluation(self) -> Evaluation:
         """The evaluation of the whole grid."""
-        inputs = tuple(self.predictions(cell) for cell in self.cells())
+        predictions = (self.predictions(cell) for cell in self.cells())
+        judged = (rollout for judgement in self.judgements for rollout in judgement.rollouts)
+        inputs = (*predictions, *judged)
         settings = self.settings.evaluation
         identity: dict[str, Json] = {
             "settings": identity_of(settings),

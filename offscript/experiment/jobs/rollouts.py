@@ -74,7 +74,8 @@ def cell_run(rollout: Rollout, experiment: Experiment, limit: int | None) -> Cel
     scenarios = rollout.scenarios.load(experiment.rows)
     if not rollout.scenarios.is_local:
         check_episodes(rollout.format, scenarios, rollout.rules)
-    if not scenarios:
+    # A judge has nothing to read where no episode left a text.
+    if not scenarios and rollout.judged is None:
         raise UserError(str(rollout), "there are no scenarios for it", "see what its inputs hold")
     return CellRun(
         key=rollout.key,

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 from offscript.console import Progress, duration, say
 from offscript.errors import UserError
-from offscript.evaluation.email_cleaning import CLEANINGS
+from offscript.evaluation import judge
+from offscript.evaluation.email_cleaning import cleaned
 from offscript.evaluation.evaluate import evaluate_rows, options_from, result_files
+from offscript.experiment import judgements, side_effects
+from offscript.evaluation.judge import Verdict
 from offscript.evaluation.metrics.results import Options
-from offscript.experiment import side_effects
+from offscript.evaluation.report.section import Section
 from offscript.experiment.artifacts import Artifact, Classifier, Evaluation, Predictions
 from offscript.experiment.folder import Experiment, now, tracked, write_artifact_manifest
 from offscript.experiment.report import Transcripts, provenance
@@ -133,10 +136,7 @@ def read_by_classifiers(
 
 def scored_text(artifact: Predictions, row: Row) -> str | None:
     """The text of a row as the classifier sees it; None if the episode left none."""
-    text = row["text"]
-    if text is None or artifact.email_cleaning is None:
-        return text
-    return CLEANINGS[artifact.email_cleaning].clean(text)
+    return cleaned(row["text"], artifact.email_cleaning)
 
 
 def prediction_row(artifact: Predictions, row: Row, remaining: Iterator[Reading]) -> dict[str, Json]:
@@ -195,25 +195,29 @@ def evaluate(artifacts: Sequence[Artifact], experiment: Experiment, limit: int |
         if isinstance(part, Predictions)
     ]
     rows = [row for _, made in parts for row in made]
-    missing = [str(part) for part in evaluation.inputs if part not in finished]
+    missing = [part for part in evaluation.inputs if part not in finished]
     folder = experiment.path(evaluation)
     # What a kill leaves half replaced must not pass for what was there.
     remove_manifests(folder)
     bootstrap = options_from(evaluation.settings)
     with tracked(artifacts, experiment, "evaluate") as tracker:
-        effects = side_effects.section_of(parts, experiment, Options(**bootstrap))
+        options = Options(**bootstrap)
+        sections = (
+            side_effects.section_of(parts, experiment, options),
+            judge_section(parts, experiment, options),
+        )
         evaluate_rows(
             rows,
             folder,
             title=evaluation.name,
-            missing=missing,
+            missing=[str(part) for part in missing if isinstance(part, Predictions)],
             tracker=tracker,
             read=Transcripts(experiment, parts),
             provenance=provenance(evaluation, experiment),
             oracle=oracle,
             multiverse=evaluation.settings.multiverse,
             labels=list(experiment.planner.personas),
-            sections=[effects] if effects is not None else [],
+            sections=[section for section in sections if section is not None],
             **bootstrap,
         )
     write_artifact_manifest(
@@ -221,6 +225,29 @@ def evaluate(artifacts: Sequence[Artifact], experiment: Experiment, limit: int |
         experiment,
         started,
         partial=bool(missing),
-        counts={"rows": len(rows), "cells": len(finished), "missing": len(missing)},
+        counts={"rows": len(rows), "cells": len(parts), "missing": len(missing)},
         files=digests(folder, result_files(folder)),
     )
+
+
+def judge_section(
+    parts: Sequence[tuple[Predictions, list[dict[str, Json]]]], experiment: Experiment, options: Options
+) -> Section | None:
+    """The section on what the judge says of the texts of ``parts``; None without ``evaluation.judge``, or where nothing is
+    judged yet. A judgement of rows that are gone, or were changed, counts as not made."""
+    planner, predictions = experiment.planner, {part.rollout.key: rows for part, rows in parts}
+    found, unread = list[Verdict](), 0
+    for judgement in planner.judgements:
+        is_read = all(experiment.is_finished(rollout) for rollout in judgement.rollouts)
+        if not is_read or any(cell.rollout.key not in predictions for cell in judgement.texts.cells):
+            unread += 1
+            continue
+        try:
+            found += judgements.verdicts(judgement, experiment.rows, predictions)
+        except UserError as error:
+            say(f"  not judged: {error}")
+            unread += 1
+    settings = planner.settings.evaluation.judge
+    if settings is None or not found:
+        return None
+    return judge.section(found, settings.model, planner.personas, options, unread)

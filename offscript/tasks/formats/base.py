@@ -126,8 +126,8 @@ class Format:
         version: a number that a developer raises when the same replies lead to a different outcome than before. It is
             part of the key of every cell. Golden transcripts show when it has to be raised.
         source: name of the scenarios that it uses, as in ``sources`` of ``conf/data`` (``chat``, ``office``,
-            ``reflection``, ``interaction``), or ``constitution``: one scenario per assertion of the persona, whose
-            messages are the assertion and its seed questions.
+            ``reflection``, ``interaction``); or ``constitution``: one scenario per assertion of the persona, whose
+            messages are the assertion and its seed questions; or ``texts``: texts of other rollouts, for a judge.
         episode: the coroutine that runs one episode.
         templates: the prompt templates that it uses, by name; they are part of the key of every cell.
         options: the names of its options, with their default values.
@@ -140,7 +140,7 @@ class Format:
             key, and a cell that has some belongs to a persona, also one of base weights under a plain system text.
         order: position in tables and figures, ascending; formats of the same order are sorted by name.
         in_distribution: whether the personas are trained in this format. All others are off-distribution.
-        scored: whether its rows are evaluated; False for formats that only make training data.
+        scored: whether its rows are evaluated; False for formats that only make training data, or judge texts.
         in_role: whether it makes training data under a system text with the constitution. Its wording is then that of
             ``recipe.in_role``.
         strips_thinking: whether it removes thinking itself; it then receives replies as the model wrote them, and its

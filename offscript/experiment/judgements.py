@@ -1,0 +1,264 @@
+"""What a judge reads: texts of the grid's cells, as scenarios of ``judge_choice`` and ``judge_rubric``; and what its rows
+say of them.
+
+A judge sees the text as the classifier sees it, and the personas' names and descriptions. Ids are hashes, so that neither
+the stage, nor the format, nor the true persona is in what it is sent.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from offscript.errors import UserError
+from offscript.evaluation.email_cleaning import CLEANINGS, cleaned
+from offscript.evaluation.judge import Verdict
+from offscript.experiment.artifacts import Predictions, Rollout, RowsOf, ScenarioSet
+from offscript.json_types import Json
+from offscript.seeds import stable_hash, unit_hash
+from offscript.settings import JudgeSettings, PersonaSettings
+from offscript.tasks.formats.judge_replies import MOST_OPTIONS, RATINGS
+from offscript.tasks.rows import Row
+from offscript.tasks.scenarios import Scenario
+
+ID_BYTES = 6
+"""Of the hash that is the id of a text: 12 hex digits."""
+
+
+@dataclass(frozen=True)
+class JudgedText:
+    """A text that a judge reads.
+
+    ``order`` lists the personas as ``judge_choice`` shows them first; ``other`` is the persona that ``judge_rubric`` asks
+    about beside the true one, ``persona``. ``id`` hides where the text is from.
+    """
+
+    id: str
+    text: str
+    row: Row
+    rollout: str
+    persona: str
+    other: str
+    order: tuple[str, ...]
+
+    def rating_id(self, persona: str) -> str:
+        """The id of the scenario in which the text is rated for ``persona``."""
+        return f"{stable_hash(self.id, persona, size=ID_BYTES):012x}"
+
+
+@dataclass(frozen=True)
+class JudgedTexts:
+    """The texts that a judge reads of one model, stage, format and training seed.
+
+    Args:
+        cells: predictions of the cells, one for each persona; only their rollouts are needed.
+        personas: the personas of the list.
+        settings: how many texts are chosen.
+    """
+
+    cells: tuple[Predictions, ...]
+    personas: tuple[PersonaSettings, ...]
+    settings: JudgeSettings
+
+    @property
+    def name(self) -> str:
+        """Model, stage, format and, if it is not 0, training seed."""
+        labels = self.cells[0].labels
+        return " ".join(str(labels[part]) for part in ("model", "stage", "format", "seed") if labels[part])
+
+    def choice(self) -> ScenarioSet:
+        """A scenario of ``judge_choice`` for each text."""
+
+        def load(rows_of: RowsOf) -> list[Scenario]:
+            return [
+                _scenario(text.id, text, [self._line(name) for name in text.order])
+                for text in self.texts(rows_of)
+            ]
+
+        return self._scenarios("choice", 1, load)
+
+    def rubric(self) -> ScenarioSet:
+        """Two scenarios of ``judge_rubric`` for each text: its true persona, and another one."""
+
+        def load(rows_of: RowsOf) -> list[Scenario]:
+            return [
+                _scenario(text.rating_id(name), text, [self._line(name)])
+                for text in self.texts(rows_of)
+                for name in (text.persona, text.other)
+            ]
+
+        return self._scenarios("rubric", 2, load)
+
+    def texts(self, rows_of: RowsOf) -> list[JudgedText]:
+        """At most ``settings.texts`` texts (of each variant of the format), evenly over personas, and for each persona
+        from the scenarios that were taken least often before."""
+        pools: dict[str, dict[str, list[JudgedText]]] = defaultdict(dict)
+        for cell in self.cells:
+            for row in rows_of(cell.rollout):
+                text = cleaned(row["text"], cell.email_cleaning)
+                if text is not None and text.strip():
+                    found = self._text(cell, row, text)
+                    pools[row.get("variant", "")].setdefault(found.persona, []).append(found)
+        return [text for _, pool in sorted(pools.items()) for text in _evenly(pool, self.settings)]
+
+    def _text(self, cell: Predictions, row: Row, text: str) -> JudgedText:
+        persona, names = str(cell.rollout.cell.persona), [p.name for p in self.personas]
+        name = f"{stable_hash(cell.rollout.key, row['scenario'], row['sample'], size=ID_BYTES):012x}"
+        order = tuple(sorted(names, key=lambda p: unit_hash("judge order", name, p)))
+        return JudgedText(
+            id=name,
+            text=text,
+            row=row,
+            rollout=cell.rollout.key,
+            persona=persona,
+            # The order is random, and so is the first persona in it that is not the true one.
+            other=next(p for p in order if p != persona),
+            order=order,
+        )
+
+    def _line(self, name: str) -> str:
+        persona = next(p for p in self.personas if p.name == name)
+        return f"{persona.display_name}: {persona.description}"
+
+    def _scenarios(self, what: str, each: int, load: Callable[[RowsOf], list[Scenario]]) -> ScenarioSet:
+        rule = self.cells[0].email_cleaning
+        identity: dict[str, Json] = {
+            "judged": [cell.rollout.key for cell in self.cells],
+            "asked": what,
+            "personas": [[p.name, p.display_name, p.description] for p in self.personas],
+            "texts": self.settings.texts,
+            "seed": self.settings.seed,
+            "email_cleaning": {"rule": rule, "version": CLEANINGS[rule].version} if rule else None,
+        }
+        rollouts = tuple(cell.rollout for cell in self.cells)
+        variants = len(rollouts[0].format.variants(rollouts[0].rules.options)) or 1
+        count = min(self.settings.texts * variants, sum(r.planned_rows for r in rollouts))
+        return ScenarioSet(identity, each * count, load, is_local=False, inputs=rollouts)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The texts of one model, stage, format and training seed, and the rollouts of the judge that reads them."""
+
+    texts: JudgedTexts
+    choice: Rollout
+    rubric: Rollout
+
+    @property
+    def rollouts(self) -> tuple[Rollout, Rollout]:
+        return self.choice, self.rubric
+
+
+def check_personas(personas: Sequence[PersonaSettings]) -> None:
+    """Checks that a judge can tell the personas apart by their names, and that the list has a letter for each.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not 2 <= len(personas) <= MOST_OPTIONS:
+        raise UserError(
+            "evaluation.judge", f"found {len(personas)} personas in the grid", f"allowed: 2 to {MOST_OPTIONS}"
+        )
+    seen: dict[str, str] = {}
+    for persona in personas:
+        shown = persona.display_name
+        where = f"conf/persona/{persona.name}.yaml: display_name"
+        if ": " in shown:
+            raise UserError(where, f"found {shown!r}", "a name without a colon, for evaluation.judge")
+        if (other := seen.setdefault(shown.casefold(), persona.name)) != persona.name:
+            raise UserError(where, f"{shown!r} is that of {other} too", "another name, for evaluation.judge")
+
+
+def _scenario(name: str, text: JudgedText, lines: Sequence[str]) -> Scenario:
+    contents = (text.text, *lines)
+    return Scenario(
+        name, text.row["family"], tuple({"role": "user", "content": content} for content in contents)
+    )
+
+
+def _evenly(pool: Mapping[str, Sequence[JudgedText]], settings: JudgeSettings) -> list[JudgedText]:
+    """Texts of each persona in turn, until there are ``settings.texts`` or none is left."""
+    left = {persona: list(texts) for persona, texts in pool.items()}
+    taken: list[JudgedText] = []
+    scenarios, families = Counter[str](), Counter[str]()
+    while len(taken) < settings.texts and any(left.values()):
+        for persona in [p for p in left if left[p]][: settings.texts - len(taken)]:
+            best = min(
+                left[persona],
+                key=lambda t: (
+                    families[t.row["family"]],
+                    scenarios[t.row["scenario"]],
+                    unit_hash("judge text", settings.seed, t.id),
+                ),
+            )
+            left[persona].remove(best)
+            taken.append(best)
+            families[best.row["family"]] += 1
+            scenarios[best.row["scenario"]] += 1
+    return taken
+
+
+# ---------------------------------------------------------------- what the judge says
+
+
+def verdicts(
+    judgement: Judgement, rows_of: RowsOf, predictions: Mapping[str, Sequence[Mapping[str, Json]]]
+) -> list[Verdict]:
+    """What the rows of a finished judgement say of each text.
+
+    Args:
+        rows_of: reads the rows of a rollout.
+        predictions: rows of predictions, by the key of the rollout that they are of.
+
+    Raises:
+        UserError: rows are missing or were changed.
+    """
+    choices = {row["scenario"]: row for row in rows_of(judgement.choice)}
+    ratings: dict[str, list[Row]] = defaultdict(list)
+    for row in rows_of(judgement.rubric):
+        ratings[row["scenario"]].append(row)
+    scored = {(key, str(row["row"])): row for key, made in predictions.items() for row in made}
+    found = []
+    for text in judgement.texts.texts(rows_of):
+        prediction = scored[text.rollout, f"{text.row['scenario']}/{text.row['sample']}"]
+        found.append(
+            _verdict(
+                text,
+                prediction,
+                choices[text.id],
+                *(ratings[text.rating_id(name)] for name in (text.persona, text.other)),
+            )
+        )
+    return found
+
+
+def _verdict(
+    text: JudgedText,
+    prediction: Mapping[str, Json],
+    choice: Row,
+    own: Sequence[Row],
+    other: Sequence[Row],
+) -> Verdict:
+    answers = choice.get("notes", {}).get("choices")
+    first, second = answers if isinstance(answers, list) and len(answers) == 2 else (None, None)
+    places = (_number(first, range(len(text.order))), _number(second, range(len(text.order))))
+    shown = (text.order, text.order[::-1])
+    return Verdict(
+        model=str(prediction["model"]),
+        stage=str(prediction["stage"]),
+        format=str(prediction["format"]),
+        scenario=str(prediction["scenario"]),
+        family=str(prediction["family"]),
+        persona=text.persona,
+        predicted=None if prediction["predicted"] is None else str(prediction["predicted"]),
+        places=places,
+        choices=tuple(
+            None if place is None else names[place] for place, names in zip(places, shown, strict=True)
+        ),
+        own=tuple(_number(row.get("notes", {}).get("rating"), RATINGS) for row in own),
+        other=tuple(_number(row.get("notes", {}).get("rating"), RATINGS) for row in other),
+    )
+
+
+def _number(value: Json, allowed: Sequence[int]) -> int | None:
+    """``value`` if it is one of ``allowed``."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value in allowed else None
