@@ -124,7 +124,9 @@ def section(
     groups = _groups(verdicts, personas, options)
     notes = [note for group in groups if group.stage == ALL for note in _notes(group, judge, personas)]
     if unread:
-        notes.append(f"judge {judge}: {unread} of the model, stage and format groups are not judged yet")
+        notes.append(
+            f"judge {judge}: {unread} of the model, stage and format groups are not judged yet, or their rows were changed"
+        )
     models = list(dict.fromkeys(group.model for group in groups))
     tables = [
         make([group for group in groups if group.model == model], model, judge, personas)
