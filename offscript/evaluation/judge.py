@@ -308,7 +308,9 @@ def _notes(group: Group, judge: str, personas: Sequence[str]) -> list[str]:
         for share, what in ((group.choices.no_answer, "choices"), (group.ratings.no_answer, "ratings"))
         if share > UNANSWERED
     ]
-    if silent:
+    if group.choices.no_answer == group.ratings.no_answer == 1:
+        notes.append(f"{name}: none of its replies states an answer, so it says nothing about the texts")
+    elif silent:
         notes.append(f"{name}: no answer in {' and '.join(silent)}; its other numbers are of the rest")
     chance = 1 / len(personas)
     for place, which in ((group.choices.first, "first"), (group.choices.last, "last")):
