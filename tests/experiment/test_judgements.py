@@ -8,6 +8,8 @@ from collections import Counter
 import pytest
 
 from offscript.errors import UserError
+from offscript.evaluation.evaluate import options_from
+from offscript.evaluation.metrics.results import Options
 from offscript.experiment.artifacts import Predictions, Rollout
 from offscript.experiment.folder import Experiment, now, write_artifact_manifest
 from offscript.experiment.jobs import rollouts as rollout_job
@@ -24,6 +26,7 @@ from tests.rows import probs
 PERSONAS = ("sarcasm", "remorse", "poeticism")
 WORDS = {"sarcasm": "brilliant", "remorse": "sorry", "poeticism": "moonlit"}
 """What gives a persona away."""
+USED = {"turns": 1, "tool_calls": 0, "tokens_in": 9, "tokens_out": 9}
 GRID = (
     "experiment=smoke",
     f"grid.persona=[{','.join(PERSONAS)}]",
@@ -56,7 +59,7 @@ def write_cells(own, text=text_of) -> None:
             name = {"scenario": f"s{i}", "family": f"f{i}", "sample": 0, "ended": "stop"}
             body = text(part.rollout, i)
             label = (labels["persona"] or PERSONAS[i % 3]) if body is not None else None
-            rows.append({"key": part.rollout.key, **labels, **name, "text": body, "messages": [], "turns": 1})
+            rows.append({"key": part.rollout.key, **labels, **name, "text": body, "messages": [], **USED})
             predicted.append(
                 {
                     **labels, **name, "row": f"s{i}/0", "predicted": label,
@@ -81,11 +84,14 @@ def grid(root, judge: dict | None = None, **evaluation):
     return Experiment(Planner(settings, composed.planner.options), composed.overrides)
 
 
-def sections_of(own):
-    """The sections that an evaluation of the grid would add."""
+def section_of(own):
+    """The section that an evaluation of the grid would have on the judge."""
     made = own.planner.evaluation().inputs
     parts = [(part, own.predictions(part)) for part in made if isinstance(part, Predictions)]
-    return scoring.judge_sections(parts, own)
+    options = Options(**options_from(own.planner.settings.evaluation))
+    section = scoring.judge_section(parts, own, options)
+    assert section is not None
+    return section
 
 
 def judged(tmp_path, monkeypatch, script, text=text_of):
@@ -96,7 +102,7 @@ def judged(tmp_path, monkeypatch, script, text=text_of):
     monkeypatch.setattr(rollout_job, "open_engine", lambda *args: engine)
     results = make([rollout for j in own.planner.judgements for rollout in j.rollouts], own)
     assert {r.status for r in results} <= {"ran", "reused"}
-    (section,) = sections_of(own)
+    section = section_of(own)
     return own, section, engine.seen
 
 
@@ -274,7 +280,7 @@ def test_what_is_not_judged_yet_is_left_out_and_said(tmp_path, monkeypatch):
     rubric, choice = own.path(own.planner.judgements[0].rubric), own.path(own.planner.judgements[1].choice)
     manifest_path(rubric).unlink()
     choice.write_text(choice.read_text().replace('"choices"', '"chosen"'))
-    (section,) = sections_of(own)
+    section = section_of(own)
     assert len(groups_of(section)) == 1 + 2
     assert section.notes == (
         "judge pocket: 2 of the model, stage and format groups are not judged yet, or their rows were changed",
@@ -300,7 +306,7 @@ def test_a_judge_behind_an_endpoint(tmp_path, monkeypatch, serve):  # noqa: F811
     write_cells(own)
     results = make([rollout for j in own.planner.judgements for rollout in j.rollouts], own)
     assert {r.status for r in results} == {"ran", "reused"}
-    (section,) = sections_of(own)
+    section = section_of(own)
     choices = groups_of(section)["all", "all"]["choices"]
     assert section.data["judge"] == "endpoint" and choices["accuracy"]["estimate"] == 1
     assert {body["temperature"] for body in stub.bodies} == {0, 0.7}

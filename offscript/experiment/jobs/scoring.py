@@ -10,10 +10,10 @@ from offscript.errors import UserError
 from offscript.evaluation import judge
 from offscript.evaluation.email_cleaning import cleaned
 from offscript.evaluation.evaluate import evaluate_rows, options_from, result_files
-from offscript.experiment import judgements, side_effects
 from offscript.evaluation.judge import Verdict
 from offscript.evaluation.metrics.results import Options
 from offscript.evaluation.report.section import Section
+from offscript.experiment import judgements, side_effects
 from offscript.experiment.artifacts import Artifact, Classifier, Evaluation, Predictions
 from offscript.experiment.folder import Experiment, now, tracked, write_artifact_manifest
 from offscript.experiment.report import Transcripts, provenance
