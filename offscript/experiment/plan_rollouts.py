@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from offscript.console import counted
-from offscript.evaluation.in_character import VERSION as SCORER_VERSION
 from offscript.errors import UserError, command_line, one_of
+from offscript.evaluation.in_character import VERSION as SCORER_VERSION
 from offscript.experiment import scenario_sets
 from offscript.experiment.artifacts import Adapter, Cell, Rollout, ScenarioSet, Selection, Vector
 from offscript.experiment.plan_context import PlanContext, cached
