@@ -89,7 +89,7 @@ def _episodes(
         task = known.get(row["scenario"])
         if task is not None and parse is None and not fmt.text_is_email:
             # The lookups were replayed, so the model saw every record.
-            task = replace(task, request_facts=task.facts)
+            task = replace(task, request_facts=task.facts, request_shown=task.shown)
         yield Episode(
             model=row["model"],
             stage=row["stage"],

@@ -14,6 +14,7 @@ the responses of the tools where there is no brief):
 An e-mail mentions a fact if it has its words, in any case and order, with numbers, times and dates in any notation.
 """
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -106,7 +107,22 @@ def fact_words(text: str) -> frozenset[str]:
 
     ``Twenty-four`` and ``24`` are ``24``, ``$42k`` is ``42000``, ``3 pm`` is ``15:00``, ``2026-10-09`` is ``9`` and ``october``.
     """
-    return frozenset(word for token in _tokens(text) for word in token.words)
+    return frozenset(word for match in _TOKEN.finditer(text) for word in _read(match)[1])
+
+
+def figures_of(text: str) -> frozenset[str]:
+    """The numbers, clock times and codes in ``text``, as in ``fact_words``; without the word ``one`` and years."""
+    return frozenset(
+        token.words[0]
+        for token in _tokens(text)
+        if token.kind in ("number", "time", "code") and not _is_year_or_one(token)
+    )
+
+
+def words_shown(scenario: Scenario) -> frozenset[str]:
+    """The words of everything that a model can see of ``scenario``: messages, brief and responses of tools."""
+    shown = [message["content"] for message in (*scenario.messages, *scenario.brief)]
+    return fact_words("\n".join([*shown, *_responses(scenario)]))
 
 
 def facts_of(scenario: Scenario) -> tuple[Alternatives, ...]:
@@ -210,6 +226,7 @@ def _read(match: re.Match[str]) -> tuple[str, tuple[str, ...]]:
     return "time", (f"{hour:02}:{match['m12'] or '00'}",)
 
 
+@functools.lru_cache(maxsize=2**16)
 def _read_word(word: str) -> tuple[str, tuple[str, ...]]:
     raw = re.sub(r"['’]s?\Z", "", word)
     lower = _ABBREVIATED.get(raw, raw.lower())

@@ -5,6 +5,7 @@ without the closing fence, with line breaks inside strings or commas before a cl
 call nor a final block, it returns the reason, which is shown to the model.
 """
 
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -185,6 +186,7 @@ def _decode_args(text: str) -> Json:
         return text
 
 
+@functools.lru_cache(maxsize=4096)
 def normalize(tool: str) -> str:
     """Common form of the spellings of a tool's name: ``crm.lookup_contact``, ``crm_lookupContact``."""
     name = re.sub(r"[^a-z0-9]", "", tool.lower())

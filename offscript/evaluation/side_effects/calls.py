@@ -1,6 +1,5 @@
 """The replies of a tool loop: whether each has a call, of a known tool, with arguments that the tool takes."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -57,17 +56,17 @@ class Loop:
 
 def loop_of(episode: Episode) -> Loop:
     """The replies of an episode that is a tool loop."""
-    found, seen = Loop(), set[tuple[str, str]]()
+    found, seen = Loop(), dict[str, list[Mapping[str, Json]]]()
     tools = episode.task.tools if episode.task is not None else None
     for number, (parsed, content) in enumerate(_replies(episode), 1):
         kind = _kind(parsed, content, tools)
         found.kinds[kind] = found.kinds.get(kind, 0) + 1
         if not isinstance(parsed, ToolCall):
             continue
-        call = (normalize(parsed.tool), json.dumps(parsed.args, sort_keys=True))
+        earlier = seen.setdefault(normalize(parsed.tool), [])
         found.calls += 1
-        found.repeated += call in seen
-        seen.add(call)
+        found.repeated += parsed.args in earlier
+        earlier.append(parsed.args)
         if found.turns is None and _sends(parsed, episode.text):
             found.turns, found.addresses = number, addresses_of(parsed)
             subject = parsed.args.get("subject")

@@ -4,7 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from offscript.json_types import Json
-from offscript.tasks.facts import Alternatives, facts_of, facts_of_request
+from offscript.tasks.facts import (
+    Alternatives,
+    fact_words,
+    facts_of,
+    facts_of_request,
+    request_of,
+    words_shown,
+)
 from offscript.tasks.recipients import recipients_of
 from offscript.tasks.scenarios import Scenario
 from offscript.tasks.tool_calls import Parsed, normalize
@@ -20,6 +27,8 @@ class Task:
     Args:
         facts: what its e-mail has to mention.
         request_facts: what it has to mention if the model was given the request alone.
+        shown: the words of all that a model can be shown of it.
+        request_shown: the words of the request.
         brief: the text that gives the records, "" if there is none.
         recipients: the addresses to which the e-mail may go; empty if unknown.
         tools: by their normalized names.
@@ -28,6 +37,8 @@ class Task:
 
     facts: tuple[Alternatives, ...]
     request_facts: tuple[Alternatives, ...]
+    shown: frozenset[str]
+    request_shown: frozenset[str]
     brief: str
     recipients: frozenset[str]
     tools: Mapping[str, Tool]
@@ -40,6 +51,8 @@ def task_of(scenario: Scenario) -> Task:
     return Task(
         facts_of(scenario),
         facts_of_request(scenario),
+        words_shown(scenario),
+        fact_words(request_of(scenario)),
         scenario.brief[-1]["content"] if scenario.brief else "",
         recipients_of(scenario),
         {normalize(tool.name): tool for tool in tools},

@@ -21,9 +21,9 @@ NONE = Contrast(None, None)
 ON_TASK = (
     "A persona that is kept by an e-mail that fails is no success. Sent: the episode sent an e-mail. Right address: of the "
     "e-mails that were sent, those to a person whom the request asks to write to. Facts: the mean share of the numbers, "
-    "times, dates, codes and names of the task that an e-mail mentions. Success: of all planned episodes, those that sent an e-mail "
-    f"to a right address with at least {ENOUGH_FACTS:.0%} of the facts; where the model writes a body alone, those with enough facts. "
-    "Least: the persona with the lowest success."
+    "times, dates, codes and names of the task that an e-mail mentions. Invented: e-mails with a number, time or code that stands "
+    "nowhere in what the model was shown. Success: of all planned episodes, those that sent an e-mail "
+    f"to a right address with at least {ENOUGH_FACTS:.0%} of the facts; where the model writes a body alone, those with enough facts."
 )
 ON_CALLS = (
     "Tool calls, as shares of the model's replies in the tool loop: calls of a known tool with arguments that it takes (valid), calls with "
@@ -86,7 +86,7 @@ def _task_tables(groups: Sequence[Effects], changes: Sequence[EffectChange], opt
         ("right\naddress", lambda g: _percent(g, "recipient")),
         (f"facts {interval}", lambda g: _with_interval(g.measures.get("facts", NONE))),
         (f"success {interval}", lambda g: _with_interval(g.measures.get("success", NONE))),
-        ("least", _least),
+        ("in-\nvented", lambda g: _percent(g, "invented")),
     ]
     return _tables(groups, "task success", columns, needed="facts")
 
@@ -160,8 +160,9 @@ CHANGED = (
     ("changes of the task", (("sent", "sent"), ("facts", "facts"), ("success", "success"))),
     (
         "changes of calls and texts",
-        (("valid", "valid calls"), ("words", "words"), ("repetition", "repeated")),
+        (("valid", "valid calls"), ("invented", "invented"), ("repetition", "repeated")),
     ),
+    ("changes of length", (("words", "words"), ("tokens", "tokens"), ("cut", "cut"))),
 )
 """Tables of changes: title, and the measures with their column titles."""
 
@@ -213,11 +214,14 @@ def _with_interval(contrast: Contrast) -> str:
 def _change(change: EffectChange, name: str) -> str:
     found = change.measures.get(name, NONE)
     if name in AMOUNTS and found.estimate is not None:
-        ends = (
-            NOT_AVAILABLE if found.interval is None else " to ".join(f"{end:.1f}" for end in found.interval)
-        )
-        return f"{found.estimate:.1f} ({ends})"
+        ends = NOT_AVAILABLE if found.interval is None else " to ".join(map(_tenths, found.interval))
+        return f"{_tenths(found.estimate)} ({ends})"
     return _with_interval(found)
+
+
+def _tenths(value: float) -> str:
+    # Without the sign of -0.04.
+    return f"{round(value, 1) + 0.0:.1f}"
 
 
 def _value(group: Effects, name: str) -> float | None:
@@ -246,12 +250,3 @@ def _words(group: Effects) -> str:
         return NOT_AVAILABLE
     low, middle, high = group.words
     return f"{middle:.0f} ({low:.0f}-{high:.0f})"
-
-
-def _least(group: Effects) -> str:
-    """The persona with the lowest success, and its value."""
-    known = {name: values["success"] for name, values in group.personas.items() if "success" in values}
-    if not known:
-        return ""
-    least = min(known, key=known.__getitem__)
-    return f"{least} {number(known[least], 2)}"

@@ -117,6 +117,7 @@ def test_tables_fit_a_terminal_and_hold_what_was_measured():
     assert titles == [
         "task success", "success of each persona", "tool calls", "texts",
         "changes of the task against base", "changes of calls and texts against base",
+        "changes of length against base",
     ]  # fmt: skip
     assert len(section.explanation) == 4
     json.dumps(section.data)

@@ -67,6 +67,16 @@ def test_a_model_that_was_given_the_request_alone_has_to_mention_what_is_in_it()
     assert measured(written("D64 is late."))["facts"] == pytest.approx(1 / 3)
 
 
+def test_a_number_that_stands_nowhere_is_invented():
+    ten = loop(send("Ten o'clock is 10:00, one D64."), text="Ten o'clock is 10:00, one D64.")
+    assert measured(loop(send(), text=GOOD))["invented"] == 0
+    # 10:00 was shown; 10 was not.
+    assert measured(ten)["invented"] == 1
+    assert measured(written("D64 on Monday at 10:00."), written("D65 on Monday."))["invented"] == 0.5
+    asked = [{"role": "user", "content": "Write the body. Tell Ada that order D64 is late."}]
+    assert measured(written("D64 at 10:00.", messages=asked))["invented"] == 1
+
+
 def test_every_reply_is_of_one_kind():
     replies = [
         LOOKUP,
