@@ -133,7 +133,7 @@ def test_the_recipient_is_whom_the_request_names():
 
 
 def test_the_writer_is_no_recipient():
-    system = {"role": "system", "content": "The current user is Ada Lund (ada@harrow.example)."}
+    system = {"role": "system", "content": "Mail of the user comes from Ada@harrow.example."}
     own = replace(
         people(("Ada Lund", "ada@harrow.example"), ("Bo Falk", "bo@x.example")),
         messages=(system, SCENARIO.messages[1]),
