@@ -1,5 +1,6 @@
 """The wrapper around Hydra that every command shares: composition of the settings, one-line errors, exit codes."""
 
+import functools
 import os
 import re
 import shlex
@@ -30,7 +31,16 @@ from offscript.settings import (
     shown,
 )
 from offscript.storage.files import HOME, system_refusal
-from offscript.storage.options import check_option_files, choices_of, option_file, options_of, value_at
+from offscript.storage.options import (
+    check_option_files,
+    choices_of,
+    is_independent,
+    keys_replaced,
+    needs_others,
+    option_file,
+    options_of,
+    value_at,
+)
 from offscript.tasks.personas import find_constitution, read_constitution, sources_of
 from offscript.training.interrupt import Interrupted
 from offscript.training.ranks import RankLost
@@ -239,10 +249,11 @@ def assemble(plain: dict[str, Json], overrides: Sequence[str], config: str) -> t
         UserError: see ``compose``.
     """
     _set_model_name(plain, overrides)
+    changes = Changes(config, tuple(overrides))
     every, name = _take_every_persona(plain)
     published = plain["published"] = plain.get("published") or None
     if name is not None:
-        composed = Composed(config, overrides, "persona", PersonaSettings, None, every, published)
+        composed = Composed(changes, "persona", PersonaSettings, None, every, published)
         plain["persona"] = composed[name].model_dump(mode="json")
     _load_constitution(plain.get("persona"), published)
     grid = _group(plain, "grid")
@@ -250,10 +261,10 @@ def assemble(plain: dict[str, Json], overrides: Sequence[str], config: str) -> t
         grid["persona"] = [name for name in options_of("persona")]
     settings = parse(Settings, plain, "")
     options = Options(
-        Composed(config, overrides, "model", ModelSettings, settings.model),
-        Composed(config, overrides, "persona", PersonaSettings, settings.persona, every, settings.published),
-        Composed(config, overrides, "stage", StageSettings, settings.stage),
-        Composed(config, overrides, "format", FormatSettings, settings.format),
+        Composed(changes, "model", ModelSettings, settings.model),
+        Composed(changes, "persona", PersonaSettings, settings.persona, every, settings.published),
+        Composed(changes, "stage", StageSettings, settings.stage),
+        Composed(changes, "format", FormatSettings, settings.format),
     )
     dropped = {"model", *OPTIONS} - ({"persona"} if every else set())
     kept = tuple(shlex.quote(o.lstrip("+")) for o in overrides if key_of(o) not in dropped)
@@ -313,6 +324,68 @@ def _load_constitution(persona: Json, published: Json) -> None:
 
 Node = TypeVar("Node", bound=Named)
 
+GRID_GROUPS = ("model", "persona", "stage", "format")
+
+
+class Changes:
+    """What experiments and the command line change in the options of the groups that a grid runs over.
+
+    Hydra takes 0.1 s for a composition, and a plan needs dozens of options. One composition without any option of these
+    groups leaves in their nodes what is changed in every option, and merged over an option's file that gives what Hydra
+    composes. Where it might not, ``compose`` leaves the option to Hydra.
+    """
+
+    def __init__(self, config: str, overrides: Sequence[str]) -> None:
+        self.config, self.overrides = config, overrides
+        self._fits: dict[str, bool] = {}
+
+    def compose(self, group: str, name: str) -> dict[str, Json]:
+        """The option ``name`` of ``group`` with the changes."""
+        from omegaconf import OmegaConf
+
+        if group not in self._fits:
+            self._fits[group] = self._fit_any_option(group)
+        if name not in choices_of(group) or needs_others(group, name) or not self._fits[group]:
+            return self.compose_with_hydra(group, name)
+        option = OmegaConf.load(HOME / "conf" / group / f"{name}.yaml")
+        return to_container(
+            cast("DictConfig", OmegaConf.merge(option, self._without_options.get(group) or {}))
+        )
+
+    def compose_with_hydra(self, group: str, name: str) -> dict[str, Json]:
+        """What ``compose`` gives, in a composition of its own."""
+        import hydra
+
+        # These belong to the chosen model; the other models of a grid have their own.
+        own_keys = ("model.path", "model.name") if group == "model" else ()
+        overrides = [composable(o) for o in self.overrides if key_of(o) not in (group, *own_keys)]
+        return to_container(hydra.compose(self.config, [*overrides, f"{group}={name}"])[group])
+
+    @functools.cached_property
+    def _without_options(self) -> "DictConfig":
+        import hydra
+
+        dropped = (*GRID_GROUPS, "model.path", "model.name")
+        overrides = [composable(o) for o in self.overrides if key_of(o) not in dropped]
+        return hydra.compose(self.config, [*overrides, *(f"~{group}" for group in GRID_GROUPS)])
+
+    def _fit_any_option(self, group: str) -> bool:
+        """Whether the changes of ``group`` are the same for each of its options: nothing is deleted, counted in a list or
+        taken from elsewhere, and no mapping stands where another value was set before."""
+        from omegaconf import OmegaConf
+
+        if any(o.startswith("~") for o in self.overrides) or not all(map(is_independent, GRID_GROUPS)):
+            return False
+        given = [o for o in self.overrides if key_of(o).startswith(f"{group}.")]
+        node = self._without_options.get(group)
+        changed = cast(Json, {group: OmegaConf.to_container(node) if node else {}})
+        replaced = {*keys_replaced(group), *(key_of(o) for o in given if "={" not in o)}
+        return (
+            not any(re.search(r"\.\d+(\.|$)", key_of(o)) for o in given)
+            and "${" not in str(changed)
+            and not any(isinstance(value_at(changed, key), dict) for key in replaced)
+        )
+
 
 class Composed(Mapping[str, Node]):
     """The options of a group. Each is composed when it is first used, with the overrides of the command line, and is
@@ -322,8 +395,7 @@ class Composed(Mapping[str, Node]):
 
     def __init__(
         self,
-        config: str,
-        overrides: Sequence[str],
+        changes: Changes,
         group: str,
         schema: type[Node],
         own: Node | None,
@@ -331,20 +403,12 @@ class Composed(Mapping[str, Node]):
         published: Json = None,
     ) -> None:
         self.every, self.published = every, published
-        self.config, self.group, self.schema = config, group, schema
-        self.overrides = [composable(o) for o in overrides if key_of(o) != group]
-        if group == "model":
-            # These belong to the chosen model; the other models of a grid have their own.
-            own_keys = ("model.path=", "model.name=")
-            self.overrides = [o for o in self.overrides if not o.lstrip("+").startswith(own_keys)]
+        self.changes, self.group, self.schema = changes, group, schema
         self.made = {own.name: own} if own is not None else {}
 
     def __getitem__(self, name: str) -> Node:
         if name not in self.made:
-            import hydra
-
-            cfg = hydra.compose(self.config, [*self.overrides, f"{self.group}={name}"])
-            composed: dict[str, Json] = to_container(cfg[self.group]) | dict(self.every)
+            composed = self.changes.compose(self.group, name) | dict(self.every)
             _load_constitution(composed, self.published)
             node = self.made[name] = parse(self.schema, composed, self._place(name, composed))
             if node.name != name:

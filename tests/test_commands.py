@@ -246,9 +246,11 @@ def conf(tmp_path, monkeypatch) -> Path:
     shutil.copytree(HOME / "conf", copy / "conf")
     for module in (arguments, cli, options):
         monkeypatch.setattr(module, "HOME", copy)
-    options._files_of.cache_clear()
+    for cached in (options._files_of, options.option_file):
+        cached.cache_clear()
     yield copy / "conf"
-    options._files_of.cache_clear()
+    for cached in (options._files_of, options.option_file):
+        cached.cache_clear()
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -71,9 +71,16 @@ class ScenarioCollections:
         self.data, self.published = data, published
         self.patterns = {str(k): v for k, v in data.sources.items()}
         self._loaded: dict[str, list[Scenario]] = {}
+        self._splits: dict[tuple[str, str, int], ScenarioSet] = {}
 
     def split(self, source: str, split: str, count: int) -> ScenarioSet:
-        """At most ``count`` scenarios of a split. Only chat is trained on: all families of other sources can be scored."""
+        """At most ``count`` scenarios of a split. Only chat is trained on: all families of other sources can be scored.
+        The same arguments give the same object."""
+        if (source, split, count) not in self._splits:
+            self._splits[source, split, count] = self._split(source, split, count)
+        return self._splits[source, split, count]
+
+    def _split(self, source: str, split: str, count: int) -> ScenarioSet:
         is_chat = source == "chat"
         fractions = {str(k): v for k, v in self.data.fractions.items()} if is_chat else {"eval": 1.0}
         first = {str(k): v for k, v in self.data.first.items()} if is_chat else {}

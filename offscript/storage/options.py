@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from offscript.errors import UserError
@@ -13,6 +14,8 @@ LAST = 1000
 """Display order of an option whose file has no ``order``."""
 
 _GLOBAL = re.compile(r"^#\s*@package\s+_global_\s*$", re.MULTILINE)
+_REACHES_OUT = re.compile(r"^(?:#\s*@package|defaults\s*:)", re.MULTILINE)
+_UNRESOLVED = re.compile(r"\$\{|\?\?\?")
 _ALIAS = re.compile(r"(?:^|[\s\[{,:-])\*\w", re.MULTILINE)
 
 
@@ -42,9 +45,40 @@ def _files_of(group: str) -> tuple[tuple[int, str, bool], ...]:
     return tuple(sorted(found))
 
 
+@functools.cache
 def option_file(group: str, name: str) -> Json:
     """The content of ``conf/<group>/<name>.yaml``."""
     return read_yaml(HOME / "conf" / group / f"{name}.yaml")
+
+
+def is_independent(group: str) -> bool:
+    """Whether the files in ``conf/<group>/`` set keys of their own group only, and choose no options of other groups."""
+    return not any(_REACHES_OUT.search(read_text(path)) for path in (HOME / "conf" / group).glob("*.yaml"))
+
+
+def needs_others(group: str, name: str) -> bool:
+    """Whether ``conf/<group>/<name>.yaml`` has a value that is taken from elsewhere, or one that must be given."""
+    return bool(_UNRESOLVED.search(read_text(HOME / "conf" / group / f"{name}.yaml")))
+
+
+def keys_replaced(group: str) -> set[str]:
+    """The dotted keys of ``group`` to which a file that sets keys of several groups, such as an experiment, gives a value
+    that is no mapping."""
+    found: set[str] = set()
+    for path in (HOME / "conf").rglob("*.yaml"):
+        if path.parent == HOME / "conf" or _GLOBAL.search(read_text(path)):
+            content = read_yaml(path)
+            if isinstance(content, dict) and group in content:
+                found |= set(_leaves(content[group], group))
+    return found
+
+
+def _leaves(node: Json, key: str) -> Iterator[str]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _leaves(value, f"{key}.{name}")
+    else:
+        yield key
 
 
 def value_at(node: Json, key: str) -> Json:
