@@ -79,7 +79,7 @@ def composable(override: str) -> str:
     """``override`` so that Hydra takes it whether or not a YAML file lists its key, if the schema does."""
     plain = _with_quotes(override.lstrip("+"))
     key, equals, _ = plain.partition("=")
-    if _is_group(key):
+    if is_group(key):
         return plain
     return f"++{plain}" if equals and _annotations(key) else override
 
@@ -171,7 +171,7 @@ def _check(override: "Override", multirun: bool) -> None:
         raise UserError(word, f"@{override.package} is not known here", "write group=option")
     if key.partition(".")[0].partition("/")[0] == "hydra":
         _check_hydra(key, word, multirun)
-    elif _is_group(key):
+    elif is_group(key):
         _check_option(key, override, word)
     elif not _annotations(key):
         raise UserError(key, "unknown key", _suggestion(key))
@@ -191,7 +191,8 @@ def _check_hydra(key: str, word: str, multirun: bool) -> None:
         raise UserError(word, "only a multirun has a launcher", "add -m")
 
 
-def _is_group(key: str) -> bool:
+def is_group(key: str) -> bool:
+    """Whether ``key`` names a folder of ``conf/``, of which a file is chosen."""
     return bool(key) and "." not in key and (HOME / "conf" / key).is_dir()
 
 

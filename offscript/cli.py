@@ -8,10 +8,11 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from offscript.arguments import checked, composable, key_of
+from offscript.arguments import checked, composable, is_group, key_of
 from offscript.command_table import OPTIONS, unread_options
 from offscript.console import READER_GONE, ReaderGone, drop_output, quiet_libraries, say
 from offscript.errors import UserError, one_of
@@ -363,11 +364,10 @@ class Changes:
 
     @functools.cached_property
     def _without_options(self) -> "DictConfig":
-        import hydra
-
-        dropped = (*GRID_GROUPS, "model.path", "model.name")
-        overrides = [composable(o) for o in self.overrides if key_of(o) not in dropped]
-        return hydra.compose(self.config, [*overrides, *(f"~{group}" for group in GRID_GROUPS)])
+        kept = [o for o in self.overrides if key_of(o) not in (*GRID_GROUPS, "model.path", "model.name")]
+        # Other settings change no node of these groups, and the jobs of a multirun over them share the composition.
+        kept = [o for o in kept if is_group(key := key_of(o)) or key.partition(".")[0] in GRID_GROUPS]
+        return _compose_without_options(HOME, self.config, tuple(map(composable, kept)))
 
     def _fit_any_option(self, group: str) -> bool:
         """Whether the changes of ``group`` are the same for each of its options: nothing is deleted, counted in a list or
@@ -385,6 +385,14 @@ class Changes:
             and "${" not in str(changed)
             and not any(isinstance(value_at(changed, key), dict) for key in replaced)
         )
+
+
+@functools.lru_cache(maxsize=256)
+def _compose_without_options(home: Path, config: str, overrides: tuple[str, ...]) -> "DictConfig":
+    """The configuration in ``home`` without any option of the groups that a grid runs over."""
+    import hydra
+
+    return hydra.compose(config, [*overrides, *(f"~{group}" for group in GRID_GROUPS)])
 
 
 class Composed(Mapping[str, Node]):

@@ -52,7 +52,11 @@ def read_yaml(path: Path) -> Json:
         UserError: the file cannot be read, is not YAML, has a tag, a repeated key or half of a surrogate pair, is nested deeper than MAX_DEPTH, or
             its aliases add more than MAX_ALIASED nodes or contain themselves.
     """
-    text = read_text(path, "a YAML file is needed")
+    return parse_yaml(read_text(path, "a YAML file is needed"), path)
+
+
+def parse_yaml(text: str, path: Path) -> Json:
+    """As ``read_yaml``, of a ``text`` that was read from ``path``."""
     try:
         return _load(text, path, _FastLoader)
     except _FAULTS:

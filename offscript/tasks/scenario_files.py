@@ -8,7 +8,7 @@ is a UserError that names file and key.
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -30,7 +30,7 @@ from offscript.seeds import stable_hash
 from offscript.settings import parse, shown
 from offscript.storage.files import read_text, resolve
 from offscript.storage.json_text import check_encodable, parse_json
-from offscript.storage.yaml_text import read_yaml
+from offscript.storage.yaml_text import parse_yaml
 from offscript.tasks.facts import ADDRESS, fact_words
 from offscript.tasks.messages import Message
 from offscript.tasks.personas import assertion_of
@@ -370,8 +370,17 @@ def say_once(line: str) -> None:
 # ---------------------------------------------------------------- YAML
 
 
-def _read_yaml(path: Path) -> Iterator[tuple[str, Scenario]]:
-    data = read_yaml(path)
+def _read_yaml(path: Path) -> Sequence[tuple[str, Scenario]]:
+    return _scenarios_in(path, read_text(path, "a YAML file is needed"))
+
+
+@functools.lru_cache(maxsize=1024)
+def _scenarios_in(path: Path, text: str) -> tuple[tuple[str, Scenario], ...]:
+    """The scenarios of a file with their places. The jobs of a multirun plan from the same files."""
+    return tuple(_parse_scenarios(path, parse_yaml(text, path)))
+
+
+def _parse_scenarios(path: Path, data: Json) -> Iterator[tuple[str, Scenario]]:
     if data is None:
         return
     if not isinstance(data, dict):

@@ -38,8 +38,7 @@ def artifacts(planner):
 
 def changed(*overrides, persona_edit=None):
     """Names of the artifacts whose keys differ once ``overrides`` are given, or a persona is edited."""
-    before = artifacts(experiment_of(*SMALL).planner)
-    planner = experiment_of(*SMALL, *overrides).planner
+    before, planner = UNCHANGED, experiment_of(*SMALL, *overrides).planner
     if persona_edit:
         name, update = persona_edit
         personas = {p: planner.options.persona[p] for p in planner.settings.grid.persona}
@@ -50,7 +49,8 @@ def changed(*overrides, persona_edit=None):
     return {name for name in before if before[name].key != after[name].key}
 
 
-ALL = set(artifacts(experiment_of(*SMALL).planner))
+UNCHANGED = artifacts(experiment_of(*SMALL).planner)
+ALL = set(UNCHANGED)
 
 
 def having(*words):
