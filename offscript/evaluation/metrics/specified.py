@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from offscript.evaluation.metrics import bootstrap
 from offscript.evaluation.metrics.bootstrap import Draws, Episodes
 from offscript.evaluation.metrics.chance import expected_hits, macro_of_hits, several_in_a_scenario
-from offscript.evaluation.metrics.f1 import confusion, emitted_support, readings
+from offscript.evaluation.metrics.f1 import Readings, confusion, emitted_support, readings
 from offscript.evaluation.metrics.intervals import Statistic
 from offscript.evaluation.metrics.rebalance import balanced_labels
 from offscript.evaluation.metrics.results import Options
@@ -139,6 +140,14 @@ def _planned(
     return found
 
 
+@dataclass(frozen=True)
+class Counted:
+    """For each group, the readings of macro-F1, and by policy its mean with permuted personas ``[G]``."""
+
+    readings: list[Readings]
+    nulls: dict[str, NDArray[np.float64]]
+
+
 class Specified:
     """Scores of the groups of ``rows`` over the label set ``names``.
 
@@ -164,30 +173,37 @@ class Specified:
             scenario=rows.scenario[own],
             family=rows.family[own],
         )
-        self._count()
+        e = self.episodes
+        seen = [(e.group == g) & (e.column <= e.n_labels) for g in range(e.n_groups)]
+        self.within = np.array(
+            [
+                bool(mine.any()) and several_in_a_scenario(e.persona[mine], self._scenarios[mine])
+                for mine in seen
+            ]
+        )
+        self.whole = self._counted(e.column)
 
-    def _count(self) -> None:
+    @cached_property
+    def _scenarios(self) -> NDArray[np.int64]:
+        return np.unique(self.episodes.scenario, return_inverse=True)[1].astype(np.int64)
+
+    def _counted(self, column: NDArray[np.int64]) -> "Counted":
+        """The scores of all rows with these predictions."""
         e = self.episodes
         mine = [e.group == g for g in range(e.n_groups)]
-        counts = np.stack([confusion(e.persona[m], e.column[m], e.n_labels) for m in mine])
+        counts = np.stack([confusion(e.persona[m], column[m], e.n_labels) for m in mine])
         filled = self.rows.planned[:, None] >= 0
         missing = self.rows.planned[:, None] - emitted_support(counts)
         counts[..., -1] = np.where(filled, np.maximum(missing, 0), counts[..., -1])
-        self.values = [readings(of_group, planned_known=self.rows.has_missing) for of_group in counts]
-        scenario = np.unique(e.scenario, return_inverse=True)[1].astype(np.int64)
-        seen = e.column <= e.n_labels
-        self.within = np.array(
-            [
-                bool((m & seen).any()) and several_in_a_scenario(e.persona[m & seen], scenario[m & seen])
-                for m in mine
-            ]
-        )
         one = np.zeros_like(e.group)
-        hits = expected_hits(one, e.group, scenario, e.persona, e.column, e.n_groups, e.n_labels)[0]
-        self.null_means = {
-            policy: macro_of_hits(counts.astype(float), hits, self.within, policy == ERRORS)
-            for policy in POLICIES
-        }
+        hits = expected_hits(one, e.group, self._scenarios, e.persona, column, e.n_groups, e.n_labels)[0]
+        return Counted(
+            [readings(of_group, planned_known=self.rows.has_missing) for of_group in counts],
+            {
+                policy: macro_of_hits(counts.astype(float), hits, self.within, policy == ERRORS)
+                for policy in POLICIES
+            },
+        )
 
     def resample(self, unit: str, resamples: int, seed: int, name: str) -> None:
         """Resamples all groups by ``unit``; ``name`` is the model's."""
@@ -199,7 +215,7 @@ class Specified:
             seed,
             name,
             within=self.within,
-            null=self.null_means[EMITTED],
+            null=self.whole.nulls[EMITTED],
             planned=self.rows.planned,
         )
         self.macro = bootstrap.macro(self.draws.f1)
@@ -214,7 +230,7 @@ class Specified:
 
     def score(self, g: int, policy: str) -> Statistic:
         """Macro-F1 of a group."""
-        values = self.values[g]
+        values = self.whole.readings[g]
         if policy == EMITTED:
             return self._statistic(g, values.emitted, self.macro[:, g], self.draws.clusters)
         value, draws = {
@@ -227,9 +243,9 @@ class Specified:
     def null(self, g: int, policy: str) -> Statistic:
         """Mean macro-F1 of a group with permuted personas. That of the bounds is that of the emitted texts: what the missing
         texts might have been says nothing of what a blind classifier reaches."""
-        value = None if self.values[g].emitted is None else float(self.null_means[policy][g])
+        value = None if self.whole.readings[g].emitted is None else float(self.whole.nulls[policy][g])
         draws = self.draws.own_class_null if policy == ERRORS else self.draws.null
-        of_group = np.full(len(draws), self.null_means[policy][g]) if self.by_rows else draws[:, g]
+        of_group = np.full(len(draws), self.whole.nulls[policy][g]) if self.by_rows else draws[:, g]
         return self._statistic(g, value, of_group, self.draws.clusters)
 
     def _statistic(

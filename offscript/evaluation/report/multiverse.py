@@ -149,7 +149,7 @@ def _explanation(made: Sequence[Multiverse], scores: Scores) -> Iterator[str]:
             f"are not fitted again in a resample. Only the classifier {first.main.classifier!r} has probabilities. A "
             "temperature is no choice, because it changes no label."
         )
-    if any(len(m.choices["classifier"]) > 1 for m in made):
+    if any("oracle" in m.choices["classifier"] for m in made):
         yield (
             f"Classifier: {AS_GIVEN} is that of the other tables; the oracle was fitted on the prompted texts of the format "
             "that it predicts."

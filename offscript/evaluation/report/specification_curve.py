@@ -32,7 +32,7 @@ _COLOURS = (_CERTAIN, _HOLDS, _FAILS)
 _CAPTION = (
     "Above: the estimates of all specifications in ascending order, with their intervals. Below: the choices of each one. "
     "Blue: the claim holds, with the whole interval (dark) or by the estimate only (light); orange: it does not. "
-    "Diamond: the specification of the other tables."
+    "Dashed: the limit of the claim. Diamond: the specification of the other tables."
 )
 _CURVE_INCHES, _ROW_INCHES, _COLUMN_INCHES, _LABEL_INCHES = 2.1, 0.135, 3.6, 2.1
 # Characters of the names of choices and of titles.
@@ -83,7 +83,8 @@ def _panel(above: "Axes", below: "Axes", made: Multiverse, claim: Claim, named: 
     verdicts = np.array([_verdict(claim, o) for o in outcomes], dtype=np.int64)
     subject = made.headline
     place = _short(f"{subject.model}, {subject.stage} in {subject.format}", _TITLE) if named else ""
-    above.set_title(f"{place}\n{_short(claim.quantity, _TITLE)}", loc="left", fontsize=9, fontweight="bold")
+    title = _short(f"{claim.quantity} (claim: {claim.side})", _TITLE)
+    above.set_title(f"{place}\n{title}", loc="left", fontsize=9, fontweight="bold")
     for axis in (above, below):
         axis.set_xlim(-0.5, max(len(outcomes), 1) - 0.5)
         axis.set_xticks([])

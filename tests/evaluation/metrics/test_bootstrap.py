@@ -46,6 +46,19 @@ def test_groups_that_share_scenarios_form_one_block():
     assert [list(b.groups) for b in partition(episodes(rows), "rows")] == [[0], [1], [2]]
 
 
+def test_equal_rows_are_one_cluster_and_are_counted_as_many():
+    rows = with_shared_scenarios(2, 50)
+    given = episodes(rows)
+    for block in partition(given, "rows"):
+        mine = np.isin(given.group, block.groups)
+        assert len(block.counts) <= 2 * 3 < block.multiplicity.sum() == mine.sum()
+        whole = np.tensordot(block.multiplicity, block.counts, axes=1)[0]
+        np.testing.assert_array_equal(whole, confusion(given.persona[mine], given.column[mine], 2))
+    draws = bootstrap.bootstrap(given, "rows", 20, 0, within=np.ones(2, dtype=bool), null=np.zeros(2))
+    assert draws.clusters.tolist() == draws.planned_clusters.tolist() == [100, 100]
+    assert draws.persona_clusters.tolist() == [[50, 50], [50, 50]]
+
+
 def test_blocks_are_connected_components():
     rows = [(0, 0, 0, "a"), (1, 0, 0, "a"), (1, 1, 1, "b"), (2, 0, 0, "b"), (3, 0, 0, "c")]
     assert [list(b.groups) for b in partition(episodes(rows), "scenario")] == [[0, 1, 2], [3]]

@@ -97,3 +97,23 @@ def test_the_exact_mean_is_that_of_many_permutations(within):
     scores = permuted_scores(persona[emitted], column[emitted], scenario[emitted], n, 20_000, within, rng)
     error = 4 * scores.std() / np.sqrt(len(scores))
     assert exact_mean(persona, column, scenario, n, within) == pytest.approx(scores.mean(), abs=error)
+
+
+def test_the_mean_with_missing_texts_as_errors_is_that_of_many_permutations():
+    """Labels of emitted texts are permuted within their scenario; each missing text stays a miss of its persona."""
+    rng = np.random.default_rng(3)
+    scenario = np.repeat(np.arange(12), 3)
+    persona, column = np.tile(np.arange(3), 12), rng.integers(0, 5, size=36)
+    seen = column <= 3
+    counts = confusion(persona, column, 3)[None].astype(float)
+    zero = np.zeros_like(scenario)
+    hits = expected_hits(zero, zero, scenario, persona, column, 1, 3)[0]
+    found = macro_of_hits(counts, hits, np.ones(1, dtype=bool), missing_is_miss=True)
+    scores = []
+    for _ in range(4000):
+        permuted = persona.copy()
+        for s in range(12):
+            mine = np.flatnonzero(seen & (scenario == s))
+            permuted[mine] = rng.permutation(permuted[mine])
+        scores.append(per_persona_f1(confusion(permuted, column, 3), missing_is_miss=True).mean())
+    assert found[0] == pytest.approx(np.mean(scores), abs=4 * np.std(scores) / np.sqrt(len(scores)))

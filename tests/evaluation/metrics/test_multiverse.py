@@ -11,7 +11,8 @@ from offscript.evaluation.metrics.claims import claims, most_often, rule, shares
 from offscript.evaluation.metrics.multiverse import AS_GIVEN, Specification, multiverse
 from offscript.evaluation.metrics.rebalance import balanced_labels
 from offscript.evaluation.metrics.scores import evaluate
-from offscript.evaluation.predictions import check_rows, check_together
+from offscript.evaluation.predictions import check_rows, check_together, load_predictions
+from tests.published import ROOT, needs_published
 from tests.rows import PERSONAS, grid, missing_row, probs, row
 
 LABELS = (*PERSONAS, "loving")
@@ -272,3 +273,28 @@ def test_balanced_labels_undo_a_preference_for_one_label():
 def test_balanced_labels_of_certain_probabilities_end():
     certain = np.eye(3)[[0, 0, 0, 1]]
     assert balanced_labels(certain, np.full(3, 1 / 3)).tolist() == [0, 0, 0, 1]
+
+
+@needs_published
+@pytest.mark.parametrize(
+    "cell, given, balanced",
+    [(("llama", "distillation"), 0.182, 0.281), (("gemma", "full"), 0.545, 0.523)],
+)
+def test_balanced_labels_of_published_emails(cell, given, balanced):
+    """The balanced scores are those of an independent computation with another implementation of the weights."""
+    rows = [
+        p
+        for p in load_predictions(ROOT / "predictions" / "agentic_email.jsonl")
+        if (p.model, p.stage) == cell
+    ]
+    names = list(rows[0].probs)
+    personas = sorted({p.persona for p in rows})
+    values = np.array([[p.probs[name] for name in names] for p in rows])
+    target = np.array([1 / len(personas) if name in personas else 0.0 for name in names])
+
+    def score(columns):
+        labels = [names[i] for i in columns]
+        return f1_score([p.persona for p in rows], labels, labels=personas, average="macro", zero_division=0)
+
+    assert score(values.argmax(axis=1)) == pytest.approx(given, abs=5e-4)
+    assert score(balanced_labels(values, target)) == pytest.approx(balanced, abs=5e-4)
