@@ -220,6 +220,28 @@ def test_a_classifier_that_skipped_a_text_is_left_out():
     assert found.choices["classifier"] == (AS_GIVEN, "whole")
 
 
+def test_a_label_of_a_missing_text_is_ignored():
+    rows = episodes(dict.fromkeys(PLACES, 0.7), missing=lambda stage, persona, family: family < 3)
+    labels = [r["predicted"] for r in rows]
+    _, found = made(rows, {"one": labels, "two": [label or "humor" for label in labels]})
+    one, two = (
+        [(o.above_chance, o.gap, o.difference) for o in numbers(found, classifier=name)]
+        for name in ("one", "two")
+    )
+    assert one == two
+
+
+def test_retention_is_undefined_where_chat_is_not_above_its_null():
+    """In chat, F1 is above its null, but not by more than chance gives. The gap is defined all the same."""
+    rows = episodes({("full", "chat"): 0.4, ("full", "agentic_email"): 0.4})
+    _, found = made(rows)
+    main = next(o for o in found.outcomes if o.specification == found.main)
+    assert main.above_chance.estimate is None and main.gap.estimate is not None
+    (claim,) = [c for c in claims(found) if c.name == "less_than_half_kept"]
+    every = shares(found, claim)[0]
+    assert every.defined < every.total == len(found.outcomes)
+
+
 def test_planned_texts_that_no_row_holds_count_as_missing():
     whole = episodes(
         dict.fromkeys(PLACES, 0.7), missing=lambda stage, persona, family: stage == "full" and family < 3
