@@ -122,7 +122,9 @@ def multiverse(
         places.append(Place(subject.stage, subject.chat))
     if subject.other is not None:
         places.append(Place(subject.other, subject.format))
-    rows = rows_of(predictions, model, places, scores.labels, {AS_GIVEN: None, **classifiers}, scores.options)
+    fits = _fits(predictions, model)
+    every = {AS_GIVEN: None, **fits, **classifiers}
+    rows = rows_of(predictions, model, places, scores.labels, every, scores.options)
     label_sets = _label_sets(rows, scores.labels)
     policies = POLICIES if rows.has_missing else (EMITTED,)
     units = _units(rows, scores.options.resample)
@@ -131,13 +133,35 @@ def multiverse(
         for labels, names in label_sets.items()
         for classifier, calibration in _classifiers(rows)
         for unit, policy, numbers in _of_labels(
-            rows, subject, names, classifier, calibration, units, policies, scores.options
+            _specified(rows, names, classifier, calibration, tuple(fits)),
+            subject,
+            units,
+            policies,
+            scores.options,
         )
     ]
     calibrations = tuple(dict.fromkeys(calibration for _, calibration in _classifiers(rows)))
     values = (tuple(label_sets), policies, units, tuple(rows.predicted), calibrations)
     choices = dict(zip(DIMENSIONS, values, strict=True))
     return Multiverse(subject, Specification(*(v[0] for v in values)), choices, tuple(outcomes))
+
+
+def _fits(predictions: Sequence[Prediction], model: str) -> dict[str, list[str | None]]:
+    """The labels of all ``predictions`` by each fit of the classifier of ``model``; none if there is one fit."""
+    number = max((len(p.fits) for p in predictions if p.model == model and p.fits is not None), default=0)
+    return {
+        f"fit {f + 1}": [p.fits[f] if p.fits is not None and f < len(p.fits) else None for p in predictions]
+        for f in range(number)
+    }
+
+
+def _specified(
+    rows: Rows, names: Sequence[str], classifier: str, calibration: str, fits: Sequence[str]
+) -> Specified:
+    """As ``Specified``; ``fits`` belong to the classifier of the rows, and have labels but no probabilities."""
+    of_classifier = [name for name in fits if name in rows.predicted]
+    averaged = classifier == AS_GIVEN and calibration == ARGMAX
+    return Specified(rows, names, classifier, calibration, of_classifier if averaged else ())
 
 
 def _label_sets(rows: Rows, labels: Sequence[str]) -> dict[str, list[str]]:
@@ -175,11 +199,8 @@ _Numbers = tuple[Contrast, Contrast, Contrast]
 
 
 def _of_labels(
-    rows: Rows,
+    specified: Specified,
     subject: Headline,
-    names: Sequence[str],
-    classifier: str,
-    calibration: str,
     units: Sequence[str],
     policies: Sequence[str],
     options: Options,
@@ -188,7 +209,6 @@ def _of_labels(
 
     Whether retention is defined is decided with the first unit, so that the unit changes intervals only.
     """
-    specified = Specified(rows, names, classifier, calibration)
     resamples, confidence = min(RESAMPLES, options.resamples), options.confidence
     above: dict[str, bool] = {}
     for unit in units:

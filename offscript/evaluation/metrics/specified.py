@@ -3,7 +3,7 @@
 ``Rows`` holds the episodes as columns, whatever the specification; ``Specified`` counts them under one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -151,10 +151,12 @@ class Counted:
 class Specified:
     """Scores of the groups of ``rows`` over the label set ``names``.
 
-    ``resample`` has to be called before ``score`` and ``null``, which have their values in its resamples.
+    ``fits`` are names of classifiers whose mean ``classifier`` is; their spread is in the intervals. ``resample`` has to be called before ``score`` and ``null``, which have their values in its resamples.
     """
 
-    def __init__(self, rows: Rows, names: Sequence[str], classifier: str, calibration: str) -> None:
+    def __init__(
+        self, rows: Rows, names: Sequence[str], classifier: str, calibration: str, fits: Sequence[str] = ()
+    ) -> None:
         self.rows, self.n_labels = rows, len(names)
         index = {name: i for i, name in enumerate(names)}
         # The last entry is found by index -1, that of a missing text.
@@ -182,6 +184,7 @@ class Specified:
             ]
         )
         self.whole = self._counted(e.column)
+        self.by_fit = [self._counted(lookup[rows.predicted[name][own]]) for name in fits]
 
     @cached_property
     def _scenarios(self) -> NDArray[np.int64]:
@@ -230,15 +233,17 @@ class Specified:
 
     def score(self, g: int, policy: str) -> Statistic:
         """Macro-F1 of a group."""
-        values = self.whole.readings[g]
-        if policy == EMITTED:
-            return self._statistic(g, values.emitted, self.macro[:, g], self.draws.clusters)
-        value, draws = {
-            ERRORS: (values.own_class, self.draws.own_class),
-            LOWER: (values.lower, self.draws.lower),
-            UPPER: (values.upper, self.draws.upper),
+        reading = _READINGS[policy]
+        draws, clusters = {
+            EMITTED: (self.macro, self.draws.clusters),
+            ERRORS: (self.draws.own_class, self.draws.planned_clusters),
+            LOWER: (self.draws.lower, self.draws.planned_clusters),
+            UPPER: (self.draws.upper, self.draws.planned_clusters),
         }[policy]
-        return self._statistic(g, value, draws[:, g], self.draws.planned_clusters)
+        value = reading(self.whole.readings[g])
+        # None becomes NaN.
+        fits = np.array([reading(fit.readings[g]) for fit in self.by_fit], dtype=float)
+        return self._statistic(g, value, draws[:, g], clusters, fits)
 
     def null(self, g: int, policy: str) -> Statistic:
         """Mean macro-F1 of a group with permuted personas. That of the bounds is that of the emitted texts: what the missing
@@ -246,12 +251,27 @@ class Specified:
         value = None if self.whole.readings[g].emitted is None else float(self.whole.nulls[policy][g])
         draws = self.draws.own_class_null if policy == ERRORS else self.draws.null
         of_group = np.full(len(draws), self.whole.nulls[policy][g]) if self.by_rows else draws[:, g]
-        return self._statistic(g, value, of_group, self.draws.clusters)
+        fits = np.array([fit.nulls[policy][g] for fit in self.by_fit])
+        return self._statistic(g, value, of_group, self.draws.clusters, fits)
 
     def _statistic(
-        self, g: int, value: float | None, draws: NDArray[np.float64], clusters: NDArray[np.int64]
+        self,
+        g: int,
+        value: float | None,
+        draws: NDArray[np.float64],
+        clusters: NDArray[np.int64],
+        fits: NDArray[np.float64],
     ) -> Statistic:
-        return Statistic(value, draws, None if self.by_rows else int(clusters[g]))
+        of_units = None if self.by_rows else int(clusters[g])
+        return Statistic(value, draws, of_units, fits if len(fits) else None)
+
+
+_READINGS: dict[str, Callable[[Readings], float | None]] = {
+    EMITTED: lambda r: r.emitted,
+    ERRORS: lambda r: r.own_class,
+    LOWER: lambda r: r.lower,
+    UPPER: lambda r: r.upper,
+}
 
 
 def _balanced(

@@ -149,11 +149,14 @@ def _explanation(made: Sequence[Multiverse], scores: Scores) -> Iterator[str]:
             f"are not fitted again in a resample. Only the classifier {first.main.classifier!r} has probabilities. A "
             "temperature is no choice, because it changes no label."
         )
-    if any("oracle" in m.choices["classifier"] for m in made):
-        yield (
-            f"Classifier: {AS_GIVEN} is that of the other tables; the oracle was fitted on the prompted texts of the format "
-            "that it predicts."
-        )
+    named = {name for m in made for name in m.choices["classifier"]}
+    kinds = (
+        ("fit 1", "each of its fits alone"),
+        ("oracle", "the oracle, which was fitted on the prompted texts of the format that it predicts"),
+        ("baseline", "the baseline of n-grams"),
+    )
+    if found := [words for name, words in kinds if name in named]:
+        yield f"Classifier: {AS_GIVEN} is that of the other tables; the others are {', '.join(found)}."
     yield (
         "Columns: defined, of how many specifications with that choice; alone, the number if only this choice differs from "
         "the first line; median, lowest and highest while the others vary; in how many the claim holds, by the estimate and "

@@ -233,7 +233,7 @@ def test_a_label_of_a_missing_text_is_ignored():
 
 def test_retention_is_undefined_where_chat_is_not_above_its_null():
     """In chat, F1 is above its null, but not by more than chance gives. The gap is defined all the same."""
-    rows = episodes({("full", "chat"): 0.4, ("full", "agentic_email"): 0.4})
+    rows = episodes({("full", "chat"): 0.5, ("full", "agentic_email"): 0.5})
     _, found = made(rows)
     main = next(o for o in found.outcomes if o.specification == found.main)
     assert main.above_chance.estimate is None and main.gap.estimate is not None
@@ -320,3 +320,24 @@ def test_balanced_labels_of_published_emails(cell, given, balanced):
 
     assert score(values.argmax(axis=1)) == pytest.approx(given, abs=5e-4)
     assert score(balanced_labels(values, target)) == pytest.approx(balanced, abs=5e-4)
+
+
+def test_every_fit_of_the_classifier_is_a_choice_and_in_the_interval_of_their_mean():
+    rng = random.Random(0)
+    rows = grid(scenarios=18)
+    for r in rows:
+        if r["predicted"] is not None:
+            r["fits"] = [r["predicted"] if rng.random() < 0.7 else rng.choice(PERSONAS) for _ in range(3)]
+    scores, found = made(rows, resamples=300)
+    assert found.choices["classifier"] == (AS_GIVEN, "fit 1", "fit 2", "fit 3")
+    (main,) = [o for o in found.outcomes if o.specification == found.main]
+    kept = scores.retention[-1]
+    assert main.gap.estimate == pytest.approx(kept.gap.estimate)
+    assert main.gap.interval == pytest.approx(kept.gap.interval, abs=0.06)
+    for r in rows:
+        r.pop("fits", None)
+    (alone,) = [o for o in made(rows, resamples=300)[1].outcomes if o.specification == found.main]
+    # The same resamples, without the spread of the fits.
+    assert main.gap.interval[0] < alone.gap.interval[0] < alone.gap.interval[1] < main.gap.interval[1]
+    fits = {o.gap.estimate for o in numbers(found, **{**main.specification._asdict(), "classifier": "fit 2"})}
+    assert len(fits) == 1 and fits != {main.gap.estimate}
