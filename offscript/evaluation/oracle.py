@@ -14,9 +14,10 @@ from typing_extensions import TypedDict
 from offscript.errors import UserError
 from offscript.evaluation.classifier import tfidf
 from offscript.evaluation.folds import FOLDS, folds
+from offscript.evaluation.metrics.intervals import Contrast
 from offscript.evaluation.metrics.results import GroupScore, OracleScore, Scores
 from offscript.evaluation.predictions import Prediction
-from offscript.evaluation.relabelled import GroupName, name_of, scored_with
+from offscript.evaluation.relabelled import Relabelled, name_of, scored_with
 from offscript.json_types import Json
 from offscript.settings import TfidfSettings, identity_of
 from offscript.storage.files import read_record, write_json
@@ -153,25 +154,32 @@ def _why_not(rows: Sequence[Prediction], control: Sequence[Prediction], families
 
 def _scored(
     scores: Scores, rows: Mapping[Place, Sequence[Prediction]], oracles: Mapping[Place, Oracle]
-) -> dict[GroupName, GroupScore]:
-    """The groups as the oracles see them, by their names."""
-    return scored_with(
-        scores,
-        [
-            pair
-            for place, members in rows.items()
-            if oracles[place].why_not is None
-            for pair in zip(members, oracles[place].predicted, strict=True)
-        ],
-    )
+) -> Relabelled:
+    """The groups as the oracles see them."""
+    pairs = [
+        pair
+        for place, members in rows.items()
+        if oracles[place].why_not is None
+        for pair in zip(members, oracles[place].predicted, strict=True)
+    ]
+    return scored_with(scores, [p for members in rows.values() for p in members], pairs)
 
 
-def _of(group: GroupScore, made: Oracle, scored: Mapping[GroupName, GroupScore]) -> OracleScore:
-    found = scored.get(name_of(group))
+def _of(group: GroupScore, made: Oracle, scored: Relabelled) -> OracleScore:
+    found, nothing = scored.groups.get(name_of(group)), Contrast(None, None)
     if found is None:
-        return OracleScore(None, None, None, made.families, made.texts, made.why_not)
-    null = found.null.mean if found.null else None
-    return OracleScore(found.macro_f1.emitted, found.interval, null, made.families, made.texts, None)
+        return OracleScore(None, None, None, nothing, nothing, made.families, made.texts, made.why_not)
+    name = name_of(group)
+    return OracleScore(
+        f1=found.macro_f1.emitted,
+        interval=found.interval,
+        null=found.null.mean if found.null else None,
+        lost=scored.lost.get(name, nothing),
+        not_seen=scored.seen.get(name, nothing),
+        families=made.families,
+        texts=made.texts,
+        why_not=None,
+    )
 
 
 def _notes(oracles: Mapping[Place, Oracle]) -> list[str]:

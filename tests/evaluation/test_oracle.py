@@ -89,6 +89,18 @@ def test_a_persona_in_other_words_is_there_and_one_without_words_is_not(given):
     assert scored(given[::-1])[0] == groups, "whatever the order of the rows"
 
 
+def test_what_is_lost_and_what_is_not_seen_have_intervals(given):
+    """The persona of agentic e-mails is there and not seen; that of e-mails on request is lost."""
+    groups, _ = scored(given)
+    blind, absent = (groups["full", name].oracle for name in ("agentic_email", "chat_email"))
+    assert blind.not_seen.interval[0] > 0.5 and blind.lost.interval[1] < 0.2
+    assert absent.lost.interval[0] > 0.5 and abs(absent.not_seen.estimate) < 0.25
+    for name in ("agentic_email", "chat_email"):
+        group, chat = groups["full", name], groups["full", "chat"].macro_f1.emitted
+        assert group.oracle.lost.estimate == pytest.approx(chat - group.oracle.f1)
+        assert group.oracle.not_seen.estimate == pytest.approx(group.oracle.f1 - group.macro_f1.emitted)
+
+
 def test_a_family_is_predicted_without_its_own_texts():
     """Marks that no two families share help only a classifier that has seen the family."""
     marked = rows(places={("prompted", "chat"): NO_WORDS})

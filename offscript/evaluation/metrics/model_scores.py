@@ -28,6 +28,7 @@ from offscript.evaluation.metrics.f1 import (
     readings,
 )
 from offscript.evaluation.metrics.intervals import (
+    Contrast,
     Interval,
     Statistic,
     contrast,
@@ -56,6 +57,9 @@ FORMAT_PAIRS = (("chat", "chat_email"), ("chat_email", "agentic_email"))
 MAX_PERMUTATIONS = 1000
 PUBLISHED_RESAMPLES = 1000
 """Resamples of the interval by rows that stands beside the main one."""
+
+Place = tuple[str, str]
+"""Stage and format."""
 
 Seeds = tuple[int, ...]
 """Numbers of groups that differ in nothing but their training seed. Their scores are averaged."""
@@ -482,6 +486,25 @@ class ModelScores:
             if stage == other_stage and (format_, other_format) in format_pairs and not self._is_base(first):
                 of_formats.append(self._change(stage, format_, other_format, first, second))
         return of_stages + of_formats
+
+    def difference_of(
+        self, first: Place, second: Place, training_seed: int | None, seeds: int
+    ) -> Contrast | None:
+        """Macro-F1 of one stage and format minus that of another, of one training seed or the mean over several; None if one of
+        the two is not there."""
+        found = {
+            place: groups
+            for groups in self.sets
+            if self._names(groups) == (training_seed, seeds)
+            for place in (first, second)
+            if self.keys[groups[0]][1:] == place
+        }
+        if len(found) < len({first, second}):
+            return None
+        pairs = zip(found[first], found[second], strict=True)
+        return contrast(
+            [difference(self._macro(g), self._macro(h)) for g, h in pairs], self.options.confidence
+        )
 
     def _change(self, within: str, first: str, second: str, one: Seeds, two: Seeds) -> Change:
         training_seed, seeds = self._names(one)

@@ -83,12 +83,15 @@ class OracleScore:
     """The score of a group by a classifier that was fitted on the ``prompted`` texts of its own format (``evaluation.oracle``).
 
     ``f1`` is macro-F1 on emitted texts, ``null`` its mean with permuted personas, ``families`` and ``texts`` the numbers
-    that the classifier was fitted on. If there is none, ``why_not`` is the reason.
+    that the classifier was fitted on. ``lost`` is F1 in chat - ``f1``, ``not_seen`` is ``f1`` - F1: what the model lost, and
+    what the classifier does not see. If there is no oracle, ``why_not`` is the reason.
     """
 
     f1: float | None
     interval: Interval
     null: float | None
+    lost: Contrast
+    not_seen: Contrast
     families: int
     texts: int
     why_not: str | None

@@ -202,31 +202,30 @@ def _oracle(scores: Scores, model: str) -> Table:
     for g in scores.main_groups(model):
         if g.is_base or g.oracle is None or g.oracle.f1 is None:
             continue
-        left, seen = g.oracle.f1, g.macro_f1.emitted
+        seen = g.macro_f1.emitted
         whole = seen if is_in_distribution(g.format) else chat.get((g.stage, g.training_seed))
         rows.append(
             (
                 g.stage,
                 g.format,
-                f"{g.oracle.texts} ({g.oracle.families})",
                 number(whole),
-                _estimate(left, g.oracle.interval),
+                _estimate(g.oracle.f1, g.oracle.interval),
                 number(g.oracle.null),
                 number(seen),
-                number(None if whole is None else whole - left),
-                number(None if seen is None else left - seen),
+                _estimate(g.oracle.lost.estimate, g.oracle.lost.interval),
+                _estimate(g.oracle.not_seen.estimate, g.oracle.not_seen.interval),
             )
         )
+    interval = f"({scores.options.confidence:.0%})"
     header = (
         "stage",
         "format",
-        "fitted on\n(families)",
-        "chat F1",
-        f"oracle F1\n({scores.options.confidence:.0%})",
+        "chat\nF1",
+        f"oracle F1\n{interval}",
         "oracle\nnull",
         "F1",
-        "lost",
-        "not\nseen",
+        f"lost\n{interval}",
+        f"not seen\n{interval}",
     )
     return Table(f"{model}: what is left of the persona, and what the classifier sees", header, tuple(rows))
 
