@@ -15,6 +15,7 @@ OPTIONS = (
     "predictions",
     "planned",
     "beside",
+    "labels",
     "export_as",
 )
 """Settings of single commands. All commands share the others: the model, the experiment, the cluster and so on."""
@@ -58,7 +59,7 @@ COMMANDS: dict[str, Command] = {
         "evaluate.py",
         "compute tables, figures and the report",
         "evaluate",
-        _reads("predictions", "format", "planned", "beside"),
+        _reads("predictions", "format", "planned", "beside", "labels"),
     ),
     "export": Command(
         "launch/export.py",

@@ -116,17 +116,15 @@ def classify(settings: Settings, experiment: Experiment) -> int:
 
 
 def evaluate(settings: Settings, experiment: Experiment) -> int:
-    """``evaluate.py``: evaluates the grid, or a file of prediction rows that this experiment did not make."""
+    """``evaluate.py``: evaluates the grid, or a file of prediction rows that this experiment did not make; or compares the
+    grid with another, or has its texts labelled."""
+    _check_evaluate(settings)
+    if settings.labels is not None:
+        _evaluate_labels(settings.labels, settings, experiment)
+        return 0
     if settings.predictions is not None:
-        if settings.beside is not None:
-            raise UserError("beside", "is for grids only", "leave it out, or leave predictions= out")
         _evaluate_other_rows(settings.predictions, settings, experiment)
         return 0
-    if _is_given("format"):
-        name = settings.format.name
-        raise UserError(f"format={name}", "a grid has its own formats", f"write grid.format=[{name}]")
-    if settings.planned is not None:
-        raise UserError("planned", "is only for the rows of predictions=", "leave it out")
     if settings.beside is not None:
         _evaluate_beside(settings.beside, settings, experiment)
         return 0
@@ -138,6 +136,38 @@ def evaluate(settings: Settings, experiment: Experiment) -> int:
             raise found
         say(f"not made: {found}")
     return _report_result(results, evaluation, experiment)
+
+
+def _check_evaluate(settings: Settings) -> None:
+    """Checks that the options of ``offscript evaluate`` go together."""
+    if settings.beside is not None:
+        if settings.predictions is not None:
+            raise UserError("beside", "is for grids only", "leave it out, or leave predictions= out")
+        if settings.labels is not None:
+            raise UserError("labels", "is for one evaluation", "leave it out, or leave beside= out")
+    if settings.predictions is None and _is_given("format"):
+        name = settings.format.name
+        raise UserError(f"format={name}", "a grid has its own formats", f"write grid.format=[{name}]")
+    if settings.planned is not None and (settings.predictions is None or settings.labels is not None):
+        raise UserError("planned", "is only for the rows of predictions=", "leave it out")
+
+
+def _evaluate_labels(labels: int | str | list[str], settings: Settings, experiment: Experiment) -> None:
+    """Writes a sheet of texts to label, or reads labels and prints what they say of the classifier."""
+    from offscript.evaluation.predictions import load_predictions
+    from offscript.experiment import labels as sheets
+
+    if settings.predictions is not None:
+        rows = load_predictions(settings.predictions, settings.format.name if _is_given("format") else None)
+    else:
+        parts, missing = _predictions_of(experiment)
+        if missing:
+            raise _not_made(missing, experiment)
+        rows = sheets.rows_with_texts(parts, experiment)
+    if isinstance(labels, int):
+        sheets.write_sheet(rows, labels, experiment)
+    else:
+        sheets.write_audit(rows, [labels] if isinstance(labels, str) else labels, experiment)
 
 
 def _evaluate_other_rows(predictions: str, settings: Settings, experiment: Experiment) -> None:

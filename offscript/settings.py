@@ -80,6 +80,16 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_labels(value: object) -> object:
+    """Returns ``value`` if it is a positive integer, a name, a list of names or None; raises ValueError otherwise."""
+    names = value if isinstance(value, list) else [value]
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"found {shown(value)}; a number of texts of at least 1, or CSV files of labels")
+    return value
+
+
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
@@ -893,11 +903,13 @@ class Settings(Node):
     predictions: str | None = runtime(None, min_length=1)
     planned: int | None = runtime(None, ge=1)
     beside: str | None = runtime(None, min_length=1)
+    labels: int | str | list[str] | None = runtime(None)
     export_as: list[Literal["parquet", "latex", "markdown", "inspect"]] = runtime(
         ["parquet", "latex", "markdown"], min_length=1
     )
 
     _named = field_validator("name")(check_name)
+    _labelled = field_validator("labels", mode="before")(check_labels)
 
 
 GROUPS: dict[str, type[Named]] = {

@@ -1,7 +1,8 @@
 """Does the classifier see what a person sees? Its predictions against a person's judgement of the same texts."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 from offscript.evaluation.metrics.display import NOT_AVAILABLE, number
 from offscript.evaluation.metrics.results import BASE, Scores
@@ -17,6 +18,11 @@ EXPLANATION = (
     "Kappa is Cohen's: the agreement of two judgements, that of the person (present) and that of the classifier (predicted = "
     "true), beyond what their frequencies would give by chance. 1: they always agree; 0: as often as by chance; n/a: "
     "both are the same for every text. All: without the texts of base weights.",
+)
+
+SEVERAL = (
+    "Same label: texts to which two people gave one label. Alpha is Krippendorff's for nominal data, which takes any number of "
+    "people and missing labels. The audit takes the label that most people gave; texts with a tie are left out.",
 )
 
 
@@ -84,8 +90,72 @@ def kappa(first: Sequence[bool], second: Sequence[bool]) -> float | None:
     return float(cohen_kappa_score(list(first), list(second)))
 
 
-def section(found: Sequence[Audit]) -> Section | None:
-    """Audits as a section of the report; None if there are none."""
+Text = Hashable
+"""What names a text that several people label."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement of two people, or of all.
+
+    ``texts`` is the number of texts that both have labelled (of all people: that at least two have), ``equal`` the number of
+    those with one label throughout. ``kappa`` is Cohen's, of two people; ``alpha`` is Krippendorff's, of all. None: undefined.
+    """
+
+    people: str
+    texts: int
+    equal: int
+    kappa: float | None
+    alpha: float | None
+
+
+def agreements(labels: Mapping[str, Mapping[Text, bool]]) -> list[Agreement]:
+    """The agreement of every two people, then of all, from the labels of each by the names of texts; none of one person."""
+    pairs = [_pair(*two, labels) for two in itertools.combinations(labels, 2)]
+    if not pairs:
+        return []
+    texts = dict.fromkeys(text for given in labels.values() for text in given)
+    given = [[own[text] for own in labels.values() if text in own] for text in texts]
+    several = [answers for answers in given if len(answers) > 1]
+    equal = sum(len(set(answers)) == 1 for answers in several)
+    ratings = [[own.get(text) for text in texts] for own in labels.values()]
+    return [*pairs, Agreement("all", len(several), equal, None, alpha(ratings))]
+
+
+def _pair(first: str, second: str, labels: Mapping[str, Mapping[Text, bool]]) -> Agreement:
+    one, two = labels[first], labels[second]
+    both = [(one[text], two[text]) for text in one if text in two]
+    found = kappa([a for a, _ in both], [b for _, b in both])
+    return Agreement(f"{first} and {second}", len(both), sum(a == b for a, b in both), found, None)
+
+
+def alpha(ratings: Sequence[Sequence[bool | None]]) -> float | None:
+    """Krippendorff's alpha for nominal data of ``ratings [people][texts]``, None where a person gave none. None if no text has
+    two labels, or all of those that have are one and the same."""
+    import numpy as np
+    from krippendorff import alpha as of_library
+
+    columns = [[v for v in text if v is not None] for text in zip(*ratings, strict=True)]
+    if len({value for text in columns if len(text) > 1 for value in text}) < 2:
+        return None
+    matrix = [[np.nan if value is None else float(value) for value in row] for row in ratings]
+    return float(of_library(reliability_data=matrix, level_of_measurement="nominal"))
+
+
+def majority(labels: Mapping[str, Mapping[Text, bool]]) -> tuple[dict[Text, bool], int]:
+    """The label of each text that most people gave it, and the number of texts with a tie, which have none."""
+    votes: dict[Text, list[bool]] = {}
+    for given in labels.values():
+        for text, present in given.items():
+            votes.setdefault(text, []).append(present)
+    ties = sum(2 * sum(v) == len(v) for v in votes.values())
+    return {text: 2 * sum(v) > len(v) for text, v in votes.items() if 2 * sum(v) != len(v)}, ties
+
+
+def section(
+    found: Sequence[Audit], people: Sequence[Agreement] = (), notes: Sequence[str] = ()
+) -> Section | None:
+    """Audits, and the agreement of people, as a section of the report; None if there are no audits."""
     if not found:
         return None
     header = ("model", "stage", "format", "present", "as true", "absent", "as true", "texts", "kappa")
@@ -106,10 +176,29 @@ def section(found: Sequence[Audit]) -> Section | None:
     return Section(
         name="audit",
         title="Label audit",
-        explanation=EXPLANATION,
-        tables=(Table("Label audit: predictions by a person's judgement", header, rows, left=3),),
-        data=[as_json(a) for a in found],
+        explanation=EXPLANATION + (SEVERAL if people else ()),
+        tables=(
+            Table("Label audit: predictions by a person's judgement", header, rows, left=3),
+            *_agreement_table(people),
+        ),
+        data={"groups": [as_json(a) for a in found], "people": [asdict(a) for a in people]},
+        notes=tuple(notes),
     )
+
+
+def _agreement_table(people: Sequence[Agreement]) -> tuple[Table, ...]:
+    header = ("labels", "texts", "same label", "kappa", "alpha")
+    rows = tuple(
+        (
+            a.people,
+            str(a.texts),
+            _share(a.equal, a.texts),
+            number(a.kappa, 2),
+            number(a.alpha, 2),
+        )
+        for a in people
+    )
+    return (Table("Agreement of the people who labelled", header, rows, left=1),) if rows else ()
 
 
 def _share(part: int, whole: int) -> str:

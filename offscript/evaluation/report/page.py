@@ -147,7 +147,7 @@ def render(
     script = Markup((WEB / "page.js").read_text(encoding="utf-8"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
-        _environment()
+        environment()
         .get_template("page.html")
         .render(
             title=title,
@@ -172,7 +172,7 @@ def render(
 
 
 @functools.cache
-def _environment() -> "Environment":
+def environment() -> "Environment":
     """Templates that escape whatever they print."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

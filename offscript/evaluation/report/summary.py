@@ -118,7 +118,8 @@ def _contrast(name: str, contrast: Contrast) -> FlatRow:
 
 
 def csv_field(value: Scalar) -> str:
-    """A value of a CSV file, see ``cells_csv``."""
+    """``value`` as a field of CSV: empty for None, without carriage returns. A text that a spreadsheet would run as a formula
+    begins with a single quote."""
     if value is None:
         return ""
     if isinstance(value, str):

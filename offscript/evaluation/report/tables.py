@@ -55,6 +55,11 @@ def text(scores: Scores, sections: Sequence[Section] = ()) -> str:
     return "\n".join(parts)
 
 
+def of_section(section: Section) -> str:
+    """The tables of a section, their explanation and its notes, for a command that makes no report."""
+    return _joined(section.tables, section.explanation, section.notes)
+
+
 def _joined(made: Sequence[Table], explained: Sequence[str], notes: Sequence[str]) -> str:
     parts = [table.text() for table in made]
     parts.append("\n".join(textwrap.fill(line, WIDTH) for line in explained))
