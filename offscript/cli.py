@@ -186,7 +186,9 @@ def composed_beside(words: str) -> tuple[Settings, Experiment]:
     try:
         added = checked(shlex.split(words))
         replaced = {"beside", *map(key_of, added)}
-        if others := {"beside", "predictions", "format", "planned", "labels"} & {key_of(o) for o in added}:
+        if others := {"beside", "predictions", "format", "planned", "labels", "compare"} & {
+            key_of(o) for o in added
+        }:
             raise UserError(min(others), "is for one evaluation, not for its second run", "leave it out")
         kept = [str(o) for o in running.overrides.task if key_of(str(o)) not in replaced]
         overrides, config = [*kept, *added], running.job.config_name or ""

@@ -16,6 +16,7 @@ OPTIONS = (
     "planned",
     "beside",
     "labels",
+    "compare",
     "export_as",
 )
 """Settings of single commands. All commands share the others: the model, the experiment, the cluster and so on."""
@@ -59,7 +60,7 @@ COMMANDS: dict[str, Command] = {
         "evaluate.py",
         "compute tables, figures and the report",
         "evaluate",
-        _reads("predictions", "format", "planned", "beside", "labels"),
+        _reads("predictions", "format", "planned", "beside", "labels", "compare"),
     ),
     "export": Command(
         "launch/export.py",

@@ -3,7 +3,8 @@
 import re
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,6 +120,9 @@ def evaluate(settings: Settings, experiment: Experiment) -> int:
     """``evaluate.py``: evaluates the grid, or a file of prediction rows that this experiment did not make; or compares the
     grid with another, or has its texts labelled."""
     _check_evaluate(settings)
+    if settings.compare is not None:
+        _evaluate_compare(settings.compare, settings)
+        return 0
     if settings.labels is not None:
         _evaluate_labels(settings.labels, settings, experiment)
         return 0
@@ -140,15 +144,16 @@ def evaluate(settings: Settings, experiment: Experiment) -> int:
 
 def _check_evaluate(settings: Settings) -> None:
     """Checks that the options of ``offscript evaluate`` go together."""
-    if settings.beside is not None:
-        if settings.predictions is not None:
-            raise UserError("beside", "is for grids only", "leave it out, or leave predictions= out")
-        if settings.labels is not None:
-            raise UserError("labels", "is for one evaluation", "leave it out, or leave beside= out")
+    given = [
+        name for name in ("compare", "beside", "labels", "predictions") if getattr(settings, name) is not None
+    ]
+    if len(given) > 1 and given != ["labels", "predictions"]:
+        first, second = given[:2]
+        raise UserError(first, f"cannot be combined with {second}=", "leave one of them out")
     if settings.predictions is None and _is_given("format"):
         name = settings.format.name
         raise UserError(f"format={name}", "a grid has its own formats", f"write grid.format=[{name}]")
-    if settings.planned is not None and (settings.predictions is None or settings.labels is not None):
+    if settings.planned is not None and given != ["predictions"]:
         raise UserError("planned", "is only for the rows of predictions=", "leave it out")
 
 
@@ -228,21 +233,59 @@ def _evaluate_beside(words: str, settings: Settings, experiment: Experiment) -> 
     compared = comparison.compare(sides[0], sides[1], labels, options)
     differing = differing_settings(experiment, other)
     keys = [e.planner.evaluation().key for e in (experiment, other)]
+    title = f"{settings.name}, beside {words}: macro-F1 and its difference"
     folder = experiment.folder / "evaluations" / f"beside-{hash_of({'beside': keys})[:8]}"
-    text = comparison.text(
-        compared,
-        f"{settings.name}, beside {words}: macro-F1 and its difference",
-        differing,
-        f"{chosen.confidence:.0%}",
+    _write_comparison(
+        folder,
+        comparison.text(compared, title, differing, f"{chosen.confidence:.0%}"),
+        comparison.as_json(compared, differing),
+        {"key": hash_of({"beside": keys}), "evaluations": keys, "beside": words},
     )
+
+
+def _evaluate_compare(words: Sequence[str], settings: Settings) -> None:
+    """Compares two finished experiments. Groups that are not comparable are named with the reason."""
+    from offscript.evaluation import comparison
+    from offscript.evaluation.metrics.results import Options
+    from offscript.experiment import compare
+
+    first, other = (compare.read_finished(word, settings.root) for word in words)
+    if first.folder.resolve() == other.folder.resolve():
+        raise UserError("compare", f"both are {first.folder}", "two experiments are needed")
+    refused = compare.refused(first, other)
+    kept = {*first.conditions, *other.conditions} - set(refused)
+    if not kept:
+        reasons = "; ".join(dict.fromkeys(refused.values()))
+        raise UserError(
+            f"compare=[{','.join(words)}]", f"no group is comparable: {reasons}", "see docs/measurement.md"
+        )
+    sides = [
+        [p for p in run.rows if (p.model, p.stage, p.format, p.training_seed) in kept]
+        for run in (first, other)
+    ]
+    chosen = settings.evaluation
+    options = Options(chosen.resamples, chosen.confidence, chosen.seed, chosen.resample)
+    compared = comparison.compare(sides[0], sides[1], first.labels, options)
+    differing = compare.differing_settings(first, other)
+    names = ("first", "second")
+    title = f"{words[0]} (first) and {words[1]} (second): macro-F1 and first - second"
+    key = hash_of({"compare": [first.key, other.key], "options": list(astuple(options))})
+    _write_comparison(
+        first.folder / "evaluations" / f"compare-{key[:8]}",
+        comparison.text(compared, title, differing, f"{chosen.confidence:.0%}", names, refused),
+        comparison.as_json(compared, differing, names, refused),
+        {"key": key, "evaluations": [first.key, other.key], "compare": list(words)},
+    )
+
+
+def _write_comparison(folder: Path, text: str, content: Json, manifest: Mapping[str, object]) -> None:
+    """Prints a comparison and writes it into ``folder``."""
     show(text, end="")
     remove_manifests(folder)
     write_text(folder / "comparison.txt", text)
-    write_json(folder / "comparison.json", comparison.as_json(compared, differing))
+    write_json(folder / "comparison.json", content)
     files = digests(folder, [folder / "comparison.txt", folder / "comparison.json"])
-    write_manifest(
-        folder, {"key": hash_of({"beside": keys}), "evaluations": keys, "beside": words, "files": files}
-    )
+    write_manifest(folder, {**manifest, "files": files})
     show(f"\nwritten to {folder}")
 
 

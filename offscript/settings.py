@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import (
     BaseModel,
@@ -904,6 +904,7 @@ class Settings(Node):
     planned: int | None = runtime(None, ge=1)
     beside: str | None = runtime(None, min_length=1)
     labels: int | str | list[str] | None = runtime(None)
+    compare: list[Annotated[str, Field(min_length=1)]] | None = runtime(None, min_length=2, max_length=2)
     export_as: list[Literal["parquet", "latex", "markdown", "inspect"]] = runtime(
         ["parquet", "latex", "markdown"], min_length=1
     )
@@ -924,13 +925,17 @@ GROUPS: dict[str, type[Named]] = {
 # ---------------------------------------------------------------- helpers
 
 
+def identity_fields(schema: type[BaseModel]) -> list[str]:
+    """Names of the identity fields of ``schema``."""
+    marks = ((name, field.json_schema_extra) for name, field in schema.model_fields.items())
+    return [name for name, mark in marks if isinstance(mark, dict) and mark[_MARK] == "identity"]
+
+
 def identity_of(node: BaseModel) -> dict[str, Json]:
     """The identity fields of ``node`` as plain JSON data, including those of nested nodes."""
     plain = {}
-    for name, field in type(node).model_fields.items():
-        mark = field.json_schema_extra
-        if not isinstance(mark, dict) or mark[_MARK] != "identity":
-            continue
+    for name in identity_fields(type(node)):
+        mark = cast(dict[str, JsonValue], type(node).model_fields[name].json_schema_extra)
         value = getattr(node, name)
         if "unhashed" not in mark or value != mark["unhashed"]:
             plain[str(mark.get("hashed_as", name))] = _plain(value)

@@ -83,7 +83,10 @@ def test_a_run_that_is_not_finished_is_named_with_the_command_that_makes_it(runs
         ),
         (["predictions=x"], "error: beside: predictions: is for one evaluation, not for its second run"),
         (["format=chat"], "error: beside: format: is for one evaluation, not for its second run"),
-        (["seed=1", "predictions=x.jsonl"], "error: beside: is for grids only; leave it out"),
+        (
+            ["seed=1", "predictions=x.jsonl"],
+            "error: beside: cannot be combined with predictions=; leave one of them out",
+        ),
     ],
 )
 @pytest.mark.parametrize("quoted", [True, False], ids=["quoted", "bare"])

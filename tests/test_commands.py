@@ -114,7 +114,7 @@ PERSONA_CHOICES = f"no such persona; allowed: {PERSONAS}"
         ("evaluate labels=true", "error: labels: found true; a number of texts of at least 1, or CSV files of labels"),
         ("evaluate labels=[]", "error: labels: found []; a number of texts of at least 1, or CSV files of labels"),
         ("evaluate labels=5 planned=3 predictions=x.jsonl", "error: planned: is only for the rows of predictions=; leave it out"),
-        (["evaluate", "labels=5", "beside=seed=1"], "error: labels: is for one evaluation; leave it out, or leave beside= out"),
+        (["evaluate", "labels=5", "beside=seed=1"], "error: beside: cannot be combined with labels=; leave one of them out"),
         ("evaluate experiment=smoke labels=5", "more are not made yet; make all with: offscript submit experiment=smoke"),
         ("evaluate planned=3", "error: planned: is only for the rows of predictions=; leave it out"),
         ("rollout stage=base data.sources.chat=[absent.jsonl]", "absent.jsonl"),

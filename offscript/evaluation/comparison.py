@@ -1,7 +1,9 @@
 """Two runs of a grid side by side: F1 and emission of each group, the difference, and the settings that differ."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from offscript.evaluation.metrics.display import number, span
 from offscript.evaluation.metrics.intervals import Contrast
@@ -13,6 +15,9 @@ from offscript.json_types import Json
 
 BESIDE = " (beside)"
 """Ends the names of the second run's stages while both runs are scored together."""
+
+SIDES = ("here", "beside")
+"""Names of the two evaluations where one of them is that of the command."""
 
 Group = tuple[str, str, str, int | None]
 """Model, stage, format and training seed (None: the mean over several)."""
@@ -87,10 +92,22 @@ def differing(first: Json, other: Json, key: str = "") -> dict[str, tuple[Json, 
 
 
 def text(
-    compared: Sequence[Compared], title: str, settings: Mapping[str, tuple[Json, Json]], interval: str = "95%"
+    compared: Sequence[Compared],
+    title: str,
+    settings: Mapping[str, tuple[Json, Json]],
+    interval: str = "95%",
+    names: tuple[str, str] = SIDES,
+    refused: Mapping[Group, str] = MappingProxyType({}),
 ) -> str:
-    """The table, whose intervals are headed ``interval``, and one line for each setting that differs: its value in the first and in the other evaluation."""
-    header = ("model", "stage", "format", "F1", "emitted", "beside: F1", "emitted", "difference", interval)
+    """The table, and one line for each setting that differs: its value in the first and in the other evaluation.
+
+    Args:
+        interval: heading of the intervals.
+        names: of the two evaluations.
+        refused: groups that are not in the table, and why.
+    """
+    other = f"{names[1]}: F1"
+    header = ("model", "stage", "format", "F1", "emitted", other, "emitted", "difference", interval)
     rows = []
     several = any(one.group[3] is None for one in compared)
     for one in compared:
@@ -98,9 +115,24 @@ def text(
         name = f"{stage}/{seed}" if several and seed is not None else stage
         change = (number(one.difference.estimate), span(one.difference.interval))
         rows.append((model, name, fmt, *_cells(one.first), *_cells(one.other), *change))
-    lines = [Table(title, header, tuple(rows), left=3).text(), "", "Settings that differ: here, beside"]
+    lines = [
+        Table(title, header, tuple(rows), left=3).text(),
+        *_refused_lines(refused),
+        "",
+        f"Settings that differ: {', '.join(names)}",
+    ]
     lines += [f"  {key}: {_short(a)}, {_short(b)}" for key, (a, b) in settings.items()] or ["  none"]
     return "\n".join(lines) + "\n"
+
+
+def _refused_lines(refused: Mapping[Group, str]) -> list[str]:
+    """Lines on the groups that are not compared, those of one reason together."""
+    groups: dict[str, list[str]] = {}
+    for (model, stage, fmt, seed), reason in refused.items():
+        groups.setdefault(reason, []).append(f"{model} {stage}{'' if seed is None else f'/{seed}'} {fmt}")
+    lines = (f"{reason}: {'; '.join(names)}" for reason, names in groups.items())
+    wrapped = [textwrap.fill(line, 100, initial_indent="  ", subsequent_indent="    ") for line in lines]
+    return ["", "Not compared", *wrapped] if wrapped else []
 
 
 def _cells(side: Side | None) -> tuple[str, str]:
@@ -114,17 +146,26 @@ def _short(value: Json) -> str:
     return written if len(written) <= 60 else written[:57] + "..."
 
 
-def as_json(compared: list[Compared], settings: Mapping[str, tuple[Json, Json]]) -> dict[str, Json]:
-    """The comparison as plain data, unrounded."""
+def as_json(
+    compared: list[Compared],
+    settings: Mapping[str, tuple[Json, Json]],
+    names: tuple[str, str] = SIDES,
+    refused: Mapping[Group, str] = MappingProxyType({}),
+) -> dict[str, Json]:
+    """The comparison as plain data, unrounded. ``names`` and ``refused``: see ``text``."""
     groups: list[Json] = []
     for one in compared:
         row: dict[str, Json] = dict(
             zip(("model", "stage", "format", "training_seed"), one.group, strict=True)
         )
-        for name, side in (("here", one.first), ("beside", one.other)):
+        for name, side in zip(names, (one.first, one.other), strict=True):
             row[name] = {"f1": side.f1, "emission_rate": side.emission} if side else None
         interval = one.difference.interval
         row["difference"] = one.difference.estimate
         row["interval"] = list(interval) if interval else None
         groups.append(row)
-    return {"groups": groups, "settings": {key: list(pair) for key, pair in settings.items()}}
+    return {
+        "groups": groups,
+        "settings": {key: list(pair) for key, pair in settings.items()},
+        "not_compared": [[*group, reason] for group, reason in refused.items()],
+    }

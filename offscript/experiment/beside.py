@@ -25,10 +25,7 @@ def differing_settings(experiment: Experiment, other: Experiment) -> dict[str, t
     plain, other_plain = (
         e.planner.settings.model_dump(mode="json", include=kept) for e in (experiment, other)
     )
-    found = {
-        f"{key} ({number})" if (number := fidelity.number_of(key)) else key: pair
-        for key, pair in differing(plain, other_plain).items()
-    }
+    found = numbered(plain, other_plain)
     number = fidelity.number_of("persona.constitution")
     for persona in experiment.planner.personas:
         if persona in other.planner.personas:
@@ -36,6 +33,14 @@ def differing_settings(experiment: Experiment, other: Experiment) -> dict[str, t
             if experiment.planner.options.persona[persona] != other.planner.options.persona[persona]:
                 found[f"persona.constitution of {persona} ({number})"] = sizes
     return found
+
+
+def numbered(plain: dict[str, Json], other: dict[str, Json]) -> dict[str, tuple[Json, Json]]:
+    """The keys in which the settings ``plain`` and ``other`` differ, with their F-numbers, and both values."""
+    return {
+        f"{key} ({number})" if (number := fidelity.number_of(key)) else key: pair
+        for key, pair in differing(plain, other).items()
+    }
 
 
 def _constitution_size(experiment: Experiment, persona: str) -> str:
