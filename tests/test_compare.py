@@ -134,8 +134,8 @@ def test_groups_of_one_experiment_only_are_named(tmp_path):
     finish(tmp_path / "runs", "b", formats=("chat", "chat_email"))
     done = invoke(tmp_path, "evaluate", "compare=[a,b]", "evaluation.resamples=200")
     assert done.code == 0, done.err
-    assert "Not compared\n  only in the first experiment: pocket full/0 agentic_email\n" in done.out
-    assert "  only in the second experiment: pocket full/0 chat_email\n" in done.out
+    assert "Not compared\n  only in the first experiment: pocket full agentic_email\n" in done.out
+    assert "  only in the second experiment: pocket full chat_email\n" in done.out
     assert done.out.count("\npocket full") == 1
 
 

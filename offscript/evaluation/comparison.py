@@ -128,8 +128,11 @@ def text(
 def _refused_lines(refused: Mapping[Group, str]) -> list[str]:
     """Lines on the groups that are not compared, those of one reason together."""
     groups: dict[str, list[str]] = {}
+    several = len({seed for *_, seed in refused}) > 1
     for (model, stage, fmt, seed), reason in refused.items():
-        groups.setdefault(reason, []).append(f"{model} {stage}{'' if seed is None else f'/{seed}'} {fmt}")
+        groups.setdefault(reason, []).append(
+            f"{model} {stage}{f'/{seed}' if several and seed is not None else ''} {fmt}"
+        )
     lines = (f"{reason}: {'; '.join(names)}" for reason, names in groups.items())
     wrapped = [textwrap.fill(line, 100, initial_indent="  ", subsequent_indent="    ") for line in lines]
     return ["", "Not compared", *wrapped] if wrapped else []
