@@ -122,11 +122,19 @@ def test_two_experiments_are_compared_group_by_group(tmp_path):
         ({"labels": ("sarcasm", "remorse", "humor")}, "2 and 3 personas"),
     ],
 )
-def test_groups_that_are_not_comparable_are_refused_with_the_reason(tmp_path, changed, reason):
+def test_groups_that_are_not_comparable_have_a_reason(tmp_path, changed, reason):
+    finish(tmp_path, "a")
+    finish(tmp_path, "b", **changed)
+    found = compare.refused(*(compare.read_finished(name, str(tmp_path)) for name in "ab"))
+    assert found == {("pocket", "full", fmt, 0): reason for fmt in ("chat", "agentic_email")}
+
+
+def test_two_experiments_without_a_comparable_group_are_refused_in_one_line(tmp_path):
     finish(tmp_path / "runs", "a")
-    finish(tmp_path / "runs", "b", **changed)
-    line = refused(tmp_path, "evaluate", "compare=[a,b]")
-    assert line.startswith(f"error: compare=[a,b]: no group is comparable: {reason}")
+    finish(tmp_path / "runs", "b", classifier="d")
+    assert refused(tmp_path, "evaluate", "compare=[a,b]") == (
+        "error: compare=[a,b]: no group is comparable: another classifier; see docs/measurement.md"
+    )
 
 
 def test_groups_of_one_experiment_only_are_named(tmp_path):
@@ -139,36 +147,42 @@ def test_groups_of_one_experiment_only_are_named(tmp_path):
     assert done.out.count("\npocket full") == 1
 
 
-def test_experiments_that_cannot_be_read_are_refused_in_one_line(tmp_path):
-    root = tmp_path / "runs"
-    finish(root, "a")
-    finish(root, "b")
-    assert refused(tmp_path, "evaluate", "compare=[a,c]") == (
-        "error: compare: c: no such experiment in runs; allowed: a, b"
-    )
-    assert refused(tmp_path, "evaluate", "compare=[a,a]") == (
-        "error: compare: both are runs/a; two experiments are needed"
-    )
-    for word in ("compare=[a]", "compare=[a,b,c]", "compare=a", "compare=[a,'']"):
-        assert refused(tmp_path, "evaluate", word).startswith("error: compare")
-    assert refused(tmp_path, "evaluate", "compare=[a,b]", "labels=3") == (
-        "error: compare: cannot be combined with labels=; leave one of them out"
-    )
-    (root / "d").mkdir()
-    assert "runs/d: has no finished evaluation; make it with" in refused(
-        tmp_path, "evaluate", "compare=[a,d]"
-    )
-    (path,) = root.glob("b/predictions/*/*/sarcasm/chat-*.jsonl")
-    path.write_text(path.read_text() * 2)
-    assert refused(tmp_path, "evaluate", "compare=[a,b]").endswith(
-        ": is not what was evaluated; evaluate that experiment again"
-    )
-    (root / "b/evaluation/summary.json").write_text("{}")
-    assert "runs/b: has no finished evaluation" in refused(tmp_path, "evaluate", "compare=[a,b]")
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("compare=[a,a]", "compare: both are runs/a; two experiments are needed"),
+        ("compare=[a]", "compare: found ['a']; list should have at least 2 items after validation, not 1"),
+        ("compare=a", "compare: found 'a'; input should be a valid list"),
+        (
+            "compare=[a,b] labels=3",
+            "compare: cannot be combined with labels=; leave one of them out",
+        ),
+    ],
+)
+def test_words_that_are_no_comparison_are_refused_in_one_line(tmp_path, words, line):
+    finish(tmp_path / "runs", "a")
+    assert refused(tmp_path, "evaluate", *words.split()) == f"error: {line}"
 
 
-def test_a_cell_whose_rollout_is_gone_is_refused(tmp_path):
-    finish(tmp_path, "a")
+def message(word, root) -> str:
+    with pytest.raises(UserError) as error:
+        compare.read_finished(word, str(root))
+    return str(error.value).replace(str(root), "R")
+
+
+def test_experiments_that_cannot_be_read_are_named_with_the_reason(tmp_path):
+    assert message("c", tmp_path) == (
+        "compare: c: no such experiment in R; none there has a finished evaluation"
+    )
+    for name in "ab":
+        finish(tmp_path, name)
+    assert message("c", tmp_path) == "compare: c: no such experiment in R; allowed: a, b"
+    (tmp_path / "d").mkdir()
+    assert message("d", tmp_path).startswith("R/d: has no finished evaluation; make it with ")
     shutil.rmtree(tmp_path / "a" / "rollouts")
-    with pytest.raises(UserError, match="cannot be read"):
-        compare.read_finished("a", str(tmp_path))
+    assert ": its manifest is gone, so its scenarios and sampling are unknown; " in message("a", tmp_path)
+    (path,) = tmp_path.glob("b/predictions/*/*/sarcasm/chat-*.jsonl")
+    path.write_text(path.read_text() * 2)
+    assert message("b", tmp_path).endswith(": is not what was evaluated; evaluate that experiment again")
+    (tmp_path / "b/evaluation/summary.json").write_text("{}")
+    assert message("b", tmp_path).startswith("R/b: has no finished evaluation")

@@ -91,9 +91,16 @@ def _rows(path: Path, key: str) -> list[Prediction]:
 
 
 def _condition(folder: Path, path: Path) -> Condition:
-    """The condition of the cell whose predictions are in ``path``."""
+    """The condition of the cell whose predictions are in ``path``.
+
+    Raises:
+        UserError: a manifest is gone or damaged.
+    """
     predictions = read_json_object(manifest_path(path), "identity", "inputs")
     (rollout,) = (name for name in predictions["inputs"] if Path(name).parts[0] == "rollouts")
+    if not manifest_path(folder / rollout).exists():
+        found = "its manifest is gone, so its scenarios and sampling are unknown"
+        raise UserError(str(folder / rollout), found, "make that experiment again")
     rows = read_json_object(manifest_path(folder / rollout), "identity")["identity"]
     model: dict[str, Any] = rows["model"]
     return {
