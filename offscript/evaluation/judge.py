@@ -4,15 +4,13 @@ A judge chooses the persona of a text from a list, which it is shown in two orde
 true persona and another one. Replies that state no single answer are counted as no answer, and are in no other number.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from offscript.evaluation.metrics.agreement import alpha, kappa
 from offscript.evaluation.metrics.display import number, span
 from offscript.evaluation.metrics.intervals import Contrast, Statistic, contrast
 from offscript.evaluation.metrics.results import Options
@@ -209,6 +207,7 @@ def _choices(verdicts: Sequence[Verdict], personas: Sequence[str], resampled: _R
     both = [given for given in answers if len(given) == 2]
     right = [sum(c == v.persona for c in given) for v, given in zip(verdicts, answers, strict=True)]
     accuracy = resampled.ratio(right, [len(given) for given in answers])
+    pairs = [(c, v.predicted) for v in verdicts for c in v.choices if None not in (c, v.predicted)]
     return Choices(
         texts=len(verdicts),
         no_answer=1 - len(places) / (2 * len(verdicts)),
@@ -216,15 +215,7 @@ def _choices(verdicts: Sequence[Verdict], personas: Sequence[str], resampled: _R
         same=sum(len(set(given)) == 1 for given in both) / len(both) if both else None,
         first=_place(places, 0, len(personas)),
         last=_place(places, len(personas) - 1, len(personas)),
-        kappa=_kappa(
-            [
-                (c, v.predicted)
-                for v in verdicts
-                for c in v.choices
-                if c is not None and v.predicted is not None
-            ],
-            personas,
-        ),
+        kappa=kappa([choice for choice, _ in pairs], [predicted for _, predicted in pairs]),
         alpha=alpha([(*v.choices, v.predicted) for v in verdicts], "nominal"),
     )
 
@@ -236,37 +227,6 @@ def _place(places: Sequence[int], place: int, options: int) -> Place | None:
         return None
     count = sum(p == place for p in places)
     return Place(count / len(places), float(binomtest(count, len(places), 1 / options).pvalue))
-
-
-def _kappa(pairs: Sequence[tuple[str, str]], personas: Sequence[str]) -> float | None:
-    """Cohen's kappa; None where there is no pair, or where both readers have one and the same label for all texts."""
-    from sklearn.metrics import cohen_kappa_score
-
-    if len(set(chain.from_iterable(pairs))) < 2:
-        return None
-    ours, theirs = zip(*pairs, strict=True)
-    labels = list(dict.fromkeys([*personas, *theirs]))
-    return float(cohen_kappa_score(ours, theirs, labels=labels))
-
-
-def alpha(units: Sequence[Sequence[str | int | None]], level: Literal["nominal", "ordinal"]) -> float | None:
-    """Krippendorff's alpha of ``units``, each with one value per reader; None where no two readers have a value for one
-    unit, or where all values are equal.
-
-    Args:
-        level: of measurement.
-    """
-    import krippendorff
-
-    paired = [unit for unit in units if sum(value is not None for value in unit) > 1]
-    domain = sorted({value for unit in paired for value in unit if value is not None}, key=str)
-    if len(domain) < 2:
-        return None
-    codes = {value: code for code, value in enumerate(domain)}
-    data = [[math.nan if value is None else codes[value] for value in unit] for unit in paired]
-    values = list(range(len(domain)))
-    found = krippendorff.alpha(np.array(data).T, value_domain=values, level_of_measurement=level)
-    return float(found)
 
 
 # ---------------------------------------------------------------- ratings

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from offscript.evaluation.metrics.agreement import alpha, kappa
 from offscript.evaluation.metrics.display import NOT_AVAILABLE, number
 from offscript.evaluation.metrics.results import BASE, Scores
 from offscript.evaluation.order import formats_in_order, stages_in_order
@@ -80,16 +81,6 @@ def _audit(model: str, stage: str | None, fmt: str | None, members: Sequence[Pre
     return Audit(model, stage, fmt, len(present), sum(present), len(absent), sum(absent), agreement)
 
 
-def kappa(first: Sequence[bool], second: Sequence[bool]) -> float | None:
-    """Cohen's kappa (1960) of two judgements ``[n]`` of the same texts; None if both are one and the same value throughout,
-    or n is 0."""
-    if len({*first, *second}) < 2:
-        return None
-    from sklearn.metrics import cohen_kappa_score
-
-    return float(cohen_kappa_score(list(first), list(second)))
-
-
 Text = Hashable
 """What names a text that several people label."""
 
@@ -118,8 +109,8 @@ def agreements(labels: Mapping[str, Mapping[Text, bool]]) -> list[Agreement]:
     given = [[own[text] for own in labels.values() if text in own] for text in texts]
     several = [answers for answers in given if len(answers) > 1]
     equal = sum(len(set(answers)) == 1 for answers in several)
-    ratings = [[own.get(text) for text in texts] for own in labels.values()]
-    return [*pairs, Agreement("all", len(several), equal, None, alpha(ratings))]
+    ratings = [[own.get(text) for own in labels.values()] for text in texts]
+    return [*pairs, Agreement("all", len(several), equal, None, alpha(ratings, "nominal"))]
 
 
 def _pair(first: str, second: str, labels: Mapping[str, Mapping[Text, bool]]) -> Agreement:
@@ -127,19 +118,6 @@ def _pair(first: str, second: str, labels: Mapping[str, Mapping[Text, bool]]) ->
     both = [(one[text], two[text]) for text in one if text in two]
     found = kappa([a for a, _ in both], [b for _, b in both])
     return Agreement(f"{first} and {second}", len(both), sum(a == b for a, b in both), found, None)
-
-
-def alpha(ratings: Sequence[Sequence[bool | None]]) -> float | None:
-    """Krippendorff's alpha for nominal data of ``ratings [people][texts]``, None where a person gave none. None if no text has
-    two labels, or all of those that have are one and the same."""
-    import numpy as np
-    from krippendorff import alpha as of_library
-
-    columns = [[v for v in text if v is not None] for text in zip(*ratings, strict=True)]
-    if len({value for text in columns if len(text) > 1 for value in text}) < 2:
-        return None
-    matrix = [[np.nan if value is None else float(value) for value in row] for row in ratings]
-    return float(of_library(reliability_data=matrix, level_of_measurement="nominal"))
 
 
 def majority(labels: Mapping[str, Mapping[Text, bool]]) -> tuple[dict[Text, bool], int]:

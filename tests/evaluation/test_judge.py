@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from offscript.evaluation.judge import Verdict, alpha, section
+from offscript.evaluation.judge import Verdict, section
+from offscript.evaluation.metrics.agreement import alpha
 from offscript.evaluation.metrics.results import Options
 
 PERSONAS = ("sarcasm", "humor", "remorse", "loving")

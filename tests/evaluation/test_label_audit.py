@@ -5,7 +5,8 @@ import json
 import pytest
 
 from offscript.evaluation.evaluate import evaluate_rows
-from offscript.evaluation.label_audit import Audit, agreements, alpha, audits, kappa, majority, section
+from offscript.evaluation.label_audit import Audit, agreements, audits, majority, section
+from offscript.evaluation.metrics.agreement import alpha, kappa
 from offscript.evaluation.predictions import check_rows
 from tests.rows import grid, missing_row, row
 
@@ -88,7 +89,7 @@ def test_agreement_of_every_two_people_and_of_all():
 def test_people_who_labelled_different_texts_have_no_agreement():
     apart = agreements({"a": {1: True}, "b": {2: False}})
     assert [(a.texts, a.kappa, a.alpha) for a in apart] == [(0, None, None)] * 2
-    assert alpha([[True, True], [True, None]]) is None
+    assert alpha([[True, True], [True, None]], "nominal") is None
 
 
 def test_three_people_and_the_label_of_most():
