@@ -15,16 +15,16 @@ from offscript.evaluation.report.section import Section, Table
 NAME = "calibration"
 READOUTS = (
     "AUC: the share of pairs of a text of a persona and a text of another one in which the classifier gives the first the "
-    "greater probability of that persona, averaged over personas; .5 is chance. F1 sees the most probable label only; a "
-    "classifier that favours one label for all e-mails can have a low F1 and a high AUC. Then the persona is in the texts, and "
-    "the threshold is wrong."
+    "greater probability of that persona, averaged over personas; .5 is chance. F1 counts the most probable label only: a "
+    "classifier that favours one label for all e-mails can have a low F1 and a high AUC. In that case the texts do hold the "
+    "persona, and the favoured label hides it."
 )
 ERRORS = (
-    "Confidence: the mean probability of the most probable persona; accuracy: how often it is the true one (of the personas "
-    "that are scored). ECE, the expected calibration error: the mean distance of the two over {bins} bins of confidence (Guo et "
-    "al. 2017). Log loss in nats: {even} for equal probabilities. T: after the temperature that was fitted on chat texts; chat "
-    "itself is read with the temperature of other families. A temperature corrects a classifier that is too sure everywhere, "
-    "not one that is too sure off its distribution only."
+    "Confidence: the mean probability of the most probable persona; accuracy: how often that persona is the true one. ECE, the "
+    "expected calibration error: the mean distance of the two over {bins} bins of confidence (Guo et al. 2017). Log loss: the "
+    "mean of -ln(probability of the true persona); {even} if all are equally probable. At T: after the temperature T, which is "
+    "fitted on chat texts (for chat itself, on those of other families). It mends a classifier that is too sure in every format "
+    "alike. Where ECE at T stays high, the confidence of a prediction means little."
 )
 LENGTHS = (
     "At equal lengths: gap is chat F1 - F1. At chat's lengths, the texts of the format are weighted so that their numbers of "

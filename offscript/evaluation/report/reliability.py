@@ -1,8 +1,9 @@
 """The reliability diagram: accuracy by confidence, a row of panels per model, as the probabilities are and after the
 temperature."""
 
+import itertools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 _LOOKS = (("#0072B2", "o"), ("#D55E00", "D"), ("#E69F00", "s"), ("#009E73", "^"), ("#CC79A7", "P"))
 FORMATS_SHOWN = len(_LOOKS) - 1
 """With more formats beside chat, these are shown together."""
+MIN_JOINED = 5
+"""Bins with fewer texts are not joined by the line."""
 _PANEL_INCHES = 3.5
 _LARGEST = 260.0
 """Area, in square points, of the marker of a bin that has all texts of its curve."""
@@ -45,34 +48,45 @@ def _draw(scores: Scores) -> "Figure":
         squeeze=False,
         layout="constrained",
     )
-    for row, (model, groups) in zip(axes, last.items(), strict=True):
-        curves = _curves(groups)
-        _panel(row[0], [(name, raw) for name, raw, _ in curves])
-        row[0].set_title(f"{model}, {groups[0][0].stage}", loc="left", fontweight="bold")
+    curves_of = {model: _curves(groups) for model, groups in last.items()}
+    looks = _looks(name for curves in curves_of.values() for name, *_ in curves)
+    for row, (model, curves) in zip(axes, curves_of.items(), strict=True):
+        group, readouts = last[model][0]
+        _panel(row[0], [(name, raw) for name, raw, _ in curves], looks)
+        row[0].set_title(f"{model}, {group.stage}", loc="left", fontweight="bold")
         row[0].set_ylabel("accuracy")
-        if not scaled:
-            continue
-        _panel(row[1], [(name, found) for name, _, found in curves if found])
-        temperature = groups[0][1].temperature
-        row[1].set_title("no temperature" if temperature is None else f"T = {temperature:.2f}", loc="left")
+        if scaled:
+            _panel(row[1], [(name, found) for name, _, found in curves if found], looks)
+            row[1].set_title(_of_temperature(readouts.temperature), loc="left")
     for axis in axes[-1]:
         axis.set_xlabel("confidence")
+    _write_around(figure, scaled)
+    return figure
+
+
+def _looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each curve, the same in all panels; the first are those of chat."""
+    others = itertools.cycle(_LOOKS[1:])
+    return {name: _LOOKS[0] if is_in_distribution(name) else next(others) for name in dict.fromkeys(names)}
+
+
+def _of_temperature(temperature: float | None) -> str:
+    return "no temperature" if temperature is None else f"after the temperature, T = {temperature:.2f}"
+
+
+def _write_around(figure: "Figure", scaled: bool) -> None:
+    """Writes the title and the caption of the figure."""
     inches = figure.get_figwidth()
     title = "Is the classifier as often right as it is sure?"
     figure.suptitle(textwrap.fill(title, int(13 * inches)), x=0.01, ha="left", fontsize=10)
-    caption = (
-        f"A marker is one of {BINS} bins of confidence, its area the share of texts in it; dashed: right as often as sure. "
-        + (
-            "Left: as the classifier gives them; right: after the temperature T fitted on chat. "
-            if scaled
-            else ""
-        )
-        + "In brackets: expected calibration error."
+    marks = f"A marker is one of {BINS} bins of confidence, its area the share of texts in it; bins of fewer than {MIN_JOINED} texts are not joined. Dashed: right as often as sure."
+    panels = (
+        " Left: as the classifier gives them; right: after the temperature T fitted on chat."
+        if scaled
+        else ""
     )
-    figure.supxlabel(
-        textwrap.fill(caption, int(17.5 * inches)), x=0.01, ha="left", fontsize=7.5, color="#444444"
-    )
-    return figure
+    caption = textwrap.fill(f"{marks}{panels} In brackets: expected calibration error.", int(17.5 * inches))
+    figure.supxlabel(caption, x=0.01, ha="left", fontsize=7.5, color="#444444")
 
 
 def _last_stages(scores: Scores) -> dict[str, list[tuple[GroupScore, Readouts]]]:
@@ -103,12 +117,22 @@ def _curves(
     ]
 
 
-def _panel(axis: "Axes", curves: Sequence[tuple[str, Calibration]]) -> None:
+def _panel(
+    axis: "Axes", curves: Sequence[tuple[str, Calibration]], looks: Mapping[str, tuple[str, str]]
+) -> None:
     axis.plot([0, 1], [0, 1], color="#555555", linewidth=1, linestyle=(0, (3, 2)))
-    for (name, found), (colour, marker) in zip(curves, _LOOKS, strict=False):
+    for name, found in curves:
+        colour, marker = looks[name]
         texts = sum(b.texts for b in found.bins)
         x, y = [b.confidence for b in found.bins], [b.accuracy for b in found.bins]
-        axis.plot(x, y, color=colour, linewidth=1, alpha=0.45)
+        joined = [b for b in found.bins if b.texts >= MIN_JOINED]
+        axis.plot(
+            [b.confidence for b in joined],
+            [b.accuracy for b in joined],
+            color=colour,
+            linewidth=1,
+            alpha=0.45,
+        )
         axis.scatter(
             x,
             y,
@@ -125,4 +149,5 @@ def _panel(axis: "Axes", curves: Sequence[tuple[str, Calibration]]) -> None:
     axis.set_aspect("equal")
     axis.grid(color="#e6e6e6", linewidth=0.6)
     axis.set_axisbelow(True)
-    axis.legend(frameon=False, loc="upper left", fontsize=7.5)
+    if curves:
+        axis.legend(frameon=False, loc="upper left", fontsize=7.5)

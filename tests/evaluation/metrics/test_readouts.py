@@ -168,7 +168,8 @@ def test_a_temperature_of_chat_mends_chat_and_comes_from_chat_of_trained_and_pro
     assert chat.scaled.ece < chat.raw.ece / 2 and chat.scaled.log_loss < chat.raw.log_loss
     assert 2.5 < chat.temperature < 3.6 and email.temperature == chat.temperature
     assert chat.scaled.confidence < chat.raw.confidence
-    for others in (off, rows + base):
+    labelled = [{**r, "stage": "base"} for r in made(seed=5)]
+    for others in (off, rows + base, rows + labelled):
         assert read(others)[0]["full", "chat"].readouts.temperature == chat.temperature
     assert read(rows + base)[0]["base", "chat"].readouts is None
 
