@@ -79,7 +79,10 @@ def _write_around(figure: "Figure", scaled: bool) -> None:
     inches = figure.get_figwidth()
     title = "Is the classifier as often right as it is sure?"
     figure.suptitle(textwrap.fill(title, int(13 * inches)), x=0.01, ha="left", fontsize=10)
-    marks = f"A marker is one of {BINS} bins of confidence, its area the share of texts in it; bins of fewer than {MIN_JOINED} texts are not joined. Dashed: right as often as sure."
+    marks = (
+        f"A marker is one of {BINS} bins of confidence, its area the share of texts in it; bins of fewer than {MIN_JOINED} "
+        "texts are not joined. Dashed: right as often as sure."
+    )
     panels = (
         " Left: as the classifier gives them; right: after the temperature T fitted on chat."
         if scaled
