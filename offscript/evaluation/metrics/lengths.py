@@ -5,12 +5,15 @@ format's texts in its length bin) / (share of its own), as in the reweighting of
 market institutions and the distribution of wages"), with bins in place of a model. Bins are tenths of the texts of both formats.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from offscript.evaluation.metrics.f1 import per_persona_f1
+from offscript.evaluation.metrics.intervals import MIN_CLUSTERS, Interval, student_interval
 from offscript.evaluation.metrics.results import GroupScore, Scores
 from offscript.evaluation.order import is_in_distribution
 from offscript.evaluation.predictions import Prediction
@@ -29,12 +32,13 @@ class Matched:
     """Macro-F1 of two formats at the lengths of one of them, the ``reference``.
 
     ``weighted`` is that of the other. ``common`` is the share of the reference's texts in bins that count; the others are
-    left out. ``effective`` is the number of equally weighted texts with the same variance as the weighted ones,
+    left out. ``interval`` is that of chat F1 - F1. ``effective`` is the number of equally weighted texts with the same variance as the weighted ones,
     (sum w)^2 / sum w^2 (Kish 1965).
     """
 
     reference: float
     weighted: float
+    interval: Interval
     common: float
     effective: float
 
@@ -69,11 +73,13 @@ class LengthMatch:
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """Length in words, true persona and predicted persona of n texts, ``[n]``; -1 is a prediction outside the label set."""
+    """Length in words, true persona, predicted persona and family of n texts, ``[n]``. The predicted persona is N for a
+    prediction outside the label set."""
 
     words: NDArray[np.int64]
     true: NDArray[np.int64]
     predicted: NDArray[np.int64]
+    family: NDArray[np.str_]
 
 
 def match_lengths(scores: Scores, predictions: Sequence[Prediction]) -> list[LengthMatch]:
@@ -99,6 +105,7 @@ def match_lengths(scores: Scores, predictions: Sequence[Prediction]) -> list[Len
             texts[chat.model, chat.stage, chat.format],
             texts[g.model, g.stage, g.format],
             len(scores.labels),
+            scores.options.confidence,
         )
         for g in shown
         if not is_in_distribution(g.format) and (chat := chats.get((g.model, g.stage))) is not None
@@ -113,77 +120,105 @@ def _texts(predictions: Sequence[Prediction], labels: Sequence[str]) -> Texts | 
     return Texts(
         words=np.array([len((p.text or "").split()) for p in predictions], dtype=np.int64),
         true=np.array([index[p.persona or ""] for p in predictions], dtype=np.int64),
-        predicted=np.array([index.get(p.predicted or "", -1) for p in predictions], dtype=np.int64),
+        predicted=np.array([index.get(p.predicted or "", len(index)) for p in predictions], dtype=np.int64),
+        family=np.array([p.family for p in predictions]),
     )
 
 
-def _match(group: GroupScore, chat: Texts | None, other: Texts | None, n_labels: int) -> LengthMatch:
+def _match(
+    group: GroupScore, chat: Texts | None, other: Texts | None, n_labels: int, confidence: float
+) -> LengthMatch:
     names = (group.model, group.stage, group.format)
     if chat is None or other is None:
         return LengthMatch(*names, None, None, None, None, None, None, "the rows do not hold the texts")
     if not len(chat.words) or not len(other.words):
         return LengthMatch(*names, None, None, None, None, None, None, "no texts")
-    in_chat, in_other = _bins(chat, other)
-    in_both = np.minimum(np.bincount(in_chat, minlength=BINS), np.bincount(in_other, minlength=BINS))
-    counts = in_both >= MIN_IN_BIN
-    at_chat = _reweighted(other, in_other, chat, in_chat, counts, n_labels)
-    at_format = _reweighted(chat, in_chat, other, in_other, counts, n_labels)
+    families = np.unique(np.concatenate([chat.family, other.family]))
+    edges = np.quantile(np.concatenate([chat.words, other.words]), np.linspace(0, 1, BINS + 1)[1:-1])
+    in_chat, in_other = (_counts(texts, families, edges, n_labels) for texts in (chat, other))
+    at_chat = _matched(in_chat, in_other, -1, confidence)
+    at_format = _matched(in_other, in_chat, 1, confidence)
     return LengthMatch(
         *names,
         chat_words=float(np.median(chat.words)),
         words=float(np.median(other.words)),
-        chat=weighted_f1(chat, np.ones(len(chat.words)), n_labels),
-        score=weighted_f1(other, np.ones(len(other.words)), n_labels),
+        chat=float(_macro_f1(in_chat.sum(axis=(0, 1)))),
+        score=float(_macro_f1(in_other.sum(axis=(0, 1)))),
         at_chat=at_chat,
         at_format=at_format,
         why_not=None if at_chat and at_format else "lengths do not overlap",
     )
 
 
-def _bins(first: Texts, second: Texts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The length bin 0..BINS-1 of each text of the two."""
-    edges = np.quantile(np.concatenate([first.words, second.words]), np.linspace(0, 1, BINS + 1)[1:-1])
-    return np.searchsorted(edges, first.words), np.searchsorted(edges, second.words)
+def _counts(texts: Texts, families: NDArray[np.str_], edges: Floats, n_labels: int) -> Floats:
+    """Confusion counts ``[F, BINS, N, N + 2]`` by family and length bin, with the columns of ``f1``."""
+    counts = np.zeros((len(families), BINS, n_labels, n_labels + 2))
+    place = (np.searchsorted(families, texts.family), np.searchsorted(edges, texts.words))
+    np.add.at(counts, (*place, texts.true, texts.predicted), 1)
+    return counts
 
 
-def _reweighted(
-    source: Texts,
-    in_source: NDArray[np.int64],
-    target: Texts,
-    in_target: NDArray[np.int64],
-    counts: NDArray[np.bool_],
-    n_labels: int,
-) -> Matched | None:
-    """None if fewer than MIN_COMMON of the target's texts are in bins that count.
+def _matched(reference: Floats, other: Floats, sign: int, confidence: float) -> Matched | None:
+    """``other`` at the lengths of ``reference``, both as counts by family and bin; None if fewer than MIN_COMMON of the
+    reference's texts are in bins that count.
 
     Args:
-        in_source, in_target: the bin of each text.
-        counts: whether a bin counts ``[BINS]``.
+        sign: of the gap: -1 if ``reference`` is chat, so that it is reference - weighted.
     """
-    kept = counts[in_target]
-    if kept.mean() < MIN_COMMON:
+    total, of_others = reference.sum(axis=0), other.sum(axis=0)
+    wanted, held = total.sum(axis=(1, 2)), of_others.sum(axis=(1, 2))
+    count = np.minimum(wanted, held) >= MIN_IN_BIN
+    common = float(wanted[count].sum() / wanted.sum())
+    if common < MIN_COMMON:
         return None
-    wanted, held = (np.bincount(bins, minlength=BINS) for bins in (in_target, in_source))
-    weights = np.where(counts, wanted / np.maximum(held, 1), 0.0)[in_source]
+    at_reference, weighted = _at_equal_lengths(total, of_others, count)
+    without = _at_equal_lengths(total - reference, of_others - other, count)
+    weights = wanted[count] / held[count]
     return Matched(
-        reference=weighted_f1(target, kept.astype(float), n_labels),
-        weighted=weighted_f1(source, weights, n_labels),
-        common=float(kept.mean()),
-        effective=float(weights.sum() ** 2 / (weights**2).sum()),
+        reference=float(at_reference),
+        weighted=float(weighted),
+        interval=_jackknife(
+            sign * float(weighted - at_reference),
+            sign * (without[1] - without[0]),
+            np.asarray(reference.any(axis=(1, 2, 3))),
+            np.asarray(other.any(axis=(1, 2, 3))),
+            confidence,
+        ),
+        common=common,
+        effective=float(wanted[count].sum() ** 2 / (weights**2 * held[count]).sum()),
     )
 
 
-def weighted_f1(texts: Texts, weights: Floats, n_labels: int) -> float:
-    """Macro-F1 over all labels of texts with ``weights [n]``."""
-    from sklearn.metrics import f1_score
+def _at_equal_lengths(reference: Floats, other: Floats, count: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Macro-F1 ``[...]`` of counts ``[..., BINS, N, N + 2]`` in the bins that count, and of ``other`` weighted to them."""
+    wanted, held = (counts.sum(axis=(-2, -1)) for counts in (reference, other))
+    weights = np.where(count, wanted / np.maximum(held, 1), 0.0)
+    in_count = reference[..., count, :, :].sum(axis=-3)
+    return _macro_f1(in_count), _macro_f1(np.einsum("...b,...bij->...ij", weights, other))
 
-    return float(
-        f1_score(
-            texts.true,
-            texts.predicted,
-            labels=np.arange(n_labels),
-            average="macro",
-            sample_weight=weights,
-            zero_division=0,
-        )
-    )
+
+def _macro_f1(counts: Floats) -> Floats:
+    """Macro-F1 of weighted counts ``[..., N, N + 2]``."""
+    # per_persona_f1 takes a persona of fewer than one text for one without texts.
+    found: Floats = per_persona_f1(counts * 1e9).mean(axis=-1)
+    return found
+
+
+def _jackknife(
+    value: float,
+    without: Floats,
+    in_reference: NDArray[np.bool_],
+    in_other: NDArray[np.bool_],
+    confidence: float,
+) -> Interval:
+    """Interval of ``value`` from its values ``without [F]`` each family (Efron and Tibshirani 1993, section 11.3), where the
+    families of one format, of the other, and those of both are strata of their own."""
+    variance, fewest = 0.0, len(without)
+    for stratum in (in_reference & ~in_other, in_other & ~in_reference, in_reference & in_other):
+        k = int(stratum.sum())
+        if k:
+            variance += (k - 1) / k * float(((without[stratum] - without[stratum].mean()) ** 2).sum())
+            fewest = min(fewest, k)
+    if fewest < MIN_CLUSTERS:
+        return None
+    return student_interval(value, math.sqrt(variance), fewest - 1, confidence)

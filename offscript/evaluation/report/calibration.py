@@ -27,7 +27,7 @@ ERRORS = (
     "alike. Where ECE at T stays high, the confidence of a prediction means little."
 )
 LENGTHS = (
-    "At equal lengths: gap is chat F1 - F1. At chat's lengths, the texts of the format are weighted so that their numbers of "
+    "At equal lengths: words are medians, in chat / in the format; gap is chat F1 - F1. At chat's lengths, the texts of the format are weighted so that their numbers of "
     "words are distributed as in chat; at the format's lengths, those of chat are. In use: the share of the texts matched to "
     "that have a length which both formats have (the others are left out), and the number of equally weighted texts that "
     "would be as uncertain as the weighted ones. A gap that stays is not one of length. Training seeds are taken together."
@@ -50,7 +50,7 @@ def calibration(scores: Scores, predictions: Sequence[Prediction]) -> Section | 
     made: list[Table] = []
     for model in models:
         made.append(_readouts(scores, model))
-        made.append(_lengths(model, [m for m in matched if m.model == model]))
+        made.append(_lengths(scores, model, [m for m in matched if m.model == model]))
         made.append(_personas(scores, model, [gap for gap in differing if gap.model == model]))
     explanation = [READOUTS, ERRORS.format(bins=readouts.BINS, even=_even(len(scores.labels)))]
     if any(m.chat is not None for m in matched):
@@ -125,17 +125,17 @@ def _readout_row(group: GroupScore) -> tuple[str, ...]:
     )
 
 
-def _lengths(model: str, matched: Sequence[LengthMatch]) -> Table:
+def _lengths(scores: Scores, model: str, matched: Sequence[LengthMatch]) -> Table:
+    interval = f"({scores.options.confidence:.0%})"
     rows = tuple(
         (
             m.stage,
             m.format,
-            f"{m.chat_words:.0f}",
-            f"{m.words:.0f}",
+            f"{m.chat_words:.0f} / {m.words:.0f}",
             number(m.chat - m.score),
-            number(m.gap_at_chat),
+            _estimate(m.gap_at_chat, m.at_chat.interval if m.at_chat else None),
             _in_use(m.at_chat),
-            number(m.gap_at_format),
+            _estimate(m.gap_at_format, m.at_format.interval if m.at_format else None),
             _in_use(m.at_format),
         )
         for m in matched
@@ -144,15 +144,14 @@ def _lengths(model: str, matched: Sequence[LengthMatch]) -> Table:
     header = (
         "stage",
         "format",
-        "words\nin chat",
         "words",
         "gap",
-        "gap at chat's\nlengths",
-        "in\nuse",
-        "gap at the\nformat's lengths",
-        "in\nuse",
+        f"at chat's\nlengths {interval}",
+        "in use",
+        f"at the format's\nlengths {interval}",
+        "in use",
     )
-    return Table(f"{model}: the gap of F1 at equal lengths (medians of words)", header, rows)
+    return Table(f"{model}: the gap of F1 at equal lengths", header, rows)
 
 
 def _in_use(matched: lengths.Matched | None) -> str:

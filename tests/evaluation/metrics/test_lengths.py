@@ -106,3 +106,28 @@ def test_texts_of_equal_length_are_in_one_bin():
     same = {fmt: lambda rng: 12 for fmt in ("chat", "agentic_email")}
     (found,) = matched(made(same, lambda fmt, length: 0.9 if fmt == "chat" else 0.4))
     assert found.gap_at_chat == found.gap_at_format == found.chat - found.score
+
+
+def test_intervals_are_as_wide_as_a_bootstrap_of_families_and_need_five():
+    rows = made(MIXED, lambda fmt, length: 0.9 if fmt == "chat" else 0.3 + length / 200, n=360)
+    (found,) = matched(rows)
+    families = {fmt: sorted({r["family"] for r in rows if r["format"] == fmt}) for fmt in MIXED}
+    of_family = {
+        name: [r for r in rows if r["family"] == name] for names in families.values() for name in names
+    }
+    scores = evaluate(check_rows(rows, "rows"), resamples=2)
+    rng, gaps = np.random.default_rng(1), []
+    for _ in range(80):
+        drawn = [
+            {**r, "sample": 10_000 * k + r["sample"]}
+            for names in families.values()
+            for k, name in enumerate(rng.choice(names, len(names)))
+            for r in of_family[name]
+        ]
+        gaps.append(match_lengths(scores, check_rows(drawn, "rows"))[0].gap_at_chat)
+    low, high = found.at_chat.interval
+    assert low < found.gap_at_chat < high
+    assert high - low == pytest.approx(2 * 2.02 * np.std(gaps), rel=0.3)
+    few = [r for r in rows if r["format"] == "chat" or r["family"] in families["agentic_email"][:4]]
+    (found,) = matched(few)
+    assert found.at_chat.interval is found.at_format.interval is None
