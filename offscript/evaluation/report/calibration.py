@@ -27,10 +27,11 @@ ERRORS = (
     "alike. Where ECE at T stays high, the confidence of a prediction means little."
 )
 LENGTHS = (
-    "At equal lengths: words are medians, in chat / in the format; gap is chat F1 - F1. At chat's lengths, the texts of the format are weighted so that their numbers of "
-    "words are distributed as in chat; at the format's lengths, those of chat are. In use: the share of the texts matched to "
-    "that have a length which both formats have (the others are left out), and the number of equally weighted texts that "
-    "would be as uncertain as the weighted ones. A gap that stays is not one of length. Training seeds are taken together."
+    "At equal lengths: words are medians, in chat / in the format; gap is chat F1 - F1. At chat's lengths, the texts of the "
+    "format are weighted so that their numbers of words are distributed as in chat; at the format's lengths, those of chat "
+    "are. Texts: the number of equally weighted texts that would be as uncertain as the weighted ones. Texts of lengths that "
+    "only one of the two has are left out; if they are more than half, n/a. A gap that stays is not one of length. Training "
+    "seeds are taken together."
 )
 PERSONAS = (
     "Personas: the hypothesis is that a persona's gap equals the mean gap of the others. Excess is the difference of the two. p "
@@ -131,12 +132,12 @@ def _lengths(scores: Scores, model: str, matched: Sequence[LengthMatch]) -> Tabl
         (
             m.stage,
             m.format,
-            f"{m.chat_words:.0f} / {m.words:.0f}",
+            f"{m.chat_words:.0f}/{m.words:.0f}",
             number(m.chat - m.score),
             _estimate(m.gap_at_chat, m.at_chat.interval if m.at_chat else None),
-            _in_use(m.at_chat),
+            _texts(m.at_chat),
             _estimate(m.gap_at_format, m.at_format.interval if m.at_format else None),
-            _in_use(m.at_format),
+            _texts(m.at_format),
         )
         for m in matched
         if m.chat is not None and m.score is not None
@@ -147,16 +148,16 @@ def _lengths(scores: Scores, model: str, matched: Sequence[LengthMatch]) -> Tabl
         "words",
         "gap",
         f"at chat's\nlengths {interval}",
-        "in use",
+        "texts",
         f"at the format's\nlengths {interval}",
-        "in use",
+        "texts",
     )
     return Table(f"{model}: the gap of F1 at equal lengths", header, rows)
 
 
-def _in_use(matched: lengths.Matched | None) -> str:
-    """``98% (210)``; nothing where there is no gap."""
-    return "" if matched is None else f"{matched.common:.0%} ({matched.effective:.0f})"
+def _texts(matched: lengths.Matched | None) -> str:
+    """The effective number of weighted texts; nothing where there is no gap."""
+    return "" if matched is None else f"{matched.effective:.0f}"
 
 
 def _on_lengths(matched: Sequence[LengthMatch]) -> list[str]:
