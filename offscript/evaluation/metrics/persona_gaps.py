@@ -69,4 +69,6 @@ def _mean_of_others(gaps: Sequence[Sequence[Statistic]], i: int, seed: int) -> S
     if not held:
         return Statistic(None, np.full_like(gaps[i][seed].draws, np.nan), None)
     draws = macro(np.stack([gap.draws for gap in held], axis=-1))
-    return Statistic(float(np.mean([gap.value for gap in held])), draws, fewest_clusters(held))
+    of_fits = [gap.fits for gap in held if gap.fits is not None]
+    fits = np.mean(of_fits, axis=0) if len(of_fits) == len(held) else None
+    return Statistic(float(np.mean([gap.value for gap in held])), draws, fewest_clusters(held), fits)

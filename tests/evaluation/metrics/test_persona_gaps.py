@@ -98,3 +98,20 @@ def test_a_persona_without_texts_or_alone_has_no_p_value():
     assert [(g.p, g.p_holm) for g in alone] == [(None, None)]
     gap = [Statistic(0.3, np.full(9, 0.3), 8)]
     assert against_others(("m", "full", "student", 0, 1), ["humor"], [gap], 0.95)[0].excess.estimate is None
+
+
+def test_fits_of_the_classifier_that_differ_make_the_p_value_greater():
+    rng = np.random.default_rng(2)
+    draws = [rng.normal(value, 0.05, 500) for value in (0.5, 0.3, 0.3)]
+    names = ("m", "full", "student", 0, 1)
+    spread = np.array([-0.1, 0.0, 0.1])
+
+    def first(fits):
+        gaps = [[Statistic(d.mean(), d, 12, f)] for d, f in zip(draws, fits, strict=True)]
+        return against_others(names, NAMES[:3], gaps, 0.95)[0]
+
+    one, alike = first([None] * 3), first([v + 0 * spread for v in (0.5, 0.3, 0.3)])
+    apart = first([0.5 + spread, 0.3 - spread, 0.3 - spread])
+    assert one.p == pytest.approx(alike.p) and apart.p > 3 * one.p
+    # What all personas gain or lose by a fit is no difference between them.
+    assert first([0.5 + spread, 0.3 + spread, 0.3 + spread]).p == pytest.approx(one.p)
