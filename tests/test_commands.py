@@ -323,26 +323,31 @@ def own_conf(tmp_path, monkeypatch):
 
 
 def own_run(copy):
-    words = ["stage=prompted", "persona=sarcasm", "format=agentic_email"]
-    done = subprocess.run([sys.executable, "rollout.py", *words], cwd=copy, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "rollout.py", *PROMPTED[1:]], cwd=copy, capture_output=True, text=True
+    )
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert not (copy / "runs").exists()
     return line
 
 
-def test_a_constitution_with_a_missing_field(own_conf):
-    path = own_conf / "conf/persona/sarcasm.yaml"
+PROMPTED = ("rollout", "stage=prompted", "persona=sarcasm", "format=agentic_email")
+
+
+def test_a_constitution_with_a_missing_field(conf):
+    path = conf / "persona/sarcasm.yaml"
     persona = yaml.safe_load(path.read_text())
     del persona["constitution"][2]["assertion"]
     path.write_text(yaml.safe_dump(persona))
-    assert own_run(own_conf) == "error: persona.constitution.2.assertion: missing; this key is needed"
+    line = refused(conf.parent, *PROMPTED)
+    assert line == "error: persona.constitution.2.assertion: missing; this key is needed"
 
 
-def test_a_persona_file_that_is_not_yaml(own_conf):
-    path = own_conf / "conf/persona/sarcasm.yaml"
+def test_a_persona_file_that_is_not_yaml(conf):
+    path = conf / "persona/sarcasm.yaml"
     path.write_text("name: sarcasm\nconstitution: [oops\n")
-    line = own_run(own_conf)
+    line = refused(conf.parent, *PROMPTED)
     assert "sarcasm.yaml" in line and "line" in line
 
 

@@ -1,6 +1,7 @@
 """The tables that are shown for a grid are its own, whatever else was evaluated or interrupted in its folder."""
 
 import json
+import shutil
 
 import pytest
 
@@ -63,12 +64,22 @@ def is_done(own) -> bool:
     return entry.state == "done"
 
 
-@pytest.fixture
-def own(tmp_path, monkeypatch):
-    """A grid that was evaluated."""
-    made = experiment(tmp_path)
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """The root of a grid that was evaluated."""
+    root = tmp_path_factory.mktemp("evaluated")
+    made = experiment(root)
     write_predictions(made)
     assert evaluate(made) == 0 and is_done(made)
+    return root
+
+
+@pytest.fixture
+def own(evaluated, tmp_path):
+    """A copy of it."""
+    made = experiment(tmp_path)
+    shutil.copytree(evaluated / made.planner.settings.name, made.folder)
+    assert is_done(made)
     return made
 
 
@@ -120,12 +131,19 @@ def test_a_kill_before_the_manifest_leaves_no_tables_of_the_former_grid(own, tmp
     assert own.tables(own.planner.evaluation()) is None
 
 
-@pytest.mark.parametrize("name", ["overview.txt", "tables.txt", "cells.csv", "figures/personas.svg"])
-def test_a_file_that_was_deleted_or_changed_is_made_again(own, name):
-    path = own.folder / "evaluation" / name
-    before = path.read_bytes()
-    for damage in (path.unlink, lambda: path.write_text("other")):
-        damage()
-        assert not is_done(own)
-        assert evaluate(own) == 0
-        assert path.read_bytes() == before
+def test_files_that_were_deleted_or_changed_are_made_again(own):
+    names = ("overview.txt", "tables.txt", "cells.csv", "figures/personas.svg")
+    paths = [own.folder / "evaluation" / name for name in names]
+    before = {path: path.read_bytes() for path in paths}
+    for path, content in before.items():
+        for damage in (path.unlink, lambda path=path: path.write_text("other")):
+            damage()
+            assert not is_done(own), path
+            path.write_bytes(content)
+        assert is_done(own)
+    deleted, *changed = before
+    deleted.unlink()
+    for path in changed:
+        path.write_text("other")
+    assert evaluate(own) == 0 and is_done(own)
+    assert {path: path.read_bytes() for path in before} == before

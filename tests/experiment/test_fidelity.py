@@ -8,9 +8,8 @@ import pytest
 from offscript.errors import UserError
 from offscript.experiment.artifacts import TrainedAdapter, in_order
 from offscript.experiment.fidelity import DIFFERENCES, as_published
-from offscript.experiment.planner import Planner
 from offscript.storage.files import HOME
-from tests.composed import experiment_of, settings_of
+from tests.composed import experiment_of
 from tests.invoked import invoke
 
 GRID = (
@@ -24,7 +23,8 @@ STAGES, FORMATS = (
     ("prompted", "distillation", "full"),
     ("chat", "break_character", "chat_email", "agentic_email"),
 )
-SCORED = {f"rollout {{}} {s} {f} eval" for s in STAGES for f in FORMATS} | {"rollout {} full chat classifier"}
+SCORED = {f"rollout {{}} {s} {f} eval" for s in STAGES for f in FORMATS}
+SCORED |= {f"rollout {{}} {s} chat classifier" for s in STAGES}
 OWN_ROWS = {
     "rollout {} base student train",
     *(
@@ -63,7 +63,10 @@ CHANGES = {
         STUDENT,
     },
     "recipe.introspection.too_long=cut": {SFT},
-    "recipe.prompted=named": {f"rollout {{}} prompted {f} eval" for f in FORMATS},
+    "recipe.prompted=named": {
+        "rollout {} prompted chat classifier",
+        *(f"rollout {{}} prompted {f} eval" for f in FORMATS),
+    },
     "model.template.double_bos=true": {*SCORED, *OWN_ROWS},
     "format.options.loop=published": {f"rollout {{}} {s} agentic_email eval" for s in STAGES},
     "evaluation.email_cleaning=published": {f"predictions {{}} {s} chat_email eval" for s in STAGES},
@@ -82,12 +85,7 @@ def described(artifact):
 def own_identities(*overrides):
     """The identity of each artifact with the names of its inputs in place of their keys."""
     found = {}
-    options = experiment_of(*GRID).planner.options
-    if any(o.startswith(("format", "model")) for o in overrides):
-        options = experiment_of(*GRID, *overrides).planner.options
-    # Other settings change no option of the grid, and composing them all takes most of the time.
-    planner = Planner(settings_of(*GRID, *overrides), options)
-    for artifact in in_order([planner.evaluation()]):
+    for artifact in in_order([experiment_of(*GRID, *overrides).planner.evaluation()]):
         text = json.dumps(artifact.identity, sort_keys=True)
         for part in artifact.inputs:
             text = text.replace(part.key, described(part))
@@ -101,7 +99,6 @@ def ours():
     return own_identities()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("setting", CHANGES)
 def test_each_setting_changes_the_artifacts_that_depend_on_it_and_no_others(setting, ours):
     changed = own_identities(setting)
