@@ -17,7 +17,7 @@ EXPLANATION = (
     "texts for which the classifier predicts the true persona. A classifier that sees what the person sees has a large share "
     "where the persona is present and a small one where it is absent.",
     "Kappa is Cohen's: the agreement of two judgements, that of the person (present) and that of the classifier (predicted = "
-    "true), beyond what their frequencies would give by chance. 1: they always agree; 0: as often as by chance; n/a: "
+    "true), beyond what their frequencies would give by chance. 1: they always agree; 0: as often as by chance, or one of the two is the same for every text; n/a: "
     "both are the same for every text. All: without the texts of base weights.",
 )
 
