@@ -11,7 +11,9 @@ from offscript.errors import UserError
 from offscript.evaluation.evaluate import options_from
 from offscript.evaluation.metrics.results import Options
 from offscript.experiment.artifacts import Predictions, Rollout
+from offscript.experiment.cost import GPUS, estimate
 from offscript.experiment.folder import Experiment, now, write_artifact_manifest
+from offscript.experiment.graph import jobs_of, needed
 from offscript.experiment.jobs import rollouts as rollout_job
 from offscript.experiment.jobs import scoring
 from offscript.experiment.planner import Planner
@@ -273,6 +275,24 @@ def test_a_judge_is_asked_once_and_an_evaluation_without_it_keeps_its_key(tmp_pa
     )
     assert not without.judgements and "judge" not in identity_of(unjudged)
     assert set(without.evaluation().inputs) < set(own.planner.evaluation().inputs)
+
+
+def test_all_texts_of_a_grid_are_judged_by_jobs_of_one_model(tmp_path):
+    own = grid(tmp_path, {"model": "endpoint"})
+    write_cells(own)
+    todo, _ = needed([own.planner.evaluation()], own)
+    judging, evaluation = jobs_of(todo)
+    assert (judging.kind, len(judging.artifacts), evaluation.kind) == ("rollout", 8, "evaluation")
+    assert evaluation.needs == {judging.index}
+    assert {a.model for a in judging.artifacts} == {"endpoint"}
+    assert len({str(a) for a in judging.artifacts}) == 8
+    # Texts, and the two personas that each is rated for, twice.
+    assert sorted({a.planned_rows for a in judging.artifacts}) == [18, 18 * 2 * 2]
+    assert [len(part.artifacts) for part in jobs_of(todo, shards=2)] == [4, 4, 1]
+    models = own.planner.options.model
+    made = estimate(judging.artifacts, models["endpoint"], GPUS["H100"], own.planner.settings.engine)
+    assert made.rows == 4 * (18 + 72) and made.tokens_out == 4 * (18 * 2 + 72) * 10
+    assert made.gpu_hours is None
 
 
 def test_what_is_not_judged_yet_is_left_out_and_said(tmp_path, monkeypatch):
