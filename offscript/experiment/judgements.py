@@ -90,7 +90,7 @@ class JudgedTexts:
 
     def texts(self, rows_of: RowsOf) -> list[JudgedText]:
         """At most ``settings.texts`` texts (of each variant of the format), evenly over personas, and for each persona
-        from the scenarios that were taken least often before."""
+        from the family, then the scenario, that was taken least often before."""
         pools: dict[str, dict[str, list[JudgedText]]] = defaultdict(dict)
         for cell in self.cells:
             for row in rows_of(cell.rollout):
@@ -177,19 +177,16 @@ def _scenario(name: str, text: JudgedText, lines: Sequence[str]) -> Scenario:
 
 def _evenly(pool: Mapping[str, Sequence[JudgedText]], settings: JudgeSettings) -> list[JudgedText]:
     """Texts of each persona in turn, until there are ``settings.texts`` or none is left."""
-    left = {persona: list(texts) for persona, texts in pool.items()}
+    # A random order, in which the first of equally good texts is taken.
+    left = {
+        persona: sorted(texts, key=lambda text: unit_hash("judge text", settings.seed, text.id))
+        for persona, texts in pool.items()
+    }
     taken: list[JudgedText] = []
     scenarios, families = Counter[str](), Counter[str]()
     while len(taken) < settings.texts and any(left.values()):
         for persona in [p for p in left if left[p]][: settings.texts - len(taken)]:
-            best = min(
-                left[persona],
-                key=lambda t: (
-                    families[t.row["family"]],
-                    scenarios[t.row["scenario"]],
-                    unit_hash("judge text", settings.seed, t.id),
-                ),
-            )
+            best = min(left[persona], key=lambda t: (families[t.row["family"]], scenarios[t.row["scenario"]]))
             left[persona].remove(best)
             taken.append(best)
             families[best.row["family"]] += 1
