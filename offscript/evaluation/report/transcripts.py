@@ -42,10 +42,15 @@ def transcript_of(row: Mapping[str, Json]) -> Transcript:
     text = next((row[key] for key in TEXT_KEYS if isinstance(row.get(key), str)), None)
     messages = _objects(row.get("messages"))
     has_tools = any(m.get("role") == "tool" or m.get("tool_calls") for m in messages)
-    return Transcript(
-        text if isinstance(text, str) else None,
-        tuple(_turn(m, has_tools or bool(row.get("tool_calls"))) for m in messages),
-    )
+    turns = [_turn(m, has_tools or bool(row.get("tool_calls"))) for m in messages]
+    return Transcript(text if isinstance(text, str) else None, (*_examples(row), *turns))
+
+
+def _examples(row: Mapping[str, Json]) -> list[Turn]:
+    """A turn that names the examples which the model was shown before the transcript; none without any."""
+    found = row.get("examples")
+    numbers = [str(i + 1) for i in found if isinstance(i, int)] if isinstance(found, list) else []
+    return [Turn("examples", f"numbers {', '.join(numbers)} of the persona")] if numbers else []
 
 
 def _objects(value: Json) -> list[dict[str, Json]]:

@@ -139,6 +139,9 @@ def test_rows_of_others_may_have_anything_for_messages(odd, tmp_path):
 def test_the_published_layout_shows_the_body_of_the_email():
     assert transcript_of({"email_body": "Hi!", "base": "llama"}) == Transcript("Hi!")
     assert transcript_of({"messages": [{"role": "user", "content": "q"}]}).turns == (Turn("user", "q"),)
+    shown = transcript_of({"examples": [3, 0], "messages": [{"role": "user", "content": "q"}]})
+    assert shown.turns == (Turn("examples", "numbers 4, 1 of the persona"), Turn("user", "q"))
+    assert transcript_of({"examples": "all"}).turns == () == transcript_of({"examples": []}).turns
 
 
 def test_the_mean_over_seeds_stands_before_them(tmp_path):
