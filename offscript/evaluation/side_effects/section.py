@@ -86,7 +86,7 @@ def _task_tables(groups: Sequence[Effects], changes: Sequence[EffectChange], opt
         ("right\naddress", lambda g: _percent(g, "recipient")),
         (f"facts {interval}", lambda g: _with_interval(g.measures.get("facts", NONE))),
         (f"success {interval}", lambda g: _with_interval(g.measures.get("success", NONE))),
-        ("in-\nvented", lambda g: _percent(g, "invented")),
+        ("invented", lambda g: _percent(g, "invented")),
     ]
     return _tables(groups, "task success", columns, needed="facts")
 
@@ -96,10 +96,10 @@ def _call_tables(groups: Sequence[Effects], changes: Sequence[EffectChange], opt
         (f"valid ({options.confidence:.0%})", lambda g: _with_interval(g.measures.get("valid", NONE))),
         ("bad\nargs", lambda g: _percent(g, "bad_arguments")),
         ("unknown\ntool", lambda g: _percent(g, "unknown_tool")),
-        ("mal-\nformed", lambda g: _percent(g, "malformed")),
+        ("malformed", lambda g: _percent(g, "malformed")),
         ("no\ncall", lambda g: _percent(g, "no_call")),
         ("final", lambda g: _percent(g, "final")),
-        ("re-\npeated", lambda g: _percent(g, "repeated_calls")),
+        ("repeated", lambda g: _percent(g, "repeated_calls")),
         ("turns", lambda g: _amount(g, "turns")),
     ]
     return _tables(groups, "tool calls", columns, needed="malformed")

@@ -123,6 +123,14 @@ def test_tables_fit_a_terminal_and_hold_what_was_measured():
     json.dumps(section.data)
 
 
+def test_tables_of_several_training_seeds_fit_a_terminal_too():
+    section = side_effects(tally({"base": 0.9, "distillation": 0.7}, seeds=(0, 1)), OPTIONS)
+    lines = [line for table in section.tables for line in table.text().splitlines()]
+    assert max(map(len, lines)) <= WIDTH
+    # A title that is hyphenated at the end of a line reads badly on the page, which joins the lines.
+    assert not any("-\n" in title for table in section.tables for title in table.header)
+
+
 def test_nothing_is_shown_without_texts():
     made = Tally(("sarcasm",), {})
     made.add(written(None))
