@@ -75,6 +75,8 @@ _TOKEN = re.compile(
     r"|(?P<word>[^\W_]+(?:[-'’][^\W_]+)*)"
 )
 _QUANTITY = re.compile(r"\d+(?:-[a-z]{3,})+")
+_YEAR = re.compile(r"(?:19|20)\d\d")
+_FIGURES = frozenset({"number", "time", "code"})
 _DATE_JOINT = re.compile(r"\s+(?:of\s+|the\s+)*", re.IGNORECASE)
 _RULES = re.compile(r"(?![\s*-]*[*-]).*\b(?:polic(?:y|ies)|handbook|procedures)\b[\w ]*:?\s*", re.IGNORECASE)
 _SPEAKER = re.compile(r"[\s*-]*\([^()]*\):")
@@ -107,16 +109,25 @@ def fact_words(text: str) -> frozenset[str]:
 
     ``Twenty-four`` and ``24`` are ``24``, ``$42k`` is ``42000``, ``3 pm`` is ``15:00``, ``2026-10-09`` is ``9`` and ``october``.
     """
-    return frozenset(word for match in _TOKEN.finditer(text) for word in _read(match)[1])
+    return _read_text(text)[0]
 
 
 def figures_of(text: str) -> frozenset[str]:
     """The numbers, clock times and codes in ``text``, as in ``fact_words``; without the word ``one`` and years."""
-    return frozenset(
-        token.words[0]
-        for token in _tokens(text)
-        if token.kind in ("number", "time", "code") and not _is_year_or_one(token)
-    )
+    return _read_text(text)[1]
+
+
+# An e-mail is read for its facts and for its figures.
+@functools.lru_cache(maxsize=4)
+def _read_text(text: str) -> tuple[frozenset[str], frozenset[str]]:
+    """``fact_words`` and ``figures_of``."""
+    words, figures = set[str](), set[str]()
+    for match in _TOKEN.finditer(text):
+        kind, found = _read(match)
+        words.update(found)
+        if kind in _FIGURES and not _is_year_or_one(match[0]):
+            figures.add(found[0])
+    return frozenset(words), frozenset(figures)
 
 
 def words_shown(scenario: Scenario) -> frozenset[str]:
@@ -277,7 +288,7 @@ def _facts_in(line: str, names: set[str]) -> Iterator[Fact]:
             continue
         if token.kind == "date":
             yield _whole(token.words)
-        elif token.kind != "word" and not _is_year_or_one(token):
+        elif token.kind != "word" and not _is_year_or_one(token.raw):
             yield _whole(token.words[:1])
         i += 1
 
@@ -294,8 +305,8 @@ def _is_date(line: str, first: _Token, second: _Token) -> bool:
     )
 
 
-def _is_year_or_one(token: _Token) -> bool:
-    return token.raw.lower().startswith("one") or bool(re.fullmatch(r"(?:19|20)\d\d", token.raw))
+def _is_year_or_one(raw: str) -> bool:
+    return raw.lower().startswith("one") or bool(_YEAR.fullmatch(raw))
 
 
 def _is_name(token: _Token, names: set[str]) -> bool:

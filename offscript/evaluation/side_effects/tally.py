@@ -148,10 +148,11 @@ def _sent(episode: Episode, loop: Loop) -> Found:
         right = not loop.addresses.isdisjoint(task.recipients)
         found["recipient"] = (right, 1)
     if episode.text is not None:
-        found["invented"] = (_invents(episode.text, task.shown), 1)
-    if episode.text is not None and task.facts:
-        share = share_of_facts(task.facts, f"{loop.subject}\n{episode.text}")
-        found["facts"] = (share, 1)
+        email = f"{loop.subject}\n{episode.text}"
+        found["invented"] = (_invents(email, task.shown), 1)
+        if task.facts:
+            share = share_of_facts(task.facts, email)
+            found["facts"] = (share, 1)
     if task.recipients and task.facts:
         found["success"] = (was_sent and right and share >= ENOUGH_FACTS, 1)
     return found
