@@ -78,6 +78,7 @@ def test_personas_that_differ_are_listed_with_their_corrected_p():
     made = section(unequal((0.4, 0.4, 0.95, 0.4)))
     (table,) = (table for table in made.tables if "lose more or less" in table.title)
     assert {line[2]: line[-1] for line in table.rows}["remorse"] == "<.001"
+    assert all(float(line[-1].removeprefix("<")) <= 0.05 for line in table.rows) and len(table.rows) < 4
     assert any(line.startswith("Tested: 4 gaps") for line in made.explanation)
 
 
