@@ -18,6 +18,7 @@ from offscript.experiment.artifacts import (
     Classifier,
     Evaluation,
     Predictions,
+    Projections,
     Rollout,
     Selection,
     Vector,
@@ -110,9 +111,11 @@ def _given_options(settings: Settings, experiment: Experiment) -> dict[str, Json
 
 
 def classify(settings: Settings, experiment: Experiment) -> int:
-    """``classify.py``: makes the classifier of every model, then the predictions of every scored cell of the grid."""
-    wanted = [experiment.planner.predictions(cell) for cell in experiment.planner.cells()]
-    results = make(wanted, experiment, lambda a: isinstance(a, Classifier | Predictions))
+    """``classify.py``: makes the classifier of every model, then the predictions of every scored cell of the grid, and with
+    ``evaluation.projections`` their projections."""
+    parts = experiment.planner.evaluation().inputs
+    wanted = [part for part in parts if isinstance(part, Predictions | Projections)]
+    results = make(wanted, experiment, lambda a: isinstance(a, Classifier | Predictions | Projections))
     return summarise(results, experiment)
 
 

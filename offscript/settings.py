@@ -733,9 +733,9 @@ class EvaluationSettings(Node):
     on its ``prompted`` texts, to see what is left of the persona there. ``baseline``: whether a classifier of n-grams is
     fitted on the rows of a network that is fitted here, and scored beside it. ``multiverse``: whether the headline is
     computed under every combination of choices. ``judge`` is a chat model that reads a part of the texts beside the
-    classifier (null: none). The others are of the bootstrap confidence intervals: number of resamples, confidence level,
-    random seed, and the unit that is resampled. ``resample=rows`` gives
-    plain percentile intervals, as published.
+    classifier (null: none). ``projections``: whether the activations of every cell over its texts are projected on the
+    persona vectors. The others are of the bootstrap confidence intervals: number of resamples, confidence level, random
+    seed, and the unit that is resampled. ``resample=rows`` gives plain percentile intervals, as published.
     """
 
     email_cleaning: Literal["ours", "published", "none"] = identity("ours", unhashed="ours")
@@ -748,6 +748,7 @@ class EvaluationSettings(Node):
     # Predictions have the key of the baseline, and the evaluation those of its predictions.
     baseline: bool = identity(True, unhashed=True)
     judge: JudgeSettings | None = identity(None, unhashed=None)
+    projections: bool = identity(False, unhashed=False)
 
 
 # ---------------------------------------------------------------- how it is run
@@ -832,13 +833,23 @@ class ClusterSettings(Named):
     snapshot: bool = runtime(False)
     default: ResourceSettings = runtime(ResourceSettings())
     jobs: dict[
-        Literal["rollout", "vector", "selection", "adapter", "classifier", "predictions", "evaluation"],
+        Literal[
+            "rollout",
+            "vector",
+            "selection",
+            "adapter",
+            "classifier",
+            "predictions",
+            "projections",
+            "evaluation",
+        ],
         ResourceSettings | None,
     ] = runtime({})
 
     def resources(self, kind: str) -> ResourceSettings:
-        """Of a job. A persona vector is generated with, so unless it is named its job has those of a rollout."""
-        rollout = self.jobs.get("rollout") if kind == "vector" else None
+        """Of a job. Persona vectors and projections load the model, so unless they are named their jobs have those of a
+        rollout."""
+        rollout = self.jobs.get("rollout") if kind in ("vector", "projections") else None
         return self.jobs.get(kind) or rollout or self.default  # type: ignore[call-overload]
 
 

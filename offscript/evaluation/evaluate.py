@@ -39,12 +39,15 @@ __all__ = ["Scores", "evaluate", "evaluate_files", "evaluate_rows", "load_predic
 RESULTS = (page.PAGE, "summary.json", "cells.csv", "overview.txt", "tables.txt")
 """Names of the files of an evaluation, without its figures."""
 
-SECTIONS: tuple[Callable[[Scores, Sequence[Prediction]], Section | None], ...] = (
+MakeSection = Callable[[Scores, Sequence[Prediction]], Section | None]
+"""Computes a section from the scores and the predictions; None: there is nothing to show."""
+
+SECTIONS: tuple[MakeSection, ...] = (
     calibration,
     label_audit.audit,
     confusion.confusions,
 )
-"""The sections of the report that are computed from predictions, in order; None: there is nothing to show."""
+"""The sections of the report that are computed from predictions, in order."""
 
 Classifiers = Mapping[str, Sequence[str | None]]
 """Labels of classifiers by name: one for each prediction, None where there is no text."""
@@ -131,7 +134,7 @@ def evaluate_rows(
     provenance: Provenance | None = None,
     oracle: bool = True,
     multiverse: bool = False,
-    sections: Sequence[Section] = (),
+    sections: Sequence[Section | MakeSection] = (),
     **options: Unpack[EvaluateOptions],
 ) -> dict[str, Json]:
     """As ``evaluate_files``, for rows in memory; writes no files if ``out`` is None.
@@ -142,7 +145,7 @@ def evaluate_rows(
         tracker: run that the results are logged to; needs ``out``.
         read: reads the transcript of the row with a number; by default from the row itself.
         provenance: what the page says that was run.
-        sections: further sections of the report, after those of ``SECTIONS``.
+        sections: further sections of the report, after those of ``SECTIONS``, or functions that make them of the scores.
     """
     predictions = check_together(check_rows(rows, source))
     texts = Texts(predictions, read or (lambda i: transcript_of(rows[i])))
@@ -184,13 +187,14 @@ def _report(
     texts: Texts,
     provenance: Provenance | None,
     classifiers: Classifiers | None,
-    further: Sequence[Section] = (),
+    further: Sequence[Section | MakeSection] = (),
 ) -> dict[str, Json]:
     """Prints and writes the report; the multiverse is in it if ``classifiers`` are given, which may be empty."""
     made = [section for make in SECTIONS if (section := make(scores, texts.predictions)) is not None]
     if classifiers is not None and (section := multiverse_section(scores, texts.predictions, classifiers)):
         made.append(section)
-    sections = [*made, *further]
+    others = [s if isinstance(s, Section) else s(scores, texts.predictions) for s in further]
+    sections = [*made, *(section for section in others if section is not None)]
     scores = replace(scores, notes=(*scores.notes, *(note for s in sections for note in s.notes)))
     if not quiet:
         show(tables.overview(scores), end="")

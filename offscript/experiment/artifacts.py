@@ -1,4 +1,5 @@
-"""The artifacts of an experiment: rollout rows, adapters, persona vectors, classifiers, predictions and the evaluation.
+"""The artifacts of an experiment: rollout rows, adapters, persona vectors, classifiers, predictions, projections and the
+evaluation.
 
 The planner describes an artifact before a job makes it. ``identity`` is plain JSON data with everything that can change
 the content of the artifact, and the artifact's key is the hash of it. For example, the key of an adapter also depends
@@ -469,8 +470,39 @@ class Predictions(Artifact):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Projections(Artifact):
+    """The activations of one cell's own weights over each of its scored texts, projected on the persona vectors.
+
+    ``vectors`` are those of all personas of the grid. ``email_cleaning``: as of ``Predictions``.
+    """
+
+    kind: ClassVar[str] = "projections"
+    shares_process: ClassVar[bool] = True
+
+    rollout: Rollout
+    vectors: tuple[Vector, ...]
+    email_cleaning: str | None = None
+
+    @property
+    def labels(self) -> Labels:
+        return self.rollout.labels
+
+    @property
+    def path(self) -> Path:
+        return self.rollout.cell.path("projections", self.key)
+
+    @property
+    def checkpoint(self) -> Adapter | None:
+        """The whole model that replaces the base model, as of ``rollout``."""
+        return self.rollout.checkpoint
+
+    def command(self) -> list[str]:
+        return ["classify", *_arguments({"model": self.rollout.cell.model})]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Evaluation(Artifact):
-    """Tables, figures and the report of an experiment, made from the predictions that are finished."""
+    """Tables, figures and the report of an experiment, made from the predictions and projections that are finished."""
 
     kind: ClassVar[str] = "evaluation"
     partial_inputs: ClassVar[bool] = True
@@ -496,7 +528,8 @@ class Evaluation(Artifact):
 
 
 KINDS: dict[str, type[Artifact]] = {
-    cls.kind: cls for cls in (Rollout, Vector, Selection, Adapter, Classifier, Predictions, Evaluation)
+    cls.kind: cls
+    for cls in (Rollout, Vector, Selection, Adapter, Classifier, Predictions, Projections, Evaluation)
 }
 
 

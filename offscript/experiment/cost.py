@@ -19,6 +19,8 @@ the GPU's FLOPs.
 Persona vectors. One forward pass over the replies that they are made from, and the steered replies from which the strength
 is chosen, decoded as in a rollout.
 
+Projections. One forward pass over every text and its prompt, with the weights of its cell.
+
 Memory of a rollout: weights, adapters, the KV cache of a batch at its longest, the activations of its prompts where an
 engine reads them in one pass, workspace. Memory of training: weights; 16
 bytes per LoRA parameter (weight, gradient, fp32 copy, two Adam moments); per token of a micro batch 2 x width bytes per
@@ -39,6 +41,7 @@ from offscript.experiment.artifacts import (
     Artifact,
     Classifier,
     Predictions,
+    Projections,
     RemergedAdapter,
     Rollout,
     Selection,
@@ -51,6 +54,7 @@ from offscript.storage.references import reference
 from offscript.tasks.formats import get_format
 from offscript.tasks.formats.base import Cost
 from offscript.tasks.scenarios import Scenario
+from offscript.training.scored_tokens import BATCH_TOKENS
 
 N = TypeVar("N", int, float)
 
@@ -525,6 +529,26 @@ def _predictions(
     return _on(gpu, job, memory, _seconds_of(fits * tokens * 2 * ENCODER["parameters"], gpu))
 
 
+def _projections(
+    blank: JobEstimate, group: Sequence[Artifact], model: ModelSettings, gpu: Gpu, engine: EngineSettings
+) -> JobEstimate:
+    """One pass over the longest context of every episode, in batches of bounded size."""
+    rollouts = [a.rollout for a in group if isinstance(a, Projections)]
+    sizes = [(r.planned_rows, conversation(r, model.context)) for r in rollouts]
+    tokens = sum(rows * size.length for rows, size in sizes)
+    job = replace(blank, rows=sum(rows for rows, _ in sizes), tokens_in=round(tokens))
+    if model.size is None or model.endpoint is not None:
+        return job
+    rates, adapters = RATES["transformers"], _adapter_bytes(rollouts, model)
+    # The engine keeps no keys and values here.
+    longest = max(BATCH_TOKENS, max(size.length for _, size in sizes))
+    activations = rates.activations_adapters if adapters else rates.activations
+    memory = weight_bytes(model) + adapters + longest * activations * width(model) + WORKSPACE
+    share = rates.prefill * (rates.prefill_adapters if adapters else 1.0)
+    seconds = tokens * 2 * model.size.parameters / (gpu.flops * share)
+    return _on(gpu, job, memory, seconds, f"texts are read at {share:.0%}")
+
+
 def _rollouts_in(group: Sequence[Artifact]) -> list[Rollout]:
     return [a for a in group if isinstance(a, Rollout)]
 
@@ -562,6 +586,7 @@ ESTIMATES: dict[str, Estimate] = {
     Adapter.kind: _training,
     Classifier.kind: _classifier,
     Predictions.kind: _predictions,
+    Projections.kind: _projections,
 }
 """Kind of artifact -> its estimate. An evaluation costs no GPU time."""
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 from typing_extensions import TypedDict
 
 from offscript.errors import UserError, command_line
-from offscript.experiment.artifacts import Artifact, Evaluation, Predictions, Rollout, Selection
+from offscript.experiment.artifacts import Artifact, Evaluation, Predictions, Projections, Rollout, Selection
 from offscript.experiment.fidelity import as_published
 from offscript.experiment.planner import Planner
 from offscript.json_types import Json
@@ -101,6 +101,10 @@ class Experiment:
 
     def predictions(self, artifact: Predictions) -> list[dict[str, Json]]:
         """The rows of finished predictions by scenario and sample."""
+        return self._sorted(artifact)
+
+    def projections(self, artifact: Projections) -> list[dict[str, Json]]:
+        """The rows of finished projections by scenario and sample."""
         return self._sorted(artifact)
 
     def _sorted(self, artifact: Artifact) -> list[dict[str, Any]]:
@@ -219,7 +223,7 @@ def write_artifact_manifest(
         "finished": now(),
         **more,
     }
-    if isinstance(artifact, Rollout | Selection | Predictions) and not partial:
+    if isinstance(artifact, Rollout | Selection | Predictions | Projections) and not partial:
         manifest["digest"] = fingerprint(experiment.path(artifact))
     write = write_partial_manifest if partial else write_manifest
     write(experiment.path(artifact), manifest)

@@ -7,7 +7,7 @@ jobs as can run at once. The same graph runs inline, in local processes and on S
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from offscript.experiment.artifacts import Artifact, Rollout, layers
+from offscript.experiment.artifacts import Artifact, Projections, Rollout, layers
 from offscript.experiment.folder import Experiment
 
 
@@ -61,11 +61,11 @@ def jobs_of(todo: Sequence[Artifact], shards: int = 1) -> list[Job]:
 
 
 def _groups(artifacts: Sequence[Artifact], shards: int) -> Iterator[list[Artifact]]:
-    """Artifacts that share a process: rollouts of one model or of one whole checkpoint, predictions of one model. Every
-    other artifact is a job of its own."""
+    """Artifacts that share a process: rollouts or projections of one model or of one whole checkpoint, predictions of one
+    model. Every other artifact is a job of its own."""
     groups: dict[tuple[str, ...], list[Artifact]] = {}
     for artifact in artifacts:
-        checkpoint = artifact.checkpoint if isinstance(artifact, Rollout) else None
+        checkpoint = artifact.checkpoint if isinstance(artifact, Rollout | Projections) else None
         shared = (artifact.kind, artifact.model or "", checkpoint.key if checkpoint else "")
         groups.setdefault(shared if artifact.shares_process else (artifact.key,), []).append(artifact)
     for group in groups.values():

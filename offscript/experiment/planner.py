@@ -17,6 +17,7 @@ from offscript.experiment.artifacts import (
     Classifier,
     Evaluation,
     Predictions,
+    Projections,
     Rollout,
     Vector,
     in_order,
@@ -25,6 +26,7 @@ from offscript.experiment.judgements import JudgedTexts, Judgement, check_person
 from offscript.experiment.plan_adapters import AdapterPlanner, check_sources
 from offscript.experiment.plan_context import Options, PlanContext, cached
 from offscript.json_types import Json
+from offscript.rollouts.engines import check_steering
 from offscript.settings import ClassifierSettings, ModelSettings, Settings, TfidfSettings, identity_of
 from offscript.storage import hub, references
 from offscript.tasks.formats import get_format, judge_choice, judge_rubric
@@ -34,6 +36,12 @@ __all__ = ["Options", "Planner"]
 
 BASELINE = "tfidf"
 """Name of the classifier of n-grams that stands beside a network: that of ``conf/classifier/tfidf.yaml``."""
+
+STEERED = "steered"
+"""The stage whose persona vectors the activations of all cells are projected on."""
+
+PROJECTIONS_VERSION = 1
+"""Part of the key of projections: raised when the same rows and weights give other numbers than before."""
 
 
 @dataclass
@@ -215,7 +223,7 @@ class Planner:
     def predictions(self, rollout: Rollout) -> Predictions:
         """The classifier's predictions for the rows of a scored cell."""
         classifier, baseline = self.classifier(rollout.cell.model), self.baseline(rollout.cell.model)
-        cleaning = self.settings.evaluation.email_cleaning if rollout.format.text_is_email else "none"
+        cleaning, cleaned = self._cleaning(rollout)
         identity: dict[str, Json] = {
             "labels": dict(rollout.labels),
             "classifier": classifier.key,
@@ -223,18 +231,23 @@ class Planner:
         }
         if baseline is not None:
             identity["baseline"] = baseline.key
-        if cleaning != "none":
-            identity["email_cleaning"] = {"rule": cleaning, "version": CLEANINGS[cleaning].version}
         return self.context.keep(
             Predictions(
-                identity=identity,
+                identity={**identity, **cleaned},
                 inputs=(classifier, *([baseline] if baseline is not None else []), rollout),
                 classifier=classifier,
                 rollout=rollout,
                 baseline=baseline,
-                email_cleaning=cleaning if cleaning != "none" else None,
+                email_cleaning=cleaning,
             )
         )
+
+    def _cleaning(self, rollout: Rollout) -> tuple[str | None, dict[str, Json]]:
+        """The rule by which the texts of a cell are cleaned before they are scored, and its part of an identity."""
+        cleaning = self.settings.evaluation.email_cleaning if rollout.format.text_is_email else "none"
+        if cleaning == "none":
+            return None, {}
+        return cleaning, {"email_cleaning": {"rule": cleaning, "version": CLEANINGS[cleaning].version}}
 
     @functools.cached_property
     def judgements(self) -> tuple[Judgement, ...]:
@@ -272,11 +285,62 @@ class Planner:
         )
         return Judgement(texts, choice, rubric)
 
+    # ------------------------------------------------------------ projections on persona vectors
+
+    def projections(self, rollout: Rollout) -> Projections:
+        """The projections of the texts of a scored cell on the vectors of all personas.
+
+        Raises:
+            UserError: the model is an endpoint, or the engine cannot add a vector, which is how the strength of one is
+                chosen.
+        """
+        vectors = self._vectors(rollout.cell.model)
+        cleaning, cleaned = self._cleaning(rollout)
+        identity: dict[str, Json] = {
+            "labels": dict(rollout.labels),
+            "rows": rollout.key,
+            "vectors": {vector.persona: vector.key for vector in vectors},
+            "version": PROJECTIONS_VERSION,
+            **cleaned,
+        }
+        weights = tuple(part for part in (rollout.adapter, rollout.vector) if part is not None)
+        return self.context.keep(
+            Projections(
+                identity=identity,
+                inputs=tuple(dict.fromkeys((rollout, *weights, *vectors))),
+                rollout=rollout,
+                vectors=vectors,
+                email_cleaning=cleaning,
+            )
+        )
+
+    @cached
+    def _vectors(self, model: str) -> tuple[Vector, ...]:
+        """The vectors of all personas, those that stage ``steered`` adds."""
+        what = "the persona vectors of evaluation.projections"
+        check_steering(self.settings.engine.name, self.options.model[model], what)
+        return tuple(self.vector(model, persona, STEERED) for persona in self.personas)
+
+    def all_projections(self) -> tuple[Projections, ...]:
+        """The projections of the grid: of each model the plain chat replies that they are compared with, then every cell.
+
+        A model behind an endpoint has none.
+        """
+        found: list[Projections] = []
+        local = [m for m in self.settings.grid.model if self.options.model[m].endpoint is None]
+        for model in local:
+            plain = self._vectors(model)[0].plain
+            found += [self.projections(cell) for cell in (plain, *self.cells()) if cell.cell.model == model]
+        return tuple(dict.fromkeys(found))
+
+    # ------------------------------------------------------------ the evaluation
+
     def evaluation(self) -> Evaluation:
         """The evaluation of the whole grid."""
         predictions = (self.predictions(cell) for cell in self.cells())
         judged = (rollout for judgement in self.judgements for rollout in judgement.rollouts)
-        inputs = (*predictions, *judged)
+        projected = self.all_projections() if self.settings.evaluation.projections else ()
+        inputs = (*predictions, *judged, *projected)
         settings = self.settings.evaluation
         identity: dict[str, Json] = {
             "settings": identity_of(settings),

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,7 +106,8 @@ def steered(model: "PreTrainedModel", vectors: Sequence[SteeringVector | None]) 
     with contextlib.ExitStack() as stack:
         for layer in layers:
             change = _adder([v if v is not None and v.layer == layer else None for v in vectors])
-            handle = decoder_layers(model)[layer].register_forward_hook(_on_output(change))
+            # Before the hooks of ``observed``, which is to see what the next layer sees.
+            handle = decoder_layers(model)[layer].register_forward_hook(_on_output(change), prepend=True)
             stack.callback(handle.remove)
         yield
 
@@ -127,11 +128,15 @@ def _adder(vectors: Sequence[SteeringVector | None]) -> "Callable[[Tensor], Tens
 
 
 @contextlib.contextmanager
-def observed(model: "PreTrainedModel", observe: "Callable[[int, Tensor], None]") -> Iterator[None]:
+def observed(
+    model: "PreTrainedModel", observe: "Callable[[int, Tensor], None]", layers: Collection[int] | None = None
+) -> Iterator[None]:
     """Within the block, ``observe(layer, output)`` is called with the output (rows, positions, width) of every decoder
-    layer."""
+    layer, or of those of ``layers``. What ``steered`` adds to an output is in it."""
     with contextlib.ExitStack() as stack:
         for number, layer in enumerate(decoder_layers(model)):
+            if layers is not None and number not in layers:
+                continue
 
             def look(hidden: "Tensor", number: int = number) -> "Tensor":
                 observe(number, hidden)
@@ -139,6 +144,35 @@ def observed(model: "PreTrainedModel", observe: "Callable[[int, Tensor], None]")
 
             stack.callback(layer.register_forward_hook(_on_output(look)).remove)
         yield
+
+
+def mean_outputs(
+    model: "PreTrainedModel",
+    inside: "Tensor",
+    forward: Callable[[], object],
+    layers: Collection[int] | None = None,
+) -> "dict[int, Tensor]":
+    """The mean output of decoder layers over some positions of each row, in the forward pass that ``forward`` makes.
+
+    Args:
+        inside: (rows, positions), true at the positions that count; at least one in each row.
+        layers: numbers of the layers; None: all.
+
+    Returns:
+        For each layer (rows, width), float32 on the CPU.
+    """
+    import torch
+
+    counted = inside.float()
+    weights = counted / counted.sum(dim=1, keepdim=True)
+    means: dict[int, Tensor] = {}
+
+    def observe(layer: int, hidden: "Tensor") -> None:
+        means[layer] = torch.einsum("rp,rpw->rw", weights.to(hidden.device), hidden.float()).cpu()
+
+    with torch.inference_mode(), observed(model, observe, layers):
+        forward()
+    return means
 
 
 def _on_output(change: "Callable[[Tensor], Tensor]") -> Callable[..., Any]:

@@ -7,7 +7,7 @@ be asked in. That also needs no ``{% generation %}`` marks, which most published
 from collections.abc import Sequence
 from typing import Any
 
-from offscript.models.chat_templates import render, render_text, tokenize
+from offscript.models.chat_templates import Schemas, render, render_text, tokenize
 from offscript.settings import TemplateSettings
 from offscript.tasks.messages import Message
 
@@ -81,21 +81,39 @@ def _single_turn(
     tokenizer: Any, messages: Sequence[Message], template: TemplateSettings
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """The last message, an assistant turn, under the prompt in which the model is asked for it."""
-    prompt = render_text(tokenizer, messages[:-1], template, generation=True)
-    whole = render_text(tokenizer, messages, template, generation=False)
-    said = messages[-1]["content"].strip()
-    _, found, tail = whole.rpartition(said)
-    if not found:
-        raise Unstable(f"turn {len(messages) - 1} is not in its rendering")
-    reply = said + tail
-    marks = template.thinking
-    if marks is not None and prompt.rstrip().endswith(marks.start):
-        # The prompt begins thinking: a reply that never ended it would have no text.
-        reply = whole[len(prompt) :] if whole.startswith(prompt) else f"{marks.end}\n\n{reply}"
+    prompt, reply = last_turn(tokenizer, messages, template)
     before = tokenize(tokenizer, prompt)
     ids = before + tokenize(tokenizer, reply)
     end = _after_last_end(tokenizer, ids, len(before))
     return ids[:end], [(len(before), end)]
+
+
+def last_turn(
+    tokenizer: Any, messages: Sequence[Message], template: TemplateSettings, tools: Schemas = ()
+) -> tuple[str, str]:
+    """The prompt of the last message, an assistant turn, and what the chat template writes from its text on.
+
+    Where the template begins the turn with thinking that the prompt does not ask for, that is left out.
+
+    Args:
+        tools: schemas of the tools that the model is told of.
+
+    Raises:
+        Unstable: the rendered conversation does not contain the text of the turn.
+    """
+    prompt = render_text(tokenizer, messages[:-1], template, generation=True, tools=tools)
+    whole = render_text(tokenizer, messages, template, generation=False, tools=tools)
+    marks, said = template.thinking, messages[-1]["content"].strip()
+    opened = marks is not None and prompt.rstrip().endswith(marks.start)
+    reply = whole[len(prompt) :] if whole.startswith(prompt) else ""
+    if reply and said in reply and (opened or marks is None or marks.end not in reply):
+        return prompt, reply
+    _, found, tail = whole.rpartition(said) if said else ("", "", "")
+    if not found:
+        raise Unstable(f"turn {len(messages) - 1} is not in its rendering")
+    # The prompt begins thinking: a reply that never ended it would have no text.
+    opening = f"{marks.end}\n\n" if marks is not None and opened else ""
+    return prompt, opening + said + tail
 
 
 def special_token(tokenizer: Any, messages: Sequence[Message]) -> str | None:

@@ -4,12 +4,13 @@ A vector of a layer is the mean of the layer's output over the tokens of replies
 replies without it (Chen et al. 2025, arXiv 2507.21509). All replies count the same, whatever their length.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from offscript.errors import UserError
-from offscript.models.steering import observed
+from offscript.models.steering import mean_outputs
 from offscript.settings import ModelSettings, SteeringSettings
 from offscript.tasks.rows import Row
 from offscript.training.run import split_families
@@ -112,15 +113,8 @@ def reply_means(
 
     found = []
     for ids, mask, targets in batches_of(tokenizer, rows, settings):
-        inside = (targets != IGNORED).float().to(model.device)
-        weights = inside / inside.sum(dim=1, keepdim=True)
-        means: dict[int, Tensor] = {}
-
-        def observe(layer: int, hidden: "Tensor", weights: "Tensor" = weights, means: Any = means) -> None:
-            means[layer] = torch.einsum("rp,rpw->rw", weights, hidden.float()).cpu()
-
-        with torch.inference_mode(), observed(model, observe):
-            model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), logits_to_keep=1)
+        inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+        means = mean_outputs(model, targets != IGNORED, functools.partial(model, **inputs, logits_to_keep=1))
         found.append(torch.stack([means[layer] for layer in sorted(means)], dim=1))
     return torch.cat(found).clone()
 

@@ -23,7 +23,7 @@ STATES = ("done", "running", "waiting", "failed", "missing")
 SHOWN = 20
 """Failures that the table lists; further ones are counted."""
 
-FOLDERS = ("rollouts", "vectors", "adapters", "classifiers", "predictions", "evaluation")
+FOLDERS = ("rollouts", "vectors", "adapters", "classifiers", "predictions", "projections", "evaluation")
 
 
 class StatusJson(TypedDict):

@@ -12,12 +12,13 @@ from offscript.experiment.artifacts import (
     Classifier,
     Evaluation,
     Predictions,
+    Projections,
     Rollout,
     Selection,
     Vector,
 )
 from offscript.experiment.folder import Experiment
-from offscript.experiment.jobs import rollouts, scoring, selections, training, vectors
+from offscript.experiment.jobs import projections, rollouts, scoring, selections, training, vectors
 
 JobFunction = Callable[[Sequence[Artifact], Experiment, int | None], None]
 
@@ -28,6 +29,7 @@ RUN: dict[str, JobFunction] = {
     Adapter.kind: training.run,
     Classifier.kind: scoring.fit_classifier,
     Predictions.kind: scoring.predict,
+    Projections.kind: projections.run,
     Evaluation.kind: scoring.evaluate,
 }
 """Kind of artifact -> the function that makes artifacts of that kind."""

@@ -1,6 +1,8 @@
 """Jobs that make rollouts: cells of one model, all through one engine."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from offscript.console import Progress, counted, duration, say
 from offscript.errors import UserError
@@ -9,6 +11,7 @@ from offscript.experiment.folder import Experiment, now, tracked, write_artifact
 from offscript.rollouts.engines import open_engine
 from offscript.rollouts.engines.base import Engine
 from offscript.rollouts.scheduler import CellRun, EpisodeCounts, RolloutFailed, run_episodes
+from offscript.settings import ModelSettings
 from offscript.storage import hub
 from offscript.storage.files import read_json_object, write_json
 from offscript.tasks.formats import check_episodes
@@ -99,6 +102,29 @@ def open_engine_of(rollouts: Sequence[Rollout], experiment: Experiment) -> Engin
     Raises:
         UserError: the model is an endpoint, which has no trained weights; or the engine refuses the model.
     """
+    parts = parts_of(rollouts, experiment)
+    return open_engine(
+        parts.model, parts.adapters, parts.scales, experiment.planner.settings.engine, parts.vectors
+    )
+
+
+@dataclass(frozen=True)
+class EngineParts:
+    """What an engine loads: a model, and folders of adapters and vectors by the names that requests use for them.
+    ``scales``: factor of an adapter's effect, by its name."""
+
+    model: ModelSettings
+    adapters: dict[str, Path]
+    scales: dict[str, float]
+    vectors: dict[str, Path]
+
+
+def parts_of(rollouts: Sequence[Rollout], experiment: Experiment) -> EngineParts:
+    """What the weights of ``rollouts`` consist of; they share their model and (if any) their whole checkpoint.
+
+    Raises:
+        UserError: the model is an endpoint, which has no trained weights.
+    """
     model = experiment.planner.options.model[rollouts[0].cell.model]
     if (checkpoint := rollouts[0].checkpoint) is not None:
         if model.endpoint is not None:
@@ -115,7 +141,7 @@ def open_engine_of(rollouts: Sequence[Rollout], experiment: Experiment) -> Engin
         if rollout.adapter is not None and rollout.adapter_name is not None:
             adapters[rollout.adapter_name] = experiment.path(rollout.adapter)
             scales[rollout.adapter_name] = rollout.cell.scale
-    return open_engine(model, adapters, scales, experiment.planner.settings.engine, vectors)
+    return EngineParts(model, adapters, scales, vectors)
 
 
 def check_commits(rollout: Rollout, experiment: Experiment) -> dict[str, str | None]:

@@ -1,20 +1,23 @@
 """Jobs that score: classifiers, their predictions, and the evaluation."""
 
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from offscript.console import Progress, duration, say
+from offscript.console import Progress, counted, duration, say
 from offscript.errors import UserError
 from offscript.evaluation import judge
 from offscript.evaluation.email_cleaning import cleaned
 from offscript.evaluation.evaluate import evaluate_rows, options_from, result_files
 from offscript.evaluation.judge import Verdict
-from offscript.evaluation.metrics.results import Options
+from offscript.evaluation.metrics.results import Options, Scores
+from offscript.evaluation.predictions import Prediction
+from offscript.evaluation.report import projections as projections_report
 from offscript.evaluation.report.section import Section
 from offscript.experiment import judgements, side_effects
-from offscript.experiment.artifacts import Artifact, Classifier, Evaluation, Predictions
+from offscript.experiment.artifacts import Artifact, Classifier, Evaluation, Predictions, Projections
 from offscript.experiment.folder import Experiment, now, tracked, write_artifact_manifest
 from offscript.experiment.report import Transcripts, provenance
 from offscript.json_types import Json
@@ -134,21 +137,35 @@ def read_by_classifiers(
         yield Reading(dict(zip(labels, probs, strict=True)), fits, others[i] if others is not None else None)
 
 
-def scored_text(artifact: Predictions, row: Row) -> str | None:
+def scored_text(artifact: Predictions | Projections, row: Row) -> str | None:
     """The text of a row as the classifier sees it; None if the episode left none."""
     return cleaned(row["text"], artifact.email_cleaning)
 
 
 def prediction_row(artifact: Predictions, row: Row, remaining: Iterator[Reading]) -> dict[str, Json]:
     """One line of a predictions file, with the next of ``remaining``; a row without a text keeps its line with ``predicted``
-    null. ``scored_text`` is the text that was scored, if it is not the row's.
+    null. ``scored_text`` is the text that was scored, if it is not the row's."""
+    text = scored_text(artifact, row)
+    reading = next(remaining) if text is not None else None
+    return {
+        **episode_fields(artifact, row),
+        "ended": row["ended"],
+        "text_hash": key_of({"text": text})[:16] if text is not None else None,
+        "predicted": reading.predicted if reading else None,
+        "probs": dict(reading.probs) if reading else None,
+        **({"fits": list(reading.fits)} if reading and reading.fits is not None else {}),
+        **({"baseline": reading.baseline} if reading and reading.baseline is not None else {}),
+        **({"scored_text": text} if text != row["text"] else {}),
+    }
+
+
+def episode_fields(artifact: Predictions | Projections, row: Row) -> dict[str, Json]:
+    """What a line of predictions or projections says of its episode.
 
     A variant of a format is scored as a format of its own (``drift/own8``), with the scenario that all variants share, so
     that they are resampled together.
     """
     variant = row.get("variant", "")
-    text = scored_text(artifact, row)
-    reading = next(remaining) if text is not None else None
     return {
         "key": artifact.key,
         "row": f"{row['scenario']}/{row['sample']}",
@@ -161,13 +178,6 @@ def prediction_row(artifact: Predictions, row: Row, remaining: Iterator[Reading]
         "scenario": row["scenario"].removesuffix(f"_{variant}") if variant else row["scenario"],
         "family": row["family"],
         "sample": row["sample"],
-        "ended": row["ended"],
-        "text_hash": key_of({"text": text})[:16] if text is not None else None,
-        "predicted": reading.predicted if reading else None,
-        "probs": dict(reading.probs) if reading else None,
-        **({"fits": list(reading.fits)} if reading and reading.fits is not None else {}),
-        **({"baseline": reading.baseline} if reading and reading.baseline is not None else {}),
-        **({"scored_text": text} if text != row["text"] else {}),
     }
 
 
@@ -217,7 +227,10 @@ def evaluate(artifacts: Sequence[Artifact], experiment: Experiment, limit: int |
             oracle=oracle,
             multiverse=evaluation.settings.multiverse,
             labels=list(experiment.planner.personas),
-            sections=[section for section in sections if section is not None],
+            sections=[
+                *(section for section in sections if section is not None),
+                functools.partial(projection_section, evaluation, experiment),
+            ],
             **bootstrap,
         )
     write_artifact_manifest(
@@ -251,3 +264,25 @@ def judge_section(
     if settings is None or not found:
         return None
     return judge.section(found, settings.model, planner.personas, options, unread)
+
+
+def projection_section(
+    evaluation: Evaluation, experiment: Experiment, scores: Scores, predictions: Sequence[Prediction]
+) -> Section | None:
+    """The section on persona vectors, from every file of projections that exists; None without
+    ``evaluation.projections``."""
+    if not evaluation.settings.projections:
+        return None
+    parts = [part for part in evaluation.inputs if isinstance(part, Projections)]
+    finished = [part for part in parts if experiment.is_finished(part)]
+    notes = []
+    if missing := len(parts) - len(finished):
+        notes.append(f"persona vectors: {missing} of {counted(len(parts), 'cell')} have no projections yet")
+    models = experiment.planner.options.model
+    for model in experiment.planner.settings.grid.model:
+        if models[model].endpoint is not None:
+            notes.append(
+                f"persona vectors: {model} is behind an endpoint, so that its activations cannot be read"
+            )
+    rows = [row for part in finished for row in experiment.projections(part)]
+    return projections_report.section(rows, scores, notes)
