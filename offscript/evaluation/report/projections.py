@@ -39,12 +39,12 @@ EXPLANATION = (
     "each persona. The projections are in standard deviations of the untrained model's plain chat replies on the same vector, "
     "from their mean.",
     "own: mean projection on the vector of the true persona. others: mean projection on the vectors of the other personas. "
-    "retained: own - others, divided by that of chat in the same stage; n/a if that of chat is not above 0. AUC: how well the "
-    "projection on a persona's vector separates its texts from those of the other personas (0.5: not at all), mean over "
-    "personas. accuracy: the share of texts whose largest projection is that of their persona.",
+    "retained: own - others, divided by that of chat in the same stage; n/a if the interval of that of chat is not above 0. "
+    "AUC: how well the projection on a persona's vector separates its texts from those of the other personas (0.5: not at "
+    "all), mean over personas. accuracy: the share of texts whose largest projection is that of their persona.",
     "Where F1 falls and own - others and AUC do not, the persona is still in the activations, but the text does not show it to "
-    "the classifier. Where all fall, the persona is gone before the words. Under a constitution (prompted) the activations "
-    "show the prompt too, not only the text.",
+    "the classifier. Where all fall, the activations do not hold it either. Under a constitution (prompted) the activations "
+    "show the prompt too, not only the text, and those of steered hold the vector that is added to them.",
     "The correlations are Spearman's, over the pairs of persona and format of a stage. Their intervals take the pairs to be "
     "independent, which pairs of one persona or one format are not: they are too narrow.",
 )
