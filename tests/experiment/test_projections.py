@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from offscript.experiment.runner import make
 from offscript.models.loading import load_model
 from offscript.models.steering import load_vector, save_vectors
 from offscript.rollouts.engines.transformers import TransformersEngine
+from offscript.settings import Exchange
 from offscript.storage.manifests import read_manifest
+from offscript.tasks.examples import Examples
 from offscript.training.scored_tokens import scored_tokens
 from tests.composed import experiment_of
 from tests.conftest import tiny_sentences
@@ -253,6 +256,17 @@ def test_a_job_writes_a_line_for_each_text_and_continues_with_the_first_cell_tha
         )
         counts = read_manifest(ready.path(artifact))["counts"]
         assert counts == {"rows": 2, "whole_replies": 0}
+
+
+def test_the_examples_that_an_episode_was_shown_are_in_its_conversation():
+    exchanges = tuple(Exchange(question=f"Q{i}?", reply=f"R{i}.") for i in range(3))
+    rollout = SimpleNamespace(examples=Examples(exchanges, 2))
+    system, reply = {"role": "system", "content": "Be brief."}, {"role": "assistant", "content": "R."}
+    row = {"messages": [system, USER, reply], "examples": [2, 0]}
+    found = job.conversation(SimpleNamespace(rollout=rollout), row)
+    assert [m["content"] for m in found] == ["Be brief.", "Q2?", "R2.", "Q0?", "R0.", USER["content"], "R."]
+    plain = SimpleNamespace(rollout=SimpleNamespace(examples=None))
+    assert job.conversation(plain, row) == row["messages"]
 
 
 def test_a_file_that_was_edited_is_refused(ready):

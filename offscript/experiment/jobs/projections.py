@@ -15,6 +15,7 @@ from offscript.json_types import Json
 from offscript.models.chat_templates import Schemas
 from offscript.storage.files import write_text
 from offscript.tasks.dialects import dialect_of, open_in
+from offscript.tasks.messages import Message
 from offscript.tasks.rows import Row
 from offscript.training.scored_tokens import ScoredTokens, batches, scored_tokens
 
@@ -94,7 +95,9 @@ def _lines(
     """The lines of a file of projections, in the order of ``rows``."""
     template, tools = engine.model_settings.template, _tools(artifact, experiment)
     texts = [
-        scored_tokens(engine.tokenizer, row["messages"], text, template, tools.get(row["scenario"], ()))
+        scored_tokens(
+            engine.tokenizer, conversation(artifact, row), text, template, tools.get(row["scenario"], ())
+        )
         for row, text in rows
     ]
     values: dict[int, dict[str, float]] = {}
@@ -112,6 +115,12 @@ def _lines(
         }
         for i, ((row, _), text) in enumerate(zip(rows, texts, strict=True))
     ]
+
+
+def conversation(artifact: Projections, row: Row) -> Sequence[Message]:
+    """The messages of an episode, with the examples that it was shown before them."""
+    examples = artifact.rollout.examples
+    return row["messages"] if examples is None else examples.before(row["messages"], row["examples"])
 
 
 def _tools(artifact: Projections, experiment: Experiment) -> dict[str, Schemas]:
