@@ -44,7 +44,8 @@ EXPLANATION = (
     "all), mean over personas. accuracy: the share of texts whose largest projection is that of their persona.",
     "Where F1 falls and own - others and AUC do not, the persona is still in the activations, but the text does not show it to "
     "the classifier. Where all fall, the activations do not hold it either. Under a constitution (prompted) the activations "
-    "show the prompt too, not only the text, and those of steered hold the vector that is added to them.",
+    "show the prompt too, not only the text, and those of steered hold the vector that is added to them. Trained weights of a "
+    "persona may shift the activations of every text along its vector, whatever the text says.",
     "The correlations are Spearman's, over the pairs of persona and format of a stage. Their intervals take the pairs to be "
     "independent, which pairs of one persona or one format are not: they are too narrow.",
 )
