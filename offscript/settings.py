@@ -620,7 +620,8 @@ class ClassifierSettings(Named):
     ``row_tokens`` are left out of the fit (null: none is). ``warmup`` is a fraction of all steps, ``schedule`` that of
     the learning rate after it. ``batch_size`` is the number of rows per optimizer step, ``micro_batch_size`` bounds those
     of one forward pass (null: a whole batch). With ``class_weights`` all labels have equal total weight. ``fits`` networks
-    are fitted, with the seeds ``seed``, ``seed + 1`` and so on; their probabilities are averaged.
+    are fitted, with the seeds ``seed``, ``seed + 1`` and so on; their probabilities are averaged. With ``group_by_length`` the
+    rows of a batch are of similar length, so that little is padded.
 
     ``validation`` is the share of families that is held out (0: none, and the last epoch is kept). Fitting stops after
     ``patience`` epochs without a better macro-F1 on the held-out families (null: never early). ``precision`` is that of
@@ -656,6 +657,7 @@ class ClassifierSettings(Named):
     precision: Literal["float32", "bfloat16"] = identity("float32")
     seed: int = identity(0, ge=0, lt=SEEDS)
     fits: int = identity(1, ge=1, le=100, unhashed=1)
+    group_by_length: bool = identity(False, unhashed=False)
     predict_batch_size: int = runtime(64, ge=1)
 
     @property

@@ -60,6 +60,7 @@ DIFFERENCES = (
             "classifier.class_weights": False,
             "classifier.validation": 0,
             "classifier.fits": 1,
+            "classifier.group_by_length": False,
             "classifier.precision": "bfloat16",
         },
     ),

@@ -514,6 +514,8 @@ def _arguments(settings: ClassifierSettings, work: Path) -> "TrainingArguments":
         load_best_model_at_end=choose_epoch,
         metric_for_best_model="macro_f1" if choose_epoch else None,
         greater_is_better=True if choose_epoch else None,
+        # Batches of rows of similar length, of which little is padding.
+        train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
         seed=settings.seed,
         data_seed=settings.seed,
         # bf16=True would be autocast; here the weights themselves are in settings.precision.

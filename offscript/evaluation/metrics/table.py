@@ -106,10 +106,6 @@ def _emitted_of_planned(group: GroupScore) -> str:
     return f"{group.emitted}/{UNKNOWN if group.planned is None else group.planned}"
 
 
-def _percent_emitted(group: GroupScore) -> str:
-    return UNKNOWN if group.emission_rate is None else f"{group.emission_rate:.0%}"
-
-
 def _scaled(of: Callable[[Calibration], float]) -> Callable[[GroupScore], Value]:
     """A number of the calibration after the temperature."""
     return lambda g: of(g.readouts.scaled) if g.readouts and g.readouts.scaled else None
@@ -129,7 +125,6 @@ METRICS: tuple[Metric, ...] = (
         "emission_rate",
         lambda g: g.emission_rate,
         persona_emission_rate,
-        Column("rate", 2, text=_percent_emitted),
         in_summary=True,
     ),
     _field("ended", ended),
@@ -149,7 +144,7 @@ METRICS: tuple[Metric, ...] = (
     _field("fit_sd", lambda g: g.fit_sd, column=Column("fit\nSD", 7.5, optional=True)),
     _interval("own_class", lambda g: g.interval_own_class),
     _interval("bounds", lambda g: g.interval_bounds),
-    _field("oracle", lambda g: g.oracle.f1 if g.oracle else None, column=Column("oracle", 11, optional=True)),
+    _field("oracle", lambda g: g.oracle.f1 if g.oracle else None),
     _field("oracle_null", lambda g: g.oracle.null if g.oracle else None),
     _interval("oracle", lambda g: g.oracle.interval if g.oracle else None),
     _field("auc", lambda g: g.readouts.auc if g.readouts else None, lambda p: p.auc),

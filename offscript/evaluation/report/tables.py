@@ -202,21 +202,17 @@ def _groups(scores: Scores, model: str) -> Table:
 
 def _oracle(scores: Scores, model: str) -> Table:
     """From the F1 of chat to that of each format: what the texts lose, and what the classifier does not see in them."""
-    chat = {(r.stage, r.training_seed): r.chat for r in scores.retention if r.model == model}
     rows = []
     for g in scores.main_groups(model):
         if g.is_base or g.oracle is None or g.oracle.f1 is None:
             continue
-        seen = g.macro_f1.emitted
-        whole = seen if is_in_distribution(g.format) else chat.get((g.stage, g.training_seed))
         rows.append(
             (
                 g.stage,
                 g.format,
-                number(whole),
                 _estimate(g.oracle.f1, g.oracle.interval),
                 number(g.oracle.null),
-                number(seen),
+                number(g.macro_f1.emitted),
                 _estimate(g.oracle.lost.estimate, g.oracle.lost.interval),
                 _estimate(g.oracle.not_seen.estimate, g.oracle.not_seen.interval),
             )
@@ -225,7 +221,6 @@ def _oracle(scores: Scores, model: str) -> Table:
     header = (
         "stage",
         "format",
-        "chat\nF1",
         f"oracle F1\n{interval}",
         "oracle\nnull",
         "F1",
