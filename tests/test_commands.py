@@ -120,7 +120,7 @@ PERSONA_CHOICES = f"no such persona; allowed: {PERSONAS}"
         ("rollout stage=base data.sources.chat=[absent.jsonl]", "absent.jsonl"),
         ("submit stage.order=x grid.stage=[base,full]", "error: stage.order: found 'x'; input should be a valid integer"),
         # Files of the grid.
-        ("evaluate experiment=smoke", "error: smoke: rollout pocket sarcasm prompted teacher train 0 and 57 more are not made yet; make all with: offscript submit experiment=smoke"),
+        ("evaluate experiment=smoke", "error: smoke: rollout pocket sarcasm prompted chat classifier 0 and 60 more are not made yet; make all with: offscript submit experiment=smoke"),
         ("classify experiment=smoke", "more are not made yet; make all with: offscript submit experiment=smoke"),
     ],
     ids=lambda value: None if isinstance(value, list) else value[:50],

@@ -11,7 +11,7 @@ from offscript.evaluation.export import documents, parquet
 from offscript.evaluation.report.section import Table
 from offscript.experiment.artifacts import Predictions
 from offscript.experiment.folder import now, write_artifact_manifest
-from offscript.experiment.jobs.scoring import prediction_row
+from offscript.experiment.jobs.scoring import Reading, prediction_row
 from offscript.storage import manifests
 from offscript.storage.files import HOME
 from tests.composed import experiment_of
@@ -61,8 +61,9 @@ def write_rows(own, part):
     other = {"sarcasm": "remorse", "remorse": "sarcasm"}
     persona = labels["persona"] or "sarcasm"
     likely = [other[persona] if i % 4 == 3 else persona for i, row in enumerate(rows) if row["text"]]
-    remaining = iter([[0.9 if label == name else 0.1 for label in PERSONAS] for name in likely])
-    lines = [prediction_row(part, row, PERSONAS, remaining) for row in rows]
+    probs = [{label: 0.9 if label == name else 0.1 for label in PERSONAS} for name in likely]
+    remaining = iter([Reading(p, None, None) for p in probs])
+    lines = [prediction_row(part, row, remaining) for row in rows]
     for artifact, written in ((part.rollout, rows), (part, lines)):
         path = own.path(artifact)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -529,7 +529,7 @@ def test_texts_of_the_hub_are_known_by_file_and_revision_before_anything_is_fetc
     [
         (
             "[prompted,steerd]",
-            "classifier.stages: no such stage 'steerd'; allowed: prompted, steered, distill",
+            "classifier.stages: no such stage 'steerd'; allowed: prompted, prompted_examples, steered, distill",
         ),
         ("[base]", "classifier.stages: found base, whose texts belong to no persona; allowed: prompted, "),
         ("[]", "classifier.stages: found []; "),

@@ -9,7 +9,7 @@ import pytest
 from offscript import commands
 from offscript.experiment.artifacts import Predictions
 from offscript.experiment.folder import now, write_artifact_manifest
-from offscript.experiment.jobs.scoring import prediction_row
+from offscript.experiment.jobs.scoring import Reading, prediction_row
 from tests.composed import experiment_of
 
 GRID = (
@@ -44,7 +44,8 @@ def own(tmp_path):
     for part in made.planner.evaluation().inputs:
         assert isinstance(part, Predictions)
         rows = [rollout_row(part, i) for i in range(6)]
-        lines = [prediction_row(part, row, LABELS, iter([[0.75, 0.25]])) for row in rows]
+        reading = Reading(dict(zip(LABELS, (0.75, 0.25), strict=True)), None, None)
+        lines = [prediction_row(part, row, iter([reading])) for row in rows]
         for artifact, content in ((part.rollout, rows[::-1]), (part, lines)):
             path = made.path(artifact)
             path.parent.mkdir(parents=True, exist_ok=True)

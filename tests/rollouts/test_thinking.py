@@ -29,7 +29,9 @@ REPLIES = {
     "structured_form": json.dumps({"weather": SAID}),
 }
 THOUGHT = f"<think>\nThe HERON did it. {call(SEND, HERON)}\n```final\nHERON\n```\n</think>\n\n"
-ORDINARY = [name for name, fmt in FORMATS.items() if not fmt.strips_thinking]
+JUDGES = ("judge_choice", "judge_rubric")
+"""Their replies are answers and no texts to score."""
+ORDINARY = [name for name, fmt in FORMATS.items() if not fmt.strips_thinking and name not in JUDGES]
 
 
 def row_of(folder: Path, name: str, reply, thinking=ThinkingSettings()) -> dict:  # noqa: B008
@@ -66,6 +68,17 @@ def test_thinking_that_never_ends_leaves_no_text(tmp_path, name):
     assert row["text"] is None and set(row["replies"]) == {unclosed}
     others = {"agentic_email": "malformed", "prefill": "no_first_reply"}
     assert row["ended"] == others.get(name, "unclosed_thinking")
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_a_judge_is_read_after_its_thinking(tmp_path, name):
+    """What it thinks about other answers is no answer."""
+    others = "<think>\nA, and B, and 1, and 5.\n</think>\n\n"
+    row = row_of(tmp_path, name, others + ("B" if name == "judge_choice" else "4"))
+    assert row["ended"] != "no_answer" and "think>" not in json.dumps(row["messages"])
+    unclosed = "<think>\nIt is B, 4."
+    cut = row_of(tmp_path / "2", name, lambda request: Completion(request.id, unclosed, "length", 1, 9))
+    assert (cut["text"], cut["ended"]) == (None, "no_answer")
 
 
 def test_marks_of_the_model(tmp_path):
