@@ -98,7 +98,8 @@ def test_every_format_runs_with_an_adapter_on_every_family(name, tmp_path, monke
         for message in request.messages:
             text = normalize("NFC", message["content"].strip())
             assert text in rest, (request.messages, prompt)
-            rest = rest.partition(text)[2]
+            # A random model may reply nothing.
+            rest = rest.partition(text)[2] if text else rest
 
 
 @pytest.mark.slow
