@@ -1,8 +1,8 @@
 """Screenshots of a report, for looking at it and for the documentation.
 
-    python -m tools.screenshots runs/smoke/evaluation/report.html /tmp/screenshots
+    python -m tools.screenshots runs/demo/evaluation/report.html /tmp/screenshots
 
-writes desktop.png, phone.png, dark.png, cell.png, transcript.png, stages.png and phone-transcript.png. Of experiment=smoke,
+writes desktop.png, phone.png, dark.png, cell.png, transcript.png, stages.png and phone-transcript.png. Of experiment=demo,
 cell.png and transcript.png are docs/report_cell.png and docs/report_transcript.png.
 """
 
