@@ -165,6 +165,7 @@ def _evaluate_labels(labels: int | str | list[str], settings: Settings, experime
     from offscript.evaluation.predictions import load_predictions
     from offscript.experiment import labels as sheets
 
+    parts: list[Predictions] = []
     if settings.predictions is not None:
         rows = load_predictions(settings.predictions, settings.format.name if _is_given("format") else None)
     else:
@@ -175,7 +176,7 @@ def _evaluate_labels(labels: int | str | list[str], settings: Settings, experime
     if isinstance(labels, int):
         sheets.write_sheet(rows, labels, experiment)
     else:
-        sheets.write_audit(rows, [labels] if isinstance(labels, str) else labels, experiment)
+        sheets.write_audit(rows, [labels] if isinstance(labels, str) else labels, experiment, parts)
 
 
 def _evaluate_other_rows(predictions: str, settings: Settings, experiment: Experiment) -> None:

@@ -25,7 +25,7 @@ RELABELLED = " (relabelled)"
 class Relabelled:
     """Groups with the labels of another classifier, by their names, and how its F1 differs from that of the predictions.
 
-    ``seen`` is its F1 - F1 in the same group. ``lost`` is F1 in chat - its F1 in the group; absent where there is no chat.
+    ``seen`` is its F1 - F1 in the same group, ``lost`` is F1 in chat - its F1 in the group; absent where there is no such group.
     """
 
     groups: Mapping[GroupName, GroupScore]
@@ -80,7 +80,7 @@ def with_baseline(scores: Scores, predictions: Sequence[Prediction]) -> Scores:
     known = [p for p in predictions if p.persona is None or p.persona in scores.labels]
     without = {p.model for p in known if p.predicted is not None and p.baseline not in scores.labels}
     relabelled = [(p, p.baseline) for p in known if p.model not in without]
-    found = scored_with(scores, known, relabelled).groups
+    found = scored_with(scores, [], relabelled).groups
     groups = [replace(group, baseline=_of(found.get(name_of(group)))) for group in scores.groups]
     return replace(scores, groups=tuple(groups))
 

@@ -6,7 +6,7 @@ the stage, nor the format, nor the true persona is in what it is sent.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from offscript.errors import UserError
@@ -197,8 +197,11 @@ def _evenly(pool: Mapping[str, Sequence[JudgedText]], settings: JudgeSettings) -
 # ---------------------------------------------------------------- what the judge says
 
 
+PredictionRow = Mapping[str, Json]
+
+
 def verdicts(
-    judgement: Judgement, rows_of: RowsOf, predictions: Mapping[str, Sequence[Mapping[str, Json]]]
+    judgement: Judgement, rows_of: RowsOf, predictions: Mapping[str, Sequence[PredictionRow]]
 ) -> list[Verdict]:
     """What the rows of a finished judgement say of each text.
 
@@ -209,28 +212,40 @@ def verdicts(
     Raises:
         UserError: rows are missing or were changed.
     """
+    return [verdict for _, verdict in _with_predictions(judgement, rows_of, predictions)]
+
+
+def labels(
+    judgement: Judgement, rows_of: RowsOf, predictions: Mapping[str, Sequence[PredictionRow]]
+) -> list[tuple[PredictionRow, bool]]:
+    """Whether the judge finds the true persona in each text: yes if it names it in both lists, no if in neither. Texts
+    without two answers, or with one of each, are left out. Each label stands beside the row of its prediction; the
+    arguments are those of ``verdicts``."""
+    found = []
+    for prediction, verdict in _with_predictions(judgement, rows_of, predictions):
+        named = {None if choice is None else choice == verdict.persona for choice in verdict.choices}
+        if named in ({True}, {False}):
+            found.append((prediction, named == {True}))
+    return found
+
+
+def _with_predictions(
+    judgement: Judgement, rows_of: RowsOf, predictions: Mapping[str, Sequence[PredictionRow]]
+) -> Iterator[tuple[PredictionRow, Verdict]]:
     choices = {row["scenario"]: row for row in rows_of(judgement.choice)}
     ratings: dict[str, list[Row]] = defaultdict(list)
     for row in rows_of(judgement.rubric):
         ratings[row["scenario"]].append(row)
     scored = {(key, str(row["row"])): row for key, made in predictions.items() for row in made}
-    found = []
     for text in judgement.texts.texts(rows_of):
         prediction = scored[text.rollout, f"{text.row['scenario']}/{text.row['sample']}"]
-        found.append(
-            _verdict(
-                text,
-                prediction,
-                choices[text.id],
-                *(ratings[text.rating_id(name)] for name in (text.persona, text.other)),
-            )
-        )
-    return found
+        of_text = (ratings[text.rating_id(name)] for name in (text.persona, text.other))
+        yield prediction, _verdict(text, prediction, choices[text.id], *of_text)
 
 
 def _verdict(
     text: JudgedText,
-    prediction: Mapping[str, Json],
+    prediction: PredictionRow,
     choice: Row,
     own: Sequence[Row],
     other: Sequence[Row],

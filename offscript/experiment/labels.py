@@ -1,7 +1,7 @@
 """Labels of a person for the texts of an experiment: the sheet that is given out, and the audit by what comes back."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from offscript.console import counted, show
@@ -10,6 +10,7 @@ from offscript.evaluation import label_audit, label_sheets
 from offscript.evaluation.predictions import Prediction, check_rows, check_together
 from offscript.evaluation.report.summary import rounded
 from offscript.evaluation.report.tables import of_section
+from offscript.experiment import judgements
 from offscript.experiment.artifacts import Predictions
 from offscript.experiment.folder import Experiment
 from offscript.experiment.jobs.scoring import with_texts
@@ -47,9 +48,17 @@ def write_sheet(rows: Sequence[Prediction], number: int, experiment: Experiment)
     show(f"keep {folder / label_sheets.KEY} to yourself; read what comes back with labels=<file>.csv")
 
 
-def write_audit(rows: Sequence[Prediction], given: Sequence[str], experiment: Experiment) -> None:
+def write_audit(
+    rows: Sequence[Prediction],
+    given: Sequence[str],
+    experiment: Experiment,
+    parts: Sequence[Predictions] = (),
+) -> None:
     """Prints the audit of ``rows`` by the labels in the files ``given``, one for each person, and writes it below
     ``evaluations/``.
+
+    Args:
+        parts: predictions of the grid, whose judge (``evaluation.judge``) is compared with the people, without being one.
 
     Raises:
         UserError: a file is not a filled sheet of this experiment, or no label is of a text of ``rows``.
@@ -64,7 +73,8 @@ def write_audit(rows: Sequence[Prediction], given: Sequence[str], experiment: Ex
         notes.append(f"{counted(lost, 'label')} of texts that the rows no longer have: not counted")
     if ties:
         notes.append(f"{counted(ties, 'text')} with as many labels present as absent: left out of the audit")
-    section = label_audit.section(found, label_audit.agreements(people), notes)
+    agreements = label_audit.agreements(people | _judge(parts, experiment))
+    section = label_audit.section(found, agreements, notes)
     if section is None:
         raise UserError(
             ", ".join(map(str, paths)), "no label is of a text of these rows", "sheets are of one experiment"
@@ -73,7 +83,11 @@ def write_audit(rows: Sequence[Prediction], given: Sequence[str], experiment: Ex
     show(text, end="")
     content = {path.name: fingerprint(path) for path in paths}
     key = key_of(
-        {"labels": content, "rows": [[*map(str, p.episode), p.predicted, p.present] for p in judged]}
+        {
+            "labels": content,
+            "rows": [[*map(str, p.episode), p.predicted, p.present] for p in judged],
+            "agreements": [asdict(one) for one in agreements],
+        }
     )
     folder = experiment.folder / "evaluations" / f"audit-{key[:8]}"
     remove_manifests(folder)
@@ -82,6 +96,20 @@ def write_audit(rows: Sequence[Prediction], given: Sequence[str], experiment: Ex
     files = digests(folder, [folder / "audit.txt", folder / "audit.json"])
     write_manifest(folder, {"key": key, "labels": content, "files": files})
     show(f"\nwritten to {folder}")
+
+
+def _judge(parts: Sequence[Predictions], experiment: Experiment) -> dict[str, dict[label_audit.Text, bool]]:
+    """The labels of the grid's judge, under its name; none without a judge, or where it has read nothing yet."""
+    settings = experiment.planner.settings.evaluation.judge
+    if settings is None:
+        return {}
+    predictions = {part.rollout.key: with_texts(part, experiment) for part in parts}
+    found: dict[label_audit.Text, bool] = {}
+    for judgement in experiment.planner.judgements:
+        if all(experiment.is_finished(rollout) for rollout in judgement.rollouts):
+            for row, present in judgements.labels(judgement, experiment.rows, predictions):
+                found[label_sheets.text_of(*check_rows([row], "predictions"))] = present
+    return {f"judge {settings.model}": found} if found else {}
 
 
 def _files(given: Sequence[str]) -> list[Path]:

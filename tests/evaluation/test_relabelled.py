@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from offscript.errors import UserError
+from offscript.evaluation.comparison import compare
 from offscript.evaluation.evaluate import evaluate_rows
+from offscript.evaluation.metrics.results import Options
 from offscript.evaluation.metrics.scores import evaluate
 from offscript.evaluation.predictions import check_rows, check_together
+from offscript.evaluation.relabelled import scored_with
 from tests.rows import PERSONAS, grid
 
 
@@ -109,3 +112,36 @@ def test_the_baseline_is_scored_on_the_same_texts(tmp_path):
     assert group["baseline"]["f1"] == pytest.approx(1 / 6, abs=1e-6) == group["baseline"]["null"]
     without = evaluate_rows(rows, quiet=True, oracle=False, resamples=200)
     assert {g["baseline"] for g in without["groups"]} == {None}
+
+
+def test_fits_of_the_classifier_are_in_the_difference_to_another_classifier():
+    """The oracle has one fit, and what it finds more than a classifier of five is as uncertain as these."""
+    scores, wide = (scored(rows) for rows in (with_labels(grid()), with_labels(grid(), doubt=0.1)))
+    plain, doubtful = (
+        scored_with(s, given, [(p, p.persona if p.predicted else None) for p in given if p.persona])
+        for s, given in (
+            (scores, check_rows(with_labels(grid()), "rows")),
+            (wide, check_rows(with_labels(grid(), doubt=0.1), "rows")),
+        )
+    )
+    assert plain.seen.keys() == doubtful.seen.keys() != set()
+    for name in plain.seen:
+        for narrow, wider in ((plain.seen, doubtful.seen), (plain.lost, doubtful.lost)):
+            assert narrow[name].estimate == wider[name].estimate
+            assert width(wider[name].interval) > width(narrow[name].interval)
+
+
+@pytest.mark.parametrize("fits", [None, 3])
+def test_runs_with_other_numbers_of_fits_are_compared(fits):
+    rows = grid()
+    first = check_rows(with_labels(rows, doubt=0.1), "rows")
+    other = check_rows(with_labels(rows, fits=fits, doubt=0.1) if fits else rows, "rows")
+    options = Options(resamples=200)
+    plain = {
+        c.group: c for c in compare(check_rows(rows, "rows"), check_rows(rows, "rows"), PERSONAS, options)
+    }
+    found = {c.group: c for c in compare(first, other, PERSONAS, options)}
+    group = ("pocket", "full", "agentic_email", 0)
+    # The same predictions on both sides: without fits, the difference is 0 in every resample.
+    assert plain[group].difference.interval == (0, 0) and found[group].difference.estimate == 0
+    assert width(found[group].difference.interval) > 0.01

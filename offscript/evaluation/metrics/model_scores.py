@@ -140,12 +140,16 @@ class ModelScores:
         return np.array([column_of.get(label, outside) for label in predicted])
 
     def _fits(self) -> list["FitScores"]:
-        """The scores by each fit of the classifier alone; none if there is one fit."""
+        """The scores by each fit of the classifier alone; none if there is one fit.
+
+        Rows of two classifiers may be scored together. Those of one fit have the same label in each; of different numbers of
+        fits the smaller one counts, so that no variance is divided by more fits than there are.
+        """
         rows = [p for members in self.members for p in members]
-        number = max((len(p.fits) for p in rows if p.fits is not None), default=0)
+        number = min((len(p.fits) for p in rows if p.fits is not None), default=0)
         found = []
         for f in range(number):
-            columns = self._label_columns(None if p.fits is None else p.fits[f] for p in rows)
+            columns = self._label_columns(p.predicted if p.fits is None else p.fits[f] for p in rows)
             episodes = replace(self.episodes, column=columns)
             counts = self._all_counts(episodes)
             nulls = self._null_means(self.within, episodes, counts)
