@@ -23,7 +23,8 @@ EXPLANATION = (
 
 SEVERAL = (
     "Same label: texts to which two people gave one label. Alpha is Krippendorff's for nominal data, which takes any number of "
-    "people and missing labels. The audit takes the label that most people gave; texts with a tie are left out.",
+    "people and missing labels. The audit takes the label that most people gave; texts with a tie are left out. A judge (present: "
+    "it names the true persona in both lists, absent: in neither) is compared with the people and does not count in the audit.",
 )
 
 
@@ -176,7 +177,7 @@ def _agreement_table(people: Sequence[Agreement]) -> tuple[Table, ...]:
         )
         for a in people
     )
-    return (Table("Agreement of the people who labelled", header, rows, left=1),) if rows else ()
+    return (Table("Agreement of the labels of the same texts", header, rows, left=1),) if rows else ()
 
 
 def _share(part: int, whole: int) -> str:

@@ -1,5 +1,6 @@
 """A judge reads the texts of a grid: what it is sent, which texts, and what the evaluation says of its answers."""
 
+import csv
 import json
 import re
 import shlex
@@ -7,9 +8,11 @@ from collections import Counter
 
 import pytest
 
+from offscript import commands
 from offscript.errors import UserError
 from offscript.evaluation.evaluate import options_from
 from offscript.evaluation.metrics.results import Options
+from offscript.experiment import judgements
 from offscript.experiment.artifacts import Predictions, Rollout
 from offscript.experiment.cost import GPUS, estimate
 from offscript.experiment.folder import Experiment, now, write_artifact_manifest
@@ -177,6 +180,49 @@ def test_an_evaluation_shows_what_the_judge_says_and_what_is_wrong_with_it(tmp_p
     for name in ("overview.txt", "tables.txt", "report.html"):
         text = " ".join((folder / name).read_text().split())
         assert "position bias: 100% of its answers name the first persona" in text, name
+
+
+def test_a_judge_is_compared_with_people_and_is_not_one_of_them(tmp_path, monkeypatch, capsys):
+    """The person finds the persona in every second text, the judge in all; the audit is that of the person alone."""
+    own, *_ = judged(tmp_path, monkeypatch, right)
+
+    def evaluated(labels):
+        commands.evaluate(own.planner.settings.model_copy(update={"labels": labels}), own)
+
+    evaluated(1000)
+    (sheet,) = (own.folder / "evaluations").glob("labels-*")
+    with (sheet / "sheet.csv").open(encoding="utf-8-sig", newline="") as file:
+        ids = [row["id"] for row in csv.DictReader(file)]
+    filled = tmp_path / "ann.csv"
+    filled.write_text("id,label\n" + "".join(f"{name},{i % 2}\n" for i, name in enumerate(ids)))
+    capsys.readouterr()
+    evaluated(str(filled))
+    out = capsys.readouterr().out
+    (audit,) = (own.folder / "evaluations").glob("audit-*")
+    data = json.loads((audit / "audit.json").read_text())
+    (pair, _) = data["people"]
+    # The sheet has all texts, the judge has read 72 of them.
+    assert pair["people"] == "ann.csv and judge pocket" and pair["texts"] == 72
+    assert pair["kappa"] == 0 and 0 < pair["equal"] < 72, "one of the two is the same for every text"
+    whole = data["groups"][-1]
+    assert (
+        whole["present_n"] + whole["absent_n"] == len(ids) and abs(whole["present_n"] - whole["absent_n"]) < 2
+    )
+    assert "ann.csv and judge pocket" in out and "does not count in the audit" in " ".join(out.split())
+
+
+def test_a_judge_that_contradicts_itself_gives_no_label(tmp_path, monkeypatch):
+    """``first`` names another persona in the reverse list: of three, the true one is named once, or in neither."""
+    own, *_ = judged(tmp_path, monkeypatch, first)
+    made = own.planner.evaluation().inputs
+    predictions = {p.rollout.key: own.predictions(p) for p in made if isinstance(p, Predictions)}
+    for judgement in own.planner.judgements:
+        texts = {t.row["scenario"] + t.persona: t for t in judgement.texts.texts(own.rows)}
+        labels = judgements.labels(judgement, own.rows, predictions)
+        assert labels and not any(present for _, present in labels)
+        for prediction, _ in labels:
+            order = texts[prediction["scenario"] + prediction["persona"]].order
+            assert prediction["persona"] not in (order[0], order[-1])
 
 
 def test_replies_without_an_answer_are_counted_and_are_in_no_other_number(tmp_path, monkeypatch):
