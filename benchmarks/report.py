@@ -95,7 +95,7 @@ def messages(persona: str, fmt: str, text: str, rng: random.Random) -> list[dict
 def make(source: Path, folder: Path) -> None:
     from offscript.evaluation.evaluate import evaluate_files
 
-    evaluate_files(source, folder, quiet=True, title="benchmark")
+    evaluate_files(source, folder, quiet=True, title="benchmark", multiverse=True)
 
 
 def opening(page: Path) -> dict[str, float]:

@@ -147,14 +147,14 @@ def fit_each(
     balanced: bool = True,
 ) -> list[TfidfClassifier]:
     """``fit`` for each of several inverse penalties, from one matrix of features."""
-    grams = _grams(settings, texts)
+    grams, matrices = _grams(settings, texts)
     if not grams:
         raise UserError(
             "classifier.tfidf.min_texts",
             f"{settings.min_texts}, and no n-gram is in so many of {len(texts)} texts",
             "a smaller number",
         )
-    features, order = _features(grams, texts), {name: i for i, name in enumerate(names)}
+    features, order = _side_by_side(matrices), {name: i for i, name in enumerate(names)}
     true = [order[label] for label in labels]
     return [TfidfClassifier(list(names), grams, *_regression(features, true, c, balanced)) for c in penalties]
 
@@ -204,27 +204,31 @@ def _vectorizer(kind: str, longest: int, **options: object) -> "TfidfVectorizer"
     )
 
 
-def _grams(settings: TfidfSettings, texts: Sequence[str]) -> list[Grams]:
-    """The n-grams of each kind that are in at least ``settings.min_texts`` of ``texts``."""
-    found = []
+def _grams(settings: TfidfSettings, texts: Sequence[str]) -> "tuple[list[Grams], list[csr_matrix]]":
+    """The n-grams of each kind that are in at least ``settings.min_texts`` of ``texts``, and the features of ``texts``."""
+    found, matrices = [], []
     for kind, longest in (("word", settings.words), ("char_wb", settings.characters)):
         if not longest:
             continue
         vectorizer = _vectorizer(kind, longest, min_df=settings.min_texts)
         try:
-            vectorizer.fit(texts)
+            matrices.append(vectorizer.fit_transform(texts))
         except ValueError:
             # scikit-learn refuses texts without a single n-gram that is frequent enough.
             continue
         found.append(Grams(kind, longest, vectorizer.get_feature_names_out().tolist(), vectorizer.idf_))
-    return found
+    return found, matrices
 
 
 def _features(grams: Sequence[Grams], texts: Sequence[str]) -> "csr_matrix":
     """Features ``[texts, n]`` of all kinds side by side."""
+    return _side_by_side([one.matrix(texts) for one in grams])
+
+
+def _side_by_side(matrices: "Sequence[csr_matrix]") -> "csr_matrix":
     from scipy.sparse import csr_matrix, hstack
 
-    return csr_matrix(hstack([one.matrix(texts) for one in grams]))
+    return csr_matrix(hstack(matrices))
 
 
 def _regression(
