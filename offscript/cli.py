@@ -252,6 +252,7 @@ def assemble(plain: dict[str, Json], overrides: Sequence[str], config: str) -> t
         UserError: see ``compose``.
     """
     _set_model_name(plain, overrides)
+    _drop_packages(plain, overrides)
     changes = Changes(config, tuple(overrides))
     every, name = _take_every_persona(plain)
     published = plain["published"] = plain.get("published") or None
@@ -297,6 +298,15 @@ def _set_model_name(plain: dict[str, Json], overrides: Sequence[str]) -> None:
         cast(dict[str, Json], model["template"]).pop("thinking", None)
     if given & {"model", "model.path", "model.name"} and "grid.model" not in given:
         _group(plain, "grid")["model"] = [model.get("name")]
+
+
+def _drop_packages(plain: dict[str, Json], overrides: Sequence[str]) -> None:
+    """Takes out of ``plain`` the package of a model or classifier whose path was given: it holds the weights of the path
+    that was replaced."""
+    given = {key_of(o) for o in overrides}
+    for group in ("model", "classifier"):
+        if f"{group}.path" in given and not any(key.startswith(f"{group}.package") for key in given):
+            _group(plain, group).pop("package", None)
 
 
 def _take_every_persona(plain: dict[str, Json]) -> tuple[dict[str, Json], str | None]:

@@ -227,11 +227,21 @@ class EndpointSettings(Node):
     prefill: bool = runtime(False)
 
 
+class PackageSettings(Node):
+    """A model inside a Python package, for machines that cannot reach the hub. It is used where the package ``name`` is
+    installed and the hub's cache does not hold the model, which is then known by the content of ``file``: a GGUF file, or a
+    zip archive of a model folder.
+    """
+
+    name: str = runtime(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    file: str = runtime(pattern=r"^[\w-][\w./-]*\.(gguf|zip)$")
+
+
 class ModelSettings(Named):
     """A base chat model.
 
-    ``context`` bounds the tokens of prompt and reply together, ``max_reply_tokens`` those of a reply. ``aliases`` are
-    other hub ids of the same weights. ``slug`` is the model's name in released files. ``adapters`` says for each
+    ``path`` is a model folder, a GGUF file or a hub id. ``context`` bounds the tokens of prompt and reply together,
+    ``max_reply_tokens`` those of a reply. ``aliases`` are other hub ids of the same weights. ``slug`` is the model's name in released files. ``adapters`` says for each
     stage whether its weights are trained here, released or at another location.
 
     ``slug``, ``assistant_name``, ``adapters`` and ``released`` are run-time fields, because texts of the base model
@@ -252,6 +262,7 @@ class ModelSettings(Named):
     adapters: dict[str, Literal["trained", "released"] | SourceSettings] = runtime({})
     released: ReleasedSettings = runtime(ReleasedSettings())
     size: SizeSettings | None = runtime(None)
+    package: PackageSettings | None = runtime(None)
     endpoint: EndpointSettings | None = runtime(None)
 
 
@@ -611,7 +622,8 @@ class TfidfSettings(Node):
 class ClassifierSettings(Named):
     """A classifier with one label per persona: a ModernBERT, or with ``tfidf`` one of n-grams.
 
-    ``path`` is the checkpoint that fitting starts from (null: random weights). ``fitted`` is a classifier that others
+    ``path`` is the checkpoint that fitting starts from (null: random weights), ``package`` a Python package that holds it
+    too. ``fitted`` is a classifier that others
     fitted, which is used without fitting. ``hidden_size``, ``layers``, ``heads`` and ``dropout`` apply only to random
     weights; a checkpoint has its own.
 
@@ -633,6 +645,7 @@ class ClassifierSettings(Named):
 
     path: str | None = identity(None)
     revision: str | None = identity(None)
+    package: PackageSettings | None = runtime(None)
     fitted: SourceSettings | None = identity(None)
     tfidf: TfidfSettings | None = identity(None, unhashed=None)
     stages: tuple[str, ...] = identity(("full", "prompted"), min_length=1)

@@ -15,10 +15,21 @@ from typing import Any, cast
 from typing_extensions import TypedDict
 
 from offscript.errors import UserError, command_line
-from offscript.experiment.artifacts import Artifact, Evaluation, Predictions, Projections, Rollout, Selection
+from offscript.experiment.artifacts import (
+    Adapter,
+    Artifact,
+    Classifier,
+    Evaluation,
+    Predictions,
+    Projections,
+    Rollout,
+    Selection,
+    Vector,
+)
 from offscript.experiment.fidelity import as_published
 from offscript.experiment.planner import Planner
 from offscript.json_types import Json
+from offscript.storage import references
 from offscript.storage.files import HOME, expand_home, read_record, read_text, write_json
 from offscript.storage.hashing import fingerprint, key_of
 from offscript.storage.manifests import (
@@ -215,6 +226,7 @@ def write_artifact_manifest(
         "identity": dict(artifact.identity),
         **({"scenarios": artifact.scenarios.identity} if isinstance(artifact, Rollout) else {}),
         "inputs": {str(part.path): part.key for part in artifact.inputs},
+        "weights": _weights(artifact, experiment),
         "config": experiment.planner.settings.model_dump(mode="json"),
         "fidelity": as_published(experiment.planner),
         "versions": versions(),
@@ -227,6 +239,15 @@ def write_artifact_manifest(
         manifest["digest"] = fingerprint(experiment.path(artifact))
     write = write_partial_manifest if partial else write_manifest
     write(experiment.path(artifact), manifest)
+
+
+def _weights(artifact: Artifact, experiment: Experiment) -> str | None:
+    """Where the weights of the base model, or of the checkpoint of a classifier, came from; None if there are none."""
+    if isinstance(artifact, Classifier):
+        return None if artifact.settings.path is None else references.describe_weights(artifact.settings)
+    if not isinstance(artifact, Rollout | Vector | Adapter):
+        return None
+    return references.describe_weights(experiment.planner.options.model[str(artifact.model)])
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from offscript.settings import (
     StageSettings,
     identity_of,
 )
-from offscript.storage.files import locate
+from offscript.storage import references
 from offscript.storage.hashing import fingerprint
 from offscript.training.stages import BASE, TrainingStage, training_stage
 
@@ -113,12 +113,14 @@ class PlanContext:
         model = self.options.model[name]
         plain = identity_of(model)
         plain["template"] = identity_of(model.template.model_copy(update={"double_bos": False}))
-        folder = locate(model.path)
-        if folder.is_dir():
+        path = None if model.endpoint is not None else references.local_path(model)
+        if path is not None and path.exists():
             del plain["path"], plain["revision"]
-            plain["content"] = fingerprint(folder)
+            plain["content"] = fingerprint(path)
         elif model.path.startswith((".", "/", "~")):
             raise UserError(
-                "model.path", f"no folder at {model.path}", "allowed: a model folder, or a hub id"
+                "model.path",
+                f"no folder at {model.path}",
+                "allowed: a model folder, a GGUF file, or a hub id",
             )
         return plain

@@ -29,6 +29,7 @@ from offscript.json_types import Json
 from offscript.rollouts.engines import check_steering
 from offscript.settings import ClassifierSettings, ModelSettings, Settings, TfidfSettings, identity_of
 from offscript.storage import hub, references
+from offscript.storage.hashing import fingerprint
 from offscript.tasks.formats import get_format, judge_choice, judge_rubric
 from offscript.training.stages import BASE
 
@@ -196,7 +197,7 @@ class Planner:
         )
         identity = {
             "labels": dict(labels),
-            "settings": settings.fit_identity(),
+            "settings": self._fit_identity(settings),
             # The identity of the whole model, whose tokenizer a new network takes; the name is part of existing keys.
             "tokenizer": self.context.model_identity(model) if settings.is_new_network else None,
             "personas": personas,
@@ -207,6 +208,15 @@ class Planner:
                 identity=identity, inputs=inputs, base=model, personas=self.personas, settings=settings
             )
         )
+
+    def _fit_identity(self, settings: ClassifierSettings) -> dict[str, Json]:
+        """The settings of a fit as plain data for a key; a checkpoint on this machine is known by its content."""
+        plain = settings.fit_identity()
+        path = None if settings.path is None else references.local_path(settings)
+        if path is not None:
+            del plain["path"], plain["revision"]
+            plain["content"] = fingerprint(path)
+        return plain
 
     def _check_classifier_stages(self, stages: tuple[str, ...]) -> None:
         """Checks that the classifier is fitted on stages that exist and whose texts have a persona."""

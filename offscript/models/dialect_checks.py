@@ -7,7 +7,7 @@ from offscript.errors import UserError, one_of
 from offscript.models.chat_templates import place_of, source_of
 from offscript.settings import ModelSettings
 from offscript.storage import hub, references
-from offscript.storage.files import locate, read_json, read_text
+from offscript.storage.files import read_json, read_text
 from offscript.tasks.dialects import DIALECTS
 from offscript.tasks.dialects.base import Dialect
 
@@ -63,8 +63,9 @@ def _has(source: str, dialect: Dialect) -> bool:
 def _template_on_disk(model: ModelSettings) -> str | None:
     """The text of the model's chat template; None if its files are not on this machine, or have none."""
     ref = references.model_reference(model)
-    folder = locate(model.path) if ref is None else hub.cached(ref)
-    if folder is None:
+    folder = references.local_path(model) if ref is None else hub.cached(ref)
+    # The template of a GGUF file is looked at when its tokenizer is loaded.
+    if folder is None or folder.is_file():
         return None
     if (file := folder / "chat_template.jinja").is_file():
         return read_text(file)

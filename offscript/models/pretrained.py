@@ -1,5 +1,7 @@
 """Loading of Hugging Face folders: pickled weights are refused, failures become one-line errors."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,20 @@ def from_pretrained(auto_class: Any, folder: Path, where: str | None = None, **o
             f"cannot be loaded by {auto_class.__name__} ({_reason(error)})",
             "a folder made by save_pretrained is needed",
         ) from error
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Turns off transformers' progress bars and load reports, which ``check_report`` turns into errors."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _reason(error: Exception) -> str:

@@ -44,6 +44,13 @@ def expand_home(path: str | Path) -> Path:
     return Path(expanded)
 
 
+def user_cache() -> Path:
+    """The folder of this program in the user's cache folder (XDG Base Directory Specification)."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    root = Path(cache) if os.path.isabs(cache) else expand_home("~/.cache")
+    return root / "offscript"
+
+
 def locate(path: str | Path) -> Path:
     """``path`` relative to the current folder if it exists there, else relative to the repository's root.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from offscript.console import say
 from offscript.errors import UserError
-from offscript.storage.files import expand_home, read_json_object, write_json
+from offscript.storage.files import read_json_object, user_cache, write_json
 
 LARGE_BYTES = 64 * 2**20
 """From this size on, the digest of a file is kept."""
@@ -84,10 +84,8 @@ def _state(path: Path) -> dict[str, int]:
 
 
 def _record(path: Path) -> Path:
-    """The file that keeps the digest of ``path``, in the user's cache folder (XDG Base Directory Specification)."""
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(cache) if os.path.isabs(cache) else expand_home("~/.cache")
-    return root / "offscript" / "digests" / f"{key_of({'path': os.path.realpath(path)})[:32]}.json"
+    """The file that keeps the digest of ``path``, in the user's cache folder."""
+    return user_cache() / "digests" / f"{key_of({'path': os.path.realpath(path)})[:32]}.json"
 
 
 def _kept_digest(path: Path, state: dict[str, int]) -> str | None:

@@ -14,9 +14,11 @@ from offscript.errors import UserError, command_line, one_of
 from offscript.evaluation.classifier import predict, tfidf
 from offscript.evaluation.classifier.fits import Classifier, fit_folder
 from offscript.evaluation.metrics import f1
+from offscript.models.converted import model_files
 from offscript.models.loading import load_tokenizer
 from offscript.seeds import unit_hash
 from offscript.settings import SEEDS, ClassifierSettings, ModelSettings, TfidfSettings
+from offscript.storage import references
 from offscript.storage.files import ensure_folder, read_record, refusals_explained, write_json
 
 if TYPE_CHECKING:
@@ -366,10 +368,17 @@ def _tokenizer(settings: ClassifierSettings, model: ModelSettings) -> "PreTraine
     if settings.path is None:
         tokenizer = _as_encoder(load_tokenizer(model))
     else:
-        tokenizer = predict.load_tokenizer(settings.path, settings.revision, "classifier.path")
+        tokenizer = predict.load_tokenizer(*_checkpoint(settings), "classifier.path")
     tokenizer.model_max_length = settings.max_length
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     return tokenizer
+
+
+def _checkpoint(settings: ClassifierSettings) -> tuple[str, str | None]:
+    """Path and revision of the checkpoint that fitting starts from: a folder on this machine, or a hub id."""
+    assert settings.path is not None
+    path = references.local_path(settings)
+    return (settings.path, settings.revision) if path is None else (str(model_files(path)), None)
 
 
 def _as_encoder(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
@@ -410,8 +419,7 @@ def _classifier(
     label2id = {label: i for i, label in enumerate(labels)}
     if settings.path is not None:
         return predict.load_network(
-            settings.path,
-            settings.revision,
+            *_checkpoint(settings),
             "classifier.path",
             new_head=True,
             precision=settings.precision,
