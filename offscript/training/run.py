@@ -88,10 +88,12 @@ class Run:
 
     @property
     def dtype(self) -> Literal["bfloat16", "float32"]:
-        """In which precision the base is loaded and run: bfloat16 only where the model has it and there is a GPU."""
+        """In which precision the base is loaded and run: bfloat16 only where the model has it, and a GPU or the CPU's
+        matrix units (AMX) are fast in it."""
         import torch
 
-        return "bfloat16" if torch.cuda.is_available() and self.model.dtype == "bfloat16" else "float32"
+        fast = torch.cuda.is_available() or torch.cpu.get_capabilities().get("amx_bf16", False)
+        return "bfloat16" if fast and self.model.dtype == "bfloat16" else "float32"
 
 
 @contextlib.contextmanager
