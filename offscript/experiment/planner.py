@@ -367,9 +367,8 @@ class Planner:
         grid, found = self.settings.grid, dict.fromkeys(self.context.collections.references(), False)
         for artifact in in_order([self.evaluation()]):
             found |= dict.fromkeys(self.references_of(artifact), False)
-        classifier = self.settings.classifier
-        if classifier.path and hub.is_hub_id(classifier.path):
-            found[hub.Reference(classifier.path, "model", classifier.revision)] = False
+        if (reference := references.model_reference(self.settings.classifier)) is not None:
+            found[reference] = False
         for model in grid.model:
             for persona in grid.if_available:
                 for weights in self._trained_weights():

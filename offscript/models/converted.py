@@ -3,6 +3,8 @@
 Each is made once, in the user's cache folder, under the digest of the file's content.
 """
 
+import contextlib
+import io
 import zipfile
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -31,7 +33,7 @@ def model_files(path: Path) -> Path:
     folder = user_cache() / "models" / fingerprint(path)
     # new_folder renames a complete folder into place, so one that exists is complete.
     if not folder.is_dir():
-        say(f"  {path.name}: made a model folder of, once, in {folder}")
+        say(f"  {path.name}: converting it to a model folder, once, in {folder}")
         with new_folder(folder) as scratch:
             make(path, scratch)
     return folder
@@ -43,7 +45,8 @@ def _convert(path: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with silenced():
+    # Its progress bar is of tqdm's, which transformers does not silence.
+    with silenced(), contextlib.redirect_stderr(io.StringIO()):
         loaded, report = from_pretrained(
             AutoModelForCausalLM,
             path.parent,

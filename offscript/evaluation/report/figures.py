@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _LOOK = {
     "base": ("#7f7f7f", "o"),
     "prompted": ("#E69F00", "s"),
+    "prompted_examples": ("#E69F00", "p"),
     "steered": ("#009E73", "v"),
     "distillation": ("#0072B2", "^"),
     "full": ("#D55E00", "D"),

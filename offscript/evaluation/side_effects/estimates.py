@@ -9,13 +9,11 @@ from numpy.typing import NDArray
 
 from offscript.evaluation.metrics.bootstrap import resampled_sums
 from offscript.evaluation.metrics.intervals import Contrast, Statistic, contrast, interval, mean_value
-from offscript.evaluation.metrics.results import BASE, Options
+from offscript.evaluation.metrics.results import BASE, Options, control_of
 from offscript.evaluation.metrics.retention import difference
 from offscript.evaluation.order import formats_in_order, personas_in_order, stages_in_order
 from offscript.evaluation.side_effects.tally import MEASURES, SHARES, Group, Tally
 from offscript.seeds import stable_hash
-
-CONTROL = "prompted"
 
 Seeds = tuple[int | None, ...]
 Statistics = dict[str, Statistic]
@@ -59,7 +57,7 @@ class EffectChange:
 
 
 def estimate(tally: Tally, options: Options) -> tuple[list[Effects], list[EffectChange]]:
-    """All groups of ``tally`` by model, stage and format, and every stage compared with ``base`` (or ``prompted``)."""
+    """All groups of ``tally`` by model, stage and format, and every stage compared with ``base`` (or the control)."""
     groups: list[Effects] = []
     changes: list[EffectChange] = []
     for model in sorted({key[0] for key in tally.groups}):
@@ -155,8 +153,8 @@ class _OneFormat:
         return found
 
     def changes(self) -> Iterator[EffectChange]:
-        """Every stage minus ``base``, or minus ``prompted`` if there are no texts of ``base``."""
-        reference = next((stage for stage in (BASE, CONTROL) if stage in self.stages), None)
+        """Every stage minus ``base``, or minus the control if there are no texts of ``base``."""
+        reference = BASE if BASE in self.stages else control_of(self.stages)
         for stage in self.stages:
             if reference is not None and stage != reference:
                 yield EffectChange(self.model, self.format, stage, reference, self._changes(stage, reference))
