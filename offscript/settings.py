@@ -234,7 +234,7 @@ class PackageSettings(Node):
     """
 
     name: str = runtime(pattern=r"^[A-Za-z0-9][\w.-]*$")
-    file: str = runtime(pattern=r"^[\w-][\w./-]*\.(gguf|zip)$")
+    file: str = runtime(pattern=r"^[\w-]+(\.[\w-]+)*(/[\w-]+(\.[\w-]+)*)*\.(gguf|zip)$")
 
 
 class ModelSettings(Named):

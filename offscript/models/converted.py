@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from offscript.console import say
 from offscript.errors import UserError
@@ -40,23 +41,16 @@ def model_files(path: Path) -> Path:
 
 
 def _convert(path: Path, folder: Path) -> None:
-    """Writes the weights of a GGUF file as float32, into which every quantized format converts without rounding, with its
-    configuration, tokenizer and chat template."""
+    """Writes what a GGUF file holds: the weights, dequantized to float32, the configuration, the tokenizer and the chat
+    template."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # Its progress bar is of tqdm's, which transformers does not silence.
     with silenced(), contextlib.redirect_stderr(io.StringIO()):
-        loaded, report = from_pretrained(
-            AutoModelForCausalLM,
-            path.parent,
-            str(path),
-            gguf_file=path.name,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
+        loaded, report = _read(path, AutoModelForCausalLM, dtype=torch.float32, output_loading_info=True)
         check_report(report, str(path))
-        tokenizer = from_pretrained(AutoTokenizer, path.parent, str(path), gguf_file=path.name)
+        tokenizer = _read(path, AutoTokenizer)
         plain = loaded.config.to_dict()
         # transformers refuses to save a model that names its quantization.
         plain.pop("quantization_config", None)
@@ -64,6 +58,13 @@ def _convert(path: Path, folder: Path) -> None:
         model.load_state_dict(loaded.state_dict())
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def _read(path: Path, auto_class: Any, **options: object) -> Any:
+    try:
+        return from_pretrained(auto_class, path.parent, gguf_file=path.name, **options)
+    except UserError as error:
+        raise UserError(str(path), error.found, "a GGUF file of a chat model is needed") from error
 
 
 def _unpack(path: Path, folder: Path) -> None:
