@@ -130,6 +130,14 @@ def test_where_there_is_none_the_reason_is_given(given, change, why_not):
     assert f"no oracle, {why_not}: pocket agentic_email" in notes
 
 
+def test_where_the_control_has_examples_it_is_the_control(given):
+    renamed = [{**r, "stage": "prompted_examples"} if r["stage"] == "prompted" else r for r in given]
+    groups, notes = scored(renamed)
+    plain, _ = scored(given)
+    assert not notes or not any("no oracle" in note for note in notes)
+    assert groups["full", "agentic_email"].oracle == plain["full", "agentic_email"].oracle
+
+
 def test_missing_texts_stay_missing(given):
     chosen = [r for r in given if r["format"] == "agentic_email"]
     chosen = [missing_row(**{k: r[k] for k in ("stage", "format", "persona", "scenario", "family")}) if i % 3 == 0 else r

@@ -11,6 +11,7 @@ from offscript.settings import LoraSettings
 from offscript.training import run as loop
 from offscript.training.fit import TrainingFailed
 from offscript.training.methods.dpo import loss_terms
+from offscript.training.run import Run
 from tests.training.data import changed, distillation, train_dpo
 
 WEIGHTS = "adapter_model.safetensors"
@@ -230,6 +231,31 @@ def test_the_loss_is_the_weighted_sum_of_its_terms_however_the_batch_is_cut(tiny
     assert seen[8][-1]["loss/kl"] > 0
     for name in ("loss", "loss/dpo", "loss/nll", "loss/kl", "rewards/margins"):
         assert [s[name] for s in seen[3]] == pytest.approx([s[name] for s in seen[8]], abs=1e-5)
+
+
+def test_the_head_is_applied_to_scored_tokens_alone(tiny_settings, pairs, tmp_path, monkeypatch):
+    """It takes half of the time of a small model; prompts and padding are not scored."""
+    from trl.trainer import utils
+
+    labels, real = [], utils._ChunkedLogProbFunction.apply
+    noted = type("Noted", (), {"apply": lambda *given: labels.append(given[3]) or real(*given)})
+    monkeypatch.setattr(utils, "_ChunkedLogProbFunction", noted)
+    train_dpo(tiny_settings, distillation(epochs=1), pairs, tmp_path / "a", 3)
+    assert labels and all((some != -100).all() and some.min() > 0 for some in labels)
+    rows = [pair[side][0]["content"] for pair in pairs for side in ("chosen", "rejected")]
+    assert max(len(some) for some in labels) < 8 * max(len(text) for text in rows)
+
+
+@pytest.mark.parametrize(
+    "amx, dtype, used",
+    [(True, "bfloat16", "bfloat16"), (True, "float32", "float32"), (False, "bfloat16", "float32")],
+)
+def test_a_cpu_trains_in_bfloat16_if_its_matrix_units_do(tiny_settings, tmp_path, monkeypatch, amx, dtype, used):
+    import torch
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    model = tiny_settings.model_copy(update={"dtype": dtype})
+    assert Run(model=model, settings=distillation(), out=tmp_path / "a", seed=0).dtype == used
 
 
 def test_the_squared_log_ratio_holds_the_model_near_its_reference(tiny_settings, pairs, tmp_path):

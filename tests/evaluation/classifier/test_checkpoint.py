@@ -10,6 +10,7 @@ from offscript.errors import UserError
 from offscript.evaluation.classifier import predict
 from offscript.evaluation.classifier.fit import fit
 from offscript.experiment.planner import Planner
+from offscript.storage import hashing
 from tests.composed import experiment_of, settings_of
 from tests.evaluation.classifier import toy
 from tests.storage.test_hub import server  # noqa: F401
@@ -82,6 +83,35 @@ def test_a_checkpoint_is_fitted_with_its_own_tokenizer(start, tmp_path):
     ]
     # Every weight was trained.
     assert len(moved) == len(tensors(tmp_path / "out"))
+
+
+def test_a_sentence_encoder_is_fitted_by_its_first_token(tmp_path):
+    """all-MiniLM-L6-v2 is a BERT, whose classifier has a pooling of its own."""
+    folder = toy.save_sentence_encoder(tmp_path / "MiniLM-tiny")
+    settings = from_start(folder, epochs=30, pooling="cls", learning_rate=3e-3)
+    report = fit(settings, None, toy.rows(10, 6, seed=0), toy.LABELS, tmp_path / "out")
+    assert report["macro_f1"] > 0.9
+    assert predict.load(tmp_path / "out", expected=toy.LABELS).model.config.model_type == "bert"
+    with pytest.raises(UserError, match=r"^classifier\.pooling: found mean, and a bert is pooled by its first"):
+        fit(from_start(folder), None, toy.rows(10, 6, seed=0), toy.LABELS, tmp_path / "other")
+
+
+def test_a_checkpoint_in_a_folder_is_known_by_its_content(start, tmp_path):
+    """Other weights in the same place must not pass for the classifier that was fitted from the first."""
+    folder = shutil.copytree(start, tmp_path / "start")
+
+    def key() -> str:
+        experiment = experiment_of(f"classifier.path={folder}", "grid.persona=[sarcasm,humor]")
+        return experiment.planner.classifier("pocket").key
+
+    first = key()
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "classifier_dropout": 0.5}))
+    other = experiment_of(f"classifier.path={moved}", "grid.persona=[sarcasm,humor]").planner
+    assert other.classifier("pocket").key == first
+    hashing._folder_fingerprint.cache_clear()
+    assert key() != first
 
 
 def test_bfloat16_is_the_precision_of_the_weights(start, tmp_path):

@@ -109,6 +109,26 @@ def save_masked_lm(folder: Path, max_positions: int = 8192, seed: int = 0) -> Pa
     return _in_old_keys(folder)
 
 
+def save_sentence_encoder(folder: Path, seed: int = 0) -> Path:
+    """Writes a tiny BERT in the layout of sentence-transformers/all-MiniLM-L6-v2: the encoder alone, with its pooler."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    tokenizer = _save_encoder_tokenizer(folder)
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
 def save_classifier(folder: Path, labels: list[str], max_positions: int = 8192, seed: int = 0) -> Path:
     """Writes a tiny ModernBERT classifier with large random weights, in the same layout."""
     import torch
