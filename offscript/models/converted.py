@@ -32,10 +32,10 @@ def model_files(path: Path) -> Path:
     if make is None or path.is_dir():
         return path
     folder = user_cache() / "models" / fingerprint(path)
-    # new_folder renames a complete folder into place, so one that exists is complete.
+    # A folder is renamed into place when it is complete.
     if not folder.is_dir():
         say(f"  {path.name}: converting it to a model folder, once, in {folder}")
-        with new_folder(folder) as scratch:
+        with new_folder(folder, shared=True) as scratch:
             make(path, scratch)
     return folder
 
@@ -60,7 +60,7 @@ def _convert(path: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _read(path: Path, auto_class: Any, **options: object) -> Any:
+def _read(path: Path, auto_class: Any, **options: Any) -> Any:
     try:
         return from_pretrained(auto_class, path.parent, gguf_file=path.name, **options)
     except UserError as error:

@@ -291,17 +291,25 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(final: Path) -> Iterator[Path]:
-    """A temporary folder that is renamed to ``final`` at the end of the block, or deleted if the block raises."""
+def new_folder(final: Path, shared: bool = False) -> Iterator[Path]:
+    """A temporary folder that is renamed to ``final`` at the end of the block, or deleted if the block raises.
+
+    ``shared``: other processes may make the same folder at the same time, and read it; the first one stays.
+    """
     ensure_folder(final.parent)
     scratch = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
     try:
         with refusals_explained(final):
             scratch.mkdir()
             yield scratch
-        # The caller holds the claim and found no manifest: an existing folder is unfinished.
-        if final.exists():
+        # Unless it is shared, the caller holds the claim and found no manifest: an existing folder is unfinished.
+        if final.exists() and not shared:
             shutil.rmtree(final)
-        os.replace(scratch, final)
+        try:
+            os.replace(scratch, final)
+        except OSError:
+            # Another process was first: a folder is not renamed to one with files.
+            if not (shared and final.is_dir()):
+                raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -46,6 +46,25 @@ def test_a_file_is_converted_once(file, cache, capsys):
     assert [p.name for p in cache.iterdir()] == [first.name]
 
 
+def test_processes_that_convert_at_the_same_time_leave_the_first_folder(file, cache, monkeypatch):
+    """The jobs of a grid start together, and one may already read what another finishes."""
+    real, inner = converted._convert, []
+
+    def slow(path, folder):
+        if not inner:
+            inner.append((converted.model_files(path) / "model.safetensors").stat().st_ino)
+        real(path, folder)
+
+    def first(path, folder):
+        monkeypatch.setattr(converted, "_convert", real)
+        slow(path, folder)
+
+    monkeypatch.setattr(converted, "_convert", first)
+    folder = converted.model_files(file)
+    assert (folder / "model.safetensors").stat().st_ino == inner[0]
+    assert [p.name for p in cache.iterdir()] == [folder.name]
+
+
 def test_another_file_under_the_same_name_is_another_model(file, tiny_model, cache):
     first = converted.model_files(file)
     write_gguf(tiny_model, file, without=None)

@@ -250,7 +250,9 @@ def test_the_head_is_applied_to_scored_tokens_alone(tiny_settings, pairs, tmp_pa
     "amx, dtype, used",
     [(True, "bfloat16", "bfloat16"), (True, "float32", "float32"), (False, "bfloat16", "float32")],
 )
-def test_a_cpu_trains_in_bfloat16_if_its_matrix_units_do(tiny_settings, tmp_path, monkeypatch, amx, dtype, used):
+def test_a_cpu_trains_in_bfloat16_if_its_matrix_units_do(
+    tiny_settings, tmp_path, monkeypatch, amx, dtype, used
+):
     import torch
 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})

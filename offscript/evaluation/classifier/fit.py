@@ -450,7 +450,7 @@ def _classifier(
     return ModernBertForSequenceClassification(config).to(getattr(torch, settings.precision))
 
 
-def _pooling(settings: ClassifierSettings) -> dict[str, object]:
+def _pooling(settings: ClassifierSettings) -> dict[str, Any]:
     """``settings.pooling`` as an entry of the checkpoint's config.
 
     Raises:

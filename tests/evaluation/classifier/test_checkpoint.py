@@ -92,7 +92,9 @@ def test_a_sentence_encoder_is_fitted_by_its_first_token(tmp_path):
     report = fit(settings, None, toy.rows(10, 6, seed=0), toy.LABELS, tmp_path / "out")
     assert report["macro_f1"] > 0.9
     assert predict.load(tmp_path / "out", expected=toy.LABELS).model.config.model_type == "bert"
-    with pytest.raises(UserError, match=r"^classifier\.pooling: found mean, and a bert is pooled by its first"):
+    with pytest.raises(
+        UserError, match=r"^classifier\.pooling: found mean, and a bert is pooled by its first"
+    ):
         fit(from_start(folder), None, toy.rows(10, 6, seed=0), toy.LABELS, tmp_path / "other")
 
 
