@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offscript import allocator
 from offscript.errors import UserError
 from offscript.models import adapters
 from offscript.storage.files import new_folder, read_json_object, write_json
@@ -147,10 +148,14 @@ def _self_test(trainer: AdapterTrainer, probe: Sequence[int]) -> float:
 
 
 def _watcher(run: Run) -> "TrainerCallback":
-    """A callback that reports progress, and stops at the first loss or gradient that is not a finite number."""
+    """A callback that reports progress, returns freed memory, and stops at the first loss or gradient that is not a finite
+    number."""
     from transformers import TrainerCallback
 
     class Watcher(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: object) -> None:
+            allocator.return_freed_memory()
+
         def on_log(
             self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: object
         ) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from offscript import allocator
 from offscript.errors import UserError
 from offscript.models.chat_templates import Schemas, render, render_prompt, thinking_opening
 from offscript.models.dialect_checks import check_template_speaks
@@ -129,6 +130,7 @@ class TransformersEngine:
                     decode(self.weights, rows, self.stops, self._pad, self.device)
             except torch.OutOfMemoryError:
                 raise _batch_too_large(rows, self.settings.batch_size) from None
+        allocator.return_freed_memory()
         finished = set(map(id, rows))
         self._queued = [row for row in self._queued if id(row) not in finished]
         return [self._complete(row, mode) for row in rows]
