@@ -66,7 +66,7 @@ def test_a_small_run_on_the_real_model(tmp_path):
     if not _held(settings.model) or not _held(settings.classifier):
         pytest.skip("SmolLM2 and MiniLM are not on this machine (make smollm2)")
     command = [sys.executable, str(HOME / "launch" / "submit.py"), *SMALL, f"root={tmp_path}"]
-    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     folder = tmp_path / "smollm2"
     with open(folder / "evaluation" / "cells.csv", newline="") as file:
