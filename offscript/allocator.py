@@ -28,29 +28,38 @@ class _Usage(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]
 
 
-@functools.cache
+_kept = False
+_other_bytes = 0
+"""What was left after the last return: memory of others than glibc's blocks."""
+
+
 def keep_freed_memory() -> bool:
-    """Makes glibc keep freed memory for this process; returns whether it could be done. Other C libraries stay as they are."""
-    if (libc := _glibc()) is None:
-        return False
-    wanted = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _LARGEST), (_TOP_PAD, 2**28))
-    return all([libc.mallopt(name, value) for name, value in wanted])
+    """Makes glibc keep freed memory for this process; returns whether it could be done. Other C libraries stay as they are.
+
+    ``return_freed_memory`` has to be called from time to time.
+    """
+    global _kept
+    if not _kept and (libc := _glibc()) is not None:
+        wanted = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _LARGEST), (_TOP_PAD, 2**28))
+        _kept = all([libc.mallopt(name, value) for name, value in wanted])
+    return _kept
 
 
 def return_freed_memory() -> None:
     """Returns freed memory to the system if more than LARGE_BYTES of it are kept. Call it between batches."""
-    if keep_freed_memory.cache_info().currsize and keep_freed_memory() and kept_bytes() > LARGE_BYTES:
-        libc = _glibc()
-        assert libc is not None
+    global _other_bytes
+    if _kept and (libc := _glibc()) is not None and kept_bytes() > LARGE_BYTES + _other_bytes:
         libc.malloc_trim(0)
+        _other_bytes = max(0, kept_bytes())
 
 
 def kept_bytes() -> int:
-    """Bytes of memory that this process holds beyond those of its live blocks, as far as glibc knows them."""
+    """Bytes of memory that this process holds beyond those of its live blocks, as far as glibc knows them; 0 without glibc."""
     if (libc := _glibc()) is None:
         return 0
     resident, shared = (int(n) for n in Path("/proc/self/statm").read_text().split()[1:3])
-    return (resident - shared) * os.sysconf("SC_PAGE_SIZE") - int(libc.mallinfo2().uordblks)
+    usage = libc.mallinfo2()
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE") - int(usage.uordblks + usage.hblkhd)
 
 
 @functools.cache

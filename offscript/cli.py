@@ -31,7 +31,8 @@ from offscript.settings import (
     parse,
     shown,
 )
-from offscript.storage.files import HOME, system_refusal
+from offscript.storage import hub
+from offscript.storage.files import HOME, locate, system_refusal
 from offscript.storage.options import (
     check_option_files,
     choices_of,
@@ -252,7 +253,7 @@ def assemble(plain: dict[str, Json], overrides: Sequence[str], config: str) -> t
         UserError: see ``compose``.
     """
     _set_model_name(plain, overrides)
-    _drop_packages(plain, overrides)
+    _drop_facts_of_other_weights(plain, overrides)
     changes = Changes(config, tuple(overrides))
     every, name = _take_every_persona(plain)
     published = plain["published"] = plain.get("published") or None
@@ -300,13 +301,20 @@ def _set_model_name(plain: dict[str, Json], overrides: Sequence[str]) -> None:
         _group(plain, "grid")["model"] = [model.get("name")]
 
 
-def _drop_packages(plain: dict[str, Json], overrides: Sequence[str]) -> None:
-    """Takes out of ``plain`` the package of a model or classifier whose path was given: it holds the weights of the path
-    that was replaced."""
+def _drop_facts_of_other_weights(plain: dict[str, Json], overrides: Sequence[str]) -> None:
+    """Takes out of ``plain`` what is true of the path that ``model.path=`` or ``classifier.path=`` replaced, and was not
+    given: the package that holds its weights, and where another repository of the hub is named, their size."""
     given = {key_of(o) for o in overrides}
     for group in ("model", "classifier"):
-        if f"{group}.path" in given and not any(key.startswith(f"{group}.package") for key in given):
-            _group(plain, group).pop("package", None)
+        if f"{group}.path" not in given:
+            continue
+        node = _group(plain, group)
+        path = str(node["path"])
+        elsewhere = hub.is_hub_id(path) and not locate(path).exists()
+        facts = ["package", "size"] if elsewhere else ["package"]
+        for fact in facts:
+            if not any(key.startswith(f"{group}.{fact}") for key in given):
+                node.pop(fact, None)
 
 
 def _take_every_persona(plain: dict[str, Json]) -> tuple[dict[str, Json], str | None]:

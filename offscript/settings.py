@@ -241,8 +241,9 @@ class ModelSettings(Named):
     """A base chat model.
 
     ``path`` is a model folder, a GGUF file or a hub id. ``context`` bounds the tokens of prompt and reply together,
-    ``max_reply_tokens`` those of a reply. ``aliases`` are other hub ids of the same weights. ``slug`` is the model's name in released files. ``adapters`` says for each
-    stage whether its weights are trained here, released or at another location.
+    ``max_reply_tokens`` those of a reply. ``aliases`` are other hub ids of the same weights. ``slug`` is the model's name
+    in released files. ``adapters`` says for each stage whether its weights are trained here, released or at another
+    location.
 
     ``slug``, ``assistant_name``, ``adapters`` and ``released`` are run-time fields, because texts of the base model
     do not depend on them. They are part of a key only after they are filled in: in the source of an adapter, or in
@@ -623,9 +624,8 @@ class ClassifierSettings(Named):
     """A classifier with one label per persona: a ModernBERT, or with ``tfidf`` one of n-grams.
 
     ``path`` is the checkpoint that fitting starts from (null: random weights), ``package`` a Python package that holds it
-    too. ``fitted`` is a classifier that others
-    fitted, which is used without fitting. ``hidden_size``, ``layers``, ``heads`` and ``dropout`` apply only to random
-    weights; a checkpoint has its own.
+    too. ``fitted`` is a classifier that others fitted, which is used without fitting. ``hidden_size``, ``layers``,
+    ``heads`` and ``dropout`` apply only to random weights; a checkpoint has its own.
 
     ``stages`` are the stages whose chat rows it is fitted on; ``training_seeds`` says with which training seeds of the
     grid: ``all``, or only the ``first``. ``max_length`` is in tokens. Longer texts are cut, and those of more than

@@ -113,7 +113,7 @@ class PlanContext:
         model = self.options.model[name]
         plain = identity_of(model)
         plain["template"] = identity_of(model.template.model_copy(update={"double_bos": False}))
-        path = None if model.endpoint is not None else references.local_path(model)
+        path = references.local_path(model)
         if path is not None and path.exists():
             del plain["path"], plain["revision"]
             plain["content"] = fingerprint(path)

@@ -212,8 +212,7 @@ class Planner:
     def _fit_identity(self, settings: ClassifierSettings) -> dict[str, Json]:
         """The settings of a fit as plain data for a key; a checkpoint on this machine is known by its content."""
         plain = settings.fit_identity()
-        path = None if settings.path is None else references.local_path(settings)
-        if path is not None:
+        if (path := references.local_path(settings)) is not None:
             del plain["path"], plain["revision"]
             plain["content"] = fingerprint(path)
         return plain

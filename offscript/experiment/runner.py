@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from offscript import allocator, threads
+from offscript import threads
 from offscript.console import say
 from offscript.errors import MissingInput, UserError
 from offscript.experiment.artifacts import Adapter, Artifact, Vector
@@ -84,7 +84,6 @@ def run(
     ``errors`` holds, by key, the errors of artifacts that failed before.
     """
     threads.limit()
-    allocator.keep_freed_memory()
     results, ready = [], []
     for artifact in artifacts:
         if culprit := _blocker(artifact, experiment):

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from offscript import allocator
 from offscript.errors import UserError
 from offscript.models.chat_templates import check_thinking
 from offscript.models.checks import (
@@ -127,6 +128,8 @@ def load_model(model: ModelSettings, device: str) -> "PreTrainedModel":
     import torch
     from transformers import AutoModelForCausalLM
 
+    if device == "cpu":
+        allocator.keep_freed_memory()
     folder = model_folder(model)
     require_safetensors(folder)
     check_weight_files(folder)

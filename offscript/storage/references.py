@@ -88,28 +88,32 @@ def reference(source: SourceSettings | ReleasedRowsSettings | HubFileSettings) -
 def local_path(model: ModelSettings | ClassifierSettings) -> Path | None:
     """The folder or file (GGUF, zip) that holds the weights of ``model``; None where the hub or an endpoint holds them.
 
-    A model that is neither here nor on the hub has the path, of nothing, at which it is not found.
+    A path that cannot be a hub id is returned even if nothing is there.
     """
-    assert model.path is not None
-    path, reference = locate(model.path), hub.Reference(model.path, "model", model.revision)
+    if model.path is None or _is_served(model):
+        return None
+    path = locate(model.path)
     if path.exists() or not hub.is_hub_id(model.path):
         return path
-    if model.package is None or hub.cached(reference) is not None:
+    if model.package is None or hub.cached(hub.Reference(model.path, "model", model.revision)) is not None:
         return None
     return packages.find(model.package)
 
 
 def model_reference(model: ModelSettings | ClassifierSettings) -> hub.Reference | None:
     """The hub repository of a model; None if it is on this machine or served by an endpoint."""
-    served = isinstance(model, ModelSettings) and model.endpoint is not None
-    if model.path is None or served or local_path(model) is not None:
+    if model.path is None or _is_served(model) or local_path(model) is not None:
         return None
     return hub.Reference(model.path, "model", model.revision)
 
 
+def _is_served(model: ModelSettings | ClassifierSettings) -> bool:
+    return isinstance(model, ModelSettings) and model.endpoint is not None
+
+
 def describe_weights(model: ModelSettings | ClassifierSettings) -> str:
     """Where the weights of ``model`` come from, in words for a manifest."""
-    if isinstance(model, ModelSettings) and model.endpoint is not None:
+    if _is_served(model):
         return f"endpoint: {model.path}"
     if (ref := model_reference(model)) is not None:
         return f"hub: {ref}"
@@ -120,14 +124,14 @@ def describe_weights(model: ModelSettings | ClassifierSettings) -> str:
 
 
 def check_model_path(path: str, where: str) -> None:
-    """Checks that ``path`` is a model folder or GGUF file, or may be the id of a hub repository.
+    """Checks that ``path`` is a model folder, or may be the id of a hub repository.
 
     Raises:
         UserError: it is neither; the message begins with ``where``.
     """
     allowed = "allowed: a model folder, or the id of a hub repository"
     folder = locate(path)
-    if folder.exists() and folder.suffix != ".gguf" and not (folder / "config.json").is_file():
+    if folder.exists() and not (folder / "config.json").is_file():
         raise UserError(where, f"{path} is not a model folder (no config.json)", allowed)
     if not folder.exists() and not hub.is_hub_id(path):
         raise UserError(where, f"no folder at {path}", allowed)

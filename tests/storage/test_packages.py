@@ -73,6 +73,9 @@ def test_another_path_is_not_the_package_of_the_first(installed):
     """model.path=HuggingFaceTB/SmolLM2-360M-Instruct must not give the weights of 135M."""
     settings = settings_of("model=smollm2", "model.path=HuggingFaceTB/SmolLM2-360M-Instruct")
     assert settings.model.package is None and references.model_reference(settings.model) is not None
+    assert settings.model.size is None
+    kept = settings_of("model=smollm2", "model.path=assets/pocket").model
+    assert kept.package is None and kept.size is not None
     classifier = settings_of("classifier=minilm", "classifier.path=some/encoder").classifier
     assert classifier.package is None
 

@@ -48,8 +48,9 @@ def train(run: Run, pairs: Sequence[TrainingRow]) -> Metrics:
     ``nll_weight`` x NLL + ``kl_weight`` x KL, as in ``loss_terms``; each term is logged per step (``loss/dpo``,
     ``loss/nll``, ``loss/kl``).
 
-    Every rank calls it with the same arguments; rank 0 alone writes and reports. On a GPU a bfloat16 base is trained in
-    bfloat16 with float32 master weights of the adapter; any other base, and all on a CPU, in float32.
+    Every rank calls it with the same arguments; rank 0 alone writes and reports. A bfloat16 base is
+    trained in bfloat16 with float32 master weights of the adapter, if the machine is fast in it (``Run.dtype``); any other
+    in float32.
 
     Args:
         run: ``run.settings`` are DPOSettings.
