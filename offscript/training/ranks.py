@@ -308,7 +308,8 @@ def fail_together(expected: tuple[type[BaseException], ...] = ()) -> Iterator[No
     """Context for code with collectives: if an exception is raised in it on this rank, the other ranks exit as well.
 
     Otherwise they would wait for this rank forever. Exceptions of the ``expected`` types are raised on every rank, so
-    they end no other rank.
+    they end no other rank. If another rank has failed before, this rank exits with that rank's failure: its own
+    exception is then a collective that lost its peer.
     """
     try:
         yield
@@ -318,8 +319,11 @@ def fail_together(expected: tuple[type[BaseException], ...] = ()) -> Iterator[No
         if _group is not None and _group.store is not None:
             first_line = (str(error).splitlines() or [""])[0]
             _group.failure = f"rank {_group.me.rank} failed: {type(error).__name__}: {first_line}"
+            first_failure = _group.failure
             with contextlib.suppress(RuntimeError):
-                _group.store.set("failed", _group.failure)
+                first_failure = _group.store.compare_set("failed", "", _group.failure).decode()
+            if first_failure != _group.failure:
+                _exit(_group, first_failure)
         raise
 
 

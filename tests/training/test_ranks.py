@@ -102,14 +102,16 @@ def test_an_incomplete_or_inconsistent_environment_is_an_error(environ, variable
 # ---------------------------------------------------------------- tasks and failures
 
 
-def run_group(body: str, size: int = 2, timeout: float = 60) -> list[tuple[int, str]]:
+def run_group(
+    body: str, size: int = 2, timeout: float = 60, heartbeat_s: float = 0.2
+) -> list[tuple[int, str]]:
     """Runs ``body`` in ``size`` processes of one group; returns (exit code, output) of each."""
     script = (
-        textwrap.dedent("""
+        textwrap.dedent(f"""
         import os, signal, sys, time
         from offscript.errors import UserError
         from offscript.training import ranks
-        ranks.HEARTBEAT_S, ranks.MAX_MISSED_HEARTBEATS = 0.2, 10
+        ranks.HEARTBEAT_S, ranks.MAX_MISSED_HEARTBEATS = {heartbeat_s}, 10
         me = ranks.join()
         """)
         + textwrap.dedent(body)
@@ -202,14 +204,26 @@ def test_a_rank_whose_monitor_is_inside_the_store_exits_with_its_own_code(end):
     assert [code for code, _ in exits] == [1, 1], exits
 
 
-def test_an_exception_on_one_rank_ends_the_others():
-    exits = run_group("""
+@pytest.mark.parametrize(
+    "heartbeat_s, end",
+    [(0.2, "time.sleep(5)"), (60, "os._exit(1)")],
+    ids=["the other rank is blocked", "its collective is lost before a heartbeat"],
+)
+def test_an_exception_on_one_rank_ends_the_others(heartbeat_s, end):
+    exits = run_group(
+        f"""
         import torch.distributed as dist, torch
-        with ranks.fail_together((KeyError,)):
+        try:
+            with ranks.fail_together((KeyError,)):
+                if me.rank == 1:
+                    raise MemoryError("too much")
+                # Blocks until the connection is closed.
+                dist.recv(torch.zeros(1), src=1)
+        finally:
             if me.rank == 1:
-                raise MemoryError("too much")
-            # Blocks forever.
-            dist.recv(torch.zeros(1), src=1)
-    """)
-    assert [code for code, _ in exits] == [1, 1]
-    assert "rank 0: rank 1 failed: MemoryError: too much; exiting" in exits[0][1]
+                {end}
+        """,
+        heartbeat_s=heartbeat_s,
+    )
+    assert exits[0][0] == 1
+    assert exits[0][1].splitlines()[-1] == "rank 0: rank 1 failed: MemoryError: too much; exiting"

@@ -15,8 +15,7 @@ BASE = "base"
 """Name of the stage whose texts know nothing of the persona."""
 
 CONTROLS = ("prompted", "prompted_examples")
-"""Names of the stages whose texts show the persona in every format, because the prompt asks for it. The first that a grid
-has is its control."""
+"""Names of the stages whose prompt asks for the persona in every format. The first that a grid has is its control."""
 
 
 def control_of(stages: Iterable[str]) -> str | None:
