@@ -22,7 +22,8 @@ import torch
 from offscript.models.adapters import STANDALONE
 from offscript.models.loading import load_tokenizer
 from offscript.rollouts.engines.base import Request, Sampling
-from offscript.rollouts.engines.transformers import Row, TransformersEngine, decode
+from offscript.rollouts.engines.rendering import Row
+from offscript.rollouts.engines.transformers import TransformersEngine, decode
 from offscript.rollouts.engines.weights import Weights
 from offscript.rollouts.scheduler import CellRun, run_episodes
 from offscript.seeds import unit_hash

@@ -23,7 +23,8 @@ from offscript.models.adapters import attach
 from offscript.models.chat_templates import render
 from offscript.models.loading import load_model, load_tokenizer, pick_device
 from offscript.rollouts.engines.base import Completion, EngineStats, Request, Sampling
-from offscript.rollouts.engines.transformers import TransformersEngine, stop_tokens
+from offscript.rollouts.engines.rendering import stop_tokens
+from offscript.rollouts.engines.transformers import TransformersEngine
 from offscript.rollouts.scheduler import CellRun, run_episodes
 from offscript.settings import EngineSettings, ModelSettings, SamplingSettings, TemplateSettings
 from offscript.storage.files import HOME
@@ -51,7 +52,7 @@ class PlainEngine:
         self.settings, self.device, self.stats = model, device, EngineStats()
         self.tokenizer = load_tokenizer(model)
         loaded = loaded if loaded is not None else load_model(model, device)
-        self.stops = sorted(stop_tokens(loaded, self.tokenizer, model.template))
+        self.stops = sorted(stop_tokens(loaded.generation_config, self.tokenizer, model.template))
         self.model = attach(loaded, adapters) if adapters else loaded
         self.waiting: list[Request] = []
 

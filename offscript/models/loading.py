@@ -28,7 +28,7 @@ from offscript.storage.files import read_json
 
 if TYPE_CHECKING:
     from torch.nn import Module, Parameter
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # Names of a language model's weights inside a vision-language repository (Gemma-3: the first on the hub, the second as
 # transformers saves them), and what replaces them in a language model of its own.
@@ -113,6 +113,22 @@ def load_config(model: ModelSettings) -> "PreTrainedConfig":
 
     config: PreTrainedConfig = from_pretrained(AutoConfig, model_folder(model)).get_text_config(decoder=True)
     return config
+
+
+def load_generation_config(model: ModelSettings) -> "GenerationConfig":
+    """The generation configuration of ``model``, whose weights are not read: that in its folder, or one that is made from
+    its configuration, as transformers does it when it loads the weights.
+
+    Raises:
+        UserError: no such folder or repository, or not a model folder.
+    """
+    from transformers import GenerationConfig
+
+    folder = model_folder(model)
+    if (folder / "generation_config.json").is_file():
+        found: GenerationConfig = from_pretrained(GenerationConfig, folder)
+        return found
+    return GenerationConfig.from_model_config(load_config(model))
 
 
 def load_model(model: ModelSettings, device: str) -> "PreTrainedModel":

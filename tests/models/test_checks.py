@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from offscript.errors import UserError
 from offscript.models import template_checks
 from offscript.models.chat_templates import render
-from offscript.models.loading import load_model, load_tokenizer
-from offscript.rollouts.engines.transformers import TransformersEngine, stop_tokens
+from offscript.models.loading import load_generation_config, load_model, load_tokenizer
+from offscript.rollouts.engines.rendering import stop_tokens
+from offscript.rollouts.engines.transformers import TransformersEngine
 from offscript.settings import EngineSettings, TemplateSettings
 from tests.composed import settings_of
 from tests.conftest import TINY_TEMPLATE, tiny_model_settings
@@ -172,7 +173,7 @@ def test_a_reply_ends_at_every_end_token_of_the_generation_config(copy):
     change(copy / "generation_config.json", eos_token_id=[5, 6])
     settings = tiny_model_settings(copy)
     tokenizer = load_tokenizer(settings)
-    stops = stop_tokens(load_on_cpu(settings), tokenizer, settings.template)
+    stops = stop_tokens(load_generation_config(settings), tokenizer, settings.template)
     assert stops == {5, 6, tokenizer.convert_tokens_to_ids("<|im_end|>")}
 
 

@@ -166,10 +166,10 @@ def test_the_trained_tokens_are_the_replies_and_their_end_tokens(name, system):
 
 
 def load_stops(settings):
-    from offscript.models.loading import load_model
-    from offscript.rollouts.engines.transformers import stop_tokens
+    from offscript.models.loading import load_generation_config
+    from offscript.rollouts.engines.rendering import stop_tokens
 
-    return stop_tokens(load_model(settings, "cpu"), load_tokenizer(settings), settings.template)
+    return stop_tokens(load_generation_config(settings), load_tokenizer(settings), settings.template)
 
 
 @pytest.mark.parametrize("name", ["pocket", *FAMILIES])

@@ -1,7 +1,6 @@
 """The transformers engine: decodes left-padded batches of queued requests with the model's key-value cache."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,46 +9,18 @@ from torch import Tensor
 
 from offscript import allocator
 from offscript.errors import UserError
-from offscript.models.chat_templates import Schemas, render, render_prompt, thinking_opening
-from offscript.models.dialect_checks import check_template_speaks
+from offscript.models.chat_templates import render
 from offscript.models.loading import load_model, load_tokenizer, pick_device
 from offscript.models.steering import load_vector
-from offscript.models.template_checks import end_of_reply, warn
 from offscript.rollouts.engines.base import Completion, EngineStats, Request
 from offscript.rollouts.engines.draw import draw, penalize
+from offscript.rollouts.engines.rendering import Renderer, Row, stop_tokens
 from offscript.rollouts.engines.weights import Mode, Weights
-from offscript.settings import EngineSettings, ModelSettings, TemplateSettings
-from offscript.tasks.dialects.base import ToolPrompt
+from offscript.settings import EngineSettings, ModelSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclass(eq=False)
-class Row:
-    """A request with the token ids of its prompt and of its reply, at most ``limit`` of them. ``finish``: why the reply
-    ended, None while it has not. ``ends``: tokens that end this reply, besides those of the engine."""
-
-    request: Request
-    prompt: list[int]
-    limit: int
-    new: list[int] = field(default_factory=list)
-    finish: str | None = None
-    ends: frozenset[int] = frozenset()
-
-    def take(self, token: int, stops: frozenset[int]) -> None:
-        """Adds a sampled token; -1 stands for logits that are not finite."""
-        if self.finish is not None:
-            return
-        if token < 0:
-            self.finish = "error"
-            return
-        self.new.append(token)
-        if token in stops or token in self.ends:
-            self.finish = "stop"
-        elif len(self.new) == self.limit:
-            self.finish = "length"
+    from transformers import Cache, PreTrainedModel
 
 
 class TransformersEngine:
@@ -86,11 +57,9 @@ class TransformersEngine:
         self.tokenizer = load_tokenizer(model)
         self.stats = EngineStats()
         loaded = loaded if loaded is not None else load_model(model, self.device)
-        self._opening = thinking_opening(self.tokenizer, model.template)
-        added = self.tokenizer.added_tokens_decoder.items()
-        self._special = {i for i, token in added if token.special} | set(self.tokenizer.all_special_ids)
+        self._renderer = Renderer(self.tokenizer, model)
         self._pad: int = self.tokenizer.pad_token_id
-        self.stops = stop_tokens(loaded, self.tokenizer, model.template)
+        self.stops = stop_tokens(loaded.generation_config, self.tokenizer, model.template)
         steering = {name: load_vector(folder, self.device) for name, folder in (vectors or {}).items()}
         self.weights = Weights(self._attach(loaded, adapters, scales), tuple(adapters), steering)
         self._queued: list[Row] = []
@@ -103,16 +72,7 @@ class TransformersEngine:
             KeyError: the engine has no such adapter or vector.
         """
         self.weights.adapter_of(request.adapter)
-        schemas: Schemas = ()
-        ends: frozenset[int] = frozenset()
-        if request.tools is not None:
-            check_template_speaks(self.tokenizer, request.tools.dialect)
-            schemas, ends = request.tools.schemas, self._ids(request.tools.dialect.ends)
-        template = self.model_settings.template
-        prompt = render_prompt(self.tokenizer, request.messages, template, request.prefix, schemas)
-        limit = min(request.sampling.max_tokens, self.model_settings.context - len(prompt))
-        finish = None if limit > 0 else "length"
-        self._queued.append(Row(request, prompt, limit, finish=finish, ends=ends))
+        self._queued.append(self._renderer.row(request))
 
     def step(self) -> list[Completion]:
         """Decodes one batch. Requests whose prompt fills the context complete at once, with an empty text.
@@ -167,30 +127,9 @@ class TransformersEngine:
         return sorted(pool, key=lambda row: -len(row.prompt))[: self.settings.batch_size]
 
     def _complete(self, row: Row, mode: str) -> Completion:
-        ids = row.new[:-1] if row.finish == "stop" else row.new
-        text = self._text(ids, row.request.tools)
-        if row.finish == "error":
-            text = f"logits are not finite after {len(row.new)} tokens"
-        elif row.limit > 0:
-            text = self._opening + row.request.prefix + text
-        completion = Completion(row.request.id, text, row.finish or "error", len(row.prompt), len(row.new))
+        completion = self._renderer.completion(row)
         self.stats.add(completion, mode)
         return completion
-
-    def _text(self, ids: list[int], tools: ToolPrompt | None) -> str:
-        """A reply without special tokens, except for the marks of a tool dialect: some models have them as special
-        tokens (``<|python_tag|>``), without which a call could not be recognized."""
-        if tools is None:
-            text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        else:
-            kept = [i for i in ids if i not in self._special or i in self._ids(tools.dialect.marks)]
-            text = self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return str(text)
-
-    def _ids(self, tokens: Sequence[str]) -> frozenset[int]:
-        """The ids of those of ``tokens`` that the vocabulary has as tokens of their own."""
-        added = self.tokenizer.get_added_vocab()
-        return frozenset(added[token] for token in tokens if token in added)
 
     def _attach(
         self, model: "PreTrainedModel", adapters: Mapping[str, Path], scales: Mapping[str, float] | None
@@ -323,19 +262,3 @@ def _seen(rows: Sequence[Row], logits: Tensor) -> Tensor:
     for i, row in enumerate(rows):
         seen[i, torch.tensor(row.prompt)] = True
     return seen.to(logits.device)
-
-
-def stop_tokens(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", template: TemplateSettings
-) -> frozenset[int]:
-    """Token ids that end a reply: those of the model's generation config, the tokenizer's end token, and the special token
-    that the chat template puts after a reply, which training teaches. Many fine-tuned checkpoints name only the first
-    two; Gemma would then generate past the end of its turn."""
-    named = model.generation_config.eos_token_id
-    named = named if isinstance(named, list) else [named]
-    ends = [*named, tokenizer.eos_token_id, end_of_reply(tokenizer, template)]
-    if not (stops := frozenset(t for t in ends if t is not None)):
-        warn(
-            f"{tokenizer.name_or_path}: no end token is known; every reply goes on to model.max_reply_tokens"
-        )
-    return stops

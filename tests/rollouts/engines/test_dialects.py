@@ -8,7 +8,8 @@ import pytest
 
 from offscript.errors import UserError
 from offscript.rollouts.engines.base import Request, Sampling
-from offscript.rollouts.engines.transformers import Row, TransformersEngine
+from offscript.rollouts.engines.rendering import Row
+from offscript.rollouts.engines.transformers import TransformersEngine
 from offscript.rollouts.scheduler import CellRun, run_episodes
 from offscript.tasks.dialects import DIALECTS, open_in
 from offscript.tasks.formats import FORMATS

@@ -38,7 +38,7 @@ def toy(tmp_path, monkeypatch) -> EngineSettings:
 
 def test_shared_parts_are_not_engines():
     assert {"transformers", "openai", "scripted"} <= set(engine_names())
-    assert not {"base", "draw", "weights"} & set(engine_names())
+    assert not {"base", "draw", "rendering", "weights"} & set(engine_names())
 
 
 def test_listing_engines_imports_none(tmp_path, monkeypatch):

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from offscript.models.chat_templates import render
-from offscript.models.loading import load_model, load_tokenizer
+from offscript.models.loading import load_generation_config, load_model, load_tokenizer
 from offscript.rollouts.engines.base import Request, Sampling
-from offscript.rollouts.engines.transformers import TransformersEngine, stop_tokens
+from offscript.rollouts.engines.rendering import stop_tokens
+from offscript.rollouts.engines.transformers import TransformersEngine
 from tests.families import FAMILIES, family, family_adapter, family_settings
 from tests.rollouts.engines.test_transformers import answer, engine_settings, requests
 
@@ -123,4 +124,5 @@ def test_replies_of_a_checkpoint_without_end_tokens_end(tmp_path):
     model, tokenizer = load_model(settings, "cpu"), load_tokenizer(settings)
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 1
     end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
-    assert stop_tokens(model, tokenizer, settings.template) == {1, end}
+    assert stop_tokens(model.generation_config, tokenizer, settings.template) == {1, end}
+    assert stop_tokens(load_generation_config(settings), tokenizer, settings.template) == {1, end}

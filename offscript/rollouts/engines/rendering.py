@@ -1,0 +1,112 @@
+"""Requests as token ids, and token ids as replies: what engines share that run the weights themselves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from offscript.models.chat_templates import Schemas, render_prompt, thinking_opening
+from offscript.models.dialect_checks import check_template_speaks
+from offscript.models.template_checks import end_of_reply, warn
+from offscript.rollouts.engines.base import Completion, Request
+from offscript.settings import ModelSettings, TemplateSettings
+from offscript.tasks.dialects.base import ToolPrompt
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+
+@dataclass(eq=False)
+class Row:
+    """A request with the token ids of its prompt and of its reply, at most ``limit`` of them. ``finish``: why the reply
+    ended, None while it has not. ``ends``: tokens that end this reply, besides those of the engine."""
+
+    request: Request
+    prompt: list[int]
+    limit: int
+    new: list[int] = field(default_factory=list)
+    finish: str | None = None
+    ends: frozenset[int] = frozenset()
+
+    def take(self, token: int, stops: frozenset[int]) -> None:
+        """Adds a sampled token; -1 stands for logits that are not finite."""
+        if self.finish is not None:
+            return
+        if token < 0:
+            self.finish = "error"
+            return
+        self.new.append(token)
+        if token in stops or token in self.ends:
+            self.finish = "stop"
+        elif len(self.new) == self.limit:
+            self.finish = "length"
+
+
+class Renderer:
+    """Renders the requests of one model as rows of token ids, and the finished rows as completions.
+
+    Args:
+        tokenizer: the tokenizer of ``model``.
+        model: settings of the model; its context bounds prompt and reply together.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", model: ModelSettings) -> None:
+        self.tokenizer, self.model = tokenizer, model
+        self._opening = thinking_opening(tokenizer, model.template)
+        added = tokenizer.added_tokens_decoder.items()
+        self._special = {i for i, token in added if token.special} | set(tokenizer.all_special_ids)
+
+    def row(self, request: Request) -> Row:
+        """The row of ``request``, with ``finish`` "length" if its prompt fills the context.
+
+        Raises:
+            UserError: the chat template refuses its messages, or does not speak its tool dialect.
+        """
+        schemas: Schemas = ()
+        ends: frozenset[int] = frozenset()
+        if request.tools is not None:
+            check_template_speaks(self.tokenizer, request.tools.dialect)
+            schemas, ends = request.tools.schemas, self._ids(request.tools.dialect.ends)
+        prompt = render_prompt(self.tokenizer, request.messages, self.model.template, request.prefix, schemas)
+        limit = min(request.sampling.max_tokens, self.model.context - len(prompt))
+        return Row(request, prompt, limit, finish=None if limit > 0 else "length", ends=ends)
+
+    def completion(self, row: Row) -> Completion:
+        """The completion of a finished row: its reply after the request's prefix; without the token that ended it."""
+        ids = row.new[:-1] if row.finish == "stop" else row.new
+        text = self._text(ids, row.request.tools)
+        if row.finish == "error":
+            text = f"logits are not finite after {len(row.new)} tokens"
+        elif row.limit > 0:
+            text = self._opening + row.request.prefix + text
+        return Completion(row.request.id, text, row.finish or "error", len(row.prompt), len(row.new))
+
+    def _text(self, ids: list[int], tools: ToolPrompt | None) -> str:
+        """A reply without special tokens, except for the marks of a tool dialect: some models have them as special
+        tokens (``<|python_tag|>``), without which a call could not be recognized."""
+        if tools is None:
+            text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        else:
+            kept = [i for i in ids if i not in self._special or i in self._ids(tools.dialect.marks)]
+            text = self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(text)
+
+    def _ids(self, tokens: Sequence[str]) -> frozenset[int]:
+        """The ids of those of ``tokens`` that the vocabulary has as tokens of their own."""
+        added = self.tokenizer.get_added_vocab()
+        return frozenset(added[token] for token in tokens if token in added)
+
+
+def stop_tokens(
+    generation: "GenerationConfig", tokenizer: "PreTrainedTokenizerBase", template: TemplateSettings
+) -> frozenset[int]:
+    """Token ids that end a reply: those of the model's generation config, the tokenizer's end token, and the special token
+    that the chat template puts after a reply, which training teaches. Many fine-tuned checkpoints name only the first
+    two; Gemma would then generate past the end of its turn."""
+    named = generation.eos_token_id
+    named = named if isinstance(named, list) else [named]
+    ends = [*named, tokenizer.eos_token_id, end_of_reply(tokenizer, template)]
+    if not (stops := frozenset(t for t in ends if t is not None)):
+        warn(
+            f"{tokenizer.name_or_path}: no end token is known; every reply goes on to model.max_reply_tokens"
+        )
+    return stops
