@@ -11,7 +11,16 @@ import pytest
 
 from offscript.storage.files import HOME
 
-SCRIPTS = ("coverage.py", "evaluation.py", "gpu.py", "launch.py", "report.py", "rollouts.py")
+SCRIPTS = (
+    "coverage.py",
+    "demo.py",
+    "evaluation.py",
+    "gpu.py",
+    "launch.py",
+    "report.py",
+    "rollouts.py",
+    "startup.py",
+)
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -62,6 +71,42 @@ def test_without_a_gpu_the_gpu_benchmark_ends_with_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr == "error: benchmarks/gpu.py: no GPU on this machine; allowed: --small, on a CPU\n"
     assert not (tmp_path / "new").exists()
+
+
+def test_sides_are_measured_in_turns_and_a_faster_side_has_a_larger_ratio(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(HOME / "benchmarks"))
+    pairs = importlib.import_module("pairs")
+    clock, order = [0.0], []
+    monkeypatch.setattr(pairs.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(pairs, "cpu_seconds", lambda: clock[0] / 2)
+
+    def side(name, seconds, done):
+        def work():
+            order.append(name)
+            clock[0] += seconds
+            return done
+
+        return work
+
+    result = pairs.compare("a case", "rows", {"plain": side("plain", 4, 10), "ours": side("ours", 2, 20)}, 3)
+    assert order == ["plain", "ours", "plain", "ours", "ours", "plain", "plain", "ours"]
+    assert result["sides"]["plain"]["rate"] == 2.5 and result["sides"]["ours"]["rate_cpu"] == 20
+    assert result["ratio"] == {"ours": 4} and result["ratio_cpu"] == {"ours": 4}
+    for _ in range(2):
+        pairs.report("name", [result], tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "name.jsonl").read_text().splitlines()]
+    assert [line["case"] for line in lines] == ["a case"] * 2 and lines[0]["commit"] and lines[0]["versions"]
+    assert "4.00x" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_grid_shows_every_phase_and_that_no_text_has_changed(tmp_path):
+    done = run("benchmarks/demo.py", "--experiment", "smoke", "--before", "HEAD", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    [record] = map(json.loads, (tmp_path / "demo.jsonl").read_text().splitlines())
+    before, now = record["sides"].values()
+    assert before["phases"].keys() == now["phases"].keys() >= {"rollout", "adapter", "evaluation"}
+    assert set(record["changed_texts"].values()) == {0} and "full" in record["changed_texts"]
 
 
 def test_a_case_that_fails_is_recorded_and_says_why(gpu, tmp_path):
