@@ -44,7 +44,7 @@ def in_character(texts: Sequence[str], personas: Sequence[str], families: Sequen
             )
         except UserError:
             raise UserError(WHERE, "no word is in two replies", "1, or longer replies") from None
-        probs = classifier.probabilities([texts[i] for i in held_out], 1024)
+        probs = classifier.probabilities([texts[i] for i in held_out])
         for i, row in zip(held_out, probs, strict=True):
             scores[i] = float(row[names.index(personas[i])])
     return scores

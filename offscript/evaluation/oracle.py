@@ -132,7 +132,7 @@ def oracle(rows: Sequence[Prediction], labels: Sequence[str]) -> Oracle:
             )
         except UserError:
             return Oracle([], len(families), texts, f"no word is in two {stage} texts")
-        probs = classifier.probabilities([str(rows[i].text) for i in held_out], 1024)
+        probs = classifier.probabilities([str(rows[i].text) for i in held_out])
         for i, column in zip(held_out, probs.argmax(axis=1), strict=True):
             predicted[i] = names[column]
     return Oracle(predicted, len(families), texts, None)

@@ -157,7 +157,7 @@ class Planner:
             stages=own.stages,
             training_seeds=own.training_seeds,
             class_weights=own.class_weights,
-            predict_batch_size=own.predict_batch_size,
+            predict_batch_tokens=own.predict_batch_tokens,
         )
         return self._classifier(model, settings)
 

@@ -5,6 +5,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired
 
@@ -22,6 +23,8 @@ from offscript.storage import references
 from offscript.storage.files import ensure_folder, read_record, refusals_explained, write_json
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
     from transformers import (
         EvalPrediction,
@@ -39,6 +42,8 @@ Row = Mapping[str, str]
 OnStep = Callable[[int, int, dict[str, float]], None]
 
 REPORT = "held_out.json"
+HELD_OUT_BATCH = 64
+"""Rows of a batch when an epoch is scored."""
 MAKE_ROWS = "make rows with: " + command_line("rollout", "split=classifier", "format=chat")
 
 
@@ -135,18 +140,33 @@ def fit(
     check_rows(rows, labels, settings.validation)
     if settings.tfidf is not None:
         result = _fit_tfidf(settings.tfidf, settings, rows, labels, out)
-    elif settings.fits == 1:
-        result = _fit_network(settings, model, rows, labels, out, callbacks, on_step)
     else:
-        result = _fit_networks(settings, model, rows, labels, out, callbacks, on_step)
+        tokenizer = _tokenizer(settings, model)
+        data = _tokenize(settings, tokenizer, rows, labels)
+        if settings.fits == 1:
+            result = _fit_network(settings, tokenizer, data, labels, out, callbacks, on_step)
+        else:
+            result = _fit_networks(settings, tokenizer, data, labels, out, callbacks, on_step)
     write_json(out / REPORT, result)
     return result
 
 
+@dataclass(frozen=True)
+class Tokenized:
+    """The rows of a fit with the token ids of their texts, which all fits and epochs share. ``n_too_long``: rows that were
+    left out."""
+
+    train: list[Row]
+    held_out: list[Row]
+    train_ids: list[list[int]]
+    held_out_ids: list[list[int]]
+    n_too_long: int
+
+
 def _fit_networks(
     settings: ClassifierSettings,
-    model: ModelSettings,
-    rows: Sequence[Row],
+    tokenizer: "PreTrainedTokenizerBase",
+    data: Tokenized,
     labels: Sequence[str],
     out: Path,
     callbacks: Sequence["TrainerCallback"],
@@ -161,11 +181,11 @@ def _fit_networks(
             seed = (settings.seed + number) % SEEDS
             of_fit = settings.model_copy(update={"seed": seed, "fits": 1})
             in_all = _in_all(on_step, number, settings.fits)
-            write_json(folder / REPORT, _fit_network(of_fit, model, rows, labels, folder, callbacks, in_all))
+            report = _fit_network(of_fit, tokenizer, data, labels, folder, callbacks, in_all)
+            write_json(folder / REPORT, report)
         reports.append(read_record(folder / REPORT, Report))
-    tokenizer = predict.load_tokenizer(str(fit_folder(out, 0)), None, "classifier")
-    train, held_out = split(_short_rows(rows, tokenizer, settings.row_tokens), settings.validation)
-    result = report(out, train, held_out, settings.predict_batch_size)
+    averaged = predict.load(out, batch_tokens=settings.predict_batch_tokens)
+    result = _report(averaged, data.train, data.held_out)
     result["fits"] = reports
     return result
 
@@ -190,10 +210,15 @@ def _fit_tfidf(
     _check_covered(train, labels)
     texts, true = [row["text"] for row in train], [row["label"] for row in train]
     fitted = tfidf.fit_each(choice, choice.c, texts, true, labels, settings.class_weights)
-    reports = [_report(one, train, held_out, settings.predict_batch_size) for one in fitted]
+    # They have the same n-grams, and so the same features of a text.
+    features = fitted[0].features([row["text"] for row in held_out]) if held_out else None
+    reports = [
+        _report(one, train, held_out, None if features is None else one.of_features(features))
+        for one in fitted
+    ]
     best = max(range(len(fitted)), key=lambda i: (reports[i]["macro_f1"] or 0, -(reports[i]["loss"] or 0)))
     fitted[best].save(out)
-    result = report(out, train, held_out, settings.predict_batch_size)
+    result = _report(predict.load(out), train, held_out)
     result["penalties"] = [
         {"c": c, "macro_f1": one["macro_f1"], "loss": one["loss"]}
         for c, one in zip(choice.c, reports, strict=True)
@@ -203,8 +228,8 @@ def _fit_tfidf(
 
 def _fit_network(
     settings: ClassifierSettings,
-    model: ModelSettings,
-    rows: Sequence[Row],
+    tokenizer: "PreTrainedTokenizerBase",
+    data: Tokenized,
     labels: Sequence[str],
     out: Path,
     callbacks: Sequence["TrainerCallback"],
@@ -212,8 +237,8 @@ def _fit_network(
 ) -> Report:
     """Writes a fitted ModernBERT.
 
-    With ``settings.path`` null the network is a small ModernBERT with random weights and the tokenizer of ``model``;
-    otherwise it is the checkpoint at ``settings.path``, a folder or a hub id, with its own tokenizer. The epoch with the
+    With ``settings.path`` null the network is a small ModernBERT with random weights; otherwise it is the checkpoint at
+    ``settings.path``, a folder or a hub id. The epoch with the
     best held-out macro-F1 is kept; after ``settings.patience`` epochs without improvement the fit stops. If none is held
     out, the last epoch is kept. Weights, gradients and optimizer state are in ``settings.precision``, the loss is in
     float32.
@@ -229,13 +254,9 @@ def _fit_network(
     shutil.rmtree(work, ignore_errors=True)
     # The seed is set before the weights are initialized.
     set_seed(settings.seed)
-    tokenizer = _tokenizer(settings, model)
-    kept = _short_rows(rows, tokenizer, settings.row_tokens)
-    train, held_out = split(kept, settings.validation)
-    _check_covered(train, labels)
     classifier = _classifier(settings, tokenizer, labels)
     _check_length(settings, classifier)
-    trainer = _trainer(settings, classifier, tokenizer, train, held_out, labels, work, callbacks, on_step)
+    trainer = _trainer(settings, classifier, tokenizer, data, labels, work, callbacks, on_step)
     try:
         trainer.train()
     finally:
@@ -245,31 +266,32 @@ def _fit_network(
     with refusals_explained(out):
         classifier.save_pretrained(out)
         tokenizer.save_pretrained(out)
-    result = report(out, train, held_out, settings.predict_batch_size)
+    # As every later job loads it, also without held-out rows: that checks its files.
+    loaded = predict.load_network_classifier(out, batch_tokens=settings.predict_batch_tokens)
+    result = _report(loaded, data.train, data.held_out, loaded.of_tokens(data.held_out_ids))
     result["epochs"] = _epochs(trainer.state.log_history)
     if settings.row_tokens is not None:
-        result["n_too_long"] = len(rows) - len(kept)
+        result["n_too_long"] = data.n_too_long
     return result
 
 
-def report(folder: Path, train: Sequence[Row], held_out: Sequence[Row], batch_size: int) -> Report:
-    """Scores of the classifier in ``folder`` on ``held_out``, loaded as every later job loads it.
+def _report(
+    classifier: Classifier,
+    train: Sequence[Row],
+    held_out: Sequence[Row],
+    probs: "NDArray[np.float64] | None" = None,
+) -> Report:
+    """Scores of ``classifier`` on ``held_out``; ``probs`` are its probabilities, None: they are computed here.
 
-    The scores are slightly optimistic, because the best epoch was chosen on the same rows. Without such rows the
-    classifier is loaded all the same, which checks its files.
+    They are slightly optimistic, because the best epoch was chosen on the same rows.
     """
-    return _report(predict.load(folder), train, held_out, batch_size)
-
-
-def _report(classifier: Classifier, train: Sequence[Row], held_out: Sequence[Row], batch_size: int) -> Report:
     import numpy as np
 
     labels = classifier.labels
     column = {label: i for i, label in enumerate(labels)}
     true = np.array([column[row["label"]] for row in held_out], dtype=int)
-    probs = np.zeros((0, len(labels)))
-    if held_out:
-        probs = classifier.probabilities([row["text"] for row in held_out], batch_size)
+    if probs is None:
+        probs = classifier.probabilities([row["text"] for row in held_out])
     p_true = np.maximum(probs[np.arange(len(true)), true], 1e-300)
     counts = f1.confusion(true, probs.argmax(axis=1), len(labels))
     support = f1.emitted_support(counts)
@@ -341,6 +363,26 @@ def _check_covered(train: Sequence[Row], labels: Sequence[str]) -> None:
             f"all rows of label {', '.join(bare)} are in the families held out",
             "more families per label, or a smaller classifier.validation",
         )
+
+
+def _tokenize(
+    settings: ClassifierSettings,
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence[Row],
+    labels: Sequence[str],
+) -> Tokenized:
+    """``rows`` with their tokens, as training and held-out rows.
+
+    Rows of more than ``settings.row_tokens`` tokens, those of begin and end included, are left out.
+    """
+    kept = _short_rows(rows, tokenizer, settings.row_tokens)
+    train, held_out = split(kept, settings.validation)
+    _check_covered(train, labels)
+    train_ids, held_out_ids = (
+        tokenizer([row["text"] for row in part], truncation=True)["input_ids"] if part else []
+        for part in (train, held_out)
+    )
+    return Tokenized(train, held_out, train_ids, held_out_ids, len(rows) - len(kept))
 
 
 def _short_rows(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", limit: int | None) -> list[Row]:
@@ -486,8 +528,7 @@ def _trainer(
     settings: ClassifierSettings,
     classifier: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    train: Sequence[Row],
-    held_out: Sequence[Row],
+    data: Tokenized,
     labels: Sequence[str],
     work: Path,
     callbacks: Sequence["TrainerCallback"],
@@ -495,12 +536,12 @@ def _trainer(
 ) -> "Trainer":
     from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PrinterCallback, Trainer
 
-    weights = label_weights(train, labels) if settings.class_weights else [1.0] * len(labels)
+    weights = label_weights(data.train, labels) if settings.class_weights else [1.0] * len(labels)
     trainer = Trainer(
         model=classifier,
         args=_arguments(settings, work),
-        train_dataset=_encode(train, tokenizer, labels),
-        eval_dataset=_encode(held_out, tokenizer, labels) if held_out else None,
+        train_dataset=_encoded(data.train, data.train_ids, labels),
+        eval_dataset=_encoded(data.held_out, data.held_out_ids, labels) if data.held_out else None,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_loss_func=_balanced_loss(weights),
         compute_metrics=lambda found: _macro_f1(found, len(labels)),
@@ -532,7 +573,7 @@ def _arguments(settings: ClassifierSettings, work: Path) -> "TrainingArguments":
         optim="adamw_torch",
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=settings.batch_size // micro,
-        per_device_eval_batch_size=settings.predict_batch_size,
+        per_device_eval_batch_size=HELD_OUT_BATCH,
         eval_strategy="epoch" if choose_epoch else "no",
         save_strategy="epoch" if choose_epoch else "no",
         save_total_limit=1,
@@ -556,10 +597,7 @@ def _arguments(settings: ClassifierSettings, work: Path) -> "TrainingArguments":
     )
 
 
-def _encode(
-    rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", labels: Sequence[str]
-) -> list[EncodedRow]:
-    ids = tokenizer([row["text"] for row in rows], truncation=True)["input_ids"]
+def _encoded(rows: Sequence[Row], ids: Sequence[list[int]], labels: Sequence[str]) -> list[EncodedRow]:
     return [{"input_ids": i, "labels": labels.index(row["label"])} for i, row in zip(ids, rows, strict=True)]
 
 

@@ -26,15 +26,26 @@ class Classifier(Protocol):
     @property
     def parameters(self) -> int: ...
 
-    def probabilities(
-        self, texts: Sequence[str], batch_size: int = 64, on_batch: OnBatch | None = None
-    ) -> "NDArray[np.float64]":
+    def probabilities(self, texts: Sequence[str], on_batch: OnBatch | None = None) -> "NDArray[np.float64]":
         """Probabilities ``[n, labels]`` in the order of ``texts``; each row sums to 1."""
+
+
+class Network(Classifier, Protocol):
+    """A loaded classifier that reads tokens."""
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text, as the network reads them."""
+
+    def of_tokens(
+        self, tokens: Sequence[list[int]], on_batch: OnBatch | None = None
+    ) -> "NDArray[np.float64]":
+        """``probabilities`` of texts that ``tokens`` has read."""
 
 
 @dataclass(frozen=True)
 class AveragedClassifier:
-    """The mean of the probabilities of several fits, of which one at a time is in memory.
+    """The mean of the probabilities of several fits, of which one at a time is in memory. They share their tokenizer, so the
+    tokens of a text are those of the first.
 
     Args:
         folders: those of the fits.
@@ -44,20 +55,16 @@ class AveragedClassifier:
     """
 
     folders: tuple[Path, ...]
-    load: Callable[[Path], Classifier]
+    load: Callable[[Path], Network]
     labels: list[str]
     parameters: int
 
-    def probabilities(
-        self, texts: Sequence[str], batch_size: int = 64, on_batch: OnBatch | None = None
-    ) -> "NDArray[np.float64]":
+    def probabilities(self, texts: Sequence[str], on_batch: OnBatch | None = None) -> "NDArray[np.float64]":
         """Mean probabilities ``[n, labels]`` in the order of ``texts``; each row sums to 1."""
-        mean: NDArray[np.float64] = self.of_fits(texts, batch_size, on_batch).mean(axis=0)
+        mean: NDArray[np.float64] = self.of_fits(texts, on_batch).mean(axis=0)
         return mean
 
-    def of_fits(
-        self, texts: Sequence[str], batch_size: int = 64, on_batch: OnBatch | None = None
-    ) -> "NDArray[np.float64]":
+    def of_fits(self, texts: Sequence[str], on_batch: OnBatch | None = None) -> "NDArray[np.float64]":
         """Probabilities ``[fits, n, labels]`` by each fit.
 
         Args:
@@ -69,6 +76,7 @@ class AveragedClassifier:
         import numpy as np
 
         found = np.zeros((len(self.folders), len(texts), len(self.labels)))
+        tokens: list[list[int]] | None = None
         for i, folder in enumerate(self.folders):
 
             def report(done: int, n: int, before: int = i * len(texts)) -> None:
@@ -79,11 +87,12 @@ class AveragedClassifier:
             if fit.labels != self.labels:
                 names = f"its labels ({', '.join(fit.labels)}) are not those of {self.folders[0].name}"
                 raise UserError(str(folder), names, "delete the folder of the classifier to fit it again")
-            found[i] = fit.probabilities(texts, batch_size, report)
+            tokens = fit.tokens(texts) if tokens is None else tokens
+            found[i] = fit.of_tokens(tokens, report)
         return found
 
 
-def average(folder: Path, load: Callable[[Path], Classifier]) -> AveragedClassifier:
+def average(folder: Path, load: Callable[[Path], Network]) -> AveragedClassifier:
     """The average of the fits in ``folder``."""
     folders = tuple(fit_folders(folder))
     first = load(folders[0])
@@ -104,9 +113,9 @@ def fit_folders(folder: Path) -> Iterator[Path]:
 
 
 def probabilities_of_fits(
-    classifier: Classifier, texts: Sequence[str], batch_size: int, on_batch: OnBatch | None = None
+    classifier: Classifier, texts: Sequence[str], on_batch: OnBatch | None = None
 ) -> "NDArray[np.float64]":
     """Probabilities ``[fits, n, labels]`` by each fit of ``classifier``; one fit if it is not an average."""
     if isinstance(classifier, AveragedClassifier):
-        return classifier.of_fits(texts, batch_size, on_batch)
-    return classifier.probabilities(texts, batch_size, on_batch)[None]
+        return classifier.of_fits(texts, on_batch)
+    return classifier.probabilities(texts, on_batch)[None]

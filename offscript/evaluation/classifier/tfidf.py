@@ -31,6 +31,8 @@ WORD = r"(?u)\b\w+\b"
 """Words of one letter count too: a persona may say I."""
 SHORTEST_CHARACTERS = 2
 MAX_ITERATIONS = 1000
+BATCH = 1024
+"""Texts whose features are in memory at a time."""
 
 
 class Content(TypedDict):
@@ -78,24 +80,31 @@ class TfidfClassifier:
     def parameters(self) -> int:
         return self.weights.size + self.bias.size
 
-    def probabilities(
-        self, texts: Sequence[str], batch_size: int = 64, on_batch: OnBatch | None = None
-    ) -> "NDArray[np.float64]":
+    def probabilities(self, texts: Sequence[str], on_batch: OnBatch | None = None) -> "NDArray[np.float64]":
         """Probabilities ``[n, labels]`` in the order of ``texts``; each row sums to 1.
 
         Args:
             on_batch: called with (texts done, n) after every batch.
         """
         import numpy as np
-        from scipy.special import softmax
 
         probs = np.zeros((len(texts), len(self.labels)))
-        for start in range(0, len(texts), batch_size):
-            batch = texts[start : start + batch_size]
-            scores = _features(self.grams, batch) @ self.weights.T + self.bias
-            probs[start : start + len(batch)] = softmax(scores, axis=1)
+        for start in range(0, len(texts), BATCH):
+            batch = texts[start : start + BATCH]
+            probs[start : start + len(batch)] = self.of_features(self.features(batch))
             if on_batch:
                 on_batch(start + len(batch), len(texts))
+        return probs
+
+    def features(self, texts: Sequence[str]) -> "csr_matrix":
+        """Features ``[texts, n]`` of all kinds side by side."""
+        return _side_by_side([grams.matrix(texts) for grams in self.grams])
+
+    def of_features(self, features: "csr_matrix") -> "NDArray[np.float64]":
+        """Probabilities ``[n, labels]`` of texts with the ``features [n, features]``."""
+        from scipy.special import softmax
+
+        probs: NDArray[np.float64] = softmax(features @ self.weights.T + self.bias, axis=1)
         return probs
 
     def save(self, folder: Path) -> None:
@@ -218,11 +227,6 @@ def _grams(settings: TfidfSettings, texts: Sequence[str]) -> "tuple[list[Grams],
             continue
         found.append(Grams(kind, longest, vectorizer.get_feature_names_out().tolist(), vectorizer.idf_))
     return found, matrices
-
-
-def _features(grams: Sequence[Grams], texts: Sequence[str]) -> "csr_matrix":
-    """Features ``[texts, n]`` of all kinds side by side."""
-    return _side_by_side([one.matrix(texts) for one in grams])
 
 
 def _side_by_side(matrices: "Sequence[csr_matrix]") -> "csr_matrix":

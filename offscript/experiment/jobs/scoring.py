@@ -123,7 +123,7 @@ def read_by_classifiers(
     settings, personas = experiment.planner.settings, list(experiment.planner.personas)
 
     def of(classifier: Classifier) -> "tuple[list[str], NDArray[np.float64]]":
-        folder, size = experiment.path(classifier), settings.classifier.predict_batch_size
+        folder, size = experiment.path(classifier), settings.classifier.predict_batch_tokens
         return predict_texts(folder, texts, size, settings.engine.device, expected=personas)
 
     labels, by_fit = of(artifact.classifier)

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from offscript.errors import MissingInput, UserError
 from offscript.evaluation.classifier.fit import REPORT, check_rows, fit, label_weights, split
-from offscript.evaluation.classifier.predict import load, predict
+from offscript.evaluation.classifier.predict import batches, load, predict
 from offscript.seeds import stable_hash
 from tests.evaluation.classifier import toy
 
@@ -270,22 +271,50 @@ def test_labels_have_equal_total_weight():
 # ---------------------------------------------------------------- prediction
 
 
-def test_results_do_not_depend_on_the_batch_size(fitted):
+def test_results_do_not_depend_on_the_batches(fitted):
     texts = [r["text"] for r in toy.rows(4, 5, seed=5)]
-    classifier = load(fitted[0])
-    one, many = classifier.probabilities(texts, 1), classifier.probabilities(texts, 64)
+    one, many = (load(fitted[0], batch_tokens=n).probabilities(texts) for n in (1, 4096))
     assert np.abs(one - many).max() < 1e-6
     assert np.abs(one.sum(axis=1) - 1).max() < 1e-12
 
 
 def test_the_order_of_texts_is_kept(fitted):
     texts = [r["text"] for r in toy.rows(2, 3, seed=5)]
-    classifier = load(fitted[0])
+    classifier = load(fitted[0], batch_tokens=64)
     seen = []
-    probs = classifier.probabilities(texts, 5, on_batch=lambda done, total: seen.append((done, total)))
-    assert np.abs(classifier.probabilities(texts[::-1], 7)[::-1] - probs).max() < 1e-6
-    assert seen == [(5, 24), (10, 24), (15, 24), (20, 24), (24, 24)]
+    probs = classifier.probabilities(texts, on_batch=lambda done, total: seen.append((done, total)))
+    assert np.abs(classifier.probabilities(texts[::-1])[::-1] - probs).max() < 1e-6
+    assert len(seen) > 2 and seen == sorted(seen) and seen[-1] == (24, 24)
     assert classifier.probabilities([]).shape == (0, 4)
+
+
+def test_a_batch_has_at_most_so_many_padded_tokens():
+    lengths = [3, 90, 5, 40, 41, 4, 200, 3]
+    found = list(batches(lengths, 100))
+    # The longest first: one that is too long alone, then as many as fit with the longest of them.
+    assert found == [[6], [1], [4, 3], [2, 5, 0, 7]]
+    assert list(batches([], 100)) == []
+
+
+def test_texts_are_tokenized_once_for_all_fits(model, tmp_path, monkeypatch):
+    from transformers import PreTrainedTokenizerFast
+
+    rows, read = toy.rows(4, 3, seed=1), []
+    call = PreTrainedTokenizerFast.__call__
+
+    def counted(self, texts, **options):
+        # Loading a tokenizer tries it on single texts.
+        read.extend(texts if isinstance(texts, list) else [])
+        return call(self, texts, **options)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", counted)
+    fit(toy.settings(epochs=2, fits=2), model, rows, toy.LABELS, tmp_path / "out")
+    held_out = [row["text"] for row in split(rows, 0.2)[1]]
+    # Once for both fits and all epochs, and the held-out texts once for the average of the fits.
+    assert Counter(read) == Counter([row["text"] for row in rows] + held_out)
+    read.clear()
+    predict(tmp_path / "out", ["sorry obviously", "silver dusk"])
+    assert read == ["sorry obviously", "silver dusk"]
 
 
 def test_labels_are_matched_by_name(fitted, altered):

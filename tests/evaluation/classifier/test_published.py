@@ -119,7 +119,7 @@ def test_long_texts_are_truncated_to_the_limit_of_the_network(tmp_path):
     ]
     cut = " ".join(words[:2046])
     long = [" ".join(words), cut, f"{cut} silver moonlit dusk", " ".join(words[:2040])]
-    probs = classifier.probabilities(long, batch_size=2)
+    probs = classifier.probabilities(long)
     assert np.abs(probs[1:3] - probs[0]).max() < 1e-6 < np.abs(probs[3] - probs[0]).max()
     assert dict(zip(classifier.labels, probs[1], strict=True))["loving"] == pytest.approx(
         reference(folder, cut)["loving"], abs=1e-6
