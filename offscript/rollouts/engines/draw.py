@@ -31,9 +31,9 @@ def _mix(value: Tensor) -> Tensor:
     return value ^ _shift(value, 31)
 
 
-def gumbel(seeds: Tensor, step: int, tokens: Tensor) -> Tensor:
-    """Gumbel noise (rows, n) for ``tokens`` (rows, n) at ``step`` of rows with ``seeds`` (rows,)."""
-    rows = _mix(_mix(seeds + _GOLDEN) + _signed((step + 1) * 0x9E3779B97F4A7C15 % 2**64))
+def gumbel(seeds: Tensor, step: int | Tensor, tokens: Tensor) -> Tensor:
+    """Gumbel noise (rows, n) for ``tokens`` (rows, n) at ``step``, one for all or (rows,), of rows with ``seeds`` (rows,)."""
+    rows = _mix(_mix(seeds + _GOLDEN) + (torch.as_tensor(step) + 1) * _GOLDEN)
     bits = _shift(_mix(rows[:, None] + (tokens + 1) * _GOLDEN), 11)
     # In the open interval (0, 1).
     uniform = (bits.double() + 0.5) * 2.0**-53
@@ -66,10 +66,11 @@ def nucleus(logits: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
     return scores.masked_fill(~inside, float("-inf")), tokens
 
 
-def draw(logits: Tensor, temperature: Tensor, top_p: Tensor, seeds: Tensor, step: int) -> Tensor:
+def draw(logits: Tensor, temperature: Tensor, top_p: Tensor, seeds: Tensor, step: int | Tensor) -> Tensor:
     """Samples one token per row (rows,) from ``logits`` (rows, vocabulary); -1 for a row with no finite logit or a NaN.
 
-    ``temperature``, ``top_p`` and ``seeds`` are (rows,); temperature 0 takes the most probable token.
+    ``temperature``, ``top_p`` and ``seeds`` are (rows,), and ``step`` is the number of earlier tokens, one for all rows or
+    (rows,). Temperature 0 takes the most probable token.
     """
     logits = logits.double() if logits.shape[-1] < 4096 else logits.float()
     greedy = temperature == 0

@@ -37,6 +37,22 @@ def test_steps_of_one_seed_are_independent_draws():
     assert abs((normal[:, :-1] * normal[:, 1:]).mean()) < 0.03, "one token beside another"
 
 
+def test_rows_at_steps_of_their_own_draw_what_they_draw_alone():
+    logits, seeds = (
+        torch.randn(4, 50, generator=torch.Generator().manual_seed(1)),
+        torch.tensor([5, 6, 7, 2**62]),
+    )
+    steps = torch.tensor([0, 3, 1, 1000])
+    together = draw(logits, column(0.9, 4), column(0.95, 4), seeds, steps)
+    alone = [
+        draw(logits[i : i + 1], column(0.9, 1), column(0.95, 1), seeds[i : i + 1], int(steps[i]))
+        for i in range(4)
+    ]
+    assert together.tolist() == torch.cat(alone).tolist()
+    noise = gumbel(seeds, steps, torch.arange(50).expand(4, -1))
+    assert not torch.equal(noise[0], gumbel(seeds[:1], 1, torch.arange(50)[None])[0])
+
+
 def test_noise_is_pinned():
     """Raise the version of every format if this changes: texts of the same key would differ from those on disk."""
     noise = gumbel(torch.tensor([0, 2**63 - 1]), 0, torch.tensor([[0, 1], [0, 1]]))
