@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from offscript.console import say, show
 from offscript.errors import UserError, command_line
@@ -26,6 +27,9 @@ from offscript.storage import hub, references
 from offscript.storage.files import HOME
 from offscript.tasks.formats import get_format
 from offscript.tracking.account import viewer
+
+if TYPE_CHECKING:
+    from offscript.rollouts.engines.base import Engine
 
 FREE_SPACE_GB = 5.0
 """Smallest free space below ``root``: rows are small, adapters and their checkpoints are not."""
@@ -91,6 +95,8 @@ def checks(settings: Settings, experiment: Experiment) -> Iterator[Check]:
     yield "GPU", partial(gpu, settings)
     for model in _models(experiment):
         yield f"chat template {model.name}", partial(chat_template, model)
+    # Before this process takes a GPU's memory.
+    yield "vLLM", partial(vllm, experiment)
     yield "rollout", partial(rollout, experiment)
     yield "steering", partial(steering, experiment)
     yield "training step", partial(training_step, experiment)
@@ -368,18 +374,37 @@ def chat_template(model: ModelSettings) -> str:
 
 def rollout(experiment: Experiment) -> str:
     """Generates a reply of at most eight tokens with the transformers engine."""
-    from offscript.rollouts.engines.base import Request, Sampling
     from offscript.rollouts.engines.transformers import TransformersEngine
 
     model, note = pick_probe_model(experiment)
     engine = TransformersEngine(model, {}, experiment.planner.settings.engine)
-    sampling = Sampling(**model.sampling.model_dump(), max_tokens=8)
-    engine.submit(Request(0, ({"role": "user", "content": "Hello. How are you?"},), None, 0, sampling))
-    (reply,) = engine.step()
-    engine.close()
+    return f"{model.name} generated {_generate(engine, model)} tokens on {engine.device}{note}"
+
+
+def vllm(experiment: Experiment) -> str:
+    """Starts vLLM as engine=vllm does, and generates a reply of at most eight tokens."""
+    from offscript.rollouts.engines.vllm import VllmEngine
+
+    settings = experiment.planner.settings.engine
+    if settings.name != "vllm":
+        raise Skip(f"engine={settings.name} does not use it")
+    model, note = pick_probe_model(experiment)
+    engine = VllmEngine(model, {}, settings)
+    found, tokens = engine.info(), _generate(engine, model)
+    return f"{found['vllm']} generated {tokens} tokens with {model.name} on {found['device']}{note}"
+
+
+def _generate(engine: "Engine", model: ModelSettings) -> int:
+    """Generates one reply; returns its number of tokens."""
+    from offscript.rollouts.engines.base import Request, Sampling
+
+    with contextlib.closing(engine):
+        sampling = Sampling(**model.sampling.model_dump(), max_tokens=8)
+        engine.submit(Request(0, ({"role": "user", "content": "Hello. How are you?"},), None, 0, sampling))
+        (reply,) = engine.step()
     if reply.finish_reason == "error":
         raise UserError(f"model {model.name}", reply.text, "see its folder and engine.device")
-    return f"{model.name} generated {reply.tokens_out} tokens on {engine.device}{note}"
+    return reply.tokens_out
 
 
 def steering(experiment: Experiment) -> str:

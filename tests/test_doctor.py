@@ -125,6 +125,16 @@ def test_a_full_disk_fails(tmp_path, monkeypatch):
     assert "models to fetch take about 16 GB" in line and "HF_HOME" in line
 
 
+def test_vllm_that_is_not_installed_fails_with_the_command_and_is_skipped_for_another_engine(monkeypatch):
+    line = fails(module.vllm, experiment_of("experiment=demo", "engine=vllm", "engine.python=no/python"))
+    assert line.startswith("engine.python: no Python at ")
+    assert line.endswith("/no/python; make vllm creates the environment of vLLM")
+    assert run_check("vLLM", lambda: module.vllm(experiment_of("experiment=demo"))) == (
+        "skip",
+        "engine=transformers does not use it",
+    )
+
+
 # ---------------------------------------------------------------- the cluster
 
 

@@ -1,6 +1,7 @@
 """Jobs that make rollouts: cells of one model, all through one engine."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def run(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None
     runs = [cell_run(rollout, experiment, limit) for rollout in rollouts]
     # Opened before tracking starts: a model that is refused leaves no W&B run.
     engine = open_engine_of(rollouts, experiment)
-    with tracked(rollouts, experiment, "rollout") as tracker:
+    with closing(engine), tracked(rollouts, experiment, "rollout") as tracker:
         total = sum(min(limit or 10**9, len(r.scenarios) * r.samples) for r in runs)
         progress = Progress(f"rollout {model}: {len(rollouts)} cells", total, "rows")
         logger = RolloutProgressLogger(tracker)
@@ -60,7 +61,6 @@ def run(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None
             write_artifact_manifest(
                 rollout, experiment, started, counts=plain, engine=engine.info(), hub=commits[rollout.key]
             )
-    engine.close()
     written = sum(c.written for c in counts.values())
     if written:
         say(f"  rows: {written} in {counted(len(rollouts), 'cell')} of {model}, {duration(seconds)}")

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -116,8 +117,8 @@ def strengths(
     settings = experiment.planner.settings.engine
     engine = open_engine(measured.settings, {}, {}, settings, folders)
     progress.update(0, sum(len(run.scenarios) for run in runs.values()))
-    run_episodes(list(runs.values()), engine, settings.max_live, lambda run, row: progress.advance())
-    engine.close()
+    with closing(engine):
+        run_episodes(list(runs.values()), engine, settings.max_live, lambda run, row: progress.advance())
     found: list[Strength] = []
     for strength, run in runs.items():
         rows = [row for row in cast(list[Row], read_rows(run.path, "")) if row["text"]]

@@ -173,6 +173,11 @@ class VllmEngine:
 
     def _start(self) -> tuple[WorkerProcess, dict[str, Any]]:
         """A new process, and what it says of itself."""
+        import torch
+
+        if torch.cuda.is_initialized():
+            # What this process has computed with before is kept for itself; vLLM takes a share of the whole memory.
+            torch.cuda.empty_cache()
         # Isolated: the folder of the script has files named openai.py and transformers.py.
         command = [str(self._python), "-I", str(WORKER)]
         worker = WorkerProcess(command, {**DEFAULTS, **os.environ, **FIXED}, self.log)
