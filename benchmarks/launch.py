@@ -80,9 +80,7 @@ def show_plan(words: list[str]) -> plan.Plan:
     evaluation = timed("plan every artifact", lambda: experiment.planner.evaluation())
     everything = in_order([evaluation])
     todo, _ = timed("find missing artifacts", lambda: needed([evaluation], experiment))
-    jobs = timed(
-        "group into jobs", lambda: jobs_of(todo, plan.shard_count(experiment.planner.settings.cluster))
-    )
+    jobs = timed("group into jobs", lambda: jobs_of(todo, plan.shard_count(experiment.planner.settings)))
     written = timed("write the plan", lambda: plan.write_plan(experiment, everything, jobs))
     cells, tasks = len(evaluation.inputs), sum(len(array.tasks) for array in written.arrays)
     size = f"{cells} cells, {len(everything)} artifacts, {len(written.arrays)} arrays of {tasks} tasks"

@@ -352,7 +352,7 @@ def _dry_run(todo: list[Artifact], experiment: Experiment) -> int:
     if cluster.gpu not in cost.GPUS:
         raise UserError("cluster.gpu", f"unknown card {cluster.gpu!r}", one_of(cost.GPUS))
     gpu, estimates = cost.GPUS[cluster.gpu], []
-    for job in jobs_of(todo, shard_count(cluster)):
+    for job in jobs_of(todo, shard_count(settings)):
         name = job.artifacts[0].model
         estimates.append(cost.estimate(job.artifacts, models[name] if name else None, gpu, settings.engine))
     show(cost.table(estimates))
@@ -365,12 +365,12 @@ def _run_locally(everything: list[Artifact], todo: list[Artifact], experiment: E
     from offscript.experiment.backends import plan
     from offscript.experiment.backends.local import run_plan
 
-    cluster = experiment.planner.settings.cluster
+    settings = experiment.planner.settings
     evaluation = experiment.planner.evaluation()
     check_settings(todo, experiment, processes=1)
-    current = plan.write_plan(experiment, everything, jobs_of(todo, plan.shard_count(cluster)))
+    current = plan.write_plan(experiment, everything, jobs_of(todo, plan.shard_count(settings)))
     while True:
-        run_plan(current, cluster.at_once)
+        run_plan(current, settings.cluster.at_once)
         missing, _ = needed([evaluation], experiment)
         jobs, attempts = plan.retry_jobs(current, missing)
         if not jobs:
@@ -400,9 +400,9 @@ def _submit_to_slurm(everything: list[Artifact], todo: list[Artifact], experimen
     from offscript.experiment.backends.plan import processes_per_task, shard_count, write_plan
     from offscript.experiment.backends.slurm_site import check_cluster, max_array_tasks
 
-    cluster = experiment.planner.settings.cluster
-    check_cluster(cluster, sorted({a.kind for a in todo}))
-    check_settings(todo, experiment, processes_per_task(cluster, "adapter"))
+    settings = experiment.planner.settings
+    check_cluster(settings.cluster, sorted({a.kind for a in todo}))
+    check_settings(todo, experiment, processes_per_task(settings, "adapter"))
     with slurm.submission_lock(experiment.folder):
         slurm.refuse_other_settings(experiment)
         slurm.record_killed_jobs(experiment, todo)
@@ -413,12 +413,14 @@ def _submit_to_slurm(everything: list[Artifact], todo: list[Artifact], experimen
             for launch, job in slurm.add_missing_supervisors(experiment.folder):
                 show(f"{job:>10}  supervisor of {launch}, which had none")
             return 0
-        jobs = jobs_of(left, shard_count(cluster))
+        jobs = jobs_of(left, shard_count(settings))
         plan = write_plan(experiment, everything, jobs, max_tasks=max_array_tasks())
         ids = slurm.submit(plan, in_flight)
     for array, job in zip(plan.arrays, ids, strict=False):
         show(f"{job:>10}  {array.kind}: {len(array.tasks)} tasks")
-    show(f"{ids[-1]:>10}  supervisor: submits missing artifacts again, at most {cluster.retries} times")
+    show(
+        f"{ids[-1]:>10}  supervisor: submits missing artifacts again, at most {settings.cluster.retries} times"
+    )
     say(f"submitted; follow it with: {command_line('status', *experiment.overrides)}")
     return 0
 

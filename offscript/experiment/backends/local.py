@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import IO
 
 from offscript.console import say
-from offscript.experiment.backends.plan import Plan
+from offscript.errors import UserError
+from offscript.experiment.backends.plan import Plan, gpus_per_process
 from offscript.experiment.folder import now
 from offscript.signals import before_end
 from offscript.threads import available, shared_by
@@ -27,7 +28,13 @@ def run_plan(plan: Plan, max_processes: int | None) -> None:
     """Runs every job of the plan, layer by layer, in at most ``max_processes`` processes (None: one per CPU).
 
     A failed job is reported with its log and stops nothing; jobs that need its artifacts then find them missing.
+
+    Raises:
+        UserError: vLLM would divide the weights among several GPUs.
     """
+    if (each := gpus_per_process(plan.experiment.planner.settings.engine, "rollout")) > 1:
+        found = f"{each}, but with cluster=local each process has one GPU"
+        raise UserError("engine.tensor_parallel", found, "allowed: 1, or another cluster=")
     workers = max_processes or available()
     gpus, processes = _gpu_slots(workers), _Processes()
     with ThreadPoolExecutor(workers) as pool, processes.end_with_this_one():

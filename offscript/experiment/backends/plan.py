@@ -34,7 +34,7 @@ from offscript.experiment.runner import Result, on_all_ranks, run
 from offscript.json_types import Json
 from offscript.settings import (
     GROUPS,
-    ClusterSettings,
+    EngineSettings,
     FormatSettings,
     ModelSettings,
     Named,
@@ -111,15 +111,32 @@ def _chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def shard_count(cluster: ClusterSettings) -> int:
+def shard_count(settings: Settings) -> int:
     """Into how many rollout jobs the cells of a model are cut: ``cluster.shards`` tasks, one job per process of each."""
-    return cluster.shards * processes_per_task(cluster, "rollout")
+    return settings.cluster.shards * processes_per_task(settings, "rollout")
 
 
-def processes_per_task(cluster: ClusterSettings, kind: str) -> int:
+def processes_per_task(settings: Settings, kind: str) -> int:
     """The number of processes of one SLURM task of an array that makes artifacts of ``kind``."""
-    resources = cluster.resources(kind)
-    return resources.nodes * (resources.gpus or resources.tasks)
+    return settings.cluster.resources(kind).nodes * processes_per_node(settings, kind)
+
+
+def processes_per_node(settings: Settings, kind: str) -> int:
+    """The number of processes that a task of ``kind`` has on each of its nodes.
+
+    Raises:
+        UserError: the GPUs of a rollout job cannot be divided among processes of ``engine.tensor_parallel`` GPUs.
+    """
+    resources, each = settings.cluster.resources(kind), gpus_per_process(settings.engine, kind)
+    if resources.gpus % each:
+        found = f"{resources.gpus}, and each process of vLLM takes {each} (engine.tensor_parallel)"
+        raise UserError(f"cluster.jobs.{kind}.gpus", found, f"a multiple of {each}")
+    return resources.gpus // each or resources.tasks
+
+
+def gpus_per_process(engine: EngineSettings, kind: str) -> int:
+    """The number of GPUs that each process of a task of ``kind`` uses, if it has any."""
+    return engine.tensor_parallel if engine.name == "vllm" and kind == "rollout" else 1
 
 
 # ---------------------------------------------------------------- writing
@@ -160,8 +177,7 @@ def write_plan(
         "artifacts": artifact_records(everything),
         "jobs": [_job_record(job) for job in jobs],
         "arrays": [
-            array.record()
-            for array in arrays_of(jobs, processes_per_task(settings.cluster, "rollout"), max_tasks)
+            array.record() for array in arrays_of(jobs, processes_per_task(settings, "rollout"), max_tasks)
         ],
     }
     # Not indented: the plan of 10,000 cells would take seconds to write and to read.
@@ -299,15 +315,16 @@ def run_task(path: Path, array: int, task: int, rank: int = 0, local_rank: int =
         artifacts = plan.artifacts_of(jobs[0])
         on_all_ranks(artifacts, plan.experiment, lambda: raise_on_failure(run(artifacts, plan.experiment)))
     elif rank < len(jobs):
-        _select_gpu(local_rank)
+        _select_gpus(local_rank, gpus_per_process(plan.experiment.planner.settings.engine, current.kind))
         raise_on_failure(run(plan.artifacts_of(jobs[rank]), plan.experiment))
 
 
-def _select_gpu(local_rank: int) -> None:
-    """Gives each process of a task on one node one of the task's GPUs."""
+def _select_gpus(local_rank: int, each: int) -> None:
+    """Gives each process of a task on one node ``each`` of the task's GPUs."""
     visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-    if len(visible) > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[local_rank % len(visible)]
+    if len(visible) > each:
+        first = local_rank * each % len(visible)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[first : first + each])
 
 
 def raise_on_failure(results: Sequence[Result]) -> None:
@@ -331,7 +348,7 @@ def retry_jobs(
     An artifact whose inputs exist was tried and failed: it is retried ``cluster.retries`` times. An artifact that waits
     for others is retried with them, which is not counted. ``in_flight`` holds the keys that other jobs are making.
     """
-    cluster, attempts = plan.experiment.planner.settings.cluster, {**plan.content["attempts"]}
+    settings, attempts = plan.experiment.planner.settings, {**plan.content["attempts"]}
     absent = {artifact.key for artifact in missing}
     retried: dict[str, Artifact] = {}
     for artifact in missing:
@@ -339,13 +356,13 @@ def retry_jobs(
         if artifact.key in in_flight:
             continue
         if not lacking:
-            if attempts.get(artifact.key, 0) >= cluster.retries:
+            if attempts.get(artifact.key, 0) >= settings.cluster.retries:
                 continue
             attempts[artifact.key] = attempts.get(artifact.key, 0) + 1
         expected = [key in retried or key in in_flight for key in lacking]
         if all(expected) or (artifact.partial_inputs and any(expected)):
             retried[artifact.key] = artifact
-    return jobs_of(list(retried.values()), shard_count(cluster)), attempts
+    return jobs_of(list(retried.values()), shard_count(settings)), attempts
 
 
 if __name__ == "__main__":

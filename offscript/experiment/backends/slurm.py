@@ -18,6 +18,7 @@ from offscript.experiment.backends.plan import (
     Array,
     JobFailed,
     Plan,
+    processes_per_node,
     read_plan,
     retry_jobs,
     run_task,
@@ -280,8 +281,8 @@ def _sbatch(plan: Plan, kind: str, label: str, tasks: Sequence[Callable[[], None
 
 def _parameters(plan: Plan, kind: str, label: str, tasks: int, after: str | None) -> dict[str, object]:
     """submitit's parameters of an array of ``tasks`` tasks."""
-    cluster = plan.experiment.planner.settings.cluster
-    supervisor = kind == queue.SUPERVISOR
+    settings = plan.experiment.planner.settings
+    cluster, supervisor = settings.cluster, kind == queue.SUPERVISOR
     resources = SUPERVISOR_RESOURCES if supervisor else cluster.resources(kind)
     extra: dict[str, str | int | bool] = {
         key: value for key, value in cluster.extra.items() if value is not False and key != "dependency"
@@ -292,10 +293,10 @@ def _parameters(plan: Plan, kind: str, label: str, tasks: int, after: str | None
     if cluster.mail is not None and supervisor:
         extra |= {"mail-user": cluster.mail, "mail-type": "END,FAIL"}
     parameters = {
-        "job_name": f"{plan.experiment.planner.settings.name}-{label}",
+        "job_name": f"{settings.name}-{label}",
         "time": resources.minutes,
         "nodes": resources.nodes,
-        "ntasks_per_node": resources.gpus or resources.tasks,
+        "ntasks_per_node": 1 if supervisor else processes_per_node(settings, kind),
         "cpus_per_task": resources.cpus,
         "mem": f"{int(resources.memory_gb * 1024)}M",
         "gpus_per_node": resources.gpus or None,

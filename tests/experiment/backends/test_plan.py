@@ -24,7 +24,7 @@ def experiment(tmp_path, *overrides):
 def written_plan(own):
     evaluation = own.planner.evaluation()
     todo, _ = needed([evaluation], own)
-    jobs = jobs_of(todo, plan.shard_count(own.planner.settings.cluster))
+    jobs = jobs_of(todo, plan.shard_count(own.planner.settings))
     return plan.write_plan(own, in_order([evaluation]), jobs)
 
 
@@ -58,18 +58,41 @@ def test_arrays_have_at_most_the_number_of_tasks_that_slurm_allows():
 
 
 def test_there_is_one_shard_for_each_gpu_of_each_task():
-    cluster = settings_of(
-        *SMALL, "cluster=slurm", "cluster.shards=3", "+cluster.jobs.rollout={gpus: 4}"
-    ).cluster
-    assert plan.shard_count(cluster) == 12
+    settings = settings_of(*SMALL, "cluster=slurm", "cluster.shards=3", "+cluster.jobs.rollout={gpus: 4}")
+    assert plan.shard_count(settings) == 12
     arrays = plan.arrays_of([fake_job(i, "rollout", 0) for i in range(12)], processes=4)
     assert [len(task) for task in arrays[0].tasks] == [4, 4, 4]
 
 
 def test_a_process_sees_only_its_own_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    plan._select_gpu(1)
+    plan._select_gpus(1, each=1)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+
+
+def test_a_process_of_vllm_has_as_many_gpus_as_it_divides_the_weights_among(tmp_path, monkeypatch):
+    large = (
+        "cluster=slurm",
+        "cluster.shards=1",
+        "+cluster.jobs.rollout={gpus: 4}",
+        "+cluster.jobs.adapter={gpus: 4}",
+    )
+    settings = settings_of(*SMALL, *large, "engine=vllm", "engine.tensor_parallel=2")
+    assert plan.shard_count(settings) == plan.processes_per_node(settings, "rollout") == 2
+    assert plan.processes_per_node(settings, "adapter") == 4, "training is not vLLM's"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,6,7")
+    plan._select_gpus(1, plan.gpus_per_process(settings.engine, "rollout"))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "6,7"
+    odd = settings_of(*SMALL, *large, "engine=vllm", "engine.tensor_parallel=3")
+    with pytest.raises(
+        UserError, match=r"^cluster.jobs.rollout.gpus: 4, and each process of vLLM takes 3 .*of 3$"
+    ):
+        plan.shard_count(odd)
+    own = experiment(tmp_path, "cluster=local", "engine=vllm", "engine.tensor_parallel=2")
+    with pytest.raises(
+        UserError, match=r"^engine.tensor_parallel: 2, but with cluster=local each process has one"
+    ):
+        local.run_plan(written_plan(own), 1)
 
 
 def test_a_plan_that_is_read_back_has_the_same_arrays_and_artifacts(tmp_path):
