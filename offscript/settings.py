@@ -467,8 +467,8 @@ class OptimizerSettings(Node):
 
     ``final_rate`` is the learning rate at the end of a cosine schedule, as a fraction of ``learning_rate`` (null: 0).
 
-    ``batch_size`` is the number of rows per optimizer step, over all processes; ``micro_batch_size`` bounds the rows of
-    one forward pass of a process. ``warmup`` is a fraction of all steps. ``max_length`` bounds the tokens of a row.
+    ``batch_size`` is the number of rows per optimizer step, over all processes. ``micro_batch_size`` bounds the tokens of one
+    forward pass of a process: as many as that many rows of ``max_length`` have. ``warmup`` is a fraction of all steps. ``max_length`` bounds the tokens of a row.
     ``checkpoint_steps`` is the number of steps between checkpoints.
     """
 

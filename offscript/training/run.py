@@ -87,6 +87,11 @@ class Run:
         return checkpoints.work_folder(self.out)
 
     @property
+    def most_tokens(self) -> int:
+        """Tokens of a micro-batch, padding included."""
+        return self.optimizer.micro_batch_size * longest(self)
+
+    @property
     def dtype(self) -> Literal["bfloat16", "float32"]:
         """In which precision the base is loaded and run: bfloat16 only where the model has it, and a GPU or the CPU's
         matrix units (AMX) are fast in it."""
@@ -135,7 +140,7 @@ def _out_of_memory(error: BaseException, run: Run) -> UserError | None:
 
     if not isinstance(error, torch.OutOfMemoryError):
         return None
-    micro = batches(run.optimizer, run.ranks.world_size)[0]
+    micro = run.optimizer.micro_batch_size
     remedies = ["optimizer.micro_batch_size=1"] if micro > 1 else []
     remedies += [] if run.optimizer.gradient_checkpointing else ["optimizer.gradient_checkpointing=true"]
     if run.zero_stage < 3:
@@ -145,7 +150,8 @@ def _out_of_memory(error: BaseException, run: Run) -> UserError | None:
     reason = str(error).splitlines()[0].split(". ")[0] if str(error) else "out of memory"
     return UserError(
         "training",
-        f"{run.model.name} with {micro} rows of up to {longest(run)} tokens at a time does not fit the GPU ({reason})",
+        f"{run.model.name} with {run.most_tokens} tokens at a time ({micro} rows of up to {longest(run)}) does not fit the GPU"
+        f" ({reason})",
         "use " + ", or ".join(remedies or ["a smaller optimizer.max_length"]),
     )
 
@@ -162,19 +168,11 @@ def split_families(
     return train, [row for row, out in zip(rows, held_out, strict=True) if out]
 
 
-def dataset(run: Run, rows: Sequence[TrainingRow], padding_row: TrainingRow) -> "Dataset | None":
-    """``rows`` as a data set for a trainer; None if there are none.
-
-    With several ranks, copies of ``padding_row``, a row without any loss, are appended so that all ranks have the same
-    number of batches. (The libraries would repeat the first rows, which would then count twice.)
-    """
+def dataset(rows: Sequence[TrainingRow]) -> "Dataset | None":
+    """``rows`` as a data set, which TRL's trainers ask for; None if there are none."""
     from datasets import Dataset
 
-    if not rows:
-        return None
-    size = run.ranks.world_size
-    missing = -len(rows) % (size * batches(run.optimizer, size)[0]) if size > 1 else 0
-    return Dataset.from_list([*rows, *[padding_row] * missing])
+    return Dataset.from_list([*rows]) if rows else None
 
 
 _NOT_TRAINED = {
@@ -216,11 +214,8 @@ def lora_config(settings: LoraSettings) -> "LoraConfig":
     )
 
 
-def batches(optimizer: OptimizerSettings, world_size: int, where: str = "optimizer") -> tuple[int, int]:
-    """(rows per step and process, accumulation steps) whose product with ``world_size`` is exactly ``batch_size``.
-
-    ``micro_batch_size`` is an upper bound: the global batch decides the outcome, its division does not. ``where`` is the
-    config key of ``optimizer``.
+def rows_per_process(optimizer: OptimizerSettings, world_size: int, where: str = "optimizer") -> int:
+    """Rows of each process in an optimizer step. ``where`` is the config key of ``optimizer``.
 
     Raises:
         UserError: the global batch cannot be divided among the processes.
@@ -232,10 +227,7 @@ def batches(optimizer: OptimizerSettings, world_size: int, where: str = "optimiz
             f"{optimizer.batch_size} rows on {world_size} processes",
             "a multiple of them is needed",
         )
-    micro = next(
-        m for m in range(min(optimizer.micro_batch_size, per_process), 0, -1) if per_process % m == 0
-    )
-    return micro, per_process // micro
+    return per_process
 
 
 def base_model(run: Run) -> "PreTrainedModel":
@@ -256,13 +248,14 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
     import torch
 
     gpu, optimizer = torch.cuda.is_available(), run.optimizer
-    micro, accumulation = batches(optimizer, run.ranks.world_size)
+    per_process = rows_per_process(optimizer, run.ranks.world_size)
     return {
         "deepspeed": deepspeed_config(run.deepspeed) if run.deepspeed and run.zero_stage else None,
         "output_dir": str(run.work),
-        "per_device_train_batch_size": micro,
-        "per_device_eval_batch_size": micro,
-        "gradient_accumulation_steps": accumulation,
+        # ``AdapterTrainer`` divides the batch of a step.
+        "per_device_train_batch_size": per_process,
+        "per_device_eval_batch_size": per_process,
+        "gradient_accumulation_steps": 1,
         "num_train_epochs": optimizer.epochs,
         "learning_rate": optimizer.learning_rate,
         **_schedule(optimizer),

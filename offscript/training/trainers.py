@@ -1,17 +1,21 @@
-"""What all methods add to TRL's trainers: one adapter per checkpoint, sums over rows and ranks, one order of the rows."""
+"""What all methods add to TRL's trainers: steps of micro-batches by length, sums over rows and ranks, one adapter per
+checkpoint."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from offscript.models import adapters
 from offscript.storage.files import refusals_explained
 from offscript.training import checkpoints, deepspeed
+from offscript.training.data.base import TrainingRow
+from offscript.training.micro_batches import micro_batches
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
-    from torch.nn import Parameter
+    from torch.nn import Module, Parameter
+    from torch.utils.data import DataLoader
     from transformers import Trainer
 
     from offscript.training.run import Run
@@ -21,17 +25,17 @@ else:
 
 class RowOrder:
     """A sampler: the rows of each epoch in an order that depends on the seed and the epoch alone, not on the number of
-    ranks; then the padding rows (see ``run.dataset``).
+    ranks.
 
     The epoch is the trainer's own, so that a training that resumes in the middle of an epoch has the order that it had
     before; the libraries' sampler starts again at epoch 0 where there are several ranks.
     """
 
-    def __init__(self, trainer: Trainer, rows: int, total: int) -> None:
-        self.trainer, self.rows, self.total = trainer, rows, total
+    def __init__(self, trainer: Trainer, rows: int) -> None:
+        self.trainer, self.rows = trainer, rows
 
     def __len__(self) -> int:
-        return self.total
+        return self.rows
 
     def __iter__(self) -> Iterator[int]:
         import torch
@@ -39,11 +43,11 @@ class RowOrder:
         epoch = int(self.trainer.state.epoch or 0)
         generator = torch.Generator().manual_seed(self.trainer.args.seed + epoch)
         yield from torch.randperm(self.rows, generator=generator).tolist()
-        yield from range(self.rows, self.total)
 
 
 class AdapterTrainer(Trainer):
-    """Mixed into a trainer, before TRL's class.
+    """Mixed into a trainer, before TRL's class, which supplies the padding of rows and the head that returns
+    log-probabilities. The loop of the trainer is given one batch per optimizer step, and ``training_step`` divides it.
 
     A checkpoint holds the adapter being trained, the optimizer (with DeepSpeed its shards, and never base weights),
     the schedule and each rank's random state. The trainers' own would also write the tokenizer, a model card and, in
@@ -52,18 +56,98 @@ class AdapterTrainer(Trainer):
 
     adapter = "default"
     run: "Run"
-    rows = 0
-    """Number of rows to train on; the data set may hold padding rows after them."""
+    train_rows: Sequence[TrainingRow]
+    eval_rows: Sequence[TrainingRow]
+    padding_row: TrainingRow
+    """A row without any loss, for a rank that has no row in a micro-batch."""
+    step_amount: int
+    """Amount of the current optimizer step, on all ranks; its loss is divided by it."""
+
+    def length(self, row: TrainingRow) -> int:
+        """Tokens of the longest sequence of ``row``."""
+        raise NotImplementedError
+
+    def amount(self, row: TrainingRow) -> int:
+        """What ``row`` counts in the mean over a step."""
+        raise NotImplementedError
 
     @property
     def peft_model(self) -> "PeftModel":
         """The model with its adapters, out of the wrappers of DeepSpeed and data parallelism."""
         return cast("PeftModel", self.accelerator.unwrap_model(self.model))
 
-    # ------------------------------------------------ order of rows, sums over rows
+    # ------------------------------------------------ steps, micro-batches
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return RowOrder(self, self.rows, len(train_dataset or self.train_dataset))  # type: ignore[arg-type]
+    def get_train_dataloader(self) -> "DataLoader[Any]":
+        """Optimizer steps, each with the micro-batches of this rank."""
+        from torch.utils.data import BatchSampler, DataLoader
+
+        order = RowOrder(self, len(self.train_rows))
+        return DataLoader(
+            self.train_rows,  # type: ignore[arg-type]
+            batch_sampler=BatchSampler(order, self.run.optimizer.batch_size, drop_last=False),
+            collate_fn=self._step,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> "DataLoader[Any]":
+        """Micro-batches of the validation rows."""
+        from torch.utils.data import DataLoader
+
+        parts = self.own_parts(self.eval_rows)
+        return DataLoader(
+            [self.rows_of(self.eval_rows, part) for part in parts], batch_size=None, collate_fn=self.collate
+        )  # type: ignore[arg-type]
+
+    def own_parts(self, rows: Sequence[TrainingRow]) -> list[list[int]]:
+        """The positions of this rank's rows in each micro-batch of ``rows``; a part may be empty."""
+        lengths = [self.length(row) for row in rows]
+        parts = micro_batches(lengths, self.args.world_size, self.run.most_tokens)
+        return [part[self.run.ranks.rank] for part in parts]
+
+    def rows_of(self, rows: Sequence[TrainingRow], part: Sequence[int]) -> list[TrainingRow]:
+        """The rows at the positions ``part``, or the padding row."""
+        return [rows[i] for i in part] or [self.padding_row]
+
+    def collate(self, rows: Sequence[TrainingRow]) -> "dict[str, Tensor]":
+        """The tensors of a micro-batch, with ``labels``."""
+        tensors: dict[str, Tensor] = self.data_collator([*rows])
+        return tensors
+
+    def _step(self, rows: Sequence[TrainingRow]) -> dict[str, Any]:
+        return {
+            "micro_batches": [self.collate(self.rows_of(rows, part)) for part in self.own_parts(rows)],
+            "amount": sum(self.amount(row) for row in rows),
+        }
+
+    def training_step(
+        self, model: "Module", inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> "Tensor":
+        """The forward and backward passes of one optimizer step; returns its loss."""
+        self.step_amount = inputs["amount"]
+        *others, last = inputs["micro_batches"]
+        gradients = self.accelerator.gradient_state
+        losses = []
+        for part in others:
+            # Neither DeepSpeed nor data parallelism ends the step before its last micro-batch.
+            gradients._set_sync_gradients(False)
+            with self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, part))
+        gradients._set_sync_gradients(True)
+        return sum(losses, start=super().training_step(model, last))
+
+    def log_probs(self, model: "Module", inputs: "dict[str, Tensor]") -> "Tensor":
+        """Log-probabilities of the labels (rows, tokens - 1), from the second token on; 0 where a label is -100."""
+        given = {name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}
+        found: Tensor = model(**given, use_cache=False, fused_lm_head=True).log_probs
+        return found.float()
+
+    def step_loss(self, total: "Tensor") -> "Tensor":
+        """The share of this micro-batch in the loss of its step. ``total`` is the sum of its rows' losses."""
+        # Gradients are averaged over the ranks.
+        return total * self.args.world_size / self.step_amount
+
+    # ------------------------------------------------ sums over rows
 
     def tally(self, mode: str, count: "Tensor", totals: "dict[str, Tensor]") -> None:
         """Adds totals over ``count`` rows (or tokens), to be logged as their mean over all microbatches and ranks."""
@@ -81,9 +165,6 @@ class AdapterTrainer(Trainer):
             total = self.accelerator.reduce(torch.stack(list(sums.values())), "sum").tolist()
             prefix = "" if mode == "train" else "eval_"
             own = {prefix + k: v / max(total[0], 1) for k, v in zip(list(sums)[1:], total[1:], strict=True)}
-            # TRL's values of the same names are means over this rank's microbatches.
-            for name in own:
-                self._metrics[mode].pop(name.removeprefix("eval_"), None)  # type: ignore[attr-defined]
         logs.update(own)
         super().log(logs, start_time)
 

@@ -77,7 +77,8 @@ def test_same_seed_same_bytes_other_seed_other_bytes(trained, tiny_settings, pai
 
 def test_how_the_global_batch_is_cut_does_not_matter(trained, tiny_settings, pairs, tmp_path):
     out, _, _ = trained
-    train_dpo(tiny_settings, distillation(micro_batch_size=3), pairs, tmp_path / "a", seed=3)  # 8 = 4 x 2
+    """Rows have about 35 tokens: three in a micro-batch of 128."""
+    train_dpo(tiny_settings, distillation(micro_batch_size=1), pairs, tmp_path / "a", seed=3)
     whole, cut = load_file(out / WEIGHTS), load_file(tmp_path / "a" / WEIGHTS)
     assert max((whole[k] - cut[k]).abs().max().item() for k in whole) < 1e-4
 
@@ -159,17 +160,9 @@ def test_weights_that_the_last_step_ruined_are_the_training_s_failure(tiny_setti
     assert not (tmp_path / "a").exists()
 
 
-@pytest.mark.parametrize(
-    ("micro", "world", "expected"), [(8, 1, (8, 2)), (5, 1, (4, 4)), (32, 2, (8, 1)), (1, 16, (1, 1))]
-)
-def test_batches(micro, world, expected):
-    settings = distillation(batch_size=16, micro_batch_size=micro).optimizer
-    assert loop.batches(settings, world) == expected
-
-
 def test_a_batch_that_cannot_be_divided():
     with pytest.raises(UserError, match="16 rows on 3 processes"):
-        loop.batches(distillation(batch_size=16).optimizer, 3)
+        loop.rows_per_process(distillation(batch_size=16).optimizer, 3)
 
 
 # ---------------------------------------------------------------- the terms of the loss
@@ -191,29 +184,29 @@ def test_terms_by_hand():
 
 
 def test_the_dpo_term_is_trls(trained, tiny_settings, pairs, tmp_path, monkeypatch):
-    """On whole microbatches our sum over rows is TRL's own loss."""
+    """TRL computes the reference in every step; here it was computed before the first one."""
     import trl
 
-    theirs, real = [], trl.DPOTrainer._compute_loss
+    theirs, real = [], trl.DPOTrainer.training_step
 
-    def noted(self, model, inputs, return_outputs):
-        loss = real(self, model, inputs, return_outputs)
-        if model.training:
-            theirs.append(loss.item())
-        return loss
+    def noted(self, model, inputs, *rest):
+        given = {name: inputs[name] for name in ("input_ids", "attention_mask", "completion_mask")}
+        with torch.no_grad():
+            theirs.append(trl.DPOTrainer._compute_loss(self, model, given, False).item())
+        return real(self, model, inputs, *rest)
 
-    monkeypatch.setattr(trl.DPOTrainer, "_compute_loss", noted)
+    monkeypatch.setattr(trl.DPOTrainer, "training_step", noted)
     ours = []
-    settings = distillation(epochs=1)
+    settings = distillation(epochs=2)
     train_dpo(
         tiny_settings, settings, pairs, tmp_path / "a", 3, on_step=lambda *s: ours.append(s[2]["loss/dpo"])
     )
-    assert ours == pytest.approx(theirs)
+    assert ours == pytest.approx(theirs) and len(ours) == 6
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms_however_the_batch_is_cut(tiny_settings, pairs, tmp_path):
     seen = {}
-    for micro in (8, 3):
+    for micro in (8, 1):
         steps = seen[micro] = []
         settings = distillation(micro_batch_size=micro).model_copy(update={"kl_weight": 0.5})
         train_dpo(
@@ -230,7 +223,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms_however_the_batch_is_cut(tiny
     assert seen[8][0]["loss/dpo"] == pytest.approx(math.log(2)) and seen[8][0]["loss/kl"] == 0
     assert seen[8][-1]["loss/kl"] > 0
     for name in ("loss", "loss/dpo", "loss/nll", "loss/kl", "rewards/margins"):
-        assert [s[name] for s in seen[3]] == pytest.approx([s[name] for s in seen[8]], abs=1e-5)
+        assert [s[name] for s in seen[1]] == pytest.approx([s[name] for s in seen[8]], abs=1e-5)
 
 
 def test_the_head_is_applied_to_scored_tokens_alone(tiny_settings, pairs, tmp_path, monkeypatch):
@@ -242,8 +235,9 @@ def test_the_head_is_applied_to_scored_tokens_alone(tiny_settings, pairs, tmp_pa
     monkeypatch.setattr(utils, "_ChunkedLogProbFunction", noted)
     train_dpo(tiny_settings, distillation(epochs=1), pairs, tmp_path / "a", 3)
     assert labels and all((some != -100).all() and some.min() > 0 for some in labels)
-    rows = [pair[side][0]["content"] for pair in pairs for side in ("chosen", "rejected")]
-    assert max(len(some) for some in labels) < 8 * max(len(text) for text in rows)
+    replies = [pair[side][0]["content"] for pair in pairs for side in ("chosen", "rejected")]
+    # The forward passes of the reference, two steps, and the validation.
+    assert sum(len(some) for some in labels) < 2.5 * sum(len(text) for text in replies)
 
 
 @pytest.mark.parametrize(
@@ -281,10 +275,10 @@ def test_a_gpu_that_is_too_small_is_one_line(tiny_settings, pairs, tmp_path, mon
     def out_of_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 1 GiB free.")
 
-    monkeypatch.setattr(trl.DPOTrainer, "_compute_loss", out_of_memory)
+    monkeypatch.setattr(trl.DPOTrainer, "training_step", out_of_memory)
     with pytest.raises(
         UserError,
-        match=r"tiny with 8 rows of up to 128 tokens at a time does not fit the GPU \(CUDA out of memory\); "
+        match=r"tiny with 1024 tokens at a time \(8 rows of up to 128\) does not fit the GPU \(CUDA out of memory\); "
         r"use optimizer.micro_batch_size=1, or optimizer.gradient_checkpointing=true, or deepspeed=zero3",
     ):
         train_dpo(tiny_settings, distillation(), pairs, tmp_path / "a", 3)

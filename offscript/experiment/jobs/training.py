@@ -20,7 +20,7 @@ from offscript.storage import hub, references
 from offscript.training import ranks
 from offscript.training.data.base import Counts, SourceRow, TrainingRow, describe
 from offscript.training.fit import TrainingFailed
-from offscript.training.run import Metrics, Run, batches
+from offscript.training.run import Metrics, Run, rows_per_process
 
 
 def check_settings(artifacts: Iterable[Artifact], experiment: Experiment, processes: int) -> None:
@@ -37,7 +37,7 @@ def check_settings(artifacts: Iterable[Artifact], experiment: Experiment, proces
 
     stages = {(a.base, a.stage): a.training for a in artifacts if isinstance(a, TrainedAdapter)}
     for _, training in stages.items():
-        batches(training.settings.optimizer, processes, f"{training.where}.optimizer")
+        rows_per_process(training.settings.optimizer, processes, f"{training.where}.optimizer")
     for name in dict.fromkeys(base for base, _ in stages):
         model = experiment.planner.options.model[name]
         reference = references.model_reference(model)

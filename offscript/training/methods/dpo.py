@@ -10,6 +10,7 @@ from offscript.tasks.messages import Message
 from offscript.training.data.base import Counts, TrainingRow, require_rows
 from offscript.training.fit import fit
 from offscript.training.methods.base import Method
+from offscript.training.reference import add_reference, padded
 from offscript.training.run import (
     Metrics,
     Run,
@@ -23,13 +24,13 @@ from offscript.training.run import (
     split_families,
     trainer_arguments,
 )
-from offscript.training.spans import Unstable, assistant_turns, special_token
+from offscript.training.spans import IGNORED, Unstable, assistant_turns, special_token
 from offscript.training.trainers import AdapterTrainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 
 class DPOSettings(TrainerSettings):
@@ -81,16 +82,17 @@ def train(run: Run, pairs: Sequence[TrainingRow]) -> Metrics:
         tokenizer, base = load_tokenizer(run.model), base_model(run)
         adapters.check_lora(base, settings.lora)
         train_rows, held_out, counts = _token_rows(run, tokenizer, pairs)
-        padding_row = {"prompt_ids": train_rows[0]["prompt_ids"][:2], "chosen_ids": [], "rejected_ids": []}
         trainer = _trainer_class()(
             model=base,
             args=arguments,
-            train_dataset=dataset(run, train_rows, padding_row),
-            eval_dataset=dataset(run, held_out, padding_row),
+            train_dataset=dataset(train_rows),
+            eval_dataset=dataset(held_out),
             processing_class=tokenizer,
             peft_config=lora_config(settings.lora),
         )
-        trainer.run, trainer.rows = run, len(train_rows)
+        trainer.run, trainer.train_rows, trainer.eval_rows = run, train_rows, held_out
+        trainer.padding_row = {**train_rows[0], "chosen_ids": [], "rejected_ids": []}
+        trainer.add_callback(_adds_reference(trainer))
         probe = train_rows[0]["prompt_ids"] + train_rows[0]["chosen_ids"]
         return {"rows": counts, **fit(trainer, run, fingerprint(run, train_rows), probe)}
 
@@ -174,37 +176,34 @@ def _trainer_class() -> "Callable[..., AdapterTrainer]":
     class PreferenceTrainer(AdapterTrainer, DPOTrainer):
         """DPO on tokenized rows, with the published likelihood and squared-log-ratio terms."""
 
-        pairs_in_step: Tensor
-        """Pairs of the current optimizer step, on all ranks."""
+        def length(self, row: TrainingRow) -> int:
+            return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
-        def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
-            batches, items = super().get_batch_samples(*arguments, **options)
-            # Each pair has two sequences, and padding rows have no reply.
-            pairs = sum(batch["completion_mask"].any(-1).sum() for batch in batches) // 2
-            self.pairs_in_step = self.accelerator.reduce(pairs.to(self.args.device), "sum")
-            return batches, items
+        def amount(self, row: TrainingRow) -> int:
+            return 1
+
+        def collate(self, rows: Sequence[TrainingRow]) -> dict[str, Tensor]:
+            tensors = super().collate(rows)
+            is_reply = tensors["completion_mask"] == 1
+            tensors["labels"] = tensors["input_ids"].masked_fill(~is_reply, IGNORED)
+            tensors["reference"] = padded(rows, is_reply.size(1) - 1)
+            return tensors
 
         def _prepare_dataset(self, dataset: "Dataset", *_: object, **__: object) -> "Dataset":
             return dataset
 
-        def _compute_loss(
-            self, model: Module, inputs: dict[str, Tensor], return_outputs: bool = False
+        def compute_loss(
+            self,
+            model: Module,
+            inputs: dict[str, Tensor],
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
         ) -> Tensor:
-            # TRL's loss is a mean over the microbatch, so it is not used. But TRL computes it by two forward passes,
-            # of the policy and then of the reference. TRL adds ``log_probs`` to the outputs of both, and the hook
-            # collects them.
-            seen: list[Tensor] = []
-            plain = self.accelerator.unwrap_model(model)
-            hook = plain.register_forward_hook(lambda module, args, out: seen.append(out.log_probs))
-            try:
-                super()._compute_loss(model, inputs, return_outputs)
-            finally:
-                hook.remove()
-            mask = inputs["completion_mask"][..., 1:]
-            policy, reference = (log_probs[:, -mask.size(1) :] for log_probs in seen)
+            mask = inputs["completion_mask"][:, 1:]
             # Padding rows have no reply.
             is_pair = mask.any(-1).chunk(2)[0]
-            terms = {k: v[is_pair].sum() for k, v in loss_terms(policy, reference, mask, self.beta).items()}
+            found = loss_terms(self.log_probs(model, inputs), inputs["reference"], mask, self.beta)
+            terms = {name: of_pairs[is_pair].sum() for name, of_pairs in found.items()}
             settings = self.run.settings
             assert isinstance(settings, DPOSettings)
             loss = (
@@ -212,18 +211,22 @@ def _trainer_class() -> "Callable[..., AdapterTrainer]":
                 + settings.nll_weight * terms["loss/nll"]
                 + settings.kl_weight * terms["loss/kl"]
             )
-            terms["loss"] = loss
-            self.tally(
-                "train" if plain.training else "eval",
-                is_pair.sum(),
-                {k: v.detach() for k, v in terms.items()},
-            )
-            if not plain.training:
-                return loss / is_pair.sum().clamp(min=1)
-            # The trainer divides by the number of microbatches, and averages gradients over the ranks.
-            return loss * self.current_gradient_accumulation_steps * self.args.world_size / self.pairs_in_step
+            totals = {name: total.detach() for name, total in {**terms, "loss": loss}.items()}
+            self.tally("train" if model.training else "eval", is_pair.sum(), totals)
+            return self.step_loss(loss) if model.training else loss / is_pair.sum().clamp(min=1)
 
     return PreferenceTrainer
+
+
+def _adds_reference(trainer: AdapterTrainer) -> "TrainerCallback":
+    """A callback that computes the log-probabilities of the reference before the first step."""
+    from transformers import TrainerCallback
+
+    class AddsReference(TrainerCallback):
+        def on_train_begin(self, *_: object, **__: object) -> None:
+            add_reference(trainer)
+
+    return AddsReference()
 
 
 METHOD = Method(

@@ -70,15 +70,15 @@ def train(run: Run, conversations: Sequence[TrainingRow]) -> Metrics:
         arguments = SFTConfig(**trainer_arguments(run), dataset_kwargs={"skip_prepare_dataset": True})
         tokenizer = load_tokenizer(run.model)
         train_rows, held_out, counts = _token_rows(run, tokenizer, conversations)
-        padding_row = {"input_ids": train_rows[0]["input_ids"][:2], "labels": [IGNORED] * 2}
         trainer = _trainer_class()(
             model=_stacked(run),
             args=arguments,
-            train_dataset=dataset(run, train_rows, padding_row),
-            eval_dataset=dataset(run, held_out, padding_row),
+            train_dataset=dataset(train_rows),
+            eval_dataset=dataset(held_out),
             processing_class=tokenizer,
         )
-        trainer.run, trainer.rows = run, len(train_rows)
+        trainer.run, trainer.train_rows, trainer.eval_rows = run, train_rows, held_out
+        trainer.padding_row = {"input_ids": train_rows[0]["input_ids"][:2], "labels": [IGNORED] * 2}
         return {
             "rows": counts,
             **fit(
@@ -183,18 +183,34 @@ def _fitting(
 
 
 def _trainer_class() -> "Callable[..., AdapterTrainer]":
+    from torch import Tensor
+    from torch.nn import Module
     from trl import SFTTrainer
 
     class ConversationTrainer(AdapterTrainer, SFTTrainer):
         adapter = OWN
 
-        def compute_loss(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
+        def length(self, row: TrainingRow) -> int:
+            return len(row["input_ids"])
+
+        def amount(self, row: TrainingRow) -> int:
+            # The first token has no prediction.
+            return sum(label != IGNORED for label in row["labels"][1:])
+
+        def compute_loss(
+            self,
+            model: Module,
+            inputs: dict[str, Tensor],
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
+        ) -> Tensor:
+            loss = -self.log_probs(model, inputs).sum()
+            if model.training:
+                return self.step_loss(loss)
+            # The trainer's evaluation loss is a mean over micro-batches, which is not the mean over all tokens.
             tokens = (inputs["labels"][:, 1:] != IGNORED).sum()
-            loss = super().compute_loss(model, inputs, *arguments, **options)
-            # TRL's evaluation loss is a mean over microbatches, which is not the mean over all rows.
-            if not model.training:
-                self.tally("eval", tokens, {"loss": loss.detach() * tokens})
-            return loss
+            self.tally("eval", tokens, {"loss": loss})
+            return loss / tokens.clamp(min=1)
 
     return ConversationTrainer
 
