@@ -201,6 +201,10 @@ def _trl_dpo(run: Run, pairs: Sequence[Row]) -> None:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
+    class TokenRows(DPOTrainer):
+        def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
+            return dataset
+
     settings = run.settings
     assert isinstance(settings, dpo.DPOSettings) and settings.kl_weight == 0
     arguments = DPOConfig(
@@ -211,7 +215,7 @@ def _trl_dpo(run: Run, pairs: Sequence[Row]) -> None:
     )
     tokenizer, base = load_tokenizer(run.model), training.base_model(run)
     train, held_out, _ = dpo._token_rows(run, tokenizer, pairs)
-    trainer = DPOTrainer(
+    trainer = TokenRows(
         model=base,
         args=arguments,
         train_dataset=Dataset.from_list(train),
@@ -219,8 +223,7 @@ def _trl_dpo(run: Run, pairs: Sequence[Row]) -> None:
         processing_class=tokenizer,
         peft_config=training.lora_config(settings.lora),
     )
-    trainer.train()
-    trainer.evaluate()
+    _train(trainer)
     _save(trainer.model, "default", run)
 
 
@@ -238,9 +241,17 @@ def _trl_sft(run: Run, conversations: Sequence[Row]) -> None:
         eval_dataset=Dataset.from_list(held_out),
         processing_class=tokenizer,
     )
+    _train(trainer)
+    _save(trainer.model, sft.OWN, run)
+
+
+def _train(trainer: Any) -> None:
+    from transformers import PrinterCallback
+
+    # It prints to stdout, where the table goes.
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer.evaluate()
-    _save(trainer.model, sft.OWN, run)
 
 
 def _save(model: "PeftModel", adapter: str, run: Run) -> None:

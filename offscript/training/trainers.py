@@ -94,10 +94,8 @@ class AdapterTrainer(Trainer):
         """Micro-batches of the validation rows."""
         from torch.utils.data import DataLoader
 
-        parts = self.own_parts(self.eval_rows)
-        return DataLoader(
-            [self.rows_of(self.eval_rows, part) for part in parts], batch_size=None, collate_fn=self.collate
-        )  # type: ignore[arg-type]
+        parts: Any = [self.rows_of(self.eval_rows, part) for part in self.own_parts(self.eval_rows)]
+        return DataLoader(parts, batch_size=None, collate_fn=self.collate)
 
     def own_parts(self, rows: Sequence[TrainingRow]) -> list[list[int]]:
         """The positions of this rank's rows in each micro-batch of ``rows``; a part may be empty."""
