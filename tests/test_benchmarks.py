@@ -20,6 +20,7 @@ SCRIPTS = (
     "report.py",
     "rollouts.py",
     "startup.py",
+    "training.py",
 )
 
 
@@ -42,6 +43,18 @@ def test_every_benchmark_can_be_imported(script):
     done = run(f"benchmarks/{script}", "--help")
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_training_benchmark_ends_at_the_same_losses(tmp_path):
+    words = ["--pairs", "1", "--preferences", "20", "--conversations", "12", "--out", str(tmp_path)]
+    done = run("benchmarks/training.py", *words)
+    assert done.returncode == 0, done.stderr
+    (result,) = [json.loads(line) for line in (tmp_path / "training.jsonl").read_text().splitlines()]
+    assert set(result["final_losses"]) == {"0", "1"} and "time of offscript:" in done.stdout
+    for sides in result["final_losses"].values():
+        for stage in ("DPO", "SFT"):
+            assert sides["offscript"][stage] == pytest.approx(sides["TRL"][stage], rel=0.05)
 
 
 @pytest.mark.slow
