@@ -32,7 +32,7 @@ from tests.rollouts.engines.test_transformers import SAMPLING, engine_settings, 
 from tests.rollouts.test_scheduler import rows, run
 
 FAKE = """
-import json, os, socket, sys, time
+import json, os, socket, subprocess, sys, time
 from pathlib import Path
 
 channel = socket.socket(fileno=int(sys.argv[1]))
@@ -60,6 +60,9 @@ for number, line in enumerate(lines, start=1):
     request = json.loads(line)
     print('{"done": []}', flush=True)
     if fault == "dies" and number == 3:
+        # As the processes among which weights are divided, it keeps the socket.
+        child = subprocess.Popen(["sleep", "600"], pass_fds=[channel.fileno()])
+        Path(folder, "child").write_text(str(child.pid))
         os._exit(7)
     if fault == "dies at once":
         os._exit(7)
@@ -140,9 +143,10 @@ def test_what_the_process_prints_is_no_message_but_in_the_log(fake, cache):
 def test_a_process_that_is_lost_is_started_again_and_asked_again(fake, tmp_path, capsys, fault):
     whole = answers(fake(), requests(12))
     (tmp_path / "starts").unlink()
-    engine = fake(fault, times=2, silence_s=1.0)
+    engine = fake(fault, times=2, silence_s={"dies": 60.0, "hangs": 1.0}[fault])
     assert answers(engine, requests(12)) == whole
     assert len(pids(tmp_path)) == 3 and not any(map(is_running, pids(tmp_path)[:2]))
+    assert fault == "hangs" or not is_running(int((tmp_path / "child").read_text()))
     said = {"dies": "ended with exit code 7", "hangs": "has sent nothing for 1 s"}[fault]
     assert (
         f"vLLM's process {said}; starting it again (1 of 3); its log is {engine.log}"
