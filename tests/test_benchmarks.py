@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from offscript.storage.files import HOME
 
 SCRIPTS = (
+    "classifier.py",
     "coverage.py",
     "demo.py",
     "evaluation.py",
@@ -172,6 +174,32 @@ def test_a_case_that_fails_is_recorded_and_says_why(gpu, tmp_path):
     assert slow["status"] == "time limit" and slow["case_seconds"] < 5
     assert late["status"] == "not run" and late["note"] == "no time left"
     assert "RuntimeError: odd" in (tmp_path / "log").read_text()
+
+
+def results_of(script: str, *words: str, out: Path) -> dict[str, dict]:
+    """The results of a benchmark by their case, from one pair of each."""
+    done = run(f"benchmarks/{script}.py", *words, "--pairs", "1", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    lines = (out / f"{script}.jsonl").read_text().splitlines()
+    return {result["case"]: result for result in map(json.loads, lines)}
+
+
+@pytest.mark.slow
+def test_the_classifier_benchmark_compares_equal_probabilities(tmp_path):
+    found = results_of("classifier", "--small", "--texts", "90", "--fit-texts", "24", out=tmp_path)
+    predicted, fitted = found["predict, ModernBERT 2 x 128"], found["fit, ModernBERT 2 x 128"]
+    assert predicted["largest_difference"] < 1e-5
+    assert predicted["sides"]["offscript"]["amount"] == [90] and fitted["sides"]["offscript"]["amount"] == [
+        24
+    ]
+    assert set(predicted["ratio"]) == {"offscript", "offscript, bfloat16"}
+
+
+@pytest.mark.slow
+def test_the_evaluation_benchmark_compares_equal_scores(tmp_path):
+    found = results_of("evaluation", "--resamples", "1000", "--loop", "30", out=tmp_path)["macro-F1"]
+    assert found["difference_of_means"] < 0.05
+    assert set(found["ratio"]) == {"loop, counts", "offscript", "offscript, all that is computed"}
 
 
 @pytest.mark.slow
