@@ -65,6 +65,7 @@ for number, line in enumerate(lines, start=1):
         Path(folder, "child").write_text(str(child.pid))
         os._exit(7)
     if fault == "dies at once":
+        send({"done": []})
         os._exit(7)
     if fault == "hangs" and number == 3:
         time.sleep(600)
