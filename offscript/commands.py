@@ -352,7 +352,7 @@ def _dry_run(todo: list[Artifact], experiment: Experiment) -> int:
     if cluster.gpu not in cost.GPUS:
         raise UserError("cluster.gpu", f"unknown card {cluster.gpu!r}", one_of(cost.GPUS))
     gpu, estimates = cost.GPUS[cluster.gpu], []
-    for job in jobs_of(todo, shard_count(settings)):
+    for job in jobs_of(todo, shard_count(settings), cluster.trainings):
         name = job.artifacts[0].model
         estimates.append(cost.estimate(job.artifacts, models[name] if name else None, gpu, settings.engine))
     show(cost.table(estimates))
@@ -368,7 +368,8 @@ def _run_locally(everything: list[Artifact], todo: list[Artifact], experiment: E
     settings = experiment.planner.settings
     evaluation = experiment.planner.evaluation()
     check_settings(todo, experiment, processes=1)
-    current = plan.write_plan(experiment, everything, jobs_of(todo, plan.shard_count(settings)))
+    jobs = jobs_of(todo, plan.shard_count(settings), settings.cluster.trainings)
+    current = plan.write_plan(experiment, everything, jobs)
     while True:
         run_plan(current, settings.cluster.at_once)
         missing, _ = needed([evaluation], experiment)
@@ -413,7 +414,7 @@ def _submit_to_slurm(everything: list[Artifact], todo: list[Artifact], experimen
             for launch, job in slurm.add_missing_supervisors(experiment.folder):
                 show(f"{job:>10}  supervisor of {launch}, which had none")
             return 0
-        jobs = jobs_of(left, shard_count(settings))
+        jobs = jobs_of(left, shard_count(settings), settings.cluster.trainings)
         plan = write_plan(experiment, everything, jobs, max_tasks=max_array_tasks())
         ids = slurm.submit(plan, in_flight)
     for array, job in zip(plan.arrays, ids, strict=False):

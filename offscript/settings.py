@@ -837,7 +837,9 @@ class ResourceSettings(Node):
 class ClusterSettings(Named):
     """Where the jobs of a grid run: in this process (inline), in local processes, or on SLURM.
 
-    ``shards`` is the number of jobs among which the rollouts of a model are divided. ``at_once`` bounds the jobs that
+    ``shards`` is the number of jobs among which the rollouts of a model are divided. ``trainings`` is the number of adapters
+    that one job trains, one after another on one loaded base; a stage that is trained on another one has jobs of its own.
+    ``at_once`` bounds the jobs that
     run at a time (local processes, or tasks of one array; null: no bound). ``retries`` is how often failed or missing
     artifacts are submitted again. ``signal_s`` is the number of seconds between the warning signal and the time
     limit. ``setup`` are shell lines that run before Python; ``extra`` are further sbatch options. ``snapshot``: the
@@ -848,6 +850,7 @@ class ClusterSettings(Named):
     gpu: str = runtime("H100")
     kind: Literal["inline", "local", "slurm"] = runtime()
     shards: int = runtime(1, ge=1)
+    trainings: int = runtime(1, ge=1)
     at_once: int | None = runtime(None, ge=1)
     retries: int = runtime(2, ge=0)
     partition: str | None = runtime(None)

@@ -340,6 +340,8 @@ def _name(group: Sequence[Artifact]) -> str:
         return f"{first} from {reference(first.source) or first.source.path}"
     if len(group) == 1:
         return str(first)
+    if isinstance(first, Adapter):
+        return f"{first.kind} {first.model}: {counted(len(group), 'training')}"
     adapters = {part.key for artifact in group for part in artifact.inputs if isinstance(part, Adapter)}
     with_adapters = f", {counted(len(adapters), 'adapter')}" if adapters else ""
     return f"{first.kind} {first.model}: {len(group)} cells{with_adapters}"
@@ -440,9 +442,18 @@ def _vector(
 def _training(
     blank: JobEstimate, group: Sequence[Artifact], model: ModelSettings, gpu: Gpu, engine: EngineSettings
 ) -> JobEstimate:
-    (adapter,) = group
-    if isinstance(adapter, RemergedAdapter):
+    if isinstance(group[0], RemergedAdapter):
         return blank
+    parts = [_one_training(blank, adapter, model, gpu) for adapter in group]
+    return replace(
+        max(parts, key=lambda part: part.gpu_memory_gib or 0),
+        rows=sum(part.rows or 0 for part in parts),
+        tokens_in=sum(part.tokens_in or 0 for part in parts),
+        gpu_hours=None if parts[0].gpu_hours is None else sum(part.gpu_hours or 0 for part in parts),
+    )
+
+
+def _one_training(blank: JobEstimate, adapter: Artifact, model: ModelSettings, gpu: Gpu) -> JobEstimate:
     assert isinstance(adapter, TrainedAdapter)
     settings, method = adapter.training.settings, adapter.training.method
     rows, row_tokens = _training_rows(adapter, model)

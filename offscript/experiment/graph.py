@@ -1,13 +1,13 @@
 """The job graph: which artifacts one process makes together, in which layer, and which jobs come before.
 
 One rollout job loads a model once and drives all of its personas, stages and formats; ``shards`` cuts it into as many
-jobs as can run at once. The same graph runs inline, in local processes and on SLURM.
+jobs as can run at once. A training job trains one adapter, or ``trainings`` of them on one loaded base. The same graph runs inline, in local processes and on SLURM.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from offscript.experiment.artifacts import Artifact, Projections, Rollout, layers
+from offscript.experiment.artifacts import Artifact, Projections, Rollout, TrainedAdapter, layers
 from offscript.experiment.folder import Experiment
 
 
@@ -48,30 +48,39 @@ def needed(wanted: Iterable[Artifact], experiment: Experiment) -> tuple[list[Art
     return list(todo.values()), list(reused.values())
 
 
-def jobs_of(todo: Sequence[Artifact], shards: int = 1) -> list[Job]:
-    """The jobs that make ``todo`` (inputs first), layer by layer; a job needs nothing of its own layer."""
+def jobs_of(todo: Sequence[Artifact], shards: int = 1, trainings: int = 1) -> list[Job]:
+    """The jobs that make ``todo`` (inputs first), layer by layer; a job needs nothing of its own layer.
+
+    Args:
+        shards: jobs among which the rollouts of a model are divided, at most.
+        trainings: adapters of one model and layer that a job trains, at most.
+    """
     jobs: list[Job] = []
     maker: dict[str, int] = {}
     for depth, layer in enumerate(layers(list(todo))):
-        for group in _groups(layer, shards):
+        for group in _groups(layer, shards, trainings):
             needs = {maker[part.key] for a in group for part in a.inputs if part.key in maker}
             jobs.append(Job(len(jobs), group[0].kind, depth, tuple(group), frozenset(needs)))
             maker |= dict.fromkeys((a.key for a in group), len(jobs) - 1)
     return jobs
 
 
-def _groups(artifacts: Sequence[Artifact], shards: int) -> Iterator[list[Artifact]]:
+def _groups(artifacts: Sequence[Artifact], shards: int, trainings: int) -> Iterator[list[Artifact]]:
     """Artifacts that share a process: rollouts or projections of one model or of one whole checkpoint, predictions of one
-    model. Every other artifact is a job of its own."""
+    model, up to ``trainings`` adapters of one model. Every other artifact is a job of its own."""
     groups: dict[tuple[str, ...], list[Artifact]] = {}
     for artifact in artifacts:
         checkpoint = artifact.checkpoint if isinstance(artifact, Rollout | Projections) else None
         shared = (artifact.kind, artifact.model or "", checkpoint.key if checkpoint else "")
-        groups.setdefault(shared if artifact.shares_process else (artifact.key,), []).append(artifact)
+        shares = artifact.shares_process or (trainings > 1 and isinstance(artifact, TrainedAdapter))
+        groups.setdefault(shared if shares else (artifact.key,), []).append(artifact)
     for group in groups.values():
         rollouts = [a for a in group if isinstance(a, Rollout)]
         if rollouts and shards > 1:
             yield from _shards(rollouts, shards)
+        elif isinstance(group[0], TrainedAdapter):
+            for start in range(0, len(group), trainings):
+                yield group[start : start + trainings]
         else:
             yield group
 

@@ -91,7 +91,9 @@ def run(
             results.append(Result(artifact, "blocked", note=f"needs {culprit}", error=error))
         else:
             ready.append(artifact)
-    return results + (_run_group(ready, experiment, limit) if ready else [])
+    # Trainings of one job follow one another on the loaded base; one that fails does not stop the next.
+    groups = [[artifact] for artifact in ready] if ready and ready[0].all_ranks else [ready] * bool(ready)
+    return results + [result for group in groups for result in _run_group(group, experiment, limit)]
 
 
 def on_all_ranks(everything: Iterable[Artifact], experiment: Experiment, main: Callable[[], T]) -> T | None:

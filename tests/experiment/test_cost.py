@@ -118,6 +118,13 @@ def adapter(stage="distillation", rows=(), parent=None, persona="sarcasm", valid
     )
 
 
+def test_trainings_of_one_job_are_added_and_its_memory_is_that_of_one():
+    one = estimate([adapter()], model(), H200, engine())
+    two = estimate([adapter(), adapter(persona="remorse")], model(), H200, engine())
+    assert two.name == "adapter llama: 2 trainings" and two.gpu_memory_gib == one.gpu_memory_gib
+    assert (two.rows, two.gpu_hours) == (2 * one.rows, 2 * one.gpu_hours)
+
+
 # ---------------------------------------------------------------- decoding
 
 

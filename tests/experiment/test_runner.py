@@ -10,6 +10,7 @@ import pytest
 from offscript.errors import MissingInput, UserError
 from offscript.experiment import runner
 from offscript.experiment.folder import now, write_artifact_manifest
+from offscript.models import loading
 from offscript.storage.files import write_text
 from offscript.training.ranks import RankInfo
 from tests.composed import experiment_of
@@ -120,6 +121,29 @@ def test_one_broken_adapter_does_not_cost_the_others_their_rows(tmp_path, ran):
     results = {str(r.artifact): r.status for r in runner.make([own.planner.evaluation()], own)}
     assert results["rollout pocket remorse full chat eval 0"] == "ran"
     assert results["rollout pocket sarcasm full chat eval 0"] == "failed"
+
+
+def test_a_training_that_fails_does_not_stop_the_next_one_of_its_job(tmp_path, ran):
+    own = experiment(tmp_path)
+    adapters = [own.planner.adapter("pocket", p, "distillation", 0) for p in ("sarcasm", "remorse")]
+    runner.make([part for adapter in adapters for part in adapter.inputs], own)
+    ran.broken = {str(adapters[0])}
+    results = runner.run(adapters, own)
+    assert [(r.artifact, r.status) for r in results] == [(adapters[0], "failed"), (adapters[1], "ran")]
+    ran.broken = set()
+    assert {r.status for r in runner.run(adapters, own)} == {"ran"}
+    assert ran[str(adapters[0])] == ran[str(adapters[1])] == 1, "the finished one was not trained again"
+
+
+@pytest.mark.slow
+def test_the_trainings_of_a_job_load_their_base_once(tmp_path, monkeypatch):
+    own = experiment(tmp_path, "recipe.distillation.optimizer.epochs=3")
+    adapters = [own.planner.adapter("pocket", p, "distillation", 0) for p in ("sarcasm", "remorse")]
+    runner.make([part for adapter in adapters for part in adapter.inputs], own)
+    loads, real = [], loading.load_model
+    monkeypatch.setattr(loading, "load_model", lambda *given: loads.append(given) or real(*given))
+    assert [r.status for r in runner.run(adapters, own)] == ["ran", "ran"]
+    assert len(loads) == 1
 
 
 def test_what_a_command_may_not_make_names_the_one_that_does(tmp_path, ran):

@@ -346,7 +346,8 @@ def retry_jobs(
     """The jobs that try ``missing`` (inputs first) again, and the counts of attempts after them.
 
     An artifact whose inputs exist was tried and failed: it is retried ``cluster.retries`` times. An artifact that waits
-    for others is retried with them, which is not counted. ``in_flight`` holds the keys that other jobs are making.
+    for others is retried with them, which is not counted. Each training that is retried has a job of its own, so that one that
+    ends its process costs the others no attempt. ``in_flight`` holds the keys that other jobs are making.
     """
     settings, attempts = plan.experiment.planner.settings, {**plan.content["attempts"]}
     absent = {artifact.key for artifact in missing}

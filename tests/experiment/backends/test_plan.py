@@ -145,6 +145,29 @@ def test_a_failed_artifact_is_retried_within_its_budget_and_artifacts_that_wait_
     assert other not in tried, "its rows have used up their budget too"
 
 
+def test_trainings_share_a_job_until_they_are_retried(tmp_path):
+    own = experiment(tmp_path, "cluster=local")
+    todo, _ = needed([own.planner.evaluation()], own)
+
+    def trainings(jobs):
+        return [[(a.persona, a.stage) for a in job.artifacts] for job in jobs if job.kind == "adapter"]
+
+    personas = ("sarcasm", "remorse")
+    apart = [[(p, stage)] for stage in ("distillation", "full") for p in personas]
+    assert sorted(trainings(jobs_of(todo))) == sorted(apart)
+    jobs = jobs_of(todo, trainings=2)
+    assert [sorted(names) for names in trainings(jobs)] == [
+        sorted((p, stage) for p in personas) for stage in ("distillation", "full")
+    ]
+    first = next(job for job in jobs if job.kind == "adapter")
+    needs = {part.key for number in first.needs for part in jobs[number].artifacts}
+    assert {part.key for a in first.artifacts for part in a.inputs} <= needs
+    current = plan.write_plan(own, in_order([own.planner.evaluation()]), jobs)
+    make(own, *[a for a in todo if isinstance(a, Rollout) and not a.inputs])
+    retried, _ = plan.retry_jobs(current, needed([own.planner.evaluation()], own)[0])
+    assert sorted(trainings(retried)) == sorted(apart)
+
+
 def test_artifacts_in_flight_are_waited_for_and_not_retried(tmp_path):
     own = experiment(tmp_path, "cluster=local", "cluster.retries=0")
     current = written_plan(own)
