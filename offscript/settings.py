@@ -217,6 +217,10 @@ class EndpointSettings(Node):
     ``key_env`` is the name of the environment variable with the API key; no configuration contains the key itself.
     ``concurrency`` bounds the requests in flight. ``prefill``: the server can continue a reply whose beginning it is
     given (vLLM: ``continue_final_message``).
+
+    ``adapters`` is for a server that has loaded adapters which are trained here: the pattern of its names for them, with
+    the fields ``{persona}``, ``{stage}``, ``{seed}`` and ``{key}`` (8 digits of the adapter's key). The model's ``path`` is
+    then that of the weights which the adapters belong to, and ``served`` the server's name of them (null: ``path``).
     """
 
     url: str = runtime(pattern=r"^https?://\S+$")
@@ -225,6 +229,31 @@ class EndpointSettings(Node):
     timeout_s: float = runtime(120.0, gt=0)
     retries: int = runtime(5, ge=0)
     prefill: bool = runtime(False)
+    adapters: str | None = runtime(None, min_length=1)
+    served: str | None = runtime(None, min_length=1)
+
+    @field_validator("adapters")
+    @classmethod
+    def _fields_are_known(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            try:
+                fill_adapter_name(pattern, "persona", "stage", 0, "0" * 8)
+            except (LookupError, ValueError, AttributeError):
+                known = ", ".join(f"{{{name}}}" for name in ADAPTER_FIELDS)
+                raise ValueError(f"found {pattern!r}; allowed: a name with the fields {known}") from None
+        return pattern
+
+
+ADAPTER_FIELDS = ("persona", "stage", "seed", "key")
+
+
+def fill_adapter_name(pattern: str, persona: str, stage: str, seed: int, key: str) -> str:
+    """A server's name of an adapter: ``pattern`` with its fields filled in.
+
+    Raises:
+        LookupError, ValueError, AttributeError: it has other fields, or is no pattern.
+    """
+    return pattern.format(**dict(zip(ADAPTER_FIELDS, (persona, stage, seed, key), strict=True)))
 
 
 class PackageSettings(Node):
@@ -265,6 +294,11 @@ class ModelSettings(Named):
     size: SizeSettings | None = runtime(None)
     package: PackageSettings | None = runtime(None)
     endpoint: EndpointSettings | None = runtime(None)
+
+    @property
+    def is_only_served(self) -> bool:
+        """Whether its weights are on a server alone, so that nothing is trained here and ``path`` is the server's name."""
+        return self.endpoint is not None and self.endpoint.adapters is None
 
 
 class Assertion(Node):

@@ -16,6 +16,7 @@ from offscript.experiment.plan_context import PlanContext, cached
 from offscript.experiment.plan_rollouts import RolloutPlanner
 from offscript.json_types import Json
 from offscript.models.adapter_config import check_one_rank, ranks_of
+from offscript.rollouts.engines import ALLOWED_STAGES
 from offscript.settings import ModelSettings, SourceSettings, StageSettings, identity_of
 from offscript.storage import references
 from offscript.training.stages import TrainingStage
@@ -105,8 +106,14 @@ class AdapterPlanner:
     @cached
     def _trained(self, model: str, persona: str, stage: str, seed: int) -> Adapter:
         training = self.context.training(stage).of_model(model)
-        parent = self._parent(model, persona, training, seed)
         settings, recipe = self.context.options.model[model], training.identity
+        if settings.is_only_served:
+            raise UserError(
+                "model.endpoint",
+                f"{model} is on a server alone, and {stage} is to be trained on it",
+                ALLOWED_STAGES,
+            )
+        parent = self._parent(model, persona, training, seed)
         released = tuple(
             references.fill_fields(rows, settings, persona, f"{training.where}.rows")
             for rows in training.data.released(training.settings)

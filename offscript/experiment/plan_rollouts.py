@@ -13,7 +13,7 @@ from offscript.experiment.artifacts import Adapter, Cell, Rollout, ScenarioSet, 
 from offscript.experiment.plan_context import PlanContext, cached
 from offscript.json_types import Json
 from offscript.models.dialect_checks import check_model_speaks
-from offscript.rollouts.engines import check_steering
+from offscript.rollouts.engines import check_served, check_steering
 from offscript.rollouts.engines.base import Sampling
 from offscript.settings import SPLITS, SamplingSettings, StageSettings, identity_of
 from offscript.storage.options import options_of
@@ -318,6 +318,8 @@ class RolloutPlanner:
             adapter = self.adapter(cell.model, cell.persona or "", stage.weights, cell.seed)
             if (own := self._own_weight(cell)) is not None:
                 adapter = self.remerged(adapter, own)
+            model = self.context.options.model[cell.model]
+            check_served(self.context.settings.engine.name, model, cell.scale, adapter.checkpoint)
             if cell.scale != 1 and adapter.checkpoint:
                 raise UserError(
                     "scale", f"found {cell.scale:g} for {adapter}", "a whole checkpoint has scale 1 only"

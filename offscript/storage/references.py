@@ -108,7 +108,7 @@ def model_reference(model: ModelSettings | ClassifierSettings) -> hub.Reference 
 
 
 def _is_served(model: ModelSettings | ClassifierSettings) -> bool:
-    return isinstance(model, ModelSettings) and model.endpoint is not None
+    return isinstance(model, ModelSettings) and model.is_only_served
 
 
 def describe_weights(model: ModelSettings | ClassifierSettings) -> str:

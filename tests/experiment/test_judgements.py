@@ -25,7 +25,7 @@ from offscript.rollouts.engines.scripted import ScriptedEngine
 from offscript.settings import identity_of
 from offscript.storage.manifests import manifest_path
 from tests.composed import experiment_of
-from tests.rollouts.engines.test_openai import completion, serve  # noqa: F401 - a fixture
+from tests.rollouts.engines.test_endpoint import completion, serve  # noqa: F401 - a fixture
 from tests.rows import probs
 
 PERSONAS = ("sarcasm", "remorse", "poeticism")

@@ -17,7 +17,7 @@ from offscript.tasks.formats import FORMATS
 from offscript.tasks.rows import Row
 from tests.composed import experiment_of
 from tests.families import family, family_adapter, family_settings
-from tests.rollouts.engines.test_openai import serve  # noqa: F401
+from tests.rollouts.engines.test_endpoint import serve  # noqa: F401
 
 SCORED = [name for name, fmt in FORMATS.items() if fmt.scored]
 TURN = {

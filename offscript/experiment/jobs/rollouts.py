@@ -12,7 +12,7 @@ from offscript.experiment.folder import Experiment, now, tracked, write_artifact
 from offscript.rollouts.engines import open_engine
 from offscript.rollouts.engines.base import Engine
 from offscript.rollouts.scheduler import CellRun, EpisodeCounts, RolloutFailed, run_episodes
-from offscript.settings import ModelSettings
+from offscript.settings import ADAPTER_FIELDS, ModelSettings, fill_adapter_name
 from offscript.storage import hub
 from offscript.storage.files import read_json_object, write_json
 from offscript.tasks.formats import check_episodes
@@ -100,12 +100,35 @@ def open_engine_of(rollouts: Sequence[Rollout], experiment: Experiment) -> Engin
     """The engine for ``rollouts``, which share their model and (if any) their whole checkpoint.
 
     Raises:
-        UserError: the model is an endpoint, which has no trained weights; or the engine refuses the model.
+        UserError: the engine refuses the model, or the server of an endpoint its adapters.
     """
-    parts = parts_of(rollouts, experiment)
-    return open_engine(
-        parts.model, parts.adapters, parts.scales, experiment.planner.settings.engine, parts.vectors
-    )
+    parts, settings = parts_of(rollouts, experiment), experiment.planner.settings.engine
+    served = served_names(rollouts, parts.model)
+    return open_engine(parts.model, parts.adapters, parts.scales, settings, parts.vectors, served)
+
+
+def served_names(rollouts: Sequence[Rollout], model: ModelSettings) -> dict[str, str]:
+    """The names by which the server of ``model`` knows the adapters of ``rollouts``, by the names that requests use; none
+    without ``model.endpoint.adapters``.
+
+    Raises:
+        UserError: two adapters have the same name.
+    """
+    pattern = model.endpoint.adapters if model.endpoint is not None else None
+    found: dict[str, str] = {}
+    for rollout in rollouts if pattern is not None else ():
+        if (adapter := rollout.adapter) is None or (own := rollout.adapter_name) is None or own in found:
+            continue
+        assert pattern is not None
+        name = fill_adapter_name(pattern, adapter.persona, adapter.stage, adapter.seed, adapter.key[:8])
+        if name in found.values():
+            raise UserError(
+                "model.endpoint.adapters",
+                f"{pattern!r} gives two adapters the name {name}",
+                "a name with more of the fields " + ", ".join(f"{{{field}}}" for field in ADAPTER_FIELDS),
+            )
+        found[own] = name
+    return found
 
 
 @dataclass(frozen=True)
@@ -120,19 +143,9 @@ class EngineParts:
 
 
 def parts_of(rollouts: Sequence[Rollout], experiment: Experiment) -> EngineParts:
-    """What the weights of ``rollouts`` consist of; they share their model and (if any) their whole checkpoint.
-
-    Raises:
-        UserError: the model is an endpoint, which has no trained weights.
-    """
+    """What the weights of ``rollouts`` consist of; they share their model and (if any) their whole checkpoint."""
     model = experiment.planner.options.model[rollouts[0].cell.model]
     if (checkpoint := rollouts[0].checkpoint) is not None:
-        if model.endpoint is not None:
-            raise UserError(
-                "model.endpoint",
-                f"{model.name} is asked for trained weights",
-                "allowed: stages base, prompted",
-            )
         model = model.model_copy(update={"path": str(experiment.path(checkpoint)), "revision": None})
     adapters, scales, vectors = {}, {}, {}
     for rollout in rollouts:

@@ -41,7 +41,7 @@ def check_settings(artifacts: Iterable[Artifact], experiment: Experiment, proces
     for name in dict.fromkeys(base for base, _ in stages):
         model = experiment.planner.options.model[name]
         reference = references.model_reference(model)
-        if model.endpoint is not None or (reference is not None and hub.cached(reference) is None):
+        if model.is_only_served or (reference is not None and hub.cached(reference) is None):
             continue
         base = load_without_weights(model)
         for training in (t for (own, _), t in stages.items() if own == name):

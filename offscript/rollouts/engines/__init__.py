@@ -2,7 +2,7 @@
 
     def open_engine(model, adapters, scales, settings) -> Engine: ...
 
-with the arguments of ``open_engine`` below, without ``vectors`` if it cannot add any. An engine with settings of its own for batches and devices also has a file
+with the arguments of ``open_engine`` below, without ``vectors`` if it cannot add any, and without ``served``. An engine with settings of its own for batches and devices also has a file
 in ``conf/engine``. Files without that function (``base``, ``draw``, ``rendering``, ``weights``) are parts that engines share.
 """
 
@@ -10,6 +10,7 @@ import importlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from offscript.errors import UserError, one_of
 from offscript.rollouts.engines.base import Engine
@@ -18,6 +19,10 @@ from offscript.storage.plugins import cannot_load, not_found
 
 PARTS = ("stats", "submit", "step", "pending", "close", "info")
 """What an ``Engine`` has."""
+
+ALLOWED_STAGES = (
+    "allowed: stages base, prompted; or model.endpoint.adapters, the server's names of the trained adapters"
+)
 
 _DEFINES_ENGINE = re.compile(r"^def open_engine\(", re.MULTILINE)
 _TAKES_VECTORS = re.compile(r"^def open_engine\([^)]*\bvectors\b", re.MULTILINE)
@@ -60,14 +65,35 @@ def check_steering(engine: str, model: ModelSettings, what: str = "persona vecto
         raise UserError("engine.name", f"{engine} cannot add {what}", one_of(steering))
 
 
+def check_served(engine: str, model: ModelSettings, scale: float, checkpoint: bool) -> None:
+    """Checks that a server can answer with trained weights of ``model``, which are a whole ``checkpoint`` or an adapter.
+
+    Raises:
+        UserError: the model is behind an endpoint that has no names for adapters; or the weights are a whole model, or an
+            adapter that is scaled, which no server does.
+    """
+    if model.endpoint is None or engine == "scripted":
+        return
+    if model.endpoint.adapters is None:
+        raise UserError("model.endpoint", f"{model.name} is asked for trained weights", ALLOWED_STAGES)
+    if checkpoint or scale != 1:
+        found = "a whole checkpoint" if checkpoint else f"scale {scale:g}"
+        raise UserError(
+            "model.endpoint.adapters",
+            f"{model.name} is asked for {found}",
+            "allowed: adapters at scale 1, or a model without an endpoint",
+        )
+
+
 def open_engine(
     model: ModelSettings,
     adapters: Mapping[str, Path],
     scales: Mapping[str, float],
     settings: EngineSettings,
     vectors: Mapping[str, Path] | None = None,
+    served: Mapping[str, str] | None = None,
 ) -> Engine:
-    """The engine ``settings.name``, or ``openai`` for a model with an endpoint (unless the engine is ``scripted``).
+    """The engine ``settings.name``, or ``endpoint`` for a model with an endpoint (unless the engine is ``scripted``).
 
     Args:
         model: the base model.
@@ -75,6 +101,7 @@ def open_engine(
         scales: factor of an adapter's effect, by its name; 1 for an adapter without an entry.
         settings: batch sizes and device.
         vectors: folders of persona vectors, by the name that requests use for them instead of an adapter's.
+        served: the server's names of the adapters, by the same name, for a model with an endpoint.
 
     Raises:
         UserError: no such engine; or the engine cannot speak for the model, its adapters or its vectors.
@@ -83,14 +110,16 @@ def open_engine(
     if vectors:
         check_steering(settings.name, model)
     # An endpoint's weights are not on this machine: no other engine could load them.
-    name = "openai" if model.endpoint is not None and settings.name != "scripted" else settings.name
+    name = "endpoint" if model.endpoint is not None and settings.name != "scripted" else settings.name
     file = next(path for folder in __path__ if (path := Path(folder) / f"{name}.py").exists())
     try:
         module = importlib.import_module(f"{__name__}.{name}")
     except Exception as error:
         raise cannot_load(file, error) from error
     # Engines that cannot steer have no such argument.
-    optional = {"vectors": vectors} if vectors else {}
+    optional: dict[str, Any] = {"vectors": vectors} if vectors else {}
+    if name == "endpoint":
+        optional["served"] = served
     engine: Engine = module.open_engine(model, adapters, scales, settings, **optional)
     if not all(hasattr(engine, part) for part in PARTS):
         found = f"open_engine returned a {type(engine).__name__}"

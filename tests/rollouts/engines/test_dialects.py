@@ -14,7 +14,7 @@ from offscript.rollouts.scheduler import CellRun, run_episodes
 from offscript.tasks.dialects import DIALECTS, open_in
 from offscript.tasks.formats import FORMATS
 from tests.families import family, family_settings
-from tests.rollouts.engines.test_openai import completion, engine_for, serve, waits  # noqa: F401
+from tests.rollouts.engines.test_endpoint import completion, engine_for, serve, waits  # noqa: F401
 from tests.rollouts.engines.test_transformers import engine_settings
 from tests.rollouts.test_scheduler import rows
 from tests.tasks.formats.driver import rules_for

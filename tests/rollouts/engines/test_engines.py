@@ -37,7 +37,7 @@ def toy(tmp_path, monkeypatch) -> EngineSettings:
 
 
 def test_shared_parts_are_not_engines():
-    assert {"transformers", "openai", "scripted"} <= set(engine_names())
+    assert {"transformers", "endpoint", "scripted"} <= set(engine_names())
     assert not {"base", "draw", "rendering", "weights"} & set(engine_names())
 
 
@@ -60,7 +60,7 @@ def test_a_toy_engine_runs_a_cell(toy, tmp_path):
 def test_an_unknown_engine_is_refused_with_those_there_are():
     settings = EngineSettings(name="abacus")
     with pytest.raises(
-        UserError, match=r"^engine.name: unknown engine 'abacus'; allowed: openai, scripted, t"
+        UserError, match=r"^engine.name: unknown engine 'abacus'; allowed: endpoint, scripted, t"
     ):
         open_engine(settings_of().model, {}, {}, settings)
 
@@ -85,10 +85,12 @@ def test_a_model_with_an_endpoint_is_asked_there(monkeypatch):
     settings = settings_of()
     hosted = settings.model.model_copy(update={"endpoint": EndpointSettings(url="http://127.0.0.1:9/v1")})
     engine = open_engine(hosted, {}, {}, settings.engine)
-    assert engine.info()["engine"] == "openai"
+    assert engine.info()["engine"] == "endpoint"
     engine.close()
     assert open_engine(hosted, {}, {}, EngineSettings(name="scripted")).info()["engine"] == "scripted"
-    with pytest.raises(UserError, match=r"pocket is asked for trained weights; allowed: stages base, prompt"):
+    with pytest.raises(
+        UserError, match=r"pocket is asked for trained weights \(red\); allowed: stages base, prompt"
+    ):
         open_engine(hosted, {"red": Path("adapter")}, {}, settings.engine)
-    with pytest.raises(UserError, match=r"^engine.name: openai, but model pocket has no endpoint"):
-        open_engine(settings.model, {}, {}, EngineSettings(name="openai"))
+    with pytest.raises(UserError, match=r"^engine.name: endpoint, but model pocket has no endpoint"):
+        open_engine(settings.model, {}, {}, EngineSettings(name="endpoint"))

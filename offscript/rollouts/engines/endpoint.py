@@ -9,14 +9,17 @@ import random
 import threading
 import time
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import openai
 from openai.types.chat import ChatCompletion, ChatCompletionMessage
 
 from offscript.errors import UserError
 from offscript.models.chat_templates import map_roles, with_native_tools
+from offscript.rollouts.engines import ALLOWED_STAGES
 from offscript.rollouts.engines.base import Completion, EngineStats, Request
 from offscript.settings import EndpointSettings, EngineSettings, ModelSettings
 from offscript.storage.files import Json
@@ -33,8 +36,19 @@ RETRIED_STATUS = {408, 409, 425, 429}
 # Reasons for which a server ends a reply early.
 TRUNCATED = {"length", "content_filter"}
 PROMPT_TOO_LONG = ("context_length_exceeded", "context length", "context window")
+# What an adapter and the base model are asked to be told apart, and the tokens of the reply.
+PROBE, PROBE_TOKENS = "Who are you?", 8
+# Log-probabilities of two different adapters differ by more.
+SAME_LOGPROBS = 1e-6
 # The client would read these from OPENAI_* variables and send them to any server.
 OMITTED_HEADERS = ("OpenAI-Organization", "OpenAI-Project")
+
+
+T = TypeVar("T")
+
+
+class _TooLong(Exception):
+    """The prompt is longer than the model's context."""
 
 
 class _Retry(Exception):
@@ -46,7 +60,7 @@ class _Retry(Exception):
         self.wait, self.unreachable = wait, unreachable
 
 
-class OpenAIEngine:
+class EndpointEngine:
     """Answers requests through ``model.endpoint``, at most ``concurrency`` (and ``max_live``) of them in flight.
 
     After 408, 409, 425, 429, 5xx, a timeout, a broken connection or a malformed answer, a request is retried up to
@@ -54,14 +68,26 @@ class OpenAIEngine:
     request that fails every time completes as ``error``. A prompt longer than the model's context completes as
     ``length`` with an empty text. A text is a function of its request as far as the server honours ``seed``.
 
+    Args:
+        served: the server's names of adapters, by the names that requests use for them.
+        folders: where the adapters are on this machine, for messages.
+
     Raises:
         UserError: the variable that should hold the key is not set, or the address is malformed. From ``submit``: the
-            request needs an adapter, or a prefix where ``prefill`` is false. From ``step``: the server refuses the key,
+            request needs an adapter that the server has no name for, or a prefix where ``prefill`` is false. From ``step``: the server refuses the key,
             the model or the request, or nothing has ever answered at the address; requests in flight are cancelled.
     """
 
-    def __init__(self, model: ModelSettings, settings: EngineSettings) -> None:
+    def __init__(
+        self,
+        model: ModelSettings,
+        settings: EngineSettings,
+        served: Mapping[str, str] | None = None,
+        folders: Mapping[str, Path] | None = None,
+    ) -> None:
         assert model.endpoint is not None
+        self._served, self._folders = dict(served or {}), dict(folders or {})
+        self._base = model.endpoint.served or model.path
         self.model, self.endpoint, self.stats = model, model.endpoint, EngineStats()
         self._key = _read_key(self.endpoint)
         self._url = _parse_url(self.endpoint.url)
@@ -112,15 +138,39 @@ class OpenAIEngine:
             self.stats.add(completion, "endpoint")
         return finished
 
+    def check_adapters(self) -> None:
+        """Checks that the server has every adapter, and that it applies them: where it gives log-probabilities, no two
+        adapters have those of one another or of the base model.
+
+        Raises:
+            UserError: it does not know a name, does not answer, or two names have the same weights.
+        """
+        seen: dict[str, tuple[float, ...]] = {}
+        for name in (self._base, *self._served.values()) if self._served else ():
+            logprobs = asyncio.run_coroutine_threadsafe(self._probe(name), self._loop).result()
+            if logprobs is None:
+                continue
+            for other, those in seen.items():
+                if len(those) == len(logprobs) and all(
+                    abs(a - b) < SAME_LOGPROBS for a, b in zip(those, logprobs, strict=True)
+                ):
+                    raise UserError(
+                        "model.endpoint.adapters",
+                        f"{self._address()} answers for {name} as for {other}, with the same probabilities",
+                        f"serve the adapter under this name: {self._how_to_serve(name)}",
+                    )
+            seen[name] = logprobs
+
     def pending(self) -> int:
         return self._pending
 
     def info(self) -> dict[str, str]:
         return {
-            "engine": "openai",
+            "engine": "endpoint",
             "openai": openai.__version__,
             "endpoint": self._address(),
-            "served": self.model.path,
+            "served": self._base,
+            **({"adapters": ", ".join(self._served.values())} if self._served else {}),
         }
 
     def close(self) -> None:
@@ -135,11 +185,11 @@ class OpenAIEngine:
     # ---------------------------------------------------------------- one request
 
     def _payload(self, request: Request) -> dict[str, Json]:
-        if request.adapter is not None:
+        if request.adapter is not None and request.adapter not in self._served:
             raise UserError(
                 "model.endpoint",
                 f"{self.model.name} is asked for the adapter {request.adapter}, and an endpoint has its own weights",
-                "allowed: stages base, prompted",
+                ALLOWED_STAGES,
             )
         sampling = request.sampling
         template = self.model.template if request.tools is None else with_native_tools(self.model.template)
@@ -160,7 +210,7 @@ class OpenAIEngine:
             extensions |= {"continue_final_message": True, "add_generation_prompt": False}
         tools: dict[str, Json] = {"tools": list(request.tools.schemas)} if request.tools else {}
         return {
-            "model": self.model.path,
+            "model": self._served.get(request.adapter or "", self._base),
             "messages": messages,
             **tools,
             "temperature": sampling.temperature,
@@ -174,18 +224,56 @@ class OpenAIEngine:
     async def _answer(self, request: Request, payload: dict[str, Json]) -> None:
         async with self._slots:
             try:
-                self._done.put(await self._attempt_all(request, payload))
+                self._done.put(await self._complete(request, payload))
             except Exception as error:
                 self._done.put(error)
 
-    async def _attempt_all(self, request: Request, payload: dict[str, Json]) -> Completion:
-        """The completion of a request after up to 1 + ``retries`` attempts."""
+    async def _complete(self, request: Request, payload: dict[str, Json]) -> Completion:
+        try:
+            return await self._attempt_all(payload, partial(self._read, request))
+        except _TooLong:
+            return Completion(request.id, "", "length", 0, 0)
+        except _Retry as failure:
+            return Completion(request.id, f"{failure}, {self.endpoint.retries + 1} times", "error", 0, 0)
+
+    async def _probe(self, name: str) -> tuple[float, ...] | None:
+        """The log-probabilities of the tokens of a greedy reply under the server's name ``name``; None if it gives none."""
+        payload: dict[str, Json] = {
+            "model": name,
+            "messages": [{"role": "user", "content": PROBE}],
+            "temperature": 0,
+            "max_tokens": PROBE_TOKENS,
+            "seed": 0,
+        }
+        try:
+            try:
+                return await self._attempt_all({**payload, "logprobs": True}, _logprobs)
+            except UserError as error:
+                # Some servers refuse to be asked for log-probabilities.
+                if error.where != "model.endpoint":
+                    raise
+                return await self._attempt_all(payload, _logprobs)
+        except (_Retry, _TooLong) as failure:
+            raise UserError(
+                "model.endpoint.adapters",
+                f"{self._address()} gives no reply under the name {name} ({failure})",
+                self._how_to_serve(name),
+            ) from None
+
+    async def _attempt_all(self, payload: dict[str, Json], read: Callable[[ChatCompletion], T]) -> T:
+        """What ``read`` makes of the answer to ``payload``, after up to 1 + ``retries`` attempts.
+
+        Raises:
+            _Retry: the last attempt failed too.
+            _TooLong: see there.
+            UserError: see the class.
+        """
         failure = _Retry("not attempted")
         for attempt in range(self.endpoint.retries + 1):
             if attempt:
                 await pause(max(failure.wait, backoff_s(attempt)))
             try:
-                return await self._attempt(request, payload)
+                return await self._attempt(payload, read)
             except _Retry as error:
                 failure = error
         if failure.unreachable and not self._connected:
@@ -194,9 +282,9 @@ class OpenAIEngine:
                 f"nothing answers at {self._address()} ({failure})",
                 "start the server, or correct the address",
             )
-        return Completion(request.id, f"{failure}, {self.endpoint.retries + 1} times", "error", 0, 0)
+        raise failure
 
-    async def _attempt(self, request: Request, payload: dict[str, Json]) -> Completion:
+    async def _attempt(self, payload: dict[str, Json], read: Callable[[ChatCompletion], T]) -> T:
         try:
             # The client's own time limit is one between two parts of an answer.
             async with asyncio.timeout(self.endpoint.timeout_s):
@@ -207,13 +295,15 @@ class OpenAIEngine:
             raise _Retry(f"no answer within {self.endpoint.timeout_s:g} s") from None
         except openai.APIStatusError as error:
             self._connected = True
-            return self._rejected(request, error)
+            if _is_unknown_model(error) and payload["model"] in self._served.values():
+                raise await self._unknown_adapter(str(payload["model"]), error) from None
+            raise self._rejection(error) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             reason = self._redact(f"{type(cause).__name__}: {cause}".rstrip(": "))
             raise _Retry(reason, unreachable=type(cause).__name__ == "ConnectError") from None
         self._connected = True
-        return self._read(request, reply)
+        return read(reply)
 
     def _read(self, request: Request, reply: ChatCompletion) -> Completion:
         # The client does not check an answer against its types: anything may be missing, and text that is not JSON
@@ -241,23 +331,42 @@ class OpenAIEngine:
         whole = str(replace_surrogates(request.prefix + text))
         return Completion(request.id, whole, reason, tokens_in, tokens_out)
 
-    def _rejected(self, request: Request, error: openai.APIStatusError) -> Completion:
+    def _rejection(self, error: openai.APIStatusError) -> _Retry | _TooLong | UserError:
         """What follows from an HTTP error: a retry, an empty completion, or an error for the user."""
         status, message = error.status_code, self._redact(_message(error.body) or error.message)
         if status in RETRIED_STATUS or status >= 500:
             wait = retry_after_s(error.response.headers.get("retry-after"))
-            raise _Retry(f"HTTP {status}: {message}", wait) from None
+            return _Retry(f"HTTP {status}: {message}", wait)
         if status == 400 and any(mark in message.lower() for mark in PROMPT_TOO_LONG):
-            return Completion(request.id, "", "length", 0, 0)
+            return _TooLong(message)
         found = f"{self._address()} answers HTTP {status} ({message})"
         if status in (401, 403):
             name = self.endpoint.key_env
             remedy = f"put a valid key into the environment variable {name}" if name else "name its variable"
-            raise UserError("model.endpoint.key_env", found, remedy) from None
+            return UserError("model.endpoint.key_env", found, remedy)
         if status == 404:
-            remedy = "correct it (most end in /v1), or model.path, the name that the server gives the model"
-            raise UserError("model.endpoint.url", found, remedy) from None
-        raise UserError("model.endpoint", found, "the server does not accept such requests") from None
+            where = "model.path" if self.endpoint.served is None else "model.endpoint.served"
+            remedy = f"correct it (most end in /v1), or {where}, the name that the server gives the model"
+            return UserError("model.endpoint.url", found, remedy)
+        return UserError("model.endpoint", found, "the server does not accept such requests")
+
+    async def _unknown_adapter(self, name: str, error: openai.APIStatusError) -> UserError:
+        """The error for an adapter that the server does not know, with the names that it offers."""
+        try:
+            page = await self._client.models.list(extra_headers=self._headers)
+            offered = sorted(str(model.id) for model in page.data)
+        except (openai.OpenAIError, TypeError, AttributeError):
+            offered = []
+        return UserError(
+            "model.endpoint.adapters",
+            f"{self._address()} has no {name} (HTTP {error.status_code})",
+            "; ".join([*([f"it offers {', '.join(offered)}"] if offered else []), self._how_to_serve(name)]),
+        )
+
+    def _how_to_serve(self, name: str) -> str:
+        """The option by which vLLM serves an adapter under the name ``name``."""
+        folder = next((self._folders.get(key) for key, own in self._served.items() if own == name), None)
+        return f"vllm serve --enable-lora --lora-modules {name}={folder or 'FOLDER'}"
 
     # ---------------------------------------------------------------- messages without secrets
 
@@ -280,22 +389,53 @@ class OpenAIEngine:
 
 
 def open_engine(
-    model: ModelSettings, adapters: Mapping[str, Path], scales: Mapping[str, float], settings: EngineSettings
-) -> OpenAIEngine:
-    """See ``offscript.rollouts.engines.open_engine``.
+    model: ModelSettings,
+    adapters: Mapping[str, Path],
+    scales: Mapping[str, float],
+    settings: EngineSettings,
+    served: Mapping[str, str] | None = None,
+) -> EndpointEngine:
+    """See ``offscript.rollouts.engines.open_engine``. The server holds the adapters, under the names ``served``.
 
     Raises:
-        UserError: the model has no endpoint, or trained weights are asked of it.
+        UserError: the model has no endpoint; or the server lacks an adapter, or does not apply it (``check_adapters``).
     """
     if model.endpoint is None:
         raise UserError(
-            "engine.name", f"openai, but model {model.name} has no endpoint", "set model.endpoint.url"
+            "engine.name", f"endpoint, but model {model.name} has no endpoint", "set model.endpoint.url"
         )
-    if adapters:
+    if nameless := [name for name in adapters if name not in (served or {})]:
         raise UserError(
-            "model.endpoint", f"{model.name} is asked for trained weights", "allowed: stages base, prompted"
+            "model.endpoint",
+            f"{model.name} is asked for trained weights ({nameless[0]})",
+            ALLOWED_STAGES,
         )
-    return OpenAIEngine(model, settings)
+    engine = EndpointEngine(model, settings, served, adapters)
+    try:
+        engine.check_adapters()
+    except UserError:
+        engine.close()
+        raise
+    return engine
+
+
+def _is_unknown_model(error: openai.APIStatusError) -> bool:
+    """Whether a server refuses a request because of its ``model``: 404 by most, 400 by some."""
+    message = _message(error.body).lower()
+    return error.status_code == 404 or (error.status_code == 400 and "invalid model" in message)
+
+
+def _logprobs(reply: ChatCompletion) -> tuple[float, ...] | None:
+    """The log-probabilities of a reply's tokens; None if it has none.
+
+    Raises:
+        _Retry: it is no chat completion.
+    """
+    try:
+        found = reply.choices[0].logprobs
+        return tuple(float(token.logprob) for token in found.content or ()) or None if found else None
+    except (LookupError, TypeError, AttributeError, ValueError):
+        raise _Retry("no chat completion") from None
 
 
 # ---------------------------------------------------------------- tool calls

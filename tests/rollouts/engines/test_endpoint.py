@@ -9,13 +9,15 @@ import time
 from collections import Counter
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from offscript.errors import UserError
-from offscript.rollouts.engines import openai
+from offscript.rollouts.engines import endpoint as endpoint_engine
+from offscript.rollouts.engines import open_engine
 from offscript.rollouts.engines.base import Request, Sampling
-from offscript.rollouts.engines.openai import OpenAIEngine, retry_after_s
+from offscript.rollouts.engines.endpoint import EndpointEngine, retry_after_s
 from offscript.rollouts.scheduler import RolloutFailed, run_episodes
 from offscript.seeds import stable_hash, unit_hash
 from offscript.settings import (
@@ -44,6 +46,8 @@ class Stub(ThreadingHTTPServer):
     def __init__(self, fault=lambda body, attempt: None, together: int = 1) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.fault, self.together = fault, together
+        # The names that it lists.
+        self.offered: tuple[str, ...] = ()
         self.bodies: list[dict] = []
         self.headers: list[dict] = []
         self.faults: Counter = Counter()
@@ -63,6 +67,10 @@ class Stub(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Stub
+
+    def do_GET(self) -> None:
+        models = [{"id": name, "object": "model"} for name in self.server.offered]
+        self.send(200, {"object": "list", "data": models})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -147,7 +155,7 @@ def waits(monkeypatch) -> list[float]:
     async def no_pause(seconds: float) -> None:
         seen.append(seconds)
 
-    monkeypatch.setattr(openai, "pause", no_pause)
+    monkeypatch.setattr(endpoint_engine, "pause", no_pause)
     return seen
 
 
@@ -156,7 +164,7 @@ def engine_for(monkeypatch):
     monkeypatch.setenv("STUB_KEY", KEY)
     opened = []
 
-    def make(url: str, model: dict | None = None, max_live: int = 512, **endpoint) -> OpenAIEngine:
+    def make(url: str, model: dict | None = None, max_live: int = 512, **endpoint) -> EndpointEngine:
         endpoint = {"url": url, "key_env": "STUB_KEY", "concurrency": 8, "timeout_s": 5, **endpoint}
         settings = ModelSettings(
             **{
@@ -169,7 +177,7 @@ def engine_for(monkeypatch):
                 **(model or {}),
             }
         )
-        opened.append(OpenAIEngine(settings, EngineSettings(name="transformers", max_live=max_live)))
+        opened.append(EndpointEngine(settings, EngineSettings(name="transformers", max_live=max_live)))
         return opened[-1]
 
     yield make
@@ -182,7 +190,7 @@ def ask(i: int = 0, text: str = "Hello.", adapter=None, prefix="", messages=None
     return Request(i, messages, adapter, 1000 + i, Sampling(**sampling), prefix)
 
 
-def answers(engine: OpenAIEngine, *requests: Request) -> dict:
+def answers(engine: EndpointEngine, *requests: Request) -> dict:
     for request in requests:
         engine.submit(request)
     found = {}
@@ -317,7 +325,7 @@ def test_every_row_is_written_once_in_spite_of_failures(serve, engine_for, waits
 
 
 def test_retry_after_is_honoured_and_waits_double(serve, engine_for, waits, monkeypatch):
-    monkeypatch.setattr(openai.random, "random", lambda: 0.5)
+    monkeypatch.setattr(endpoint_engine.random, "random", lambda: 0.5)
     stub = serve(fault=lambda body, attempt: {1: "500", 2: "429", 3: "503", 4: "drop"}.get(attempt))
     assert answers(engine_for(stub.url), ask())[0].finish_reason == "stop"
     assert waits == [0.5, 7.0, 2.0, 4.0]
@@ -408,6 +416,95 @@ def test_adapters_and_prefixes_that_the_endpoint_lacks_are_refused(serve, engine
     assert engine.pending() == 0 and engine.step() == []
 
 
+# ---------------------------------------------------------------- adapters that the server holds
+
+
+def with_logprobs(values: dict):
+    """A server that answers with a log-probability per name, and 404 for other names."""
+
+    def fault(body, attempt):
+        if body["model"] not in values:
+            return 404, {"message": f"The model `{body['model']}` does not exist.", "code": 404}
+        content = [{"token": "I", "logprob": values[body["model"]], "top_logprobs": []}]
+        return 200, completion(body, logprobs={"content": content} if body.get("logprobs") else None)
+
+    return fault
+
+
+@pytest.fixture
+def served_by(monkeypatch):
+    """Opens the engine of a stub that holds the adapters of two personas."""
+
+    def make(stub: Stub, **endpoint) -> EndpointEngine:
+        settings = ModelSettings(
+            name="hosted",
+            path="some/model",
+            context=4096,
+            sampling=SamplingSettings(),
+            template=TemplateSettings(),
+            endpoint=EndpointSettings(url=stub.url, adapters="{persona}", retries=1, **endpoint),
+        )
+        folders = {"k1": Path("adapters/sarcasm"), "k2": Path("adapters/remorse")}
+        names = {"k1": "sarcasm", "k2": "remorse"}
+        return open_engine(settings, folders, {}, EngineSettings(name="endpoint"), served=names)
+
+    return make
+
+
+def test_adapters_are_asked_under_the_names_of_the_server(serve, served_by):
+    stub = serve(fault=with_logprobs({"base": -1.0, "sarcasm": -2.0, "remorse": -3.0}))
+    engine = served_by(stub, served="base")
+    stub.bodies.clear()
+    answers(engine, ask(0, adapter="k1"), ask(1), ask(2, adapter="k2"))
+    assert {body["seed"] - 1000: body["model"] for body in stub.bodies} == {
+        0: "sarcasm",
+        1: "base",
+        2: "remorse",
+    }
+    assert engine.info()["adapters"] == "sarcasm, remorse" and engine.info()["served"] == "base"
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"some/model": -1.0, "sarcasm": -2.0, "remorse": -1.0}, "answers for remorse as for some/model"),
+        ({"some/model": -1.0, "sarcasm": -2.0, "remorse": -2.0}, "answers for remorse as for sarcasm"),
+    ],
+)
+def test_an_adapter_that_the_server_does_not_apply_is_refused(serve, served_by, values, message):
+    with pytest.raises(UserError, match=rf"^model.endpoint.adapters: .*{message}.*remorse=adapters/remorse$"):
+        served_by(serve(fault=with_logprobs(values)))
+
+
+def test_an_adapter_that_the_server_does_not_know_names_those_that_it_offers(serve, served_by, waits):
+    stub = serve(fault=with_logprobs({"some/model": -1.0, "sarcasm": -2.0}))
+    stub.offered = ("some/model", "sarcasm", "loving")
+    with pytest.raises(
+        UserError,
+        match=r"^model.endpoint.adapters: .* has no remorse \(HTTP 404\); it offers loving, sarcasm, some/model; "
+        r"vllm serve --enable-lora --lora-modules remorse=adapters/remorse$",
+    ):
+        served_by(stub)
+    assert waits == []
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_server_without_log_probabilities_is_asked_for_every_name(serve, served_by, refuses):
+    def fault(body, attempt):
+        if refuses and body.get("logprobs"):
+            return 400, {"error": {"message": "logprobs are not supported"}}
+        return 200, completion(body)
+
+    stub = serve(fault=fault)
+    served_by(stub).close()
+    assert [body["model"] for body in stub.bodies if refuses != bool(body.get("logprobs"))] == [
+        "some/model",
+        "sarcasm",
+        "remorse",
+    ]
+
+
 def test_a_server_that_separates_the_reasoning_from_a_prefix_is_refused(serve, engine_for):
     stub = serve(fault=lambda body, attempt: (200, completion(body, message={"reasoning_content": "Hm."})))
     engine = engine_for(stub.url, prefill=True)
@@ -433,10 +530,10 @@ def test_the_key_is_never_logged(serve, engine_for, waits, caplog):
 def test_an_engine_that_was_not_closed_does_not_keep_the_process_alive(serve):
     stub = serve(together=99)
     script = f"""
-from tests.rollouts.engines.test_openai import *
+from tests.rollouts.engines.test_endpoint import *
 endpoint = EndpointSettings(url={stub.url!r})
 model = ModelSettings(name="m", path="m", context=99, sampling=SamplingSettings(), template=TemplateSettings(), endpoint=endpoint)
-OpenAIEngine(model, EngineSettings(name="transformers")).submit(ask())
+EndpointEngine(model, EngineSettings(name="transformers")).submit(ask())
 """
     subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, timeout=60, check=True)
 
