@@ -60,6 +60,8 @@ class AdapterTrainer(Trainer):
     eval_rows: Sequence[TrainingRow]
     padding_row: TrainingRow
     """A row without any loss, for a rank that has no row in a micro-batch."""
+    packed = False
+    """Whether the rows of a micro-batch follow one another in one sequence, without padding."""
     step_amount: int
     """Amount of the current optimizer step, on all ranks; its loss is divided by it."""
 
@@ -100,7 +102,7 @@ class AdapterTrainer(Trainer):
     def own_parts(self, rows: Sequence[TrainingRow]) -> list[list[int]]:
         """The positions of this rank's rows in each micro-batch of ``rows``; a part may be empty."""
         lengths = [self.length(row) for row in rows]
-        parts = micro_batches(lengths, self.args.world_size, self.run.most_tokens)
+        parts = micro_batches(lengths, self.args.world_size, self.run.most_tokens, self.packed)
         return [part[self.run.ranks.rank] for part in parts]
 
     def rows_of(self, rows: Sequence[TrainingRow], part: Sequence[int]) -> list[TrainingRow]:
@@ -136,7 +138,8 @@ class AdapterTrainer(Trainer):
 
     def log_probs(self, model: "Module", inputs: "dict[str, Tensor]") -> "Tensor":
         """Log-probabilities of the labels (rows, tokens - 1), from the second token on; 0 where a label is -100."""
-        given = {name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}
+        names = ("input_ids", "attention_mask", "position_ids", "labels")
+        given = {name: inputs[name] for name in names if name in inputs}
         found: Tensor = model(**given, use_cache=False, fused_lm_head=True).log_probs
         return found.float()
 

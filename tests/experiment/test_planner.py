@@ -75,6 +75,7 @@ TABLE = {
     "engine.max_live=5": set(),
     "tracking=off": set(),
     "recipe.distillation.optimizer.micro_batch_size=2": set(),
+    "recipe.introspection.packing=true": set(),
     "recipe.distillation.optimizer.checkpoint_steps=2": set(),
     "classifier.predict_batch_tokens=3": set(),
     "evaluation.resamples=500": of_kind("evaluation"),

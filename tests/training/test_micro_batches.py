@@ -39,6 +39,12 @@ def test_every_row_is_in_one_part_and_no_division_is_cheaper():
         assert cost(parts, lengths) == min(cost(found, lengths) for found in allowed)
 
 
+def test_packed_rows_need_no_padding():
+    lengths = [300, 10, 20, 30, 40]
+    assert len(micro_batches(lengths, 1, 400, packed=True)) == 1
+    assert len(micro_batches(lengths, 1, 400)) == 2
+
+
 def test_a_row_that_is_longer_than_allowed_has_a_part_of_its_own():
     assert micro_batches([50, 900, 60], 1, 100) == [[[1]], [[2]], [[0]]]
 

@@ -12,6 +12,7 @@ from offscript.settings import LoraSettings
 from offscript.training.data.introspection import conversations
 from offscript.training.methods import sft
 from offscript.training.methods.sft import _cut
+from tests.families import family, family_settings
 from tests.training.data import SENTENCES, changed, conversation, introspection, row, teacher_rows, train_sft
 
 WEIGHTS = "adapter_model.safetensors"
@@ -139,6 +140,44 @@ def test_how_the_global_batch_is_cut_does_not_matter(
         train_sft(tiny_settings, settings, introspection_rows, tiny_adapter, tmp_path / str(micro), seed=1)
     whole, cut = (load_file(tmp_path / name / WEIGHTS) for name in ("8", "1"))
     assert max((whole[k] - cut[k]).abs().max().item() for k in whole) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["tiny", "qwen", "gemma"])
+def test_packed_rows_give_the_losses_and_weights_of_padded_ones(
+    tiny_settings, introspection_rows, tmp_path, name
+):
+    """Rows of a step, their loss, validation: all the same. Gemma has layers with a sliding window."""
+    model = tiny_settings if name == "tiny" else family_settings(name, family(name))
+    losses = {}
+    for packing in (False, True):
+        settings = introspection(max_length=256, epochs=1).model_copy(update={"packing": packing})
+        seen = losses[packing] = []
+        numbers = train_sft(
+            model,
+            settings,
+            introspection_rows,
+            None,
+            tmp_path / str(packing),
+            on_step=lambda *step, to=seen: to.append(step[2]["loss"]),
+        )
+        seen.append(numbers["eval_loss"])
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4) and len(losses[True]) > 2
+    padded, packed = (load_file(tmp_path / str(packing) / WEIGHTS) for packing in (False, True))
+    assert max((padded[k] - packed[k]).abs().max().item() for k in padded) < 1e-4
+
+
+def test_a_model_that_does_not_keep_packed_rows_apart_is_refused(
+    tiny_settings, introspection_rows, tmp_path, monkeypatch
+):
+    from transformers import masking_utils
+
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
+    settings = introspection().model_copy(update={"packing": True})
+    with pytest.raises(
+        UserError, match="packing: the attention of tiny does not keep packed rows apart; false"
+    ):
+        train_sft(tiny_settings, settings, introspection_rows, None, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_long_conversation_keeps_its_first_whole_turns(tiny_settings, tiny_adapter, tmp_path):

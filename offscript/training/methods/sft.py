@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from offscript.errors import MissingInput
 from offscript.models import adapters
 from offscript.models.adapter_config import WEIGHTS
-from offscript.settings import TemplateSettings, TrainerSettings, identity
+from offscript.settings import TemplateSettings, TrainerSettings, identity, runtime
 from offscript.training.data.base import Counts, TrainingRow, require_rows
 from offscript.training.fit import fit
 from offscript.training.methods.base import Method
+from offscript.training.packing import pack
 from offscript.training.run import (
     Metrics,
     Run,
@@ -38,9 +39,12 @@ PARENT, OWN = "parent", "own"
 
 class SFTSettings(TrainerSettings):
     """``too_long``: of a conversation with more tokens than ``optimizer.max_length``, the whole turns that fit are trained
-    (``whole_turns``), or it is cut there and made to end in an end token (``cut``, as published)."""
+    (``whole_turns``), or it is cut there and made to end in an end token (``cut``, as published). ``packing``: the rows of a
+    micro-batch follow one another in one sequence, in which no row sees another, in place of being padded. The rows of a
+    step, and its loss, are the same."""
 
     too_long: Literal["whole_turns", "cut"] = identity("whole_turns", unhashed="whole_turns")
+    packing: bool = runtime(False)
 
 
 def train(run: Run, conversations: Sequence[TrainingRow]) -> Metrics:
@@ -79,6 +83,9 @@ def train(run: Run, conversations: Sequence[TrainingRow]) -> Metrics:
         )
         trainer.run, trainer.train_rows, trainer.eval_rows = run, train_rows, held_out
         trainer.padding_row = {"input_ids": train_rows[0]["input_ids"][:2], "labels": [IGNORED] * 2}
+        # A method of a user that trains by this function may have settings of its own.
+        if isinstance(run.settings, SFTSettings) and run.settings.packing:
+            pack(trainer, tokenizer.pad_token_id)
         return {
             "rows": counts,
             **fit(
