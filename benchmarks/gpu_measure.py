@@ -22,8 +22,9 @@ import torch
 from offscript.models.adapters import STANDALONE
 from offscript.models.loading import load_tokenizer
 from offscript.rollouts.engines.base import Request, Sampling
+from offscript.rollouts.engines.batch import Batch, join, new_cache
 from offscript.rollouts.engines.rendering import Row
-from offscript.rollouts.engines.transformers import TransformersEngine, decode
+from offscript.rollouts.engines.transformers import TransformersEngine
 from offscript.rollouts.engines.weights import Weights
 from offscript.rollouts.scheduler import CellRun, run_episodes
 from offscript.seeds import unit_hash
@@ -333,6 +334,7 @@ class Recorder:
 
     def __init__(self, bench: Bench, weights: Weights, cache: Any = None) -> None:
         self.bench, self.weights, self.cache = bench, weights, cache
+        self.base, self.mode = weights.base, weights.mode
         self.starts: list[float] = []
         self.passes: list[float] = []
 
@@ -352,6 +354,15 @@ class Recorder:
         return output
 
 
+def decode(weights: Recorder, rows: Sequence[Row], device: str) -> None:
+    """Reads the prompts of ``rows`` in one pass, and decodes until all rows have finished."""
+    batch: Batch | None = Batch.read(weights, rows, frozenset(), 0, device)  # type: ignore[arg-type]
+    while batch is not None and batch.live():
+        batch.step(weights, frozenset())  # type: ignore[arg-type]
+        if batch.take_ended():
+            batch = join([batch])
+
+
 def prefill(bench: Bench, kind: str, batch: int, context: int) -> dict[str, Any]:
     """Prompts of about ``context`` tokens, without the token that is drawn after them."""
     weights = _weights(bench, kind)
@@ -360,7 +371,7 @@ def prefill(bench: Bench, kind: str, batch: int, context: int) -> dict[str, Any]
         recorder = Recorder(bench, weights)
         rows = _rows(batch, context, NAMES[kind], limit=1)
         with torch.inference_mode():
-            decode(recorder, rows, frozenset(), 0, bench.device)  # type: ignore[arg-type]
+            decode(recorder, rows, bench.device)
         times += recorder.passes
     seconds, lengths = median(times[1:]), [len(row.prompt) for row in rows]
     share = bench.prefill_flops(lengths) / seconds / bench.flops if bench.flops else None
@@ -378,11 +389,11 @@ def decoding(bench: Bench, kind: str, batch: int, context: int) -> dict[str, Any
     weights = _weights(bench, kind)
     steps = bench.shapes.steps if kind == "base" else max(5, bench.shapes.steps // 2)
     with torch.inference_mode():
-        cache = _random_cache(bench, batch, context)
+        cache = _random_cache(bench, weights, batch, context)
         recorder = Recorder(bench, weights, cache)
         del cache
         rows = _rows(batch, context, NAMES[kind], limit=1 + WARMUP + steps)
-        decode(recorder, rows, frozenset(), 0, bench.device)  # type: ignore[arg-type]
+        decode(recorder, rows, bench.device)
         bench.synchronize()
     times = [b - a for a, b in zip(recorder.starts, [*recorder.starts[1:], time.perf_counter()], strict=True)]
     seconds = median(times[WARMUP:])
@@ -434,11 +445,9 @@ def _rows(batch: int, context: int, names: Sequence[str | None], limit: int) -> 
     ]
 
 
-def _random_cache(bench: Bench, batch: int, context: int) -> Any:
-    from transformers import DynamicCache
-
+def _random_cache(bench: Bench, weights: Weights, batch: int, context: int) -> Any:
     s = bench.shapes
-    cache = DynamicCache(config=bench.config())
+    cache = new_cache(weights)
     for layer in range(s.layers):
         key, value = (
             torch.randn(

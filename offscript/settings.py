@@ -809,9 +809,10 @@ class EvaluationSettings(Node):
 class EngineSettings(Named):
     """The engine that generates replies.
 
-    ``batch_size`` is the number of replies that are decoded together. At most ``max_live`` episodes are started and not
-    finished. ``merge_from``: an adapter with at least so many waiting requests is merged into the weights for a batch;
-    requests of adapters with fewer are decoded together, unmerged. ``device`` is ``auto`` (a GPU if there is one), or a
+    At most ``batch_size`` replies are decoded together, and at most as many as have ``batch_tokens`` tokens of prompts and
+    replies, if all were as long as the longest may become (auto: what fits the memory that is free). At most ``max_live``
+    episodes are started and not finished. ``merge_from``: prompts of an adapter are read with merged weights if at least so
+    many are read at a time; those of adapters with fewer are read together, unmerged. ``device`` is ``auto`` (a GPU if there is one), or a
     device of torch.
 
     Of vLLM only: ``python`` is the interpreter of its environment, relative to the working folder or the repository;
@@ -821,9 +822,10 @@ class EngineSettings(Named):
     """
 
     name: str = runtime()
-    batch_size: int = runtime(64, ge=1)
+    batch_size: int = runtime(128, ge=1)
+    batch_tokens: Literal["auto"] | Annotated[int, Field(ge=1)] = runtime("auto")
     max_live: int = runtime(512, ge=1)
-    merge_from: int = runtime(8, ge=1)
+    merge_from: int = runtime(3, ge=1)
     device: str = runtime("auto")
     python: str = runtime(".venv-vllm/bin/python", min_length=1)
     tensor_parallel: int = runtime(1, ge=1)

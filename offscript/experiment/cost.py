@@ -364,7 +364,7 @@ def _rollouts(
     adapters = _adapter_bytes(rollouts, model)
     longest = max(size.length for _, size in sizes)
     fitting = batch_that_fits(model, gpu, longest, adapters, rates)
-    batch = max(1, min(engine.batch_size, job.rows or 1, fitting))
+    batch = max(1, min(_allowed(engine, longest), job.rows or 1, fitting))
     seconds = sum(
         _seconds(rollout, size, batch, model, gpu, rates, adapters)
         for rollout, (_, size) in zip(rollouts, sizes, strict=True)
@@ -372,6 +372,13 @@ def _rollouts(
     rows = batch * longest * token_bytes(model, rates, adapters > 0)
     memory = weight_bytes(model) + adapters + rows + WORKSPACE
     return _on(gpu, job, memory, seconds, _note(engine, rates))
+
+
+def _allowed(engine: EngineSettings, length: float) -> int:
+    """Rows of ``length`` tokens that the settings allow in a batch."""
+    if engine.batch_tokens == "auto":
+        return engine.batch_size
+    return min(engine.batch_size, int(engine.batch_tokens / length))
 
 
 def _note(engine: EngineSettings, rates: Rates) -> str:
@@ -430,9 +437,8 @@ def _vector(
     )
     if rates is None or model.size is None or model.endpoint is not None:
         return job
-    batch = max(
-        1, min(engine.batch_size, rows, batch_that_fits(model, gpu, size.length, weight_bytes(model)))
-    )
+    fitting = batch_that_fits(model, gpu, size.length, weight_bytes(model))
+    batch = max(1, min(_allowed(engine, size.length), rows, fitting))
     one = _seconds(plain, size, batch, model, gpu, rates, 0.0) / max(1, plain.planned_rows)
     seconds = rows * one + _seconds_of(read * 2 * model.size.parameters, gpu)
     memory = 2 * weight_bytes(model) + batch * size.length * kv_bytes(model) + WORKSPACE

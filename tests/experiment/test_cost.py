@@ -62,8 +62,8 @@ def model(size=LLAMA, **changes):
     return tiny_model_settings("org/model", size=size, **{"dtype": "bfloat16", "context": 8192, **changes})
 
 
-def engine(name="vllm", batch_size=64):
-    return SimpleNamespace(name=name, batch_size=batch_size)
+def engine(name="vllm", batch_size=64, batch_tokens="auto"):
+    return SimpleNamespace(name=name, batch_size=batch_size, batch_tokens=batch_tokens)
 
 
 def cell(fmt="chat", planned=100, scenarios=None, adapter=None, system="", max_tokens=512, **options):
@@ -300,6 +300,7 @@ def test_more_work_costs_more_and_a_faster_gpu_less():
     assert hours([cell(planned=500, adapter=adapter())]) > base
     assert hours([cell(planned=500)], GPUS["H100"]) > base
     assert hours([cell(planned=500)], how=engine(batch_size=8)) > base
+    assert hours([cell(planned=500)], how=engine(batch_tokens=8000)) > base
     assert hours([cell(planned=500)], how=engine("transformers")) > base
 
 

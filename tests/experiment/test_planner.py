@@ -72,6 +72,7 @@ FULL = {n for n in ALL if "full" in n.split() and n.split()[0] in ("adapter", "r
 
 TABLE = {
     "engine.batch_size=3": set(),
+    "engine.batch_tokens=5000": set(),
     "engine.max_live=5": set(),
     "tracking=off": set(),
     "recipe.distillation.optimizer.micro_batch_size=2": set(),

@@ -76,7 +76,7 @@ def test_every_format_runs_with_an_adapter_on_every_family(name, tmp_path, monke
 
     def submit(engine, request):
         before(engine, request)
-        requests.append((request, in_full(engine.tokenizer, engine._queued[-1].prompt)))
+        requests.append((request, in_full(engine.tokenizer, engine._waiting[-1].prompt)))
 
     before = TransformersEngine.submit
     monkeypatch.setattr(TransformersEngine, "submit", submit)

@@ -40,6 +40,10 @@ class Row:
         elif len(self.new) == self.limit:
             self.finish = "length"
 
+    def restarted(self) -> "Row":
+        """The row before its first token."""
+        return Row(self.request, self.prompt, self.limit, ends=self.ends)
+
 
 class Renderer:
     """Renders the requests of one model as rows of token ids, and the finished rows as completions.

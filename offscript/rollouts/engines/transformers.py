@@ -1,11 +1,11 @@
-"""The transformers engine: decodes left-padded batches of queued requests with the model's key-value cache."""
+"""The transformers engine: decodes a batch of rows with the model's key-value cache, which waiting rows join."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
 
 from offscript import allocator
 from offscript.errors import UserError
@@ -13,27 +13,37 @@ from offscript.models.chat_templates import render
 from offscript.models.loading import load_model, load_tokenizer, pick_device
 from offscript.models.steering import load_vector
 from offscript.rollouts.engines.base import Completion, EngineStats, Request
-from offscript.rollouts.engines.draw import draw, penalize
+from offscript.rollouts.engines.batch import Batch, can_join, join, new_cache, split_prompts
 from offscript.rollouts.engines.rendering import Renderer, Row, stop_tokens
 from offscript.rollouts.engines.weights import Mode, Weights
 from offscript.settings import EngineSettings, ModelSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import Cache, PreTrainedModel
+    from transformers import PreTrainedModel
+
+REFILL = 0.25
+"""Share of the rows of a batch that have finished or can join before it is made anew, which copies its cache."""
+GPU_SHARE = 0.75
+"""Share of a GPU's free memory for keys and values. The rest is for activations and for copies of single layers."""
+CPU_BYTES = 2 * 2**30
+"""Keys and values on a CPU."""
+
+_log = logging.getLogger(__name__)
 
 
 class TransformersEngine:
     """Answers requests with one base model and any number of adapters and persona vectors, which are loaded once.
 
-    ``step`` decodes one batch: of one adapter, merged, if at least ``merge_from`` of its requests are queued; otherwise
-    of any queued requests, with their adapters unmerged. A batch of base weights may have any vectors. In float32 on a
-    CPU a text is a function of its prompt, adapter or vector, and seed alone.
+    There is one batch, of any adapters and vectors: merged weights compute it while all its rows have one adapter. Waiting
+    requests join it when others have finished, those of its own adapters first. A batch that does not fit the memory is
+    given up, half as many tokens are allowed from then on, and its rows start again. In float32 on a CPU a text is a
+    function of its prompt, adapter or vector, and seed alone.
 
     Args:
         model: the base model.
         adapters: adapter folders by name (no dots).
-        settings: batch size, ``merge_from`` and device.
+        settings: bounds of the batch, ``merge_from`` and device.
         scales: factor of an adapter's effect, by its name; 1 for an adapter without an entry.
         loaded: a base model in memory, used in place of the weights in ``model.path``; it is changed in place. None: the
             weights are loaded.
@@ -62,7 +72,14 @@ class TransformersEngine:
         self.stops = stop_tokens(loaded.generation_config, self.tokenizer, model.template)
         steering = {name: load_vector(folder, self.device) for name, folder in (vectors or {}).items()}
         self.weights = Weights(self._attach(loaded, adapters, scales), tuple(adapters), steering)
-        self._queued: list[Row] = []
+        self._waiting: list[Row] = []
+        self._batch: Batch | None = None
+        self._can_join = can_join(new_cache(self.weights))
+        self.batch_tokens = (
+            automatic_tokens(self.weights.base, self.device)
+            if settings.batch_tokens == "auto"
+            else settings.batch_tokens
+        )
 
     def submit(self, request: Request) -> None:
         """Queues a request.
@@ -72,31 +89,27 @@ class TransformersEngine:
             KeyError: the engine has no such adapter or vector.
         """
         self.weights.adapter_of(request.adapter)
-        self._queued.append(self._renderer.row(request))
+        self._waiting.append(self._renderer.row(request))
 
     def step(self) -> list[Completion]:
-        """Decodes one batch. Requests whose prompt fills the context complete at once, with an empty text.
+        """Decodes until a row has finished, and returns what has. Requests whose prompt fills the context complete at once,
+        with an empty text.
 
         Raises:
-            UserError: the batch does not fit the GPU's memory.
+            UserError: a single row does not fit the memory.
         """
-        rows = [row for row in self._queued if row.finish is not None]
-        mode: Mode | str = "unfit"
-        if not rows:
-            rows = self._choose()
-            mode = self.weights.mode([r.request.adapter for r in rows]) if rows else mode
-            try:
-                with torch.inference_mode():
-                    decode(self.weights, rows, self.stops, self._pad, self.device)
-            except torch.OutOfMemoryError:
-                raise _batch_too_large(rows, self.settings.batch_size) from None
+        if unfit := [row for row in self._waiting if row.finish is not None]:
+            self._waiting = [row for row in self._waiting if row.finish is None]
+            return [self._complete(row, "unfit") for row in unfit]
+        ended: list[tuple[Row, Mode]] = []
+        with torch.inference_mode():
+            while not ended and self.pending():
+                ended = self._advance_or_shrink()
         allocator.return_freed_memory()
-        finished = set(map(id, rows))
-        self._queued = [row for row in self._queued if id(row) not in finished]
-        return [self._complete(row, mode) for row in rows]
+        return [self._complete(row, mode) for row, mode in ended]
 
     def pending(self) -> int:
-        return len(self._queued)
+        return len(self._waiting) + len(self._live())
 
     def close(self) -> None:
         pass
@@ -116,17 +129,99 @@ class TransformersEngine:
 
     # ---------------------------------------------------------------- parts
 
-    def _choose(self) -> list[Row]:
-        """The next batch. Longest prompts first: their episodes are nearest to their end, after which their rows are on
-        disk; and prompts of similar length need little padding."""
-        groups: dict[str | None, list[Row]] = {}
-        for row in self._queued:
-            groups.setdefault(self.weights.adapter_of(row.request.adapter), []).append(row)
-        largest = max(groups.values(), key=len, default=[])
-        pool = largest if len(largest) >= self.settings.merge_from else self._queued
-        return sorted(pool, key=lambda row: -len(row.prompt))[: self.settings.batch_size]
+    def _live(self) -> list[Row]:
+        return self._batch.live() if self._batch else []
 
-    def _complete(self, row: Row, mode: str) -> Completion:
+    def _advance_or_shrink(self) -> list[tuple[Row, Mode]]:
+        joining = self._choose() if self._is_refilled() else []
+        try:
+            return self._refill(joining) if joining else self._decode()
+        except torch.OutOfMemoryError:
+            rows = [*self._live(), *joining]
+        # Outside of the handler: the exception holds the tensors of the failed pass.
+        self._shrink(rows)
+        return []
+
+    def _is_refilled(self) -> bool:
+        if self._batch is None or not self._live():
+            return True
+        if not self._can_join:
+            return False
+        free = self.settings.batch_size - len(self._live())
+        changed = len(self._batch.rows) - len(self._live()) + min(free, len(self._waiting))
+        return changed >= REFILL * len(self._batch.rows)
+
+    def _decode(self) -> list[tuple[Row, Mode]]:
+        assert self._batch is not None
+        if len(self._live()) <= (1 - REFILL) * len(self._batch.rows):
+            self._batch = join([self._batch])
+        assert self._batch is not None
+        self._batch.step(self.weights, self.stops)
+        return self._batch.take_ended()
+
+    def _refill(self, joining: Sequence[Row]) -> list[tuple[Row, Mode]]:
+        """Reads the prompts of ``joining`` and adds their rows to the batch."""
+        parts = [
+            Batch.read(self.weights, part, self.stops, self._pad, self.device)
+            for part in self._parts(joining)
+        ]
+        ended = [row for part in parts for row in part.take_ended()]
+        self._batch = join([*([self._batch] if self._batch else []), *parts])
+        joined = set(map(id, joining))
+        self._waiting = [row for row in self._waiting if id(row) not in joined]
+        return ended
+
+    def _choose(self) -> list[Row]:
+        """The waiting rows that join next. Rows with an adapter of the batch come first, since fewer adapters are faster; then
+        the adapter with most rows. Of one adapter the longest prompts come first: their episodes are nearest to their end,
+        after which their rows are on disk."""
+        live = self._live()
+        present = {self._adapter(row) for row in live}
+        groups = _grouped(self._waiting, self._adapter)
+        order = sorted(groups, key=lambda name: (name not in present, -len(groups[name])))
+        chosen: list[Row] = []
+        width = max(map(_width, live), default=0)
+        for row in (row for name in order for row in sorted(groups[name], key=lambda row: -len(row.prompt))):
+            width, count = max(width, _width(row)), len(live) + len(chosen) + 1
+            # A row alone is always tried.
+            if count > self.settings.batch_size or (count > 1 and count * width > self.batch_tokens):
+                break
+            chosen.append(row)
+        return chosen
+
+    def _parts(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """``rows`` as they are read: those of an adapter by themselves if there are at least ``merge_from``."""
+        if not self._can_join:
+            return [list(rows)]
+        groups = _grouped(rows, self._adapter).values()
+        own = [group for group in groups if len(group) >= self.settings.merge_from]
+        others = [row for group in groups if len(group) < self.settings.merge_from for row in group]
+        return [part for group in (*own, others) for part in split_prompts(group)]
+
+    def _shrink(self, rows: Sequence[Row]) -> None:
+        """Gives the batch up and halves the tokens that are allowed, after ``rows`` did not fit the memory."""
+        width = max(map(_width, rows))
+        live, self._batch = self._live(), None
+        self._waiting = [row.restarted() for row in (*live, *self._waiting)]
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        if len(rows) == 1:
+            raise UserError(
+                "engine.device",
+                f"a single row of up to {width} tokens does not fit the memory of {self.device}",
+                "take a smaller model.context or model.max_reply_tokens (finished rows are kept)",
+            )
+        self.batch_tokens = min(self.batch_tokens, len(rows) * width) // 2
+        _log.warning(
+            "out of memory with %d rows of up to %d tokens: at most %d tokens from here on "
+            "(engine.batch_tokens=%d starts with fewer)",
+            len(rows), width, self.batch_tokens, self.batch_tokens,
+        )  # fmt: skip
+
+    def _adapter(self, row: Row) -> str | None:
+        return self.weights.adapter_of(row.request.adapter)
+
+    def _complete(self, row: Row, mode: Mode | Literal["unfit"]) -> Completion:
         completion = self._renderer.completion(row)
         self.stats.add(completion, mode)
         return completion
@@ -159,106 +254,24 @@ def open_engine(
     return TransformersEngine(model, adapters, settings, scales, vectors=vectors)
 
 
-def _batch_too_large(rows: Sequence[Row], batch_size: int) -> UserError:
-    width = max(len(row.prompt) + row.limit for row in rows)
-    return UserError(
-        "engine.batch_size",
-        f"{batch_size}, and {len(rows)} rows of up to {width} tokens do not fit the GPU's memory",
-        "take a smaller one (finished rows are kept)",
-    )
+def automatic_tokens(model: "PreTrainedModel", device: str) -> int:
+    """How many tokens of keys and values fit the memory that is free on ``device``; at least 1."""
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    token_bytes = 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize
+    cuda = device.startswith("cuda")
+    free = GPU_SHARE * torch.cuda.mem_get_info(device)[0] if cuda else CPU_BYTES
+    return max(1, int(free / token_bytes))
 
 
-# ---------------------------------------------------------------- decoding
+def _grouped(rows: Sequence[Row], adapter: Callable[[Row], str | None]) -> dict[str | None, list[Row]]:
+    groups: dict[str | None, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(adapter(row), []).append(row)
+    return groups
 
 
-def decode(weights: Weights, rows: Sequence[Row], stops: frozenset[int], pad: int, device: str) -> None:
-    """Decodes ``rows`` until each has ``finish``, and fills ``new``. Finished rows are dropped from the batch."""
-    batch = _Batch(rows, pad, device) if rows else None
-    while batch is not None:
-        logits = batch.logits(weights)
-        if batch.step == 0 and batch.penalize:
-            batch.seen = _seen(batch.rows, logits)
-        tokens = batch.draw(logits)
-        for row, token in zip(batch.rows, tokens.tolist(), strict=True):
-            row.take(token, stops)
-        batch = batch.advance(tokens)
-
-
-class _Batch:
-    """Rows that are being decoded, and their tensors; the first dimension of each is the row."""
-
-    def __init__(self, rows: Sequence[Row], pad: int, device: str) -> None:
-        self.rows, self.step = list(rows), 0
-        self.cache: Cache | None = None
-        # (rows, vocabulary) bool: tokens of each row's prompt and reply, for the repetition penalty.
-        self.seen: Tensor | None = None
-        self.length = max(len(r.prompt) for r in rows)
-        width = self.length + max(r.limit for r in rows)
-        self.ids = torch.full((len(rows), self.length), pad, dtype=torch.long)
-        self.mask = torch.ones((len(rows), width), dtype=torch.long)
-        for i, row in enumerate(rows):
-            self.ids[i, self.length - len(row.prompt) :] = torch.tensor(row.prompt)
-            self.mask[i, : self.length - len(row.prompt)] = 0
-        self.ids, self.mask = self.ids.to(device), self.mask.to(device)
-        self.positions = (self.mask[:, : self.length].cumsum(dim=-1) - 1).clamp(min=0)
-        sampling = [r.request.sampling for r in rows]
-        self.temperature = torch.tensor([s.temperature for s in sampling], dtype=torch.float64, device=device)
-        self.top_p = torch.tensor([s.top_p for s in sampling], dtype=torch.float64, device=device)
-        self.penalty = torch.tensor(
-            [s.repetition_penalty for s in sampling], dtype=torch.float32, device=device
-        )
-        self.seeds = torch.tensor([r.request.seed % 2**63 for r in rows], device=device)
-        self.penalize = any(s.repetition_penalty != 1 for s in sampling)
-
-    def logits(self, weights: Weights) -> Tensor:
-        """Logits of the next token of every row: (rows, vocabulary)."""
-        output = weights.forward(
-            [r.request.adapter for r in self.rows],
-            input_ids=self.ids,
-            attention_mask=self.mask[:, : self.length],
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self.cache = output.past_key_values
-        assert output.logits is not None
-        return output.logits[:, -1].float()
-
-    def draw(self, logits: Tensor) -> Tensor:
-        if self.seen is not None:
-            logits = penalize(logits, self.seen, self.penalty)
-        return draw(logits, self.temperature, self.top_p, self.seeds, self.step)
-
-    def advance(self, tokens: Tensor) -> "_Batch | None":
-        """This batch with ``tokens`` (rows,) as its next input; None once every row is finished."""
-        alive = [i for i, row in enumerate(self.rows) if row.finish is None]
-        if not alive:
-            return None
-        self.ids = tokens.clamp(min=0)[:, None]
-        if self.seen is not None:
-            self.seen.scatter_(1, self.ids, True)
-        self.positions = self.positions[:, -1:] + 1
-        self.length += 1
-        self.step += 1
-        # Dropping rows copies the cache, so several are dropped at a time.
-        if len(alive) <= 0.85 * len(self.rows):
-            self._keep(alive)
-        return self
-
-    def _keep(self, alive: list[int]) -> None:
-        index = torch.tensor(alive, device=self.ids.device)
-        self.rows = [self.rows[i] for i in alive]
-        for name in ("ids", "mask", "positions", "temperature", "top_p", "penalty", "seeds", "seen"):
-            if getattr(self, name) is not None:
-                setattr(self, name, getattr(self, name)[index])
-        assert self.cache is not None
-        self.cache.batch_select_indices(index)
-
-
-def _seen(rows: Sequence[Row], logits: Tensor) -> Tensor:
-    """The tokens of each row's prompt, without padding: (rows, vocabulary) bool."""
-    seen = torch.zeros(logits.shape, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        seen[i, torch.tensor(row.prompt)] = True
-    return seen.to(logits.device)
+def _width(row: Row) -> int:
+    """The tokens of a row at most."""
+    return len(row.prompt) + row.limit

@@ -105,7 +105,7 @@ def test_a_call_of_llama_ends_at_its_own_end_token(engines, monkeypatch) -> None
     messages = ({"role": "user", "content": "Hello."},)
     for tools, finish in ((tools_of("llama"), "stop"), (None, None)):
         llama.submit(Request(1, messages, None, 0, Sampling(), tools=tools))
-        row = llama._queued.pop()
+        row = llama._waiting.pop()
         row.take(end, llama.stops)
         assert row.finish == finish
 

@@ -70,7 +70,7 @@ def test_modes_are_counted_and_the_base_weights_are_restored(engine, tiny_settin
         name: weight.clone() for name, weight in engine.weights.base.named_parameters() if "lora" not in name
     }
     engine.stats.by_mode.clear()
-    answer(engine, requests(), batch_size=16, merge_from=4)
+    answer(engine, requests(), batch_size=4, merge_from=4)
     answer(engine, requests(), batch_size=16, merge_from=99)
     assert {"merged", "mixed"} <= engine.stats.by_mode.keys()
     assert sum(engine.stats.by_mode.values()) == 72
@@ -202,21 +202,75 @@ def test_logits_that_are_not_finite_are_an_error_of_their_row_alone(engine, monk
     assert {i: texts[i] for i in (0, 1, 3)} == {i: clean[i] for i in (0, 1, 3)}
 
 
-def test_a_batch_that_does_not_fit_is_one_line_and_its_rows_still_wait(engine, monkeypatch):
-    def full(names, **inputs):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 112.00 MiB.")
+def fits(engine, monkeypatch, tokens: int) -> list[tuple[int, int]]:
+    """Lets ``engine`` run out of memory beyond ``tokens`` tokens of keys and values. Rows and tokens of each pass are
+    appended to the list."""
+    forward, passes = engine.weights.forward, []
 
+    def limited(names, **inputs):
+        rows, columns = inputs["attention_mask"].shape
+        if rows * columns > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 112.00 MiB.")
+        passes.append((rows, columns))
+        return forward(names, **inputs)
+
+    monkeypatch.setattr(engine.weights, "forward", limited)
+    return passes
+
+
+def test_out_of_memory_halves_the_tokens_of_a_batch_and_changes_no_text(engine, monkeypatch, caplog):
+    wanted = requests(24)
+    expected = answer(engine, wanted)
+    longest = max(tokens_in for _, _, tokens_in, _ in expected.values()) + SAMPLING.max_tokens
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "batch_tokens", 10**6)
+        passes = fits(engine, patch, 5 * longest)
+        assert answer(engine, wanted, batch_size=16) == expected
+        halved = engine.batch_tokens
+        assert halved <= 5 * longest
+        assert max(rows for rows, _ in passes) > 1, "rows are still decoded together"
+    assert 1 <= len(caplog.messages) <= 5, "one warning for each halving"
+    assert caplog.messages[-1].startswith("out of memory with ")
+    assert f"at most {halved} tokens from here on" in caplog.messages[-1]
+
+
+def test_a_row_that_does_not_fit_by_itself_is_one_line_and_all_rows_still_wait(engine, monkeypatch):
     wanted = requests(6)
     with monkeypatch.context() as patch:
-        patch.setattr(engine.weights, "forward", full)
+        patch.setattr(engine, "batch_tokens", 10**6)
+        fits(engine, patch, 3)
         with pytest.raises(
-            UserError, match=r"^engine.batch_size: 16, and 6 rows of up to \d+ tokens do not fit the GPU"
+            UserError, match=r"^engine.device: a single row of up to \d+ tokens does not fit the"
         ):
-            answer(engine, wanted, merge_from=99)
+            answer(engine, wanted)
     assert engine.pending() == 6
-    engine.settings = engine_settings(batch_size=2)
+    texts = {}
     while engine.pending():
-        engine.step()
+        texts.update({done.id: done.text for done in engine.step()})
+    assert texts == {i: text for i, (text, *_) in answer(engine, wanted).items()}
+
+
+def test_a_batch_has_no_more_tokens_than_allowed(engine, monkeypatch):
+    wanted = requests(24)
+    expected = answer(engine, wanted)
+    passes = fits(engine, monkeypatch, 10**6)
+    monkeypatch.setattr(engine, "batch_tokens", 150)
+    assert answer(engine, wanted) == expected
+    assert max(rows * columns for rows, columns in passes) <= 150
+    assert max(rows for rows, _ in passes) > 1
+
+
+def test_rows_join_a_batch_while_others_are_decoded(engine, monkeypatch):
+    """With 4 of 24 rows at a time, the texts of one batch after another need many more passes."""
+    wanted = [
+        Request(r.id, r.messages, None, r.seed, Sampling(temperature=0.8, max_tokens=2 + 11 * (r.id % 4)))
+        for r in requests(24)
+    ]
+    expected = answer(engine, wanted, batch_size=1)
+    passes = fits(engine, monkeypatch, 10**6)
+    assert answer(engine, wanted, batch_size=4) == expected
+    steps = [rows for rows, _ in passes]
+    assert sum(tokens for *_, tokens in expected.values()) / len(steps) > 2.2, "batches are kept full"
 
 
 def test_an_unknown_adapter_is_refused(engine):
@@ -229,7 +283,8 @@ def test_below_float32_nothing_is_merged(tiny_model, tiny_adapters):
     engine = TransformersEngine(
         tiny_model_settings(tiny_model, dtype="bfloat16"), tiny_adapters, engine_settings()
     )
-    answer(engine, requests(8), merge_from=1)
+    answer(engine, [r for r in requests(8) if r.adapter is None])
+    answer(engine, [r for r in requests(8) if r.adapter == "red"], merge_from=1)
     assert set(engine.stats.by_mode) == {"base", "mixed"}
 
 
