@@ -1,4 +1,4 @@
-"""Seconds and memory of the report of a large evaluation, and how long its page takes to open in Chromium.
+"""Seconds by part and memory of the report of a large evaluation, and how long its page takes to open in Chromium.
 
     python -m benchmarks.report                    # 50,000 episodes with transcripts
     python -m benchmarks.report --episodes 2000    # all texts are in the page itself
@@ -8,16 +8,20 @@ their own, whose peak memory is measured. Without a browser (make browser) the p
 """
 
 import argparse
+import functools
 import json
 import random
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from benchmarks.pairs import add_options, compare, cpu_seconds, report
 from offscript.storage.files import HOME
 from tools.browser import open_browser, why_no_browser
 
@@ -92,10 +96,41 @@ def messages(persona: str, fmt: str, text: str, rng: random.Random) -> list[dict
     return [*turns, {"role": "assistant", "content": f"```tool_call\n{call}\n```"}]
 
 
-def make(source: Path, folder: Path) -> None:
-    from offscript.evaluation.evaluate import evaluate_files
+# The parts of an evaluation, by the functions of offscript.evaluation.evaluate that do them.
+PARTS = {
+    "load_rows": "rows read",
+    "evaluate": "scores and intervals",
+    "with_readouts": "calibration",
+    "with_baseline": "baseline",
+    "oracles_of": "oracle fitted",
+    "with_oracle": "oracle scored",
+    "side_effects_elsewhere": "side effects",
+    "multiverse_section": "multiverse",
+    "write": "files and page",
+}
 
-    evaluate_files(source, folder, quiet=True, title="benchmark", multiverse=True)
+
+def make(source: Path, folder: Path) -> None:
+    """Evaluates ``source``, and writes the processor seconds of each part into ``parts.json``."""
+    from offscript.evaluation import evaluate
+
+    seconds = dict.fromkeys(PARTS.values(), 0.0)
+
+    def timed(part: str, work: Any) -> Any:
+        @functools.wraps(work)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = cpu_seconds()
+            try:
+                return work(*args, **kwargs)
+            finally:
+                seconds[part] += cpu_seconds() - start
+
+        return call
+
+    for name, part in PARTS.items():
+        setattr(evaluate, name, timed(part, getattr(evaluate, name)))
+    evaluate.evaluate_files(source, folder, quiet=True, title="benchmark", multiverse=True)
+    (folder / "parts.json").write_text(json.dumps(seconds))
 
 
 def opening(page: Path) -> dict[str, float]:
@@ -129,6 +164,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--episodes", type=int, default=50_000)
+    add_options(parser, pairs=1)
     parser.add_argument("--make", nargs=2, type=Path, metavar=("ROWS", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.make:
@@ -138,16 +174,27 @@ def main() -> None:
         source, folder = Path(place) / "rows.jsonl", Path(place) / "evaluation"
         with open(source, "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows(options.episodes, random.Random(0)))
-        start = time.perf_counter()
         command = [sys.executable, "-m", "benchmarks.report", "--make", str(source), str(folder)]
-        subprocess.run(command, check=True, cwd=HOME)
-        seconds = time.perf_counter() - start
+
+        def work() -> float:
+            subprocess.run(command, check=True, cwd=HOME)
+            return options.episodes
+
+        result = compare("rows to report", "episodes", {"offscript": work}, options.pairs, warm_up=False)
+        result["parts_cpu_seconds"] = json.loads((folder / "parts.json").read_text())
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
         page = folder / "report.html"
         texts = list((folder / "report_texts").glob("*.js"))
         size = sum(path.stat().st_size for path in texts)
         print(f"{options.episodes:,} episodes, {source.stat().st_size / 1e6:.0f} MB of rows")
-        print(f"evaluation and page  {seconds:6.1f} s, {peak:.2f} GiB")
+        seconds, processor = (
+            statistics.median(result["sides"]["offscript"][clock]) for clock in ("seconds", "cpu_seconds")
+        )
+        print(f"evaluation and page  {seconds:6.1f} s, {processor:.1f} processor seconds, {peak:.2f} GiB")
+        for part, spent in result["parts_cpu_seconds"].items():
+            print(f"  {part:20} {spent:6.1f}")
+        result["peak_gib"] = round(peak, 3)
+        report("report", [result], options.out)
         print(
             f"report.html          {page.stat().st_size / 1e6:6.2f} MB, beside it {size / 1e6:.0f} MB in {len(texts)} files"
         )

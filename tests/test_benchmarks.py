@@ -203,6 +203,14 @@ def test_the_evaluation_benchmark_compares_equal_scores(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_report_benchmark_measures_every_part(tmp_path):
+    found = results_of("report", "--episodes", "600", out=tmp_path)["rows to report"]
+    assert all(found["parts_cpu_seconds"][part] > 0 for part in ("rows read", "files and page"))
+    # What is in no part are the imports.
+    assert sum(found["parts_cpu_seconds"].values()) < found["sides"]["offscript"]["cpu_seconds"][0]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("personas", "seeds", "fits"), [(6, 3, 0), (10, 1, 0), (10, 1, 5)])
 def test_intervals_contain_the_true_value_about_as_often_as_they_say(personas, seeds, fits):
     """200 grids: the standard error is .015."""
