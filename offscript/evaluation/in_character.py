@@ -27,6 +27,7 @@ def in_character(texts: Sequence[str], personas: Sequence[str], families: Sequen
     fold = folds("best of", families)
     names = sorted(set(personas))
     scores = [0.0] * len(texts)
+    corpus = tfidf.Corpus(SETTINGS, texts)
     for k in range(FOLDS):
         held_out = [i for i, family in enumerate(families) if fold[family] == k]
         if not held_out:
@@ -39,12 +40,9 @@ def in_character(texts: Sequence[str], personas: Sequence[str], families: Sequen
                 "at least two personas in grid.persona, each with replies to prompts of two families",
             )
         try:
-            classifier = tfidf.fit(
-                SETTINGS, SETTINGS.c[0], [texts[i] for i in train], [personas[i] for i in train], names
-            )
+            probs = corpus.predict(train, [personas[i] for i in train], names, held_out, SETTINGS.c[0])
         except UserError:
             raise UserError(WHERE, "no word is in two replies", "1, or longer replies") from None
-        probs = classifier.probabilities([texts[i] for i in held_out])
         for i, row in zip(held_out, probs, strict=True):
             scores[i] = float(row[names.index(personas[i])])
     return scores

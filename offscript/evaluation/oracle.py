@@ -119,22 +119,23 @@ def oracle(rows: Sequence[Prediction], labels: Sequence[str]) -> Oracle:
     if why_not := _why_not(rows, stage, families):
         return Oracle([], len(families), texts, why_not)
     fold = folds("oracle", families, (p.family for p in rows))
+    emitted = [i for i, p in enumerate(rows) if p.predicted is not None]
+    corpus = tfidf.Corpus(SETTINGS, [str(rows[i].text) for i in emitted])
+    of_control = [n for n, i in enumerate(emitted) if rows[i].stage == stage and rows[i].persona is not None]
     predicted: list[str | None] = [None] * len(rows)
     for k in range(FOLDS):
-        train = [p for p in control if fold[p.family] != k]
-        held_out = [i for i, p in enumerate(rows) if fold[p.family] == k and p.predicted is not None]
-        names = [label for label in labels if any(p.persona == label for p in train)]
+        train = [n for n in of_control if fold[rows[emitted[n]].family] != k]
+        held_out = [n for n, i in enumerate(emitted) if fold[rows[i].family] == k]
+        true = [str(rows[emitted[n]].persona) for n in train]
+        names = [label for label in labels if label in true]
         if len(names) < 2:
             return Oracle([], len(families), texts, f"{stage} texts of one persona only")
         try:
-            classifier = tfidf.fit(
-                SETTINGS, SETTINGS.c[0], [str(p.text) for p in train], [str(p.persona) for p in train], names
-            )
+            probs = corpus.predict(train, true, names, held_out, SETTINGS.c[0])
         except UserError:
             return Oracle([], len(families), texts, f"no word is in two {stage} texts")
-        probs = classifier.probabilities([str(rows[i].text) for i in held_out])
-        for i, column in zip(held_out, probs.argmax(axis=1), strict=True):
-            predicted[i] = names[column]
+        for n, column in zip(held_out, probs.argmax(axis=1), strict=True):
+            predicted[emitted[n]] = names[column]
     return Oracle(predicted, len(families), texts, None)
 
 

@@ -35,7 +35,9 @@ def rows(families=10, places=PLACES, seed=0):
     """Rows with texts in which the words of ``places`` mark the persona, predicted by a classifier of chat words."""
     texts = toy.rows(8, 6, seed=1)
     names = toy.LABELS
-    chat = tfidf.fit(TfidfSettings(), 10.0, [r["text"] for r in texts], [r["label"] for r in texts], names)
+    (chat,) = tfidf.fit_each(
+        TfidfSettings(), (10.0,), [r["text"] for r in texts], [r["label"] for r in texts], names
+    )
     rng, made = random.Random(seed), []
     for (stage, fmt), marks in places.items():
         for family in range(families):
@@ -148,8 +150,8 @@ def test_missing_texts_stay_missing(given):
 
 def test_an_oracle_is_taken_over_until_a_text_or_the_file_changes(given, tmp_path, monkeypatch):
     cache, fits = tmp_path / oracle.FILE, []
-    fit = tfidf.fit
-    monkeypatch.setattr(tfidf, "fit", lambda *args: fits.append(1) or fit(*args))
+    fit = tfidf.Corpus.predict
+    monkeypatch.setattr(tfidf.Corpus, "predict", lambda *args: fits.append(1) or fit(*args))
     first, _ = scored(given, cache)
     n = len(fits)
     assert n == 3 * oracle.FOLDS and scored(given, cache)[0] == first and len(fits) == n

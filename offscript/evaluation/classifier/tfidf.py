@@ -3,11 +3,12 @@
 Its features and weights are plain arrays, so that a text is scored without torch and without unpickling anything.
 """
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypedDict
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from scipy.sparse import csr_matrix
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer, TfidfVectorizer
 
 CONTENT = "tfidf.json"
 """Name of the file with labels and vocabulary. It marks the folder of such a classifier."""
@@ -126,27 +127,6 @@ class TfidfClassifier:
         write_json(folder / CONTENT, content)
 
 
-def fit(
-    settings: TfidfSettings,
-    c: float,
-    texts: Sequence[str],
-    labels: Sequence[str],
-    names: Sequence[str],
-    balanced: bool = True,
-) -> TfidfClassifier:
-    """A classifier of ``texts [n]`` with the true ``labels [n]``, fitted with the inverse penalty ``c``.
-
-    Args:
-        names: the labels of its outputs; each has texts.
-        balanced: all labels have equal total weight.
-
-    Raises:
-        UserError: no n-gram is in ``settings.min_texts`` texts.
-    """
-    (fitted,) = fit_each(settings, (c,), texts, labels, names, balanced)
-    return fitted
-
-
 def fit_each(
     settings: TfidfSettings,
     penalties: Iterable[float],
@@ -155,17 +135,68 @@ def fit_each(
     names: Sequence[str],
     balanced: bool = True,
 ) -> list[TfidfClassifier]:
-    """``fit`` for each of several inverse penalties, from one matrix of features."""
+    """A classifier of ``texts [n]`` with the true ``labels [n]`` for each of several inverse penalties, from one matrix of
+    features.
+
+    Args:
+        names: the labels of its outputs; each has texts.
+        balanced: all labels have equal total weight.
+
+    Raises:
+        UserError: no n-gram is in ``settings.min_texts`` texts.
+    """
     grams, matrices = _grams(settings, texts)
     if not grams:
-        raise UserError(
-            "classifier.tfidf.min_texts",
-            f"{settings.min_texts}, and no n-gram is in so many of {len(texts)} texts",
-            "a smaller number",
-        )
+        raise _no_grams(settings, len(texts))
     features, order = _side_by_side(matrices), {name: i for i, name in enumerate(names)}
     true = [order[label] for label in labels]
     return [TfidfClassifier(list(names), grams, *_regression(features, true, c, balanced)) for c in penalties]
+
+
+class Corpus:
+    """Texts whose n-grams are counted once, for classifiers that are fitted on parts of them, as in cross-validation."""
+
+    def __init__(self, settings: TfidfSettings, texts: Sequence[str]) -> None:
+        self.settings = settings
+        self._counts: list[csr_matrix] = []
+        for kind, longest in _kinds(settings):
+            # Without a single n-gram scikit-learn raises ValueError.
+            with contextlib.suppress(ValueError):
+                self._counts.append(_counter(kind, longest).fit_transform(texts))
+
+    def predict(
+        self,
+        train: Sequence[int],
+        labels: Sequence[str],
+        names: Sequence[str],
+        others: Sequence[int],
+        c: float,
+    ) -> "NDArray[np.float64]":
+        """Probabilities ``[others, names]`` by a classifier of the texts ``train``, of the true ``labels [train]``: those of
+        ``fit_each`` on these texts, up to rounding.
+
+        Raises:
+            UserError: no n-gram is in ``settings.min_texts`` texts of ``train``.
+        """
+        import numpy as np
+
+        if not others:
+            return np.zeros((0, len(names)))
+        parts = []
+        for counts in self._counts:
+            fitted_on = counts[train]
+            kept = np.bincount(fitted_on.indices, minlength=counts.shape[1]) >= self.settings.min_texts
+            if kept.any():
+                weigh = _weighting().fit(fitted_on[:, kept])
+                parts.append((weigh.transform(fitted_on[:, kept]), weigh.transform(counts[others][:, kept])))
+        if not parts:
+            raise _no_grams(self.settings, len(train))
+        order = {name: i for i, name in enumerate(names)}
+        weights, bias = _regression(
+            _side_by_side([part for part, _ in parts]), [order[label] for label in labels], c, True
+        )
+        fitted = TfidfClassifier(list(names), [], weights, bias)
+        return fitted.of_features(_side_by_side([part for _, part in parts]))
 
 
 def load(folder: Path) -> TfidfClassifier:
@@ -203,22 +234,49 @@ def load(folder: Path) -> TfidfClassifier:
 # ---------------------------------------------------------------- features and regression
 
 
+def _kinds(settings: TfidfSettings) -> list[tuple[str, int]]:
+    """The kinds of n-grams, each with the length of the longest."""
+    kinds = (("word", settings.words), ("char_wb", settings.characters))
+    return [(kind, longest) for kind, longest in kinds if longest]
+
+
 def _vectorizer(kind: str, longest: int, **options: object) -> "TfidfVectorizer":
     from sklearn.feature_extraction.text import TfidfVectorizer
 
+    return TfidfVectorizer(**_reading(kind, longest), sublinear_tf=True, **options)
+
+
+def _counter(kind: str, longest: int) -> "CountVectorizer":
+    """The counts that ``_vectorizer`` weighs, of every n-gram."""
+    import numpy as np
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    return CountVectorizer(**_reading(kind, longest), dtype=np.float64)
+
+
+def _weighting() -> "TfidfTransformer":
+    """The weights that ``_vectorizer`` gives to counts."""
+    from sklearn.feature_extraction.text import TfidfTransformer
+
+    return TfidfTransformer(sublinear_tf=True)
+
+
+def _reading(kind: str, longest: int) -> dict[str, Any]:
+    """How n-grams are found in a text."""
     shortest = 1 if kind == "word" else min(SHORTEST_CHARACTERS, longest)
     pattern = {"token_pattern": WORD} if kind == "word" else {}
-    return TfidfVectorizer(
-        analyzer=kind, ngram_range=(shortest, longest), sublinear_tf=True, **pattern, **options
-    )
+    return {"analyzer": kind, "ngram_range": (shortest, longest), **pattern}
+
+
+def _no_grams(settings: TfidfSettings, texts: int) -> UserError:
+    found = f"{settings.min_texts}, and no n-gram is in so many of {texts} texts"
+    return UserError("classifier.tfidf.min_texts", found, "a smaller number")
 
 
 def _grams(settings: TfidfSettings, texts: Sequence[str]) -> "tuple[list[Grams], list[csr_matrix]]":
     """The n-grams of each kind that are in at least ``settings.min_texts`` of ``texts``, and the features of ``texts``."""
     found, matrices = [], []
-    for kind, longest in (("word", settings.words), ("char_wb", settings.characters)):
-        if not longest:
-            continue
+    for kind, longest in _kinds(settings):
         vectorizer = _vectorizer(kind, longest, min_df=settings.min_texts)
         try:
             matrices.append(vectorizer.fit_transform(texts))

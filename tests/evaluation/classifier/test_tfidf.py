@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from offscript.errors import UserError
+from offscript.evaluation.classifier import tfidf
 from offscript.evaluation.classifier.fit import REPORT, fit
 from offscript.evaluation.classifier.predict import predict
 from offscript.settings import ClassifierSettings, TfidfSettings, parse
@@ -78,6 +79,27 @@ def test_two_labels_and_one_kind_of_n_gram(tmp_path):
         assert report["macro_f1"] > 0.9
         _, (probs,) = predict(tmp_path / str(i), ["obviously marvellous genius", "sorry I apologise"])
         assert probs[0, 0] > 0.5 > probs[1, 0]
+
+
+@pytest.mark.parametrize("changes", [{}, {"characters": 0}, {"min_texts": 5}])
+def test_a_part_of_a_corpus_gives_the_probabilities_of_a_fit_on_it(changes):
+    rows, choice = toy.rows(6, 4, seed=3), TfidfSettings(**changes)
+    texts, true = [r["text"] for r in rows], [r["label"] for r in rows]
+    corpus = tfidf.Corpus(choice, texts)
+    for k in range(3):
+        train = [i for i in range(len(rows)) if i % 3 != k]
+        others = [i for i in range(len(rows)) if i % 3 == k]
+        (alone,) = tfidf.fit_each(
+            choice, (10.0,), [texts[i] for i in train], [true[i] for i in train], toy.LABELS
+        )
+        expected = alone.probabilities([texts[i] for i in others])
+        found = corpus.predict(train, [true[i] for i in train], toy.LABELS, others, 10.0)
+        # Sums of a text's features are in another order.
+        assert np.allclose(found, expected, rtol=1e-9, atol=0)
+    with pytest.raises(UserError, match="min_texts: 5000, and no n-gram is in so many of 2 texts"):
+        tfidf.Corpus(choice.model_copy(update={"min_texts": 5000}), texts).predict(
+            [0, 1], true[:2], toy.LABELS, [2], 10.0
+        )
 
 
 @pytest.mark.parametrize("name", ["tfidf.json", "model.safetensors"])
