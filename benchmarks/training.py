@@ -218,8 +218,8 @@ def _trl_dpo(run: Run, pairs: Sequence[Row]) -> None:
     trainer = TokenRows(
         model=base,
         args=arguments,
-        train_dataset=Dataset.from_list(train),
-        eval_dataset=Dataset.from_list(held_out),
+        train_dataset=training.dataset(train),
+        eval_dataset=training.dataset(held_out),
         processing_class=tokenizer,
         peft_config=training.lora_config(settings.lora),
     )
@@ -228,7 +228,6 @@ def _trl_dpo(run: Run, pairs: Sequence[Row]) -> None:
 
 
 def _trl_sft(run: Run, conversations: Sequence[Row]) -> None:
-    from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     arguments = SFTConfig(**_arguments(run), dataset_kwargs={"skip_prepare_dataset": True})
@@ -237,8 +236,8 @@ def _trl_sft(run: Run, conversations: Sequence[Row]) -> None:
     trainer = SFTTrainer(
         model=sft._stacked(run),
         args=arguments,
-        train_dataset=Dataset.from_list(train),
-        eval_dataset=Dataset.from_list(held_out),
+        train_dataset=training.dataset(train),
+        eval_dataset=training.dataset(held_out),
         processing_class=tokenizer,
     )
     _train(trainer)
@@ -251,7 +250,8 @@ def _train(trainer: Any) -> None:
     # It prints to stdout, where the table goes.
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    trainer.evaluate()
+    if trainer.eval_dataset is not None:
+        trainer.evaluate()
 
 
 def _save(model: "PeftModel", adapter: str, run: Run) -> None:
