@@ -526,10 +526,10 @@ def episodes(bench: Bench, loop: Loop, kind: str) -> dict[str, Any]:
 
 def plain_episodes(bench: Bench, loop: Loop) -> dict[str, Any]:
     """One episode at a time with ``model.generate()``, on base weights: the published study folded each adapter in."""
-    from rollouts import PlainEngine
+    from rollouts import GenerateEngine
 
     base = bench.engine().weights.base
-    plain = PlainEngine(bench.settings, {}, bench.device, loaded=base)
+    plain = GenerateEngine(bench.settings, {}, 1, bench.device, loaded=base)
     plain.stops = [bench.shapes.vocabulary + 1]
     return _run(bench, loop, plain, None, base)
 

@@ -1,105 +1,130 @@
-"""Episodes per second of the scheduler, compared with one conversation at a time through ``generate()``.
+"""Episodes per second of the engine, compared with ``generate()`` one conversation at a time and in lockstep batches.
 
-    python benchmarks/rollouts.py                                  # the embedded model, random adapters
-    python benchmarks/rollouts.py --adapters runs/demo/adapters/pocket/*/full-* --scenarios 30
+    python benchmarks/rollouts.py                                  # the embedded model, random adapters, about six minutes
+    python benchmarks/rollouts.py --adapters runs/demo/adapters/pocket/*/full-*
+    python benchmarks/rollouts.py --formats chat --no-vllm
 
-Both run the same episodes (every scenario of a format once per adapter) with the same model and adapters, in one process,
-one after the other. The baseline runs one episode after another with ``model.generate()``, the adapter active and the
-sampling of transformers. Its texts differ from the scheduler's (other random numbers), so tokens per second are printed
-too. On a shared machine, the ratio in processor time is more reliable than the one in wall time.
+Cases: chat and the tool loop, each with one persona and with all of them. Sides, with the same model and adapters:
+
+    one at a time   an episode after another, a reply at a time, the adapter of its persona switched on
+    lockstep        all episodes turn by turn: the replies of a turn as batches of ``generate()``, an adapter at a time
+    offscript       the scheduler and the transformers engine
+    vLLM            the scheduler and engine=vllm, where .venv-vllm has it (its processor seconds are not counted)
+
+A rate is per episode, so the slow sides run fewer of them: every n-th scenario. The sides sample different texts
+(``generate()`` has random numbers of its own), so tokens per second are in the results too.
 """
 
 import argparse
+import itertools
 import tempfile
-import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pairs import add_options, compare, report
 
 from offscript import threads
 from offscript.errors import UserError
 from offscript.models.adapters import attach
-from offscript.models.chat_templates import render
 from offscript.models.loading import load_model, load_tokenizer, pick_device
-from offscript.rollouts.engines.base import Completion, EngineStats, Request, Sampling
-from offscript.rollouts.engines.rendering import stop_tokens
-from offscript.rollouts.engines.transformers import TransformersEngine
+from offscript.rollouts.engines import open_engine
+from offscript.rollouts.engines.base import Completion, Engine, EngineStats, Request, Sampling
+from offscript.rollouts.engines.rendering import Renderer, Row, stop_tokens
 from offscript.rollouts.scheduler import CellRun, run_episodes
 from offscript.settings import EngineSettings, ModelSettings, SamplingSettings, TemplateSettings
 from offscript.storage.files import HOME
 from offscript.tasks.formats import get_format
 from offscript.tasks.formats.base import Rules
 from offscript.tasks.scenario_files import load_scenarios
-from offscript.tasks.scenarios import select
+from offscript.tasks.scenarios import Scenario, select
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SOURCES = {"agentic_email": "data/pocket/office/*.yaml", "chat": "data/pocket/chat.jsonl"}
+PERSONAS = 11
+MAX_LIVE = 512
+VLLM = HOME / ".venv-vllm" / "bin" / "python"
 
 
-class PlainEngine:
-    """One request at a time with ``model.generate()``. ``loaded``: see ``TransformersEngine``."""
+class GenerateEngine:
+    """Answers with ``model.generate()`` and the sampling of transformers, ``batch_size`` requests of one adapter at a time.
+    ``loaded``: see ``TransformersEngine``."""
 
     def __init__(
         self,
         model: ModelSettings,
         adapters: dict[str, Path],
+        batch_size: int,
         device: str,
         loaded: "PreTrainedModel | None" = None,
     ) -> None:
-        self.settings, self.device, self.stats = model, device, EngineStats()
+        self.batch_size, self.device, self.stats = batch_size, device, EngineStats()
         self.tokenizer = load_tokenizer(model)
+        self.renderer = Renderer(self.tokenizer, model)
         loaded = loaded if loaded is not None else load_model(model, device)
-        self.stops = sorted(stop_tokens(loaded.generation_config, self.tokenizer, model.template))
+        self.stops = stop_tokens(loaded.generation_config, self.tokenizer, model.template)
         self.model = attach(loaded, adapters) if adapters else loaded
-        self.waiting: list[Request] = []
+        self.waiting: list[Row] = []
 
     def submit(self, request: Request) -> None:
-        self.waiting.append(request)
+        self.waiting.append(self.renderer.row(request))
 
     def pending(self) -> int:
         return len(self.waiting)
 
     def info(self) -> dict[str, str]:
-        return {"engine": "plain"}
+        return {"engine": "generate"}
+
+    def close(self) -> None:
+        pass
 
     def step(self) -> list[Completion]:
-        request = self.waiting.pop(0)
-        prompt = render(self.tokenizer, request.messages, self.settings.template, prefix=request.prefix)
-        limit = min(request.sampling.max_tokens, self.settings.context - len(prompt))
-        if limit < 1:
-            return [Completion(request.id, "", "length", len(prompt), 0)]
-        if request.adapter is not None:
-            self.model.base_model.set_adapter(request.adapter)
-        ids = torch.tensor([prompt], device=self.device)
+        """Answers all waiting requests."""
+        rows, self.waiting = self.waiting, []
+        by_adapter = sorted((row for row in rows if row.finish is None), key=self._adapter)
+        for _, group in itertools.groupby(by_adapter, self._adapter):
+            together = list(group)
+            for start in range(0, len(together), self.batch_size):
+                self._generate(together[start : start + self.batch_size])
+        completions = [self.renderer.completion(row) for row in rows]
+        for completion in completions:
+            self.stats.add(completion, "generate")
+        return completions
+
+    @staticmethod
+    def _adapter(row: Row) -> str:
+        return row.request.adapter or ""
+
+    def _generate(self, rows: Sequence[Row]) -> None:
+        if rows[0].request.adapter is not None:
+            self.model.base_model.set_adapter(rows[0].request.adapter)
+        sampling = rows[0].request.sampling
+        prompts = self.tokenizer.pad({"input_ids": [row.prompt for row in rows]}, padding_side="left", return_tensors="pt")  # fmt: skip
         with torch.inference_mode():
             out = self.model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=limit,
+                **prompts.to(self.device),
+                max_new_tokens=max(row.limit for row in rows),
                 do_sample=True,
-                temperature=request.sampling.temperature,
-                top_p=request.sampling.top_p,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
                 top_k=0,
-                eos_token_id=self.stops,
+                eos_token_id=sorted(self.stops),
                 pad_token_id=self.tokenizer.pad_token_id,
             )
-        new = out[0, len(prompt) :].tolist()
-        self.stats.tokens_in += len(prompt)
-        self.stats.tokens_out += len(new)
-        ended = "stop" if new[-1] in self.stops else "length"
-        text = request.prefix + self.tokenizer.decode(new, skip_special_tokens=True)
-        return [Completion(request.id, text, ended, len(prompt), len(new))]
+        for row, tokens in zip(rows, out[:, prompts["input_ids"].shape[1] :].tolist(), strict=True):
+            for token in tokens:
+                row.take(token, self.stops)
 
 
-def random_adapters(model: ModelSettings, folder: Path, n: int = 3) -> dict[str, Path]:
+def random_adapters(model: ModelSettings, folder: Path, count: int) -> dict[str, Path]:
     """LoRA adapters of rank 16 on all linear layers, with weights so small that they hardly change the texts."""
     from peft import LoraConfig, get_peft_model
 
     made = {}
-    for seed in range(n):
+    for seed in range(count):
         torch.manual_seed(seed)
         config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
         wrapped = get_peft_model(load_model(model, "cpu"), config)
@@ -111,51 +136,80 @@ def random_adapters(model: ModelSettings, folder: Path, n: int = 3) -> dict[str,
     return made
 
 
+def work(
+    engine: Engine, fmt: str, adapters: Sequence[str], scenarios: Sequence[Scenario], live: int, tokens: int
+) -> Callable[[], float]:
+    """Runs every scenario once per adapter, and returns the number of episodes."""
+
+    def run() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            runs = [
+                CellRun(
+                    key=name,
+                    path=Path(folder) / f"{name}.jsonl",
+                    labels={},
+                    format=get_format(fmt),
+                    scenarios=scenarios,
+                    samples=1,
+                    rules=Rules(options=get_format(fmt).defaults),
+                    adapter=name,
+                    sampling=Sampling(max_tokens=tokens),
+                )
+                for name in adapters
+            ]
+            return sum(c.written for c in run_episodes(runs, engine, live).values())
+
+    return run
+
+
 def measure(
-    engine: Any, fmt: str, adapters: dict[str, Path], scenarios: list[Any], max_live: int, max_tokens: int
+    fmt: str, personas: int, engines: dict[str, Engine], adapters: Sequence[str], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Runs every scenario once per adapter: seconds, rows, tokens and why the episodes ended."""
-    with tempfile.TemporaryDirectory() as folder:
-        runs = [
-            CellRun(
-                key=name,
-                path=Path(folder) / f"{name}.jsonl",
-                labels={},
-                format=get_format(fmt),
-                scenarios=scenarios,
-                samples=1,
-                rules=Rules(options=get_format(fmt).defaults),
-                adapter=name,
-                sampling=Sampling(max_tokens=max_tokens),
-            )
-            for name in adapters
-        ]
-        before = engine.stats.tokens_in, engine.stats.tokens_out
-        start, start_cpu = time.perf_counter(), time.process_time()
-        counts = run_episodes(runs, engine, max_live)
-        seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-    return {
-        "seconds": seconds,
-        "cpu": cpu,
-        "episodes": sum(c.written for c in counts.values()),
-        "emitted": sum(c.emitted for c in counts.values()),
-        "in": engine.stats.tokens_in - before[0],
-        "out": engine.stats.tokens_out - before[1],
-    }
-
-
-def show(fmt: str, plain: dict[str, Any], ours: dict[str, Any]) -> None:
-    for side, m in (("one at a time", plain), ("scheduler", ours)):
-        rate, tokens = m["episodes"] / m["seconds"], m["out"] / m["seconds"]
-        print(
-            f"{fmt:14} {side:14} {m['episodes']:5} episodes {m['seconds']:8.1f} s {rate:8.1f} episodes/s"
-            f" {tokens:8.0f} tokens/s   {m['in'] / m['episodes']:6.0f} in, {m['out'] / m['episodes']:5.0f} out,"
-            f" {m['emitted'] / m['episodes']:.2f} emitted"
+    """One case: ``personas`` adapters, the slow sides with fewer scenarios."""
+    found = load_scenarios(str(HOME / SOURCES[fmt]))
+    scenarios = select(found, "eval", {"eval": 1.0}, "benchmark", max(1, options.episodes // personas))
+    names, tokens = adapters[:personas], options.max_tokens
+    episodes = {"one at a time": options.slow, "lockstep": 3 * options.slow}
+    before = {side: engine.stats.tokens_out for side, engine in engines.items()}
+    sides = {
+        side: work(
+            engine,
+            fmt,
+            names,
+            _spread(scenarios, episodes.get(side, options.episodes) // personas),
+            1 if side == "one at a time" else MAX_LIVE,
+            tokens,
         )
-    wall, cpu = (
-        plain[clock] / plain["episodes"] / ours[clock] * ours["episodes"] for clock in ("seconds", "cpu")
-    )
-    print(f"{fmt:14} ratio {wall:.1f}x in episodes/s of wall time, {cpu:.1f}x of processor time")
+        for side, engine in engines.items()
+    }
+    result = compare(f"{fmt}, {personas} persona{'s' * (personas > 1)}", "episodes", sides, options.pairs)
+    for side, engine in engines.items():
+        seconds = sum(result["sides"][side]["seconds"])
+        # Each side ran once more, to warm up.
+        counted = (engine.stats.tokens_out - before[side]) * options.pairs / (options.pairs + 1)
+        result["sides"][side]["tokens_out_per_second"] = counted / seconds
+    return result
+
+
+def _spread(scenarios: Sequence[Scenario], count: int) -> Sequence[Scenario]:
+    """At most ``count`` scenarios (but one at least), evenly spread over all."""
+    return scenarios[:: -(-len(scenarios) // max(1, count))]
+
+
+def open_engines(
+    model: ModelSettings, adapters: dict[str, Path], options: argparse.Namespace
+) -> dict[str, Engine]:
+    device = pick_device(options.device)
+    ours = EngineSettings(name="transformers", device=options.device)
+    engines: dict[str, Engine] = {
+        "one at a time": GenerateEngine(model, adapters, 1, device),
+        "lockstep": GenerateEngine(model, adapters, options.lockstep, device),
+        "offscript": open_engine(model, adapters, {}, ours),
+    }
+    if options.vllm and VLLM.exists():
+        settings = EngineSettings(name="vllm", python=str(VLLM), batch_size=ours.batch_size)
+        engines["vLLM"] = open_engine(model, adapters, {}, settings)
+    return engines
 
 
 def arguments() -> argparse.Namespace:
@@ -164,22 +218,20 @@ def arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--model", default="assets/pocket", help="model folder (default: %(default)s)")
-    add("--adapters", nargs="*", type=Path, help="adapter folders (default: three random ones)")
-    add("--scenarios", type=int, default=30, help="scenarios a format (default: %(default)s)")
-    add("--plain-scenarios", type=int, help="fewer for the slow side alone (default: the same)")
+    add("--adapters", nargs="*", type=Path, help=f"adapter folders (default: {PERSONAS} random ones)")
+    add("--episodes", type=int, default=99, help="episodes of a case (default: %(default)s)")
+    add("--slow", type=int, default=11, help="episodes one at a time, and a third of those in lockstep")
     add("--formats", nargs="*", default=list(SOURCES), choices=list(SOURCES))
-    add("--batch-size", type=int, default=64)
-    add("--merge-from", type=int, default=EngineSettings.model_fields["merge_from"].default)
+    add("--lockstep", type=int, default=64, help="rows of a lockstep batch (default: %(default)s)")
     add("--max-tokens", type=int, default=128, help="per reply (default: %(default)s)")
     add("--device", default="auto")
-    add("--threads", type=int, help="torch threads (default: torch's own choice)")
+    add("--no-vllm", dest="vllm", action="store_false", help="leave vLLM out")
+    add_options(parser)
     return parser.parse_args()
 
 
 def main(options: argparse.Namespace) -> None:
     threads.limit()
-    if options.threads:
-        torch.set_num_threads(options.threads)
     model = ModelSettings(
         name="benchmark",
         path=options.model,
@@ -189,39 +241,19 @@ def main(options: argparse.Namespace) -> None:
         sampling=SamplingSettings(),
         template=TemplateSettings(tool_role="native"),
     )
-    settings = EngineSettings(
-        name="transformers",
-        batch_size=options.batch_size,
-        merge_from=options.merge_from,
-        device=options.device,
-    )
     with tempfile.TemporaryDirectory() as folder:
         given = {f"adapter{i}": path for i, path in enumerate(options.adapters or [])}
-        adapters = given or random_adapters(model, Path(folder))
-        plain = PlainEngine(model, adapters, pick_device(options.device))
-        ours = TransformersEngine(model, adapters, settings)
-        print(f"{options.model}, {len(adapters)} adapters, {torch.get_num_threads()} threads, {ours.device}")
-        for fmt in options.formats:
-            compare(plain, ours, fmt, adapters, options)
-        print(f"the scheduler's replies by mode: {dict(ours.stats.by_mode)}")
-
-
-def compare(
-    plain: PlainEngine,
-    ours: TransformersEngine,
-    fmt: str,
-    adapters: dict[str, Path],
-    options: argparse.Namespace,
-) -> None:
-    """Measures both on the same episodes of one format."""
-    found = load_scenarios(str(HOME / SOURCES[fmt]))
-    scenarios = select(found, "eval", {"eval": 1.0}, "benchmark", options.scenarios)
-    # One episode each first, so that neither measurement contains the cost of first calls.
-    for side in (plain, ours):
-        measure(side, fmt, adapters, scenarios[:1], 1, options.max_tokens)
-    one = measure(plain, fmt, adapters, scenarios[: options.plain_scenarios], 1, options.max_tokens)
-    many = measure(ours, fmt, adapters, scenarios, ours.settings.max_live, options.max_tokens)
-    show(fmt, one, many)
+        adapters = given or random_adapters(model, Path(folder), PERSONAS)
+        engines = open_engines(model, adapters, options)
+        counts = sorted({1, len(adapters)})
+        results = [
+            measure(fmt, personas, engines, list(adapters), options)
+            for fmt in options.formats
+            for personas in counts
+        ]
+        for engine in engines.values():
+            engine.close()
+    report("rollouts", results, options.out)
 
 
 if __name__ == "__main__":

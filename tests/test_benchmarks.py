@@ -19,8 +19,10 @@ SCRIPTS = (
     "evaluation.py",
     "gpu.py",
     "launch.py",
+    "memory.py",
     "report.py",
     "rollouts.py",
+    "scaling.py",
     "startup.py",
     "training.py",
 )
@@ -225,3 +227,32 @@ def test_intervals_by_rows_and_of_one_fit_are_too_narrow():
     coverage = importlib.import_module("benchmarks.coverage")
     assert coverage.coverage(coverage.Kind(10, 1), 200, unit="rows")["F1"][0] < 0.85
     assert coverage.coverage(coverage.Kind(10, 1, fits=1), 200)["full - distillation"][0] < 0.89
+
+
+@pytest.mark.slow
+def test_the_rollout_benchmark_runs_as_many_episodes_a_side_as_it_says(tmp_path):
+    words = ["--episodes", "22", "--slow", "11", "--max-tokens", "8", "--no-vllm"]
+    results = results_of("rollouts", *words, out=tmp_path)
+    assert set(results) == {
+        "agentic_email, 1 persona", "agentic_email, 11 personas", "chat, 1 persona", "chat, 11 personas"
+    }  # fmt: skip
+    for result in results.values():
+        amounts = {name: side["amount"] for name, side in result["sides"].items()}
+        assert amounts["one at a time"] == [11] and amounts["offscript"] == [22]
+
+
+@pytest.mark.slow
+def test_the_scaling_benchmark_fits_an_exponent_to_every_case(tmp_path):
+    results = results_of("scaling", "--episodes", "4", "--max-tokens", "4", out=tmp_path)
+    assert set(results) == {"episodes", "personas", "turns"}
+    for result in results.values():
+        assert len(result["cpu_seconds"]) == 4 and isinstance(result["exponent"], float)
+
+
+@pytest.mark.slow
+def test_the_memory_of_rollouts_does_not_grow_with_their_rows(tmp_path):
+    words = ["--rows", "400", "--factors", "1", "10", "--work", "rollouts", "--out", str(tmp_path)]
+    done = run("benchmarks/memory.py", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "memory.jsonl").read_text())
+    assert result["kib_per_row"] < 1.0, "a row has 2 KiB"

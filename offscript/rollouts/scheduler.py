@@ -209,6 +209,8 @@ class _Scheduler:
         for row in rows:
             if (row["scenario"], row["sample"]) in planned:
                 counts.add(row)
+        # The writer lives as long as the run: memory would grow with the rows of all cells.
+        writer.rows = []
         return done
 
     def _start_episodes(self) -> None:

@@ -78,7 +78,7 @@ class RowWriter:
     """Appends rows to a JSONL file. Each is passed to the operating system before ``append`` returns.
 
     Opening it reads the rows that are there into ``rows`` and cuts off an incomplete last line (``cut``: its length in
-    bytes). The caller holds the claim on the artifact.
+    bytes). Appended rows are not kept in memory. The caller holds the claim on the artifact.
 
     Raises:
         UserError: ``path`` is a folder, or a line in it is not a JSON object.
@@ -114,7 +114,6 @@ class RowWriter:
         except OSError as error:
             self._file.truncate(complete)
             raise refused_by_system(self.path, error) from error
-        self.rows.append(row)
 
     def close(self) -> None:
         if not self._file.closed:
