@@ -110,7 +110,11 @@ class Weights:
             else:
                 self._enable_adapters(False)
                 self._added = self._adapters_to_add(adapters) if mode == "mixed" else None
-                output = self.base(**inputs)
+                try:
+                    output = self.base(**inputs)
+                finally:
+                    # Whoever calls the base model itself gets the base model.
+                    self._added = None
         return output
 
     def _forward_of_peft(
