@@ -56,11 +56,16 @@ def run(tree: Path, experiment: str, root: Path) -> dict[str, Any]:
     words = [sys.executable, "launch/submit.py", f"experiment={experiment}", f"root={root}", "tracking=off"]
     start, start_cpu = time.perf_counter(), cpu_seconds()
     done = subprocess.run(
-        words, cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True, text=True
+        words,
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": str(tree)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     seconds, cpu = time.perf_counter() - start, cpu_seconds() - start_cpu
     if done.returncode:
-        raise SystemExit(f"error: {tree}: {' '.join(words[1:])} failed\n{done.stderr}")
+        raise SystemExit(f"error: {tree}: {' '.join(words[1:])} failed\n{done.stdout}")
     phases = {kind: _seconds(kind, done.stdout) for kind in KINDS}
     return {
         "phases": {kind: value for kind, value in phases.items() if value},
