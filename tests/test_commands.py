@@ -53,7 +53,7 @@ PERSONA_CHOICES = f"no such persona; allowed: {PERSONAS}"
         ("rollout persona=sarcasm,remorse", "error: persona=sarcasm,remorse: several options given; add -m to run each of them, or quote it to mean one value"),
         ("rollout model=null", "error: model=null: no such model; allowed: endpoint, gemma"),
         ("rollout ~model", "error: ~model: every run has one; allowed: endpoint, gemma"),
-        ("rollout ~engine", "error: ~engine: every run has one; allowed: scripted, transformers"),
+        ("rollout ~engine", "error: ~engine: every run has one; allowed: endpoint, scripted, transformers, vllm"),
         ("rollout stage=[base]", "error: stage=['base']: no such stage; allowed: base, prompted,"),
         ("rollout stage=../stage/base", "error: stage=../stage/base: no such stage; allowed: base,"),
         ("rollout stage@x=base", "error: stage@x=base: @x is not known here; write group=option"),

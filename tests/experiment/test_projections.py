@@ -102,7 +102,12 @@ def test_cells_of_one_model_share_a_job_and_have_an_estimate_and_those_of_a_chec
 
 
 def test_a_model_behind_an_endpoint_has_none_and_an_engine_without_activations_is_refused():
-    planner = experiment_of(*ON, "grid.model=[pocket,endpoint]", "grid.stage=[base,prompted]").planner
+    served = [*ON, "grid.model=[pocket,endpoint]", "grid.stage=[base,prompted]"]
+    with pytest.raises(
+        UserError, match=r"^model.endpoint: endpoint is on a server alone, .*in classifier.stages"
+    ):
+        projections_of(experiment_of(*served).planner)
+    planner = experiment_of(*served, "classifier.stages=[prompted]").planner
     assert {a.model for a in projections_of(planner)} == {"pocket"}
     with pytest.raises(
         UserError, match=r"^engine.name: scripted cannot add the persona vectors of evaluation.proj"

@@ -21,7 +21,8 @@ PARTS = ("stats", "submit", "step", "pending", "close", "info")
 """What an ``Engine`` has."""
 
 ALLOWED_STAGES = (
-    "allowed: stages base, prompted; or model.endpoint.adapters, the server's names of the trained adapters"
+    "allowed: stages base, prompted (in classifier.stages too); or model.endpoint.adapters, the server's names of the trained"
+    " adapters"
 )
 
 _DEFINES_ENGINE = re.compile(r"^def open_engine\(", re.MULTILINE)

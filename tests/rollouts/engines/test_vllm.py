@@ -171,7 +171,9 @@ def test_closing_ends_a_process_that_does_not_end_by_itself(fake, tmp_path):
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
+# It is ignored by what a shell started in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from offscript.rollouts.engines import vllm, worker_process
@@ -192,9 +194,12 @@ def test_ctrl_c_leaves_no_process(fake, tmp_path, tiny_model):
     with subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:
-        assert child.stdout is not None and child.stdout.readline() == "ready\n"
-        child.send_signal(signal.SIGINT)
-        assert "KeyboardInterrupt" in child.communicate(timeout=60)[1]
+        try:
+            assert child.stdout is not None and child.stdout.readline() == "ready\n"
+            child.send_signal(signal.SIGINT)
+            assert "KeyboardInterrupt" in child.communicate(timeout=60)[1]
+        finally:
+            child.kill()
     assert not any(map(is_running, pids(tmp_path)))
 
 
