@@ -102,7 +102,8 @@ class GenerateEngine:
         if rows[0].request.adapter is not None:
             self.model.base_model.set_adapter(rows[0].request.adapter)
         sampling = rows[0].request.sampling
-        prompts = self.tokenizer.pad({"input_ids": [row.prompt for row in rows]}, padding_side="left", return_tensors="pt")  # fmt: skip
+        ids = {"input_ids": [row.prompt for row in rows]}
+        prompts = self.tokenizer.pad(ids, padding_side="left", return_tensors="pt")
         with torch.inference_mode():
             out = self.model.generate(
                 **prompts.to(self.device),

@@ -501,9 +501,9 @@ class OptimizerSettings(Node):
 
     ``final_rate`` is the learning rate at the end of a cosine schedule, as a fraction of ``learning_rate`` (null: 0).
 
-    ``batch_size`` is the number of rows per optimizer step, over all processes. ``micro_batch_size`` bounds the tokens of one
-    forward pass of a process: as many as that many rows of ``max_length`` have. ``warmup`` is a fraction of all steps. ``max_length`` bounds the tokens of a row.
-    ``checkpoint_steps`` is the number of steps between checkpoints.
+    ``batch_size`` is the number of rows per optimizer step, over all processes. ``micro_batch_size`` bounds the tokens of
+    one forward pass of a process: as many as that many rows of ``max_length`` have. ``warmup`` is a fraction of all
+    steps. ``max_length`` bounds the tokens of a row. ``checkpoint_steps`` is the number of steps between checkpoints.
     """
 
     learning_rate: float = identity(gt=0)
@@ -812,8 +812,8 @@ class EngineSettings(Named):
     At most ``batch_size`` replies are decoded together, and at most as many as have ``batch_tokens`` tokens of prompts and
     replies, if all were as long as the longest may become (auto: what fits the memory that is free). At most ``max_live``
     episodes are started and not finished. ``merge_from``: prompts of an adapter are read with merged weights if at least so
-    many are read at a time; those of adapters with fewer are read together, unmerged. ``device`` is ``auto`` (a GPU if there is one), or a
-    device of torch.
+    many are read at a time; those of adapters with fewer are read together, unmerged. ``device`` is ``auto`` (a GPU if
+    there is one), or a device of torch.
 
     Of vLLM only: ``python`` is the interpreter of its environment, relative to the working folder or the repository;
     ``tensor_parallel`` the number of GPUs among which the weights are divided; ``memory_share`` the share of each GPU's
@@ -875,9 +875,8 @@ class ClusterSettings(Named):
 
     ``shards`` is the number of jobs among which the rollouts of a model are divided. ``trainings`` is the number of adapters
     that one job trains, one after another on one loaded base; a stage that is trained on another one has jobs of its own.
-    ``at_once`` bounds the jobs that
-    run at a time (local processes, or tasks of one array; null: no bound). ``retries`` is how often failed or missing
-    artifacts are submitted again. ``signal_s`` is the number of seconds between the warning signal and the time
+    ``at_once`` bounds the jobs that run at a time (local processes, or tasks of one array; null: no bound). ``retries``
+    is how often failed or missing artifacts are submitted again. ``signal_s`` is the number of seconds between the warning signal and the time
     limit. ``setup`` are shell lines that run before Python; ``extra`` are further sbatch options. ``snapshot``: the
     jobs run a copy of the code. ``jobs`` are the resources by kind of job; other kinds have those of ``default``.
     ``gpu`` is the GPU type that a dry run assumes in its estimates.

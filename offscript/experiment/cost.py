@@ -468,9 +468,10 @@ def _one_training(blank: JobEstimate, adapter: Artifact, model: ModelSettings, g
     job = replace(blank, rows=kept, tokens_in=round(tokens))
     if model.size is None or model.endpoint is not None:
         return job
-    passes = 2 + 2 + (2 if settings.optimizer.gradient_checkpointing else 0) + 2 * method.extra_forward
+    passes = 2 + 2 + (2 if settings.optimizer.gradient_checkpointing else 0)
+    flops = tokens * passes + rows * row_tokens * 2 * method.extra_forward
     memory = _training_memory(model, settings.lora, settings.optimizer, method.texts_per_row)
-    return _on(gpu, job, memory, _seconds_of(tokens * passes * model.size.parameters, gpu))
+    return _on(gpu, job, memory, _seconds_of(flops * model.size.parameters, gpu))
 
 
 def _training_rows(adapter: TrainedAdapter, model: ModelSettings) -> tuple[int, float]:

@@ -1,7 +1,8 @@
 """The job graph: which artifacts one process makes together, in which layer, and which jobs come before.
 
 One rollout job loads a model once and drives all of its personas, stages and formats; ``shards`` cuts it into as many
-jobs as can run at once. A training job trains one adapter, or ``trainings`` of them on one loaded base. The same graph runs inline, in local processes and on SLURM.
+jobs as can run at once. A training job trains one adapter, or ``trainings`` of them on one loaded base. The same graph runs
+inline, in local processes and on SLURM.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

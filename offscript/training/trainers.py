@@ -73,6 +73,10 @@ class AdapterTrainer(Trainer):
         """What ``row`` counts in the mean over a step."""
         raise NotImplementedError
 
+    def loss(self, model: "Module", inputs: "dict[str, Tensor]") -> "Tensor":
+        """In training the share of a micro-batch in the loss of its step (see ``step_loss``), otherwise its mean."""
+        raise NotImplementedError
+
     @property
     def peft_model(self) -> "PeftModel":
         """The model with its adapters, out of the wrappers of DeepSpeed and data parallelism."""
@@ -135,6 +139,16 @@ class AdapterTrainer(Trainer):
                 losses.append(super().training_step(model, part))
         gradients._set_sync_gradients(True)
         return sum(losses, start=super().training_step(model, last))
+
+    def compute_loss(
+        self,
+        model: "Module",
+        inputs: "dict[str, Tensor]",
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> "Tensor":
+        """``loss``, which takes the place of the loss of TRL's trainer."""
+        return self.loss(model, inputs)
 
     def log_probs(self, model: "Module", inputs: "dict[str, Tensor]") -> "Tensor":
         """Log-probabilities of the labels (rows, tokens - 1), from the second token on; 0 where a label is -100."""

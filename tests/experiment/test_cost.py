@@ -238,12 +238,14 @@ def test_replies_follow_the_formats_options():
 
 
 def test_one_distillation_by_hand():
-    """100 pairs of 2 x (100 + 250) tokens, a tenth kept out, read twice; forward, backward and reference: 6 x parameters
-    FLOPs a token."""
+    """100 pairs of 2 x (100 + 250) tokens, a tenth kept out, read twice; forward and backward: 4 x parameters FLOPs a token,
+    and 2 for the reference, which reads all of them once."""
     rows = [(name, cell(name, 100, [question(80)])) for name in ("student", "teacher")]
     job = estimate([adapter(rows=rows, validation=0.1, epochs=2)], model(), H200, engine())
     assert (job.rows, job.tokens_in, job.tokens_out) == (90, 126_000, None)
-    assert job.gpu_hours * 3600 == pytest.approx(126_000 * 6 * LLAMA.parameters / (989e12 * 0.33))
+    assert job.gpu_hours * 3600 == pytest.approx(
+        (126_000 * 4 + 70_000 * 2) * LLAMA.parameters / (989e12 * 0.33)
+    )
 
 
 def test_checkpointing_takes_a_forward_more_and_saves_memory():

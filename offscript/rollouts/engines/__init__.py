@@ -2,8 +2,8 @@
 
     def open_engine(model, adapters, scales, settings) -> Engine: ...
 
-with the arguments of ``open_engine`` below, without ``vectors`` if it cannot add any, and without ``served``. An engine with settings of its own for batches and devices also has a file
-in ``conf/engine``. Files without that function (``base``, ``draw``, ``rendering``, ``weights``) are parts that engines share.
+with the arguments of ``open_engine`` below, without ``vectors`` if it cannot add any, and without ``served``. An engine with
+settings of its own for batches and devices also has a file in ``conf/engine``. Files without that function (``base``, ``draw``, ``rendering``, ``weights``) are parts that engines share.
 """
 
 import importlib

@@ -74,8 +74,9 @@ class EndpointEngine:
 
     Raises:
         UserError: the variable that should hold the key is not set, or the address is malformed. From ``submit``: the
-            request needs an adapter that the server has no name for, or a prefix where ``prefill`` is false. From ``step``: the server refuses the key,
-            the model or the request, or nothing has ever answered at the address; requests in flight are cancelled.
+            request needs an adapter that the server has no name for, or a prefix where ``prefill`` is false. From ``step``:
+            the server refuses the key, the model or the request, or nothing has ever answered at the address; requests
+            in flight are cancelled.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ class Method:
         train: trains on rows and writes the adapter to ``run.out``; returns the numbers for the manifest.
         stacks: whether it can train an adapter on top of a parent's.
         texts_per_row: texts that a row is read as (2 for the sides of a pair), for estimates.
-        extra_forward: further forward passes over each text (a reference model's), for estimates.
+        extra_forward: further forward passes over each text, once in a training (a reference model's), for estimates.
     """
 
     name: str

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from offscript.models import adapters
 from offscript.settings import TrainerSettings, identity
@@ -192,13 +192,7 @@ def _trainer_class() -> "Callable[..., AdapterTrainer]":
         def _prepare_dataset(self, dataset: "Dataset", *_: object, **__: object) -> "Dataset":
             return dataset
 
-        def compute_loss(
-            self,
-            model: Module,
-            inputs: dict[str, Tensor],
-            return_outputs: bool = False,
-            num_items_in_batch: Any = None,
-        ) -> Tensor:
+        def loss(self, model: Module, inputs: dict[str, Tensor]) -> Tensor:
             mask = inputs["completion_mask"][:, 1:]
             # Padding rows have no reply.
             is_pair = mask.any(-1).chunk(2)[0]

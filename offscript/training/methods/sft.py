@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from offscript.errors import MissingInput
 from offscript.models import adapters
@@ -204,13 +204,7 @@ def _trainer_class() -> "Callable[..., AdapterTrainer]":
             # The first token has no prediction.
             return sum(label != IGNORED for label in row["labels"][1:])
 
-        def compute_loss(
-            self,
-            model: Module,
-            inputs: dict[str, Tensor],
-            return_outputs: bool = False,
-            num_items_in_batch: Any = None,
-        ) -> Tensor:
+        def loss(self, model: Module, inputs: dict[str, Tensor]) -> Tensor:
             loss = -self.log_probs(model, inputs).sum()
             if model.training:
                 return self.step_loss(loss)
