@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from offscript.errors import UserError
+from offscript.models.loading import load_model
 from offscript.rollouts.engines.base import Request, Sampling
 from offscript.rollouts.engines.transformers import TransformersEngine
 from offscript.settings import EngineSettings
@@ -77,6 +78,10 @@ def test_modes_are_counted_and_the_base_weights_are_restored(engine, tiny_settin
     engine.weights._activate(None)
     after = dict(engine.weights.base.named_parameters())
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    own = load_model(tiny_settings, "cpu")(ids).logits
+    engine.weights.forward(engine.weights.adapters[:2], input_ids=ids)
+    assert torch.equal(engine.weights.base(ids).logits, own), "adapters stay with their batch"
 
 
 def test_merged_copies_are_evicted_and_made_again(tiny_settings, tiny_adapters):
