@@ -54,12 +54,18 @@ def against_others(
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
-    """P-values corrected for their number; None stays None, and is not counted."""
-    from statsmodels.stats.multitest import multipletests
+    """P-values corrected for their number; None stays None, and is not counted.
 
-    defined = [value for value in p if value is not None]
-    corrected = iter(multipletests(defined, method="holm")[1].tolist() if defined else [])
-    return [None if value is None else next(corrected) for value in p]
+    The k-th smallest of n is multiplied by n - k + 1, and is at least as great as those before it and at most 1.
+    """
+    # statsmodels' ``multipletests`` gives the same, and collects garbage at every call: 0.1 to 0.3 s with torch loaded.
+    defined = np.array([value for value in p if value is not None])
+    order = np.argsort(defined)
+    raised = np.maximum.accumulate(defined[order] * np.arange(len(defined), 0, -1))
+    corrected = np.empty_like(defined)
+    corrected[order] = np.minimum(raised, 1.0)
+    values = iter(corrected.tolist())
+    return [None if value is None else next(values) for value in p]
 
 
 def _mean_of_others(gaps: Sequence[Sequence[Statistic]], i: int, seed: int) -> Statistic:

@@ -63,6 +63,7 @@ def test_equal_personas_are_seldom_told_apart():
 def test_correction_by_hand():
     # Sorted .01, .02, .04: times 3, 2, 1, and never below an earlier one.
     assert holm([0.04, None, 0.01, 0.02]) == pytest.approx([0.04, None, 0.03, 0.04])
+    assert holm([0.6, 0.5]) == [1.0, 1.0]
     assert holm([None, None]) == [None, None] and holm([]) == []
 
 
