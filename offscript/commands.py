@@ -25,7 +25,7 @@ from offscript.experiment.artifacts import (
     in_order,
 )
 from offscript.experiment.folder import Experiment, read_failure
-from offscript.experiment.graph import jobs_of, needed
+from offscript.experiment.graph import needed
 from offscript.experiment.jobs.training import check_settings
 from offscript.experiment.runner import Result, make, on_all_ranks, write_index
 from offscript.json_types import Json
@@ -345,14 +345,14 @@ def submit(settings: Settings, experiment: Experiment) -> int:
 def _dry_run(todo: list[Artifact], experiment: Experiment) -> int:
     """Prints one line per job: what it makes, and its estimated cost."""
     from offscript.experiment import cost, fidelity
-    from offscript.experiment.backends.plan import shard_count
+    from offscript.experiment.backends.plan import planned_jobs
 
     settings = experiment.planner.settings
     cluster, models = settings.cluster, experiment.planner.options.model
     if cluster.gpu not in cost.GPUS:
         raise UserError("cluster.gpu", f"unknown card {cluster.gpu!r}", one_of(cost.GPUS))
     gpu, estimates = cost.GPUS[cluster.gpu], []
-    for job in jobs_of(todo, shard_count(settings), cluster.trainings):
+    for job in planned_jobs(todo, settings):
         name = job.artifacts[0].model
         estimates.append(cost.estimate(job.artifacts, models[name] if name else None, gpu, settings.engine))
     show(cost.table(estimates))
@@ -368,7 +368,7 @@ def _run_locally(everything: list[Artifact], todo: list[Artifact], experiment: E
     settings = experiment.planner.settings
     evaluation = experiment.planner.evaluation()
     check_settings(todo, experiment, processes=1)
-    jobs = jobs_of(todo, plan.shard_count(settings), settings.cluster.trainings)
+    jobs = plan.planned_jobs(todo, settings)
     current = plan.write_plan(experiment, everything, jobs)
     while True:
         run_plan(current, settings.cluster.at_once)
@@ -398,7 +398,7 @@ def _submit_to_slurm(everything: list[Artifact], todo: list[Artifact], experimen
     """Submits the artifacts that are neither finished nor in flight, and returns without waiting for the jobs."""
     from offscript.experiment.backends import slurm
     from offscript.experiment.backends import slurm_queue as queue
-    from offscript.experiment.backends.plan import processes_per_task, shard_count, write_plan
+    from offscript.experiment.backends.plan import planned_jobs, processes_per_task, write_plan
     from offscript.experiment.backends.slurm_site import check_cluster, max_array_tasks
 
     settings = experiment.planner.settings
@@ -414,7 +414,7 @@ def _submit_to_slurm(everything: list[Artifact], todo: list[Artifact], experimen
             for launch, job in slurm.add_missing_supervisors(experiment.folder):
                 show(f"{job:>10}  supervisor of {launch}, which had none")
             return 0
-        jobs = jobs_of(left, shard_count(settings), settings.cluster.trainings)
+        jobs = planned_jobs(left, settings)
         plan = write_plan(experiment, everything, jobs, max_tasks=max_array_tasks())
         ids = slurm.submit(plan, in_flight)
     for array, job in zip(plan.arrays, ids, strict=False):

@@ -874,7 +874,9 @@ class ClusterSettings(Named):
     """Where the jobs of a grid run: in this process (inline), in local processes, or on SLURM.
 
     ``shards`` is the number of jobs among which the rollouts of a model are divided. ``trainings`` is the number of adapters
-    that one job trains, one after another on one loaded base; a stage that is trained on another one has jobs of its own.
+    that one job trains, one after another on one loaded base; a stage that is trained on another one has jobs of its own,
+    unless ``stages_together``: then ``trainings`` counts personas, and a job trains all of their stages and makes the
+    rollouts between two stages too.
     ``at_once`` bounds the jobs that run at a time (local processes, or tasks of one array; null: no bound). ``retries``
     is how often failed or missing artifacts are submitted again. ``signal_s`` is the number of seconds between the warning signal and the time
     limit. ``setup`` are shell lines that run before Python; ``extra`` are further sbatch options. ``snapshot``: the
@@ -886,6 +888,7 @@ class ClusterSettings(Named):
     kind: Literal["inline", "local", "slurm"] = runtime()
     shards: int = runtime(1, ge=1)
     trainings: int = runtime(1, ge=1)
+    stages_together: bool = runtime(False)
     at_once: int | None = runtime(None, ge=1)
     retries: int = runtime(2, ge=0)
     partition: str | None = runtime(None)

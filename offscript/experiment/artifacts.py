@@ -551,10 +551,18 @@ def in_order(wanted: Sequence[Artifact]) -> list[Artifact]:
     return list(seen.values())
 
 
-def layers(artifacts: Sequence[Artifact]) -> Iterator[list[Artifact]]:
-    """Divides ``artifacts`` (inputs first) into groups, in which no artifact needs another one of the same group."""
-    depth: dict[str, int] = {}
-    for artifact in artifacts:
-        depth[artifact.key] = 1 + max((depth[i.key] for i in artifact.inputs if i.key in depth), default=-1)
-    for level in range(1 + max(depth.values(), default=-1)):
-        yield [a for a in artifacts if depth[a.key] == level]
+def layers(units: Sequence[Sequence[Artifact]]) -> Iterator[list[Sequence[Artifact]]]:
+    """Divides ``units`` into groups, in which no unit needs another one of the same group.
+
+    A unit needs those that hold an input of one of its artifacts, and none of these may need it in turn.
+    """
+    unit_of = {artifact.key: number for number, unit in enumerate(units) for artifact in unit}
+
+    @functools.cache
+    def depth(number: int) -> int:
+        needed = {unit_of[i.key] for artifact in units[number] for i in artifact.inputs if i.key in unit_of}
+        return 1 + max((depth(other) for other in needed - {number}), default=-1)
+
+    depths = [depth(number) for number in range(len(units))]
+    for level in range(1 + max(depths, default=-1)):
+        yield [unit for unit, own in zip(units, depths, strict=True) if own == level]

@@ -321,16 +321,41 @@ class JobEstimate:
 def estimate(
     group: Sequence[Artifact], model: ModelSettings | None, gpu: Gpu, engine: EngineSettings
 ) -> JobEstimate:
-    """The job that makes ``group``, artifacts of one kind and of one ``model`` (None for an evaluation).
+    """The job that makes ``group``, artifacts of one ``model`` (None for an evaluation) and of one kind, or adapters with
+    the rollouts between them.
 
     Memory and hours are None where ``model.size`` is, where the model is an endpoint, and where nothing is
     computed on a GPU: an evaluation, weights that are only fetched.
     """
     first = group[0]
+    if model is not None and any(artifact.kind != first.kind for artifact in group):
+        return _stages_together(group, model, gpu, engine)
     blank = JobEstimate(_name(group), first.kind)
     if model is None or first.source is not None or first.kind not in ESTIMATES:
         return blank
     return ESTIMATES[first.kind](blank, group, model, gpu, engine)
+
+
+def _stages_together(
+    group: Sequence[Artifact], model: ModelSettings, gpu: Gpu, engine: EngineSettings
+) -> JobEstimate:
+    """The parts of a job one after another; ``rows`` are those of its rollouts. The engine has weights of its own beside the
+    base of the trainings."""
+    rollouts = _rollouts_in(group)
+    others = [artifact for artifact in group if not isinstance(artifact, Rollout)]
+    held = weight_bytes(model) if model.size is not None else 0.0
+    rolled_out = _rollouts(JobEstimate(_name(rollouts), Rollout.kind), rollouts, model, gpu, engine, held)
+    parts = [estimate(others, model, gpu, engine), rolled_out]
+    memory = [part.gpu_memory_gib for part in parts if part.gpu_memory_gib is not None]
+    return replace(
+        rolled_out,
+        name=", ".join(part.name for part in parts),
+        tokens_in=_sum(part.tokens_in for part in parts),
+        gpu_memory_gib=max(memory, default=None),
+        gpu_hours=_sum(part.gpu_hours for part in parts),
+        rates=", ".join(part.rates for part in parts if part.rates),
+        fits=all(part.fits for part in parts),
+    )
 
 
 def _name(group: Sequence[Artifact]) -> str:
@@ -348,8 +373,14 @@ def _name(group: Sequence[Artifact]) -> str:
 
 
 def _rollouts(
-    blank: JobEstimate, group: Sequence[Artifact], model: ModelSettings, gpu: Gpu, engine: EngineSettings
+    blank: JobEstimate,
+    group: Sequence[Artifact],
+    model: ModelSettings,
+    gpu: Gpu,
+    engine: EngineSettings,
+    held: float = 0.0,
 ) -> JobEstimate:
+    """``held``: bytes on the GPU of what the process loaded before."""
     rates = RATES.get(engine.name)
     rollouts = _rollouts_in(group)
     sizes = [(rollout.planned_rows, conversation(rollout, model.context)) for rollout in rollouts]
@@ -363,14 +394,14 @@ def _rollouts(
         return job
     adapters = _adapter_bytes(rollouts, model)
     longest = max(size.length for _, size in sizes)
-    fitting = batch_that_fits(model, gpu, longest, adapters, rates)
+    fitting = batch_that_fits(model, gpu, longest, held + adapters, rates)
     batch = max(1, min(_allowed(engine, longest), job.rows or 1, fitting))
     seconds = sum(
         _seconds(rollout, size, batch, model, gpu, rates, adapters)
         for rollout, (_, size) in zip(rollouts, sizes, strict=True)
     )
     rows = batch * longest * token_bytes(model, rates, adapters > 0)
-    memory = weight_bytes(model) + adapters + rows + WORKSPACE
+    memory = held + weight_bytes(model) + adapters + rows + WORKSPACE
     return _on(gpu, job, memory, seconds, _note(engine, rates))
 
 

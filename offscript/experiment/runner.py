@@ -96,6 +96,12 @@ def run(
     return results + [result for group in groups for result in _run_group(group, experiment, limit)]
 
 
+def run_in_order(artifacts: Sequence[Artifact], experiment: Experiment) -> list[Result]:
+    """Runs one job whose ``artifacts`` (inputs first) may need one another, as the adapters of several stages with the
+    rollouts between them do."""
+    return [result for step in jobs_of(artifacts) for result in run(step.artifacts, experiment)]
+
+
 def on_all_ranks(everything: Iterable[Artifact], experiment: Experiment, main: Callable[[], T]) -> T | None:
     """Calls ``main`` on rank 0; the other ranks take part in every training that it starts, and get None.
 

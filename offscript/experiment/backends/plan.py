@@ -30,7 +30,7 @@ from offscript.experiment.backends.plan_file import (
 from offscript.experiment.folder import REVISION, Experiment, code_revision, now
 from offscript.experiment.graph import Job, jobs_of
 from offscript.experiment.planner import Options, Planner
-from offscript.experiment.runner import Result, on_all_ranks, run
+from offscript.experiment.runner import Result, on_all_ranks, run, run_in_order
 from offscript.json_types import Json
 from offscript.settings import (
     GROUPS,
@@ -109,6 +109,29 @@ def arrays_of(jobs: Sequence[Job], processes: int = 1, max_tasks: int = MAX_TASK
 
 def _chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def planned_jobs(todo: Sequence[Artifact], settings: Settings) -> list[Job]:
+    """The jobs of a launch that make ``todo`` (inputs first), under the settings of the cluster.
+
+    Raises:
+        UserError: as ``processes_per_node``; or a training job has too few GPUs for the rollouts that it makes too.
+    """
+    cluster = settings.cluster
+    if cluster.stages_together and cluster.kind == "slurm":
+        _check_rollouts_fit(settings)
+    return jobs_of(todo, shard_count(settings), cluster.trainings, cluster.stages_together)
+
+
+def _check_rollouts_fit(settings: Settings) -> None:
+    """Rank 0 of a training job makes the rollouts between two stages, on the GPUs that it sees."""
+    needed, gpus = gpus_per_process(settings.engine, "rollout"), settings.cluster.resources("adapter").gpus
+    if needed > max(1, gpus):
+        found = (
+            f"{gpus}, and vLLM takes {needed} (engine.tensor_parallel) for the rollouts between two stages"
+        )
+        remedy = f"at least {needed}, or cluster.stages_together=false"
+        raise UserError("cluster.jobs.adapter.gpus", found, remedy)
 
 
 def shard_count(settings: Settings) -> int:
@@ -313,7 +336,9 @@ def run_task(path: Path, array: int, task: int, rank: int = 0, local_rank: int =
     jobs = current.tasks[task]
     if KINDS[current.kind].all_ranks:
         artifacts = plan.artifacts_of(jobs[0])
-        on_all_ranks(artifacts, plan.experiment, lambda: raise_on_failure(run(artifacts, plan.experiment)))
+        on_all_ranks(
+            artifacts, plan.experiment, lambda: raise_on_failure(run_in_order(artifacts, plan.experiment))
+        )
     elif rank < len(jobs):
         _select_gpus(local_rank, gpus_per_process(plan.experiment.planner.settings.engine, current.kind))
         raise_on_failure(run(plan.artifacts_of(jobs[rank]), plan.experiment))
@@ -346,8 +371,8 @@ def retry_jobs(
     """The jobs that try ``missing`` (inputs first) again, and the counts of attempts after them.
 
     An artifact whose inputs exist was tried and failed: it is retried ``cluster.retries`` times. An artifact that waits
-    for others is retried with them, which is not counted. Each training that is retried has a job of its own, so that one that
-    ends its process costs the others no attempt. ``in_flight`` holds the keys that other jobs are making.
+    for others is retried with them, which is not counted. Each training that is retried has a job of its own, also with
+    ``cluster.stages_together``, so that one that ends its process costs the others no attempt. ``in_flight`` holds the keys that other jobs are making.
     """
     settings, attempts = plan.experiment.planner.settings, {**plan.content["attempts"]}
     absent = {artifact.key for artifact in missing}
