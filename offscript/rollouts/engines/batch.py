@@ -7,12 +7,14 @@ join at any step, whatever their lengths.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from offscript.rollouts.engines.draw import draw, penalize
+from offscript.rollouts.engines.prefixes import KeysAndValues, Prefix, Prompt
 from offscript.rollouts.engines.rendering import Row
 from offscript.rollouts.engines.weights import Mode, Weights
 
@@ -72,6 +74,11 @@ def new_cache(weights: Weights) -> "Cache":
     return cache
 
 
+def has_prefixes(cache: "Cache") -> bool:
+    """Whether all of ``cache`` is keys and values of all tokens, so that those of a row can be used for another one."""
+    return all(type(layer) is GrowingLayer for layer in cache.layers)
+
+
 def can_join(cache: "Cache") -> bool:
     """Whether all of ``cache`` is keys and values by column, so that ``Batch.join`` can move them. Models with recurrent
     layers have other states: their batches run until all rows have finished."""
@@ -111,16 +118,24 @@ class Batch:
 
     @classmethod
     def read(
-        cls, weights: Weights, rows: Sequence[Row], stops: frozenset[int], pad: int, device: str
+        cls, weights: Weights, prompts: Sequence[Prompt], stops: frozenset[int], pad: int, device: str
     ) -> "Batch":
-        """The batch of ``rows`` after their prompts were read in one pass and the first token of each was drawn."""
+        """The batch of the rows of ``prompts`` after their unread tokens were read in one pass and the first token of each row
+        was drawn.
+
+        All rows are read from the same column on, so some compute the last tokens of their prefix again.
+        """
+        rows = [prompt.row for prompt in prompts]
         batch = cls(rows, new_cache(weights), device)
+        start = batch.columns - max(prompt.unread for prompt in prompts)
+        if start > 0:
+            _fill(batch.cache, prompts, start, batch.columns)
         ids = torch.full((len(rows), batch.columns), pad, dtype=torch.long)
         for i, row in enumerate(rows):
             ids[i, batch.columns - len(row.prompt) :] = torch.tensor(row.prompt)
-        column = torch.arange(batch.columns, device=device)
+        column = torch.arange(start, batch.columns, device=device)
         positions = (column - batch.padding[:, None]).clamp(min=0)
-        logits = batch._logits(weights, ids.to(device), positions)
+        logits = batch._logits(weights, ids[:, start:].to(device), positions)
         if any(row.request.sampling.repetition_penalty != 1 for row in rows):
             batch.seen = _seen(rows, logits)
         batch._draw(logits, stops)
@@ -135,6 +150,17 @@ class Batch:
     def live(self) -> list[Row]:
         """The rows that have not finished."""
         return [row for row in self.rows if row.finish is None]
+
+    def prefix(self, row: Row) -> Prefix:
+        """The keys and values of the prompt and the reply of ``row``, as far as they are computed."""
+        i = self.rows.index(row)
+        start = int(self.padding[i])
+        tokens = [*row.prompt, *row.new][: self.columns - start]
+        layers = cast("list[DynamicLayer]", self.cache.layers)
+        states = [
+            tuple(cast(Tensor, part)[i, :, start:].clone() for part in (la.keys, la.values)) for la in layers
+        ]
+        return Prefix(row.request.adapter, np.array(tokens), cast(KeysAndValues, states))
 
     def take_ended(self) -> list[tuple[Row, Mode]]:
         """The rows that have finished since the last call, and how they were computed. They are computed with the others until
@@ -175,13 +201,13 @@ class Batch:
             self.seen.scatter_(1, self.ids, True)
 
 
-def split_prompts(rows: Sequence[Row]) -> list[list[Row]]:
-    """``rows`` in parts of at most PROMPT_TOKENS tokens with padding, longest prompts first."""
-    parts: list[list[Row]] = []
-    for row in sorted(rows, key=lambda row: -len(row.prompt)):
-        if not parts or (len(parts[-1]) + 1) * len(parts[-1][0].prompt) > PROMPT_TOKENS:
+def split_prompts(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
+    """``prompts`` in parts of at most PROMPT_TOKENS unread tokens with padding, those with most first."""
+    parts: list[list[Prompt]] = []
+    for prompt in sorted(prompts, key=lambda prompt: -prompt.unread):
+        if not parts or (len(parts[-1]) + 1) * parts[-1][0].unread > PROMPT_TOKENS:
             parts.append([])
-        parts[-1].append(row)
+        parts[-1].append(prompt)
     return parts
 
 
@@ -254,6 +280,33 @@ def _aligned(tensors: Sequence[Tensor], indices: Sequence[Tensor], columns: int,
             index
         ]
         row += len(index)
+    return out
+
+
+def _fill(cache: "Cache", prompts: Sequence[Prompt], end: int, columns: int) -> None:
+    """Puts the prefixes of ``prompts`` into an empty cache. Column ``columns`` is the end of each prompt; what would be in the
+    columns from ``end`` on is left out."""
+    filled = [
+        (i, prompt.prefix.states, end - columns + len(prompt.row.prompt))
+        for i, prompt in enumerate(prompts)
+        if prompt.prefix is not None
+    ]
+    for number, layer in enumerate(cast("list[GrowingLayer]", cache.layers)):
+        keys, values = (_placed(filled, number, part, len(prompts), end, columns) for part in (0, 1))
+        layer.lazy_initialization(keys, values)
+        layer.replace(keys, values, end)
+
+
+def _placed(
+    filled: Sequence[tuple[int, KeysAndValues, int]], layer: int, part: int, rows: int, end: int, columns: int
+) -> Tensor:
+    """The keys (``part`` 0) or values (1) of a layer: (``rows``, heads, ``columns`` and some to spare, size), zero where row i
+    has no prefix. ``filled`` has i, the prefix, and how many of its tokens are in the columns up to ``end``."""
+    like = filled[0][1][layer][part]
+    out = like.new_zeros((rows, like.shape[0], columns + SPARE_COLUMNS, like.shape[2]))
+    for i, states, tokens in filled:
+        if tokens > 0:
+            out[i, :, end - tokens : end] = states[layer][part][:, :tokens]
     return out
 
 

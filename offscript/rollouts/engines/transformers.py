@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 
@@ -13,7 +13,8 @@ from offscript.models.chat_templates import render
 from offscript.models.loading import load_model, load_tokenizer, pick_device
 from offscript.models.steering import load_vector
 from offscript.rollouts.engines.base import Completion, EngineStats, Request
-from offscript.rollouts.engines.batch import Batch, can_join, join, new_cache, split_prompts
+from offscript.rollouts.engines.batch import Batch, can_join, has_prefixes, join, new_cache, split_prompts
+from offscript.rollouts.engines.prefixes import Prefixes, Prompt, divide
 from offscript.rollouts.engines.rendering import Renderer, Row, stop_tokens
 from offscript.rollouts.engines.weights import Mode, Weights
 from offscript.settings import EngineSettings, ModelSettings
@@ -24,10 +25,14 @@ if TYPE_CHECKING:
 
 REFILL = 0.25
 """Share of the rows of a batch that have finished or can join before it is made anew, which copies its cache."""
-GPU_SHARE = 0.75
+PREFIX_SHARE = 4
+"""Rows that have ended are kept up to one in so many tokens of the batch, besides these."""
+GPU_SHARE = 0.6
 """Share of a GPU's free memory for keys and values. The rest is for activations and for copies of single layers."""
 CPU_BYTES = 2 * 2**30
 """Keys and values on a CPU."""
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +41,8 @@ class TransformersEngine:
     """Answers requests with one base model and any number of adapters and persona vectors, which are loaded once.
 
     There is one batch, of any adapters and vectors: merged weights compute it while all its rows have one adapter. Waiting
-    requests join it when others have finished, those of its own adapters first. A batch that does not fit the memory is
+    requests join it when others have finished, those of its own adapters first. Of a prompt that begins with tokens of an
+    earlier row, such as the last turn of the episode, only the others are computed. A batch that does not fit the memory is
     given up, half as many tokens are allowed from then on, and its rows start again. In float32 on a CPU a text is a
     function of its prompt, adapter or vector, and seed alone.
 
@@ -74,12 +80,15 @@ class TransformersEngine:
         self.weights = Weights(self._attach(loaded, adapters, scales), tuple(adapters), steering)
         self._waiting: list[Row] = []
         self._batch: Batch | None = None
-        self._can_join = can_join(new_cache(self.weights))
+        empty = new_cache(self.weights)
+        self._can_join, self._has_prefixes = can_join(empty), has_prefixes(empty)
         self.batch_tokens = (
             automatic_tokens(self.weights.base, self.device)
             if settings.batch_tokens == "auto"
             else settings.batch_tokens
         )
+        most = settings.batch_size * model.context
+        self._prefixes = Prefixes(min(self.batch_tokens, most) // PREFIX_SHARE)
 
     def submit(self, request: Request) -> None:
         """Queues a request.
@@ -157,14 +166,16 @@ class TransformersEngine:
             self._batch = join([self._batch])
         assert self._batch is not None
         self._batch.step(self.weights, self.stops)
-        return self._batch.take_ended()
+        ended = self._batch.take_ended()
+        if self._has_prefixes:
+            for row, _ in ended:
+                if row.finish != "error":
+                    self._prefixes.add(self._batch.prefix(row))
+        return ended
 
     def _refill(self, joining: Sequence[Row]) -> list[tuple[Row, Mode]]:
         """Reads the prompts of ``joining`` and adds their rows to the batch."""
-        parts = [
-            Batch.read(self.weights, part, self.stops, self._pad, self.device)
-            for part in self._parts(joining)
-        ]
+        parts = self._read(joining)
         ended = [row for part in parts for row in part.take_ended()]
         self._batch = join([*([self._batch] if self._batch else []), *parts])
         joined = set(map(id, joining))
@@ -189,19 +200,35 @@ class TransformersEngine:
             chosen.append(row)
         return chosen
 
-    def _parts(self, rows: Sequence[Row]) -> list[list[Row]]:
-        """``rows`` as they are read: those of an adapter by themselves if there are at least ``merge_from``."""
+    def _read(self, rows: Sequence[Row]) -> list[Batch]:
+        """Batches of ``rows`` whose prompts have been read. Of prompts that begin with the same tokens one is read first."""
+        if not self._has_prefixes:
+            return self._read_parts([Prompt(row) for row in rows])
+        first, later, begun_with = divide([self._prefixes.find(row) for row in rows])
+        batches = self._read_parts(first)
+        for batch in batches:
+            for row in begun_with.intersection(batch.rows):
+                self._prefixes.add(batch.prefix(row))
+        return batches + self._read_parts([self._prefixes.find(row) for row in later])
+
+    def _read_parts(self, prompts: Sequence[Prompt]) -> list[Batch]:
+        parts = self._parts(prompts)
+        return [Batch.read(self.weights, part, self.stops, self._pad, self.device) for part in parts]
+
+    def _parts(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
+        """``prompts`` as they are read: those of an adapter by themselves if there are at least ``merge_from``."""
         if not self._can_join:
-            return [list(rows)]
-        groups = _grouped(rows, self._adapter).values()
+            return [list(prompts)]
+        groups = _grouped(prompts, lambda prompt: self._adapter(prompt.row)).values()
         own = [group for group in groups if len(group) >= self.settings.merge_from]
-        others = [row for group in groups if len(group) < self.settings.merge_from for row in group]
+        others = [prompt for group in groups if len(group) < self.settings.merge_from for prompt in group]
         return [part for group in (*own, others) for part in split_prompts(group)]
 
     def _shrink(self, rows: Sequence[Row]) -> None:
         """Gives the batch up and halves the tokens that are allowed, after ``rows`` did not fit the memory."""
         width = max(map(_width, rows))
         live, self._batch = self._live(), None
+        self._prefixes.clear()
         self._waiting = [row.restarted() for row in (*live, *self._waiting)]
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
@@ -212,6 +239,7 @@ class TransformersEngine:
                 "take a smaller model.context or model.max_reply_tokens (finished rows are kept)",
             )
         self.batch_tokens = min(self.batch_tokens, len(rows) * width) // 2
+        self._prefixes.limit = min(self._prefixes.limit, self.batch_tokens // PREFIX_SHARE)
         _log.warning(
             "out of memory with %d rows of up to %d tokens: at most %d tokens from here on "
             "(engine.batch_tokens=%d starts with fewer)",
@@ -265,8 +293,8 @@ def automatic_tokens(model: "PreTrainedModel", device: str) -> int:
     return max(1, int(free / token_bytes))
 
 
-def _grouped(rows: Sequence[Row], adapter: Callable[[Row], str | None]) -> dict[str | None, list[Row]]:
-    groups: dict[str | None, list[Row]] = {}
+def _grouped(rows: Sequence[T], adapter: Callable[[T], str | None]) -> dict[str | None, list[T]]:
+    groups: dict[str | None, list[T]] = {}
     for row in rows:
         groups.setdefault(adapter(row), []).append(row)
     return groups

@@ -311,3 +311,83 @@ def test_an_adapter_that_overflows_is_named_by_its_folder(tiny_settings, tiny_ad
     save_file({k: v * 1e38 if "lora_B" in k else v for k, v in load_file(weights).items()}, weights)
     with pytest.raises(UserError, match=r"^/.*/full-0a1b2c3d: outputs with it are not finite numbers"):
         TransformersEngine(tiny_settings, {"f" * 64: folder}, engine_settings())
+
+
+def conversation(turns: list[tuple[str, str]], text: str) -> tuple[dict[str, str], ...]:
+    """The messages of earlier turns (what was asked, and the reply), and a next one."""
+    earlier = [
+        {"role": role, "content": said}
+        for turn in turns
+        for role, said in zip(("user", "assistant"), turn, strict=True)
+    ]
+    return (*earlier, {"role": "user", "content": text})
+
+
+def read_tokens(engine, monkeypatch) -> list[tuple[int, int]]:
+    """Rows and new tokens of each pass over prompts are appended to the list."""
+    forward, passes = engine.weights.forward, []
+
+    def counted(names, **inputs):
+        if inputs["input_ids"].shape[1] > 1:
+            passes.append(tuple(inputs["input_ids"].shape))
+        return forward(names, **inputs)
+
+    monkeypatch.setattr(engine.weights, "forward", counted)
+    return passes
+
+
+def test_a_next_turn_reads_only_what_is_new_and_has_the_same_text(tiny_settings, tiny_adapters, monkeypatch):
+    engine = TransformersEngine(tiny_settings, tiny_adapters, engine_settings())
+    sentences, names = tiny_sentences(), [None, "red", "green", "blue"]
+    opening = " ".join(sentences[:4])
+    # The four conversations begin with the same words: their keys and values are those of four different models.
+    first = [
+        Request(i, conversation([], f"{opening} {sentences[4 + i // 4]}"), names[i % 4], i, SAMPLING)
+        for i in range(8)
+    ]
+    replies = answer(engine, first, merge_from=1)
+    second = [
+        Request(
+            r.id,
+            conversation([(r.messages[0]["content"], replies[r.id][0])], sentences[9]),
+            r.adapter,
+            90 + r.id,
+            SAMPLING,
+        )
+        for r in first
+    ]
+    passes = read_tokens(engine, monkeypatch)
+    texts = answer(engine, second, merge_from=1)
+    computed = sum(rows * tokens for rows, tokens in passes)
+    assert computed < 0.6 * sum(tokens_in for _, _, tokens_in, _ in texts.values())
+    for request in second:
+        fresh = TransformersEngine(tiny_settings, tiny_adapters, engine_settings())
+        assert answer(fresh, [request])[request.id] == texts[request.id]
+
+
+def test_prompts_that_begin_with_the_same_tokens_read_them_once(tiny_settings, tiny_adapters, monkeypatch):
+    engine = TransformersEngine(tiny_settings, tiny_adapters, engine_settings())
+    sentences = tiny_sentences()
+    constitution = {"role": "system", "content": " ".join(sentences[:8])}
+    wanted = [
+        Request(i, (constitution, {"role": "user", "content": sentences[8 + i]}), "red", i, SAMPLING)
+        for i in range(12)
+    ]
+    passes = read_tokens(engine, monkeypatch)
+    texts = answer(engine, wanted)
+    assert passes[0][0] == 1, "one prompt is read by itself"
+    assert sum(rows * tokens for rows, tokens in passes) < 0.6 * sum(
+        tokens_in for _, _, tokens_in, _ in texts.values()
+    )
+    fresh = TransformersEngine(tiny_settings, tiny_adapters, engine_settings())
+    assert {r.id: answer(fresh, [r])[r.id] for r in reversed(wanted)} == texts
+
+
+def test_kept_prefixes_have_a_bound(tiny_settings, tiny_adapters):
+    engine = TransformersEngine(tiny_settings, tiny_adapters, engine_settings(batch_tokens=400))
+    wanted = requests(24)
+    texts = answer(engine, wanted)
+    kept = engine._prefixes
+    assert 0 < kept.tokens <= 100
+    assert kept.tokens == sum(len(prefix.tokens) for prefix in kept._kept.values())
+    assert texts == answer(engine, list(reversed(wanted)), batch_size=3)
