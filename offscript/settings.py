@@ -436,12 +436,13 @@ class FormatSettings(Named):
 
 
 class DataSettings(Named):
-    """Collections of scenarios, and how families of chat scenarios are divided into splits.
+    """Collections of scenarios, and how their families are divided into splits.
 
-    ``sources`` lists local files, globs or hub files for each source. ``fractions`` are the shares of families in each
-    split; a hash of ``salt`` and the family decides. ``first`` assigns the first n chat scenarios of the files to a
+    ``sources`` lists local files, globs or hub files for each source. ``fractions`` are the shares of chat families in
+    each split; a hash of ``salt`` and the family decides. ``first`` assigns the first n chat scenarios of the files to a
     split independently of the hash. This keeps prompts that an imported adapter or classifier was trained on out of
-    the scores.
+    the scores. ``families`` names the families of all other sources that are in split train or classifier; those that it
+    does not name are in eval.
     """
 
     sources: dict[
@@ -460,7 +461,16 @@ class DataSettings(Named):
     ] = identity()
     fractions: dict[Literal["train", "classifier", "eval"], NonNegativeFloat] = identity()
     first: dict[Literal["train", "classifier", "eval"], NonNegativeInt] = identity({})
+    families: dict[Literal["train", "classifier"], tuple[str, ...]] = identity({}, unhashed={})
     salt: str = identity("offscript")
+
+    @field_validator("families")
+    @classmethod
+    def _one_split_each(cls, families: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        named = [name for names in families.values() for name in names]
+        if repeated := [name for name in named if named.count(name) > 1]:
+            raise ValueError(f"{repeated[0]!r} is named twice; allowed: each family once, in one split")
+        return families
 
     @field_validator("fractions")
     @classmethod

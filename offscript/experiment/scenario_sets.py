@@ -4,13 +4,14 @@ A plan needs the hash identity of their texts and how many there will be; the te
 episodes run.
 """
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from offscript.errors import UserError
+from offscript.errors import UserError, one_of
 from offscript.experiment.artifacts import Rollout, RowsOf, ScenarioSet
 from offscript.json_types import Json
 from offscript.settings import DataSettings, HubFileSettings, PersonaSettings, identity_of
@@ -63,6 +64,12 @@ def crossed(scenarios: ScenarioSet, variants: Sequence[str]) -> ScenarioSet:
 
 # ---------------------------------------------------------------- collections
 
+CHAT = "chat"
+"""The source whose families a hash divides into splits."""
+
+UNDIVIDED = ("reflection", "interaction")
+"""Sources that have no splits: their scenarios are trained on alone, and no format that is scored reads them."""
+
 
 class ScenarioCollections:
     """The scenarios of a data option, each source loaded once. ``published`` is the folder of the published study."""
@@ -74,19 +81,28 @@ class ScenarioCollections:
         self._splits: dict[tuple[str, str, int], ScenarioSet] = {}
 
     def split(self, source: str, split: str, count: int) -> ScenarioSet:
-        """At most ``count`` scenarios of a split. Only chat is trained on: all families of other sources can be scored.
-        The same arguments give the same object."""
+        """At most ``count`` scenarios of a split. Chat families are divided by their hash, and those of other sources by
+        ``data.families``. The same arguments give the same object.
+
+        Raises:
+            UserError: ``source`` is not in ``data.sources``, a file is invalid, no family falls into the split, or
+                ``data.families`` names one that no source has.
+        """
         if (source, split, count) not in self._splits:
             self._splits[source, split, count] = self._split(source, split, count)
         return self._splits[source, split, count]
 
     def _split(self, source: str, split: str, count: int) -> ScenarioSet:
-        is_chat = source == "chat"
+        is_chat = source == CHAT
         fractions = {str(k): v for k, v in self.data.fractions.items()} if is_chat else {"eval": 1.0}
         first = {str(k): v for k, v in self.data.first.items()} if is_chat else {}
+        assigned = None if is_chat else self._assigned
 
         def load(rows_of: RowsOf | None = None) -> list[Scenario]:
-            return select(self._all(source), split, fractions, self.data.salt, count, first=first)
+            everything = self._all(source)
+            if not is_chat:
+                self._check_families(source)
+            return select(everything, split, fractions, self.data.salt, count, first, assigned)
 
         if not self._remote(source):
             return listed(load())
@@ -97,10 +113,41 @@ class ScenarioCollections:
             "salt": self.data.salt,
             "count": count,
         }
+        if assigned:
+            selection["families"] = dict(assigned)
         return ScenarioSet({**self._reference(source), **selection}, count, load, is_local=False)
 
+    @functools.cached_property
+    def _assigned(self) -> dict[str, str]:
+        """The split of each family that ``data.families`` names."""
+        return {family: str(split) for split, names in self.data.families.items() for family in names}
+
+    def _check_families(self, source: str) -> None:
+        """Checks that ``source`` or another divided source has every family of ``data.families``, unless one of them must
+        still be fetched."""
+        others = [s for s in self.patterns if s not in (CHAT, source, *UNDIVIDED)]
+        known = set[str]()
+        for name in (source, *others):
+            if known >= self._assigned.keys() or (name not in self._loaded and self._remote(name)):
+                return
+            if not self._lacks_published(name):
+                known |= {scenario.family for scenario in self._all(name)}
+        for family, split in self._assigned.items():
+            if family not in known:
+                raise UserError(f"data.families.{split}", f"no such family {family!r}", one_of(sorted(known)))
+
+    def _lacks_published(self, source: str) -> bool:
+        """Whether ``source`` is a part of the published study that is not in its folder."""
+        paths = [entry for entry in self._entries(source) if isinstance(entry, str) and PUBLISHED in entry]
+        where = f"data.sources.{source}"
+        return any(not resolve(fill_published(path, self.published, where, is_glob=True)) for path in paths)
+
     def repeated(self, source: str, rows: int) -> tuple[ScenarioSet, int]:
-        """All scenarios of ``source`` (at most ``rows``), and how many samples of each make ``rows`` of them."""
+        """All scenarios of ``source`` that may be trained on (at most ``rows``), and how many samples of each make
+        ``rows`` of them."""
+        if source not in UNDIVIDED:
+            train = self.split(source, "train", rows)
+            return train, max(1, math.ceil(rows / train.count))
         everything = self._all(source)
         return listed(everything[:rows]), max(1, math.ceil(rows / len(everything)))
 

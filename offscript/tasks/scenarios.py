@@ -115,6 +115,7 @@ def select(
     salt: str | int,
     count: int | None = None,
     first: Mapping[str, int] | None = None,
+    assigned: Mapping[str, str] | None = None,
 ) -> list[Scenario]:
     """At most ``count`` scenarios of ``split`` (None: all), one of each family in turn.
 
@@ -123,7 +124,8 @@ def select(
 
     ``first`` overrides the hash: it maps a split to a number n, and the first n of ``scenarios``, in their order, belong
     to that split with their whole families and to no other. Of several splits, train comes first, then classifier, then
-    eval.
+    eval. ``assigned`` overrides both: it maps families to their splits. The message for an empty split points to
+    ``data.families`` if it is given.
 
     Raises:
         UserError: ``split`` is unknown, ``first`` is invalid, or no family falls into the split.
@@ -133,10 +135,12 @@ def select(
     scenarios, families = list(scenarios), dict[str, list[Scenario]]()
     for scenario in scenarios:
         families.setdefault(scenario.family, []).append(scenario)
-    assigned = _assign_first(scenarios, first or {})
-    chosen = [f for f in families if (assigned.get(f) or split_of(f, salt, fractions)) == split]
+    exceptions = {**_assign_first(scenarios, first or {}), **(assigned or {})}
+    chosen = [f for f in families if (exceptions.get(f) or split_of(f, salt, fractions)) == split]
     if not chosen:
         found = f"none of {len(families)} families falls into it"
+        if assigned is not None:
+            raise UserError(f"split {split}", found, "change data.families, or add families")
         other = ", lower data.first" if first else ""
         raise UserError(f"split {split}", found, f"raise its fraction{other}, or add families")
     queues = [

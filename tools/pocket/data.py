@@ -2,7 +2,8 @@
 
 Chat prompts are of topics held out from pre-training. Office scenarios come twice: ``office`` has new scenes of the
 families and names that the model knows, as an 8B model knows offices, and is what the grid scores; ``held_out`` has
-families and names that it never saw, and is what the build measures the model's reach on.
+families and names that it never saw: the build measures the model's reach on them, and the grid has them in the splits
+train and classifier.
 """
 
 import json
