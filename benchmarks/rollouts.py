@@ -140,9 +140,14 @@ def random_adapters(model: ModelSettings, folder: Path, count: int) -> dict[str,
 def work(
     engine: Engine, fmt: str, adapters: Sequence[str], scenarios: Sequence[Scenario], live: int, tokens: int
 ) -> Callable[[], float]:
-    """Runs every scenario once per adapter, and returns the number of episodes."""
+    """Runs every scenario once per adapter, and returns the number of episodes.
+
+    The system text has the number of the run. Otherwise an engine would know the prompts of the run before.
+    """
+    numbers = itertools.count(1)
 
     def run() -> float:
+        system = f"Run {next(numbers)}."
         with tempfile.TemporaryDirectory() as folder:
             runs = [
                 CellRun(
@@ -152,7 +157,7 @@ def work(
                     format=get_format(fmt),
                     scenarios=scenarios,
                     samples=1,
-                    rules=Rules(options=get_format(fmt).defaults),
+                    rules=Rules(system, get_format(fmt).defaults),
                     adapter=name,
                     sampling=Sampling(max_tokens=tokens),
                 )
