@@ -539,8 +539,9 @@ def _run(
 ) -> dict[str, Any]:
     """Runs the episodes, and estimates 6,000 with replies of full length: the time outside the prompts in proportion to
     the tokens."""
-    prompt = ({"role": "user", "content": WORD * loop.prompt},)
-    scenarios = [Scenario(f"s{i}", f"s{i}", prompt) for i in range(loop.episodes)]
+    # The number comes first: the episodes of a real grid do not share their prompts.
+    prompts_of = ({"role": "user", "content": f"{i} {WORD * loop.prompt}"} for i in range(loop.episodes))
+    scenarios = [Scenario(f"s{i}", f"s{i}", (prompt,)) for i, prompt in enumerate(prompts_of)]
     before = engine.stats.tokens_in, engine.stats.tokens_out
     with tempfile.TemporaryDirectory() as folder, _prompts_timed(bench, base) as prompts:
         run = CellRun(
