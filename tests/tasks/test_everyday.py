@@ -6,6 +6,7 @@ from itertools import combinations
 
 import pytest
 
+from offscript.settings import SPLITS
 from offscript.storage.files import HOME
 from offscript.storage.options import options_of
 from offscript.storage.yaml_text import read_yaml
@@ -14,14 +15,17 @@ from offscript.tasks.prompts import SESSION_QUESTIONS
 from offscript.tasks.scenario_files import load_scenarios
 from offscript.tasks.scenarios import Scenario
 from offscript.tasks.tool_calls import ToolCall, respond
-from tests.composed import experiment_of
+from tests.composed import experiment_of, settings_of
 from tests.tasks.formats.driver import rules_for
 
 DATA = HOME / "data" / "everyday"
 CHAT = load_scenarios(DATA / "chat.jsonl")
 OFFICE = load_scenarios(DATA / "office")
 MOST_PIECES = 330
-"""Words and punctuation marks of the longest prompt: 349 tokens of the tokenizer of SmolLM2, with its chat template."""
+"""Words and punctuation marks of the longest prompt: 370 tokens of the tokenizer of SmolLM2, with its chat template."""
+
+FRAME = frozenset(["write", "only", "the", "body", "of", "e", "mail", "larch", "example"])
+"""What every request has."""
 
 each = pytest.mark.parametrize("scenario", OFFICE, ids=lambda s: s.id)
 
@@ -77,12 +81,41 @@ def test_every_split_has_prompts_and_no_family_is_in_two() -> None:
     assert sum(scenarios.count for scenarios in found.values()) == len(CHAT)
 
 
-def test_the_tasks_are_eleven_families_of_five_with_a_reader_each() -> None:
-    assert set(Counter(s.family for s in OFFICE).values()) == {5} and len(OFFICE) == 55
+def test_the_tasks_are_nineteen_families_of_five_with_a_reader_each() -> None:
+    assert set(Counter(s.family for s in OFFICE).values()) == {5} and len(OFFICE) == 95
     readers = [s.tools[0].rules[0].response for s in OFFICE]
-    assert len({str(reader) for reader in readers}) == 55
+    assert len({str(reader) for reader in readers}) == 95
     tasks = [words(text(s)) for s in OFFICE]
     assert max(jaccard(a, b) for a, b in combinations(tasks, 2)) < 0.6
+
+
+def test_no_task_of_another_split_is_nearly_a_scored_one() -> None:
+    """Neither its records as a whole, nor the verb and the beginning of its request."""
+    collections = experiment_of("data=everyday").planner.context.collections
+    parts = {split: collections.split("office", split, 1000).load_local() for split in SPLITS}
+    assert {split: len(scenarios) for split, scenarios in parts.items()} == {
+        "train": 25,
+        "classifier": 15,
+        "eval": 55,
+    }
+    for one, other in combinations(SPLITS, 2):
+        briefs = [[words(s.brief[-1]["content"]) - FRAME for s in parts[split]] for split in (one, other)]
+        assert max(jaccard(a, b) for a in briefs[0] for b in briefs[1]) < 0.25
+    begins = {split: {text(s).split()[0] for s in scenarios} for split, scenarios in parts.items()}
+    assert not begins["eval"] & (begins["train"] | begins["classifier"])
+
+
+def test_the_readme_lists_every_family_with_its_split() -> None:
+    table = (
+        (HOME / "data/README.md").read_text(encoding="utf-8").partition("prompts and tasks of `everyday/`")[2]
+    )
+    rows = re.findall(r"^\| `(\w+)` \| (train|classifier|eval) \| (.*) \|$", table, re.MULTILINE)
+    families = settings_of("data=everyday").data.families
+    split_of = {name: str(split) for split, names in families.items() for name in names}
+    assert {name: split for name, split, _ in rows} == {
+        s.family: split_of.get(s.family, "eval") for s in OFFICE
+    }
+    assert all(len(tasks.split(";")) == 5 for *_, tasks in rows)
 
 
 @each
