@@ -12,14 +12,11 @@ import pytest
 from offscript.storage.files import HOME
 from offscript.tracking.results import BARS, HEATMAP, RETENTION, SCORES
 from offscript.tracking.workspace import CURVES
+from tests.invoked import invoke
+from tests.slurm import grid
 from tests.tracking.offline_run import read_runs
 
 pytestmark = pytest.mark.slow
-
-
-def submit(cwd, *words):
-    command = [sys.executable, str(HOME / "launch/submit.py"), "experiment=smoke", *words]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
 
 
 def weights_of(folder):
@@ -42,7 +39,8 @@ def rows_of(folder):
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("smoke")
-    done = submit(cwd)
+    command = [sys.executable, str(HOME / "launch/submit.py"), "experiment=smoke"]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return cwd, done
 
@@ -74,9 +72,9 @@ def test_every_metric_of_the_dashboard_is_logged_by_some_job(smoke):
 def test_a_second_run_makes_nothing(smoke):
     cwd, _ = smoke
     before = {p: p.stat().st_mtime_ns for p in (cwd / "runs/smoke").rglob("*.jsonl")}
-    again = submit(cwd)
-    assert again.returncode == 0 and "artifacts, 0 to make" in again.stderr
-    assert again.stdout == (cwd / "runs/smoke/evaluation/overview.txt").read_text()
+    again = invoke(cwd, "submit", "experiment=smoke")
+    assert again.code == 0 and "artifacts, 0 to make" in again.err
+    assert again.out == (cwd / "runs/smoke/evaluation/overview.txt").read_text()
     assert {p: p.stat().st_mtime_ns for p in (cwd / "runs/smoke").rglob("*.jsonl")} == before
 
 
@@ -100,42 +98,52 @@ def test_every_job_logs_its_metrics_to_wandb(smoke):
     )
 
 
-@pytest.mark.parametrize(
-    ("cluster", "signals"),
-    [("inline", ("SIGKILL", "SIGKILL", "SIGKILL")), ("local", ("SIGKILL", "SIGTERM", "SIGKILL"))],
-)
-def test_a_grid_that_was_killed_three_times_has_the_same_rows(smoke, tmp_path, cluster, signals):
-    """And the same weights and results; after each kill, the status shows at once that nothing runs."""
-    cwd, _ = smoke
-    words = ["experiment=smoke", "tracking=off", f"cluster={cluster}"]
+ROWS = "rollouts/pocket/base/**/*.jsonl"
+CHECKPOINT = "adapters/pocket/sarcasm/.*/checkpoint-*/trainer_state.json"
+ROWS_OF_TRAINED = "rollouts/pocket/distillation/**/*.jsonl"
+FITTED = "classifiers/pocket/*/fit0/model.safetensors"
+
+
+def killed_once(root, words, pattern, name):
+    """Starts a grid and sends the signal ``name`` to its processes once a path below the experiment matches ``pattern``."""
     command = [sys.executable, str(HOME / "launch/submit.py"), *words]
-    for seconds, name in zip((9, 14, 19), signals, strict=True):
-        process = subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        time.sleep(seconds)
+    nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, start_new_session=True, **nowhere) as process:
+        deadline = time.monotonic() + 300
+        while not next((root / "smoke").glob(pattern), None):
+            assert process.poll() is None and time.monotonic() < deadline, f"{pattern} did not appear"
+            time.sleep(0.05)
         os.killpg(process.pid, signal.Signals[name])
         assert process.wait(120) == -signal.Signals[name]
-        status = [sys.executable, str(HOME / "launch/status.py"), *words, "json=true"]
-        found = subprocess.run(status, cwd=tmp_path, capture_output=True, text=True)
-        assert "running" not in json.loads(found.stdout)["states"], found.stdout
-    done = submit(tmp_path, "tracking=off", f"cluster={cluster}")
+
+
+@pytest.mark.parametrize(
+    ("cluster", "kills"),
+    [
+        ("inline", [(ROWS, "SIGKILL"), (CHECKPOINT, "SIGKILL"), (FITTED, "SIGKILL")]),
+        ("local", [(CHECKPOINT, "SIGTERM"), (ROWS_OF_TRAINED, "SIGKILL")]),
+    ],
+    ids=["inline", "local"],
+)
+def test_a_grid_that_was_killed_has_the_same_rows(tmp_path, cluster, kills):
+    """And the same weights and results; after each kill, the status shows at once that nothing runs."""
+    words = [*grid.SHORT, f"cluster={cluster}", f"root={tmp_path}"]
+    for pattern, name in kills:
+        killed_once(tmp_path, words, pattern, name)
+        found = invoke(HOME, "status", *words, "json=true")
+        assert "running" not in json.loads(found.out)["states"], found.out
+    done = grid.run_inline(*words)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert weights_of(tmp_path / "runs/smoke") == weights_of(cwd / "runs/smoke")
-    assert rows_of(tmp_path / "runs/smoke") == rows_of(cwd / "runs/smoke")
-    assert (tmp_path / "runs/smoke/evaluation/cells.csv").read_bytes() == (
-        cwd / "runs/smoke/evaluation/cells.csv"
-    ).read_bytes()
+    undisturbed = grid.inline_root(grid.SHORT)
+    assert weights_of(tmp_path / "smoke") == weights_of(undisturbed / "smoke")
+    assert rows_of(tmp_path / "smoke") == rows_of(undisturbed / "smoke")
+    assert grid.cells(tmp_path) == grid.inline(grid.SHORT)
 
 
 def test_a_multirun_trains_and_rolls_out(tmp_path):
     def run(script, *words):
         return subprocess.run(
-            [sys.executable, str(HOME / script), "-m", "experiment=smoke", "tracking=off", *words],
+            [sys.executable, str(HOME / script), "-m", *grid.SMALL, *words],
             cwd=tmp_path,
             capture_output=True,
             text=True,

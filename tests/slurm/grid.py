@@ -1,6 +1,7 @@
 """Small grids of the embedded model for tests, the commands that launch them, and their expected results."""
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -8,10 +9,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from offscript.storage.files import HOME
+from offscript.storage.locks import STALE_S
+from tests.invoked import Done, invoke
 
 SMALL = (
     "experiment=smoke",
@@ -37,10 +42,15 @@ SHORT = (*SMALL, "grid.stage=[base,distillation]", "grid.format=[chat]", "classi
 """Two personas, two stages, one format: four layers fewer."""
 
 
-def command(script: str, *overrides: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    """Runs one of the launch commands."""
+def command(name: str, *overrides: str) -> Done:
+    """Runs one of the launch commands in this process. Only those that submit and query jobs: nothing here loads torch."""
+    return invoke(HOME, name, *overrides)
+
+
+def run_inline(*overrides: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    """Runs launch/submit.py in a process of its own, which makes everything that it does not submit."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, f"launch/{script}.py", *overrides]
+    words = [sys.executable, "launch/submit.py", *overrides]
     return subprocess.run(words, cwd=HOME, env=env, capture_output=True, text=True, timeout=timeout)
 
 
@@ -49,7 +59,7 @@ def inline_root(grid: tuple[str, ...]) -> Path:
     """Root of a grid that was run in one process; it runs once per session."""
     root = tempfile.mkdtemp(prefix="offscript-inline-")
     atexit.register(shutil.rmtree, root, ignore_errors=True)
-    done = command("submit", *grid, f"root={root}")
+    done = run_inline(*grid, f"root={root}")
     assert done.returncode == 0, done.stderr
     return Path(root)
 
@@ -71,10 +81,10 @@ def cells(root: Path) -> str:
 
 
 def status(root: Path, *grid: str) -> dict:
-    """The JSON output of ``launch/status.py``, with its exit code as ``code``."""
+    """The JSON output of ``offscript status``, with its exit code as ``code``."""
     done = command("status", *grid, f"root={root}", "json=true")
-    assert done.stdout, done.stderr
-    return {**json.loads(done.stdout), "code": done.returncode}
+    assert done.out, done.err
+    return {**json.loads(done.out), "code": done.code}
 
 
 def duplicate_rows(root: Path) -> list[str]:
@@ -85,6 +95,28 @@ def duplicate_rows(root: Path) -> list[str]:
         counted = Counter((row["scenario"], row["sample"]) for row in rows)
         found += [f"{path.name}: {row}" for row, n in counted.items() if n > 1]
     return found
+
+
+def expire_locks(root: Path) -> None:
+    """Sets the last heartbeat of every lock whose process has ended back by ``STALE_S``, as if that time had passed.
+
+    A process on another node cannot see that the holder of a lock has ended, and would wait for a minute.
+    """
+    long_ago, running = time.time() - 2 * STALE_S, set(_processes())
+    for lock in root.rglob(".*.lock"):
+        with contextlib.suppress(FileNotFoundError):
+            holder = json.loads(lock.read_text())
+            if (holder["space"], holder["pid"]) not in running:
+                os.utime(lock, (long_ago, long_ago))
+
+
+def _processes() -> Iterator[tuple[str, int]]:
+    """The namespace of each process of this machine, and its id there."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        # A process may end meanwhile; one that has ended and was not waited for has no namespace.
+        with contextlib.suppress(OSError):
+            space, status = os.readlink(folder / "ns" / "pid"), (folder / "status").read_text()
+            yield space, int(status.partition("NSpid:")[2].partition("\n")[0].split()[-1])
 
 
 def jobs(root: Path) -> dict[str, str]:

@@ -16,10 +16,10 @@ QUICK = ("experiment=smoke", "tracking=off", "cluster=slurm")
 
 
 def submit(root: Path, *overrides: str, code: int = 0) -> str:
-    """Runs launch/submit.py and returns its output."""
+    """Runs ``offscript submit`` and returns its output."""
     done = grid.command("submit", f"root={root}", *overrides)
-    assert done.returncode == code, done.stderr
-    return done.stdout + done.stderr
+    assert done.code == code, done.err
+    return done.out + done.err
 
 
 def supervisors_end(slurm: Slurm, root: Path, wanted: str = "COMPLETED", timeout: float = 400) -> None:
@@ -36,7 +36,7 @@ def test_a_grid_that_runs_a_snapshot_has_the_results_of_a_run_in_one_process(idl
     """The jobs wait for another job; meanwhile the snapshot is changed, and the command is run again."""
     other = idle_cluster.submit_script("sleep 300")
     options = (
-        *grid.FULL,
+        *grid.SHORT,
         "cluster=slurm",
         "cluster.snapshot=true",
         f"+cluster.extra.dependency=afterany:{other}",
@@ -49,15 +49,15 @@ def test_a_grid_that_runs_a_snapshot_has_the_results_of_a_run_in_one_process(idl
 
     again = submit(tmp_path, *options)
     assert "in flight: left alone" in again and "submitted" not in again
-    status = grid.status(tmp_path, *grid.FULL, "cluster=slurm")
+    status = grid.status(tmp_path, *grid.SHORT, "cluster=slurm")
     assert status["code"] == 1 and status["states"] == {"waiting": len(status["entries"])}
 
     idle_cluster.cancel(other)
     supervisors_end(idle_cluster, tmp_path)
-    assert grid.cells(tmp_path) == grid.inline(grid.FULL)
+    assert grid.cells(tmp_path) == grid.inline(grid.SHORT)
     assert marker.exists(), "the jobs did not run the snapshot"
     assert grid.duplicate_rows(tmp_path) == []
-    status = grid.status(tmp_path, *grid.FULL, "cluster=slurm")
+    status = grid.status(tmp_path, *grid.SHORT, "cluster=slurm")
     assert status["code"] == 0 and status["rows"] == status["planned"] and status["jobs"] == 0
     assert "nothing to do" in submit(tmp_path, *options[:-1])
     assert len(list((tmp_path / "smoke" / "launch").glob("*/plan.json"))) == 1
@@ -106,9 +106,9 @@ def test_jobs_of_other_settings_in_the_same_folder_are_refused(idle_cluster: Slu
     assert "with another classifier, are in flight; cancel them with: offscript cancel" in text
 
     cancelled = grid.command("cancel", *QUICK, f"root={tmp_path}")
-    assert cancelled.returncode == 0 and "cancelled: " in cancelled.stderr
+    assert cancelled.code == 0 and "cancelled: " in cancelled.err
     idle_cluster.wait_for_state(grid.jobs(tmp_path)["supervisor"], "CANCELLED")
-    assert "no job is in flight" in grid.command("cancel", *QUICK, f"root={tmp_path}").stderr
+    assert "no job is in flight" in grid.command("cancel", *QUICK, f"root={tmp_path}").err
     # The accounting is updated a little later than the queue.
     idle_cluster.wait_until(
         lambda: grid.status(tmp_path, *QUICK)["entries"][0]["state"] == "failed",

@@ -164,6 +164,7 @@ def test_a_killed_rank_stops_all_and_the_retry_trains_the_same_adapter(
     os.kill(process_of(idle_cluster, job, rank), signal.SIGKILL)
     idle_cluster.wait_for_state(job, "FAILED", 120)
     assert idle_cluster.processes(job, PYTHON) == {}, "a rank is still running"
+    grid.expire_locks(tmp_path)
     assert not list((tmp_path / "smoke").glob(WEIGHTS))
 
     path_of(idle_cluster, tmp_path, WEIGHTS.replace("adapter_model.safetensors", "manifest.json"))

@@ -1,6 +1,5 @@
 """Failures injected into a running grid: it completes without a new command, with the rows of an undisturbed run."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +42,7 @@ def test_a_killed_training_is_retried_by_the_supervisor(idle_cluster: Slurm, tmp
     running(idle_cluster, adapter)
     idle_cluster.kill(adapter, PYTHON)
     idle_cluster.wait_for_state(adapter, "FAILED")
+    grid.expire_locks(tmp_path)
     supervisors_end(idle_cluster, tmp_path)
     assert len(list((tmp_path / "smoke" / "launch").glob("*/plan.json"))) == 2
     assert grid.cells(tmp_path) == grid.inline(grid.SHORT)
@@ -63,12 +63,14 @@ def test_a_grid_survives_requeues_lost_nodes_kills_signals_and_preemption(idle_c
     slurm.requeue(f"{first['0-rollout']}_1")
     node = slurm.node_of(f"{first['0-rollout']}_0")
     slurm.lose(node)
+    grid.expire_locks(tmp_path)
 
     running(slurm, first["1-adapter"])
     path_of(slurm, tmp_path, "adapters/pocket/sarcasm/.*/checkpoint-*/trainer_state.json")
     slurm.cluster.run_command("scancel", "--signal=USR2", f"{first['1-adapter']}_0")
     slurm.kill(f"{first['1-adapter']}_1", PYTHON)
     slurm.resume(node)
+    grid.expire_locks(tmp_path)
 
     running(slurm, f"{first['2-rollout']}_0", 240)
     path_of(slurm, tmp_path, "rollouts/pocket/distillation/*/chat-eval-*.jsonl")
@@ -76,6 +78,8 @@ def test_a_grid_survives_requeues_lost_nodes_kills_signals_and_preemption(idle_c
     slurm.wait_for_state(urgent, "COMPLETED", 120)
     running(slurm, f"{first['2-rollout']}_0")
     slurm.kill(f"{first['2-rollout']}_0", PYTHON)
+    slurm.wait_for_state(f"{first['2-rollout']}_0", "FAILED")
+    grid.expire_locks(tmp_path)
 
     supervisors_end(slurm, tmp_path, timeout=600)
     assert grid.cells(tmp_path) == grid.inline(grid.FULL)
@@ -127,12 +131,8 @@ def test_a_job_that_exceeds_its_memory_is_reported_with_that_reason(idle_cluster
     options = (*grid.SHORT, "cluster=slurm", "cluster.retries=0", "+cluster.jobs.rollout={memory_gb: 0.05}")
     submit(tmp_path, *options)
     supervisors_end(idle_cluster, tmp_path, "FAILED")
-    # The lock of a job that was killed on another node counts until it is older than the end of the job.
-    for _ in range(15):
-        found = grid.status(tmp_path, *options)
-        if not found["states"].get("running"):
-            break
-        time.sleep(5)
+    grid.expire_locks(tmp_path)
+    found = grid.status(tmp_path, *options)
     failed = [entry for entry in found["entries"] if entry["state"] == "failed"]
     assert failed and all("memory limit" in entry["reason"] for entry in failed), failed
     assert all(Path(entry["log"]).exists() for entry in failed)
