@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from offscript.errors import UserError, one_of
-from offscript.settings import Settings
+from offscript.settings import Section, Settings
 from offscript.storage.files import HOME, expand_home
 from offscript.storage.options import choices_of
 from offscript.tasks.formats import FORMATS
@@ -31,7 +31,10 @@ OPTIONAL_GROUPS = ("persona", "experiment")
 HYDRA_KEYS = ("hydra/launcher", "hydra.launcher.", "hydra.sweeper.")
 """What can be changed of Hydra's own settings. The others say where it writes files, which the experiment decides."""
 
-HYPER_PARAMETERS = ("recipe.distillation", "recipe.introspection", "stage.training.hyper_parameters")
+HYPER_PARAMETERS = (
+    *(f"recipe.{section}" for section in get_args(Section)),
+    "stage.training.hyper_parameters",
+)
 
 
 def checked(words: Sequence[str]) -> list[str]:

@@ -332,6 +332,10 @@ class PersonaSettings(Named):
     constitution: tuple[Assertion, ...] = identity(min_length=1)
 
 
+Section = Literal["distillation", "introspection"]
+"""The sections of a recipe: the hyper-parameters of training stages."""
+
+
 class TrainingSettings(Node):
     """How the weights of a stage are trained.
 
@@ -343,7 +347,7 @@ class TrainingSettings(Node):
     parent: str = identity("base")
     method: str = identity()
     data: str = identity()
-    recipe: Literal["distillation", "introspection"] | None = identity(None)
+    recipe: Section | None = identity(None)
     hyper_parameters: dict[str, Any] = identity({})
 
 
@@ -632,6 +636,11 @@ class RecipeSettings(Named):
     introspection: dict[str, Any] = identity()
     merge: MergeSettings = identity()
     merge_own_in: dict[str, float] = identity({}, unhashed={})
+
+    def section(self, name: Section | None) -> dict[str, Any]:
+        """The hyper-parameters of the section ``name``; none without a name."""
+        sections = {"distillation": self.distillation, "introspection": self.introspection}
+        return sections[name] if name is not None else {}
 
 
 # ---------------------------------------------------------------- how it is measured

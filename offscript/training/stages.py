@@ -95,12 +95,11 @@ def training_stage(stage: StageSettings, recipe: RecipeSettings) -> TrainingStag
         raise UserError(
             f"{key}.parent", f"{training.parent}, but {method.name} trains on the base only", "allowed: base"
         )
-    blocks = {None: {}, "distillation": recipe.distillation, "introspection": recipe.introspection}
     where = f"recipe.{training.recipe}" if training.recipe else f"{key}.hyper_parameters"
     overrides = training.hyper_parameters
     try:
         settings = parse(
-            schema_of(method.settings, data.settings), _merged(blocks[training.recipe], overrides), where
+            schema_of(method.settings, data.settings), _merged(recipe.section(training.recipe), overrides), where
         )
     except UserError as error:
         # ``where`` is the recipe's section. A value that the stage overrides stands in the stage's file.
