@@ -62,6 +62,25 @@ print(sorted(set(sys.modules) & set({HEAVY!r})))
     assert done.stdout.splitlines()[-1] == "[]", done.stdout[-300:] + done.stderr[-300:]
 
 
+def test_rollouts_of_the_base_model_need_no_training_libraries(tmp_path):
+    """``accelerate`` is left out: transformers imports it for its models."""
+    words = ["stage=base", "format=chat", "limit=1", "tracking=off", f"root={tmp_path}"]
+    code = f"""
+import sys
+from offscript.command_line import main
+sys.argv = ["offscript", "rollout", *{words!r}]
+try:
+    main()
+except SystemExit:
+    pass
+print(sorted(set(sys.modules) & set({HEAVY!r})))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=HOME, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "['torch', 'transformers']", done.stdout[-300:] + done.stderr[-300:]
+    (rows,) = tmp_path.rglob("chat-eval-*.jsonl")
+    assert len(rows.read_text().splitlines()) == 1
+
+
 def test_entry_points_and_launch_import_the_library_and_never_each_other():
     entries = [*HOME.glob("*.py"), *(HOME / "launch").glob("*.py")]
     assert len(entries) >= 5

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -124,14 +125,11 @@ class TransformersEngine:
         pass
 
     def info(self) -> dict[str, str]:
-        import peft
-        import transformers
-
         return {
             "engine": "transformers",
-            "transformers": transformers.__version__,
+            "transformers": version("transformers"),
             "torch": torch.__version__,
-            "peft": peft.__version__,
+            "peft": version("peft"),
             "device": self._device_name(),
             "dtype": self.model_settings.dtype,
         }

@@ -41,7 +41,7 @@ class Weights:
     loses part of a small delta, and a text would depend on whether its batch was merged.
 
     Args:
-        model: the base model, or the PEFT model of the adapters.
+        model: the PEFT model of the adapters, or the base model if there are none.
         adapters: their names.
         vectors: persona vectors by name.
         keep_bytes: bound on the memory of merged copies besides the one in use.
@@ -57,11 +57,10 @@ class Weights:
         vectors: Mapping[str, SteeringVector] | None = None,
         keep_bytes: int = KEEP_BYTES,
     ) -> None:
-        from peft import PeftModel
-
         self.model, self.adapters, self.keep_bytes = model, tuple(adapters), keep_bytes
         self.vectors = dict(vectors or {})
-        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        # Without adapters PEFT is not imported.
+        base = cast("PeftModel", model).get_base_model() if self.adapters else model
         self.base = cast("PreTrainedModel", base)
         check_vectors(self.base, self.vectors)
         self.layers: list[Linear] = list(lora_layers(model).values()) if self.adapters else []  # type: ignore[arg-type]
