@@ -1,5 +1,6 @@
 """The scheduler: many live episodes on one engine, a row for each, and resuming after a kill."""
 
+import gc
 import json
 import os
 import subprocess
@@ -179,6 +180,21 @@ def test_limit_takes_different_scenarios_first_and_is_completed_later(tmp_path):
     assert (second.planned, second.written, second.reused, second.emitted) == (12, 9, 3, 12)
     again = run_episodes([run(tmp_path, limit=2)], ScriptedEngine(echo), 8)["k1"]
     assert (again.planned, again.written, again.reused, again.emitted) == (2, 0, 2, 2)
+
+
+def test_rows_that_are_in_the_files_are_not_kept_in_memory(tmp_path):
+    def rows_in_memory() -> int:
+        gc.collect()
+        return sum(type(o) is dict and "scenario" in o and o.get("key") == "k1" for o in gc.get_objects())
+
+    run_episodes([run(tmp_path, limit=10)], ScriptedEngine(echo), 4)
+    assert rows_in_memory() == 0
+    kept = []
+    counts = run_episodes(
+        [run(tmp_path)], ScriptedEngine(echo), 4, on_start=lambda counts: kept.append(rows_in_memory())
+    )["k1"]
+    assert (counts.reused, counts.written) == (10, 2) and kept == [0]
+    assert len(rows(tmp_path / "k1.jsonl")) == 12
 
 
 def test_runs_of_one_adapter_follow_each_other(tmp_path):
