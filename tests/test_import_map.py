@@ -76,7 +76,9 @@ except SystemExit:
 print(sorted(set(sys.modules) & set({HEAVY!r})))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=HOME, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "['torch', 'transformers']", done.stdout[-300:] + done.stderr[-300:]
+    assert done.stdout.splitlines()[-1] == "['torch', 'transformers']", (
+        done.stdout[-300:] + done.stderr[-300:]
+    )
     (rows,) = tmp_path.rglob("chat-eval-*.jsonl")
     assert len(rows.read_text().splitlines()) == 1
 

@@ -3,6 +3,7 @@
 import asyncio
 import email.utils
 import json
+import logging
 import os
 import queue
 import random
@@ -32,7 +33,8 @@ FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 60.0
 LONGEST_RETRY_AFTER_S = 600.0
 # Like every 5xx, these may succeed later.
-RETRIED_STATUS = {408, 409, 425, 429}
+RATE_LIMITED = 429
+RETRIED_STATUS = {408, 409, 425, RATE_LIMITED}
 # Reasons for which a server ends a reply early.
 TRUNCATED = {"length", "content_filter"}
 PROMPT_TOO_LONG = ("context_length_exceeded", "context length", "context window")
@@ -43,8 +45,8 @@ SAME_LOGPROBS = 1e-6
 # The client would read these from OPENAI_* variables and send them to any server.
 OMITTED_HEADERS = ("OpenAI-Organization", "OpenAI-Project")
 
-
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 class _TooLong(Exception):
@@ -53,18 +55,21 @@ class _TooLong(Exception):
 
 class _Retry(Exception):
     """A failed attempt that is worth another one. ``wait``: seconds that the server asked for, 0 if it named none;
-    ``unreachable``: no connection was made."""
+    ``unreachable``: no connection was made; ``limited``: the server limits the rate of requests."""
 
-    def __init__(self, reason: str, wait: float = 0.0, unreachable: bool = False) -> None:
+    def __init__(
+        self, reason: str, wait: float = 0.0, unreachable: bool = False, limited: bool = False
+    ) -> None:
         super().__init__(reason)
-        self.wait, self.unreachable = wait, unreachable
+        self.wait, self.unreachable, self.limited = wait, unreachable, limited
 
 
 class EndpointEngine:
     """Answers requests through ``model.endpoint``, at most ``concurrency`` (and ``max_live``) of them in flight.
 
     After 408, 409, 425, 429, 5xx, a timeout, a broken connection or a malformed answer, a request is retried up to
-    ``retries`` times. Waits double from 0.5 s, with jitter, and are never shorter than the server's Retry-After. A
+    ``retries`` times. Waits double from 0.5 s, with jitter, and are never shorter than the server's Retry-After; the first
+    wait for a rate limit (429) is logged. A
     request that fails every time completes as ``error``. A prompt longer than the model's context completes as
     ``length`` with an empty text. A text is a function of its request as far as the server honours ``seed``.
 
@@ -106,6 +111,7 @@ class EndpointEngine:
         self._done: queue.SimpleQueue[Completion | Exception] = queue.SimpleQueue()
         self._pending = 0
         self._connected = False
+        self._rate_limit_logged = False
         self._loop = asyncio.new_event_loop()
         # A daemon: an engine that was not closed must not keep the process alive.
         self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
@@ -272,7 +278,10 @@ class EndpointEngine:
         failure = _Retry("not attempted")
         for attempt in range(self.endpoint.retries + 1):
             if attempt:
-                await pause(max(failure.wait, backoff_s(attempt)))
+                seconds = max(failure.wait, backoff_s(attempt))
+                if failure.limited:
+                    self._log_rate_limit(failure, seconds)
+                await pause(seconds)
             try:
                 return await self._attempt(payload, read)
             except _Retry as error:
@@ -284,6 +293,16 @@ class EndpointEngine:
                 "start the server, or correct the address",
             )
         raise failure
+
+    def _log_rate_limit(self, failure: _Retry, seconds: float) -> None:
+        """Logs the first wait for a rate limit."""
+        if not self._rate_limit_logged:
+            self._rate_limit_logged = True
+            _log.warning(
+                "%s: %s limits the rate of requests (%s): waiting %.0f s; further waits are not reported "
+                "(model.endpoint.concurrency=%d sends fewer at a time)",
+                self.model.name, self._address(), failure, max(1.0, seconds), max(1, self.endpoint.concurrency // 2),
+            )  # fmt: skip
 
     async def _attempt(self, payload: dict[str, Json], read: Callable[[ChatCompletion], T]) -> T:
         try:
@@ -337,7 +356,7 @@ class EndpointEngine:
         status, message = error.status_code, self._redact(_message(error.body) or error.message)
         if status in RETRIED_STATUS or status >= 500:
             wait = retry_after_s(error.response.headers.get("retry-after"))
-            return _Retry(f"HTTP {status}: {message}", wait)
+            return _Retry(f"HTTP {status}: {message}", wait, limited=status == RATE_LIMITED)
         if status == 400 and any(mark in message.lower() for mark in PROMPT_TOO_LONG):
             return _TooLong(message)
         found = f"{self._address()} answers HTTP {status} ({message})"

@@ -331,6 +331,23 @@ def test_retry_after_is_honoured_and_waits_double(serve, engine_for, waits, monk
     assert waits == [0.5, 7.0, 2.0, 4.0]
 
 
+def test_the_first_wait_for_a_rate_limit_is_reported_once(serve, engine_for, waits, caplog):
+    stub = serve(fault=lambda body, attempt: "429" if attempt < 3 else None)
+    found = answers(engine_for(f"{stub.url}?key={KEY}"), *map(ask, range(5)))
+    assert {done.finish_reason for done in found.values()} == {"stop"} and len(waits) == 10
+    (line,) = caplog.messages
+    assert line == (
+        f"hosted: {stub.url}/chat/completions limits the rate of requests (HTTP 429: slow down): waiting 7 s; "
+        "further waits are not reported (model.endpoint.concurrency=4 sends fewer at a time)"
+    )
+
+
+def test_other_failures_are_retried_without_a_report(serve, engine_for, waits, caplog):
+    stub = serve(fault=lambda body, attempt: "503" if attempt < 3 else None)
+    assert answers(engine_for(stub.url), ask())[0].finish_reason == "stop" and len(waits) == 2
+    assert caplog.messages == []
+
+
 def test_retry_after_may_be_a_date_and_is_bounded():
     assert retry_after_s("2.5") == 2.5 and retry_after_s("86400") == 600
     assert 50 < retry_after_s(formatdate(time.time() + 60, usegmt=True)) <= 60
