@@ -1,20 +1,23 @@
 """The office scenarios for real chat models: complete, solvable with their tools, and original."""
 
+import calendar
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from offscript.experiment.scenario_sets import ScenarioCollections
 from offscript.tasks.facts import fact_words, facts_of
 from offscript.tasks.formats import FORMATS
 from offscript.tasks.recipients import recipients_of
 from offscript.tasks.scenario_files import load_scenarios
 from offscript.tasks.scenarios import Scenario, ToolStub
 from offscript.tasks.tool_calls import SEND, ToolCall, respond
-from tests.composed import experiment_of
+from tests.composed import experiment_of, settings_of
 from tests.published import ROOT, needs_published
 from tests.tasks.formats.driver import call, drive, listed, rules_for
 
@@ -71,6 +74,21 @@ def runs(texts: Iterable[str], length: int) -> set[tuple[str, ...]]:
     """All sequences of ``length`` consecutive words."""
     split = [words(text) for text in texts]
     return {tuple(w[i : i + length]) for w in split for i in range(len(w) - length + 1)}
+
+
+NAMES = {"name", "email", "role", "organisation", "title", "owner", "date", "time", "place", "people"}
+
+
+def contents(record: dict[str, Any]) -> str:
+    """The text of a record without the names of people, files and places, which families have in common."""
+    return " ".join(strings([value for key, value in record.items() if key not in NAMES]))
+
+
+def listed_families() -> dict[str, tuple[str, str]]:
+    """Split and tasks of each family, from the table in data/README.md."""
+    table = (DATA / "README.md").read_text(encoding="utf-8").partition("## The families of `office/`")[2]
+    rows = re.findall(r"^\| `(\w+)` \| (train|classifier|eval) \| .* \| (.*) \|$", table, re.MULTILINE)
+    return {family: (split, tasks) for family, split, tasks in rows}
 
 
 def test_there_are_ten_families_and_fifty_scenarios_of_one_company() -> None:
@@ -171,16 +189,33 @@ def test_tasks_differ_from_each_other_and_from_the_embedded_ones() -> None:
 
 
 def test_the_readme_lists_every_family() -> None:
-    table = (DATA / "README.md").read_text(encoding="utf-8").partition("## The families of `office/`")[2]
-    rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (.*) \|$", table, re.MULTILINE))
-    assert {family: len(tasks.split(";")) for family, tasks in rows.items()} == Counter(s.family for s in ALL)
+    assert {family: len(tasks.split(";")) for family, (_, tasks) in listed_families().items()} == Counter(
+        s.family for s in ALL
+    )
+
+
+@pytest.mark.parametrize("data", ["office", "pure_dove", "opencharacter"])
+@pytest.mark.parametrize("split", ["train", "classifier", "eval"])
+def test_a_split_has_the_families_that_the_readme_lists_for_it(data: str, split: str) -> None:
+    families = {family for family, (of, _) in listed_families().items() if of == split}
+    chosen = ScenarioCollections(settings_of(f"data={data}").data).split("office", split, len(ALL))
+    assert sorted(s.id for s in chosen.load_local()) == sorted(s.id for s in ALL if s.family in families)
 
 
 @pytest.mark.parametrize("fmt", ["agentic_email", "chat_email"])
-def test_data_office_plans_all_of_them(fmt: str) -> None:
-    planner = experiment_of("data=office").planner
-    cell = planner.rollout("pocket", None, "base", fmt, "eval", 0)
-    assert sorted(s.id for s in cell.scenarios.load_local()) == sorted(s.id for s in ALL)
+def test_data_office_plans_all_of_eval(fmt: str) -> None:
+    cell = experiment_of("data=office").planner.rollout("pocket", None, "base", fmt, "eval", 0)
+    assert len({s.family for s in cell.scenarios.load_local()}) == 11 and cell.scenarios.count == 55
+
+
+def test_no_text_that_is_trained_on_gives_away_a_scored_task() -> None:
+    """Families of train and classifier have no record and no phrase of eight words in common with those of eval."""
+    scored = {family for family, (split, _) in listed_families().items() if split == "eval"}
+    texts = [(s.family in scored, t) for s in ALL for t in (task(s), *map(contents, records(s)))]
+    shared = runs((t for is_scored, t in texts if is_scored), 8) & runs(
+        (t for is_scored, t in texts if not is_scored), 8
+    )
+    assert len(scored) == 11 and not shared
 
 
 @needs_published
@@ -192,6 +227,18 @@ def test_nothing_is_copied_from_the_published_scenarios() -> None:
     assert texts and not runs(texts, 8) & runs(ours, 8)
     people = {p["name"] for s in ALL for p in records(s, "directory.find")}
     assert not [name for name in people if any(name in text for text in texts)]
+
+
+@each
+def test_a_weekday_that_stands_before_a_date_is_the_weekday_of_that_date(scenario: Scenario) -> None:
+    months = "|".join(calendar.month_name[1:])
+    dated = re.findall(rf"(\w+day) (\d\d?) ({months})(?: (\d{{4}}))?", brief(scenario))
+    wrong = [
+        date
+        for date in dated
+        if datetime.strptime(f"{date[1]} {date[2]} {date[3] or 2026}", "%d %B %Y").strftime("%A") != date[0]
+    ]
+    assert not wrong
 
 
 @each

@@ -63,7 +63,7 @@ def test_the_scenarios_of_a_format_are_driven_to_their_end(path: Path) -> None:
 
 def test_the_office_scenarios_for_real_models_are_covered() -> None:
     scenarios = load_scenarios(DATA / "office")
-    assert len(scenarios) == 55 and Counter(Counter(s.family for s in scenarios).values()) == {5: 11}
+    assert len(scenarios) == 85 and Counter(Counter(s.family for s in scenarios).values()) == {5: 17}
     assert {path.parent for path in OFFICE} >= {
         DATA / name for name in ("office", "pocket/office", "everyday/office")
     }
