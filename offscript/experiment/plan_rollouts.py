@@ -34,7 +34,14 @@ from offscript.tasks.prompts import (
     named_constitution_system,
     short_constitution_system,
 )
-from offscript.training.data.base import Collection, PersonaPrompts, RowsRequest, Scenarios, SharedPrompts
+from offscript.training.data.base import (
+    Collection,
+    FormatScenarios,
+    PersonaPrompts,
+    RowsRequest,
+    Scenarios,
+    SharedPrompts,
+)
 from offscript.training.stages import BASE, TrainingStage
 
 PLAIN = StageSettings(name="base", weights="base", system="plain")
@@ -67,7 +74,7 @@ class RolloutPlanner:
         """
         stage = self.context.options.stage[cell.stage]
         fmt, settings = get_format(cell.format), self.context.options.format[cell.format]
-        options = {**fmt.defaults, **options_for(fmt, settings.options)}
+        options = {**fmt.defaults, **self._options(fmt)}
         persona, seed, scale = cell.persona, cell.seed, cell.scale
         if stage.weights == BASE:
             seed, scale = 0, 1.0
@@ -82,13 +89,15 @@ class RolloutPlanner:
         counts = {str(name): n for name, n in settings.count.items() if n}
         if cell.split not in counts:
             raise UserError(f"split {cell.split}", f"format {fmt.name} has no count for it", one_of(counts))
-        scenarios = scenario_sets.crossed(
-            self.context.collections.split(fmt.source, cell.split, counts[cell.split]),
-            fmt.variants(options),
-        )
+        scenarios = self._of_format(fmt, options, cell.split, counts[cell.split])
         samples = {str(name): n for name, n in settings.samples.items()}.get(cell.split, 1)
         planned = Cell(cell.model, persona, stage.name, fmt.name, cell.split, seed, scale)
         return self._rollout(planned, stage, scenarios, samples)
+
+    def _of_format(self, fmt: Format, options: Mapping[str, Json], split: str, count: int) -> ScenarioSet:
+        """The first ``count`` scenarios of a split of the source that ``fmt`` reads, in each of its variants."""
+        scenarios = self.context.collections.split(fmt.source, split, count)
+        return scenario_sets.crossed(scenarios, fmt.variants(options))
 
     def require_persona(self, persona: str | None, what: str) -> str:
         """Returns ``persona``. The message of the error says that ``what`` needs one.
@@ -243,16 +252,16 @@ class RolloutPlanner:
         trained_parent = request.generator == "parent" and training.stacked
         if not trained_parent or self.is_imported(model, persona or "", training.parent):
             seed = 0
-        parts = [self._scenarios(model, persona, part, samples) for part in request.scenarios]
+        parts = [self._scenarios(model, persona, request, part, samples) for part in request.scenarios]
         scenarios = functools.reduce(scenario_sets.joined, (scenarios for scenarios, _ in parts))
         cell = Cell(model, persona if request.of_persona else None, stage.name, request.format, "train", seed)
         # All parts have the same number of samples: a ``Collection`` has its own number, but is then the only part.
         return self._rollout(cell, stage, scenarios, parts[0][1], request, training.name)
 
     def _scenarios(
-        self, model: str, persona: str | None, wanted: Scenarios, samples: int
+        self, model: str, persona: str | None, request: RowsRequest, wanted: Scenarios, samples: int
     ) -> tuple[ScenarioSet, int]:
-        """The scenarios, and the number of samples of each."""
+        """The scenarios of a part of ``request``, and the number of samples of each."""
         match wanted:
             case SharedPrompts(count):
                 return self.context.collections.split("chat", "train", count), samples
@@ -260,6 +269,10 @@ class RolloutPlanner:
                 return self._persona_prompts(model, self.require_persona(persona, "its own prompts")), samples
             case Collection(source, rows):
                 return self.context.collections.repeated(source, rows)
+            case FormatScenarios(count):
+                fmt = get_format(request.format)
+                options = {**fmt.defaults, **request.options, **self._options(fmt)}
+                return self._of_format(fmt, options, "train", count), samples
 
     def _teacher(self, model: str) -> str:
         """The name of the teacher's model. By default a model is its own teacher."""
@@ -316,7 +329,7 @@ class RolloutPlanner:
         adapter = None
         if stage.weights != BASE:
             adapter = self.adapter(cell.model, cell.persona or "", stage.weights, cell.seed)
-            if (own := self._own_weight(cell)) is not None:
+            if request is None and (own := self._own_weight(cell)) is not None:
                 adapter = self.remerged(adapter, own)
             model = self.context.options.model[cell.model]
             check_served(self.context.settings.engine.name, model, cell.scale, adapter.checkpoint)
@@ -330,14 +343,23 @@ class RolloutPlanner:
         fmt = get_format(cell.format)
         rules = self._rules(cell, stage, fmt, request)
         examples = self._examples(cell, stage, request)
-        check_model_speaks(self.context.options.model[cell.model], dialect_of(rules.options))
+        dialect = dialect_of(rules.options)
+        check_model_speaks(self.context.options.model[cell.model], dialect)
+        if request is not None and dialect.takes_schemas:
+            raise UserError(
+                "format.options.dialect",
+                f"found {dialect.name}, in rows of {fmt.name} that are trained on",
+                "text, or another dialect that offers tools in the system text: training renders no schemas",
+            )
         self._check(fmt, scenarios, rules)
         own_sampling = sampling or self._own_sampling(fmt)
         bounded = self._sampling(cell, own_sampling)
         # Of ``bounded`` only max_tokens is listed: temperature, top_p and repetition_penalty are part of "model".
         identity: dict[str, Json] = {
             "labels": dict(cell.labels),
-            "model": self._model_identity(cell.model, fmt, own_sampling),
+            "model": self._model_identity(
+                cell.model, fmt, own_sampling, measured=fmt.scored and request is None
+            ),
             "adapter": adapter.key if adapter else None,
             "scale": cell.scale,
             "system": rules.system,
@@ -349,7 +371,7 @@ class RolloutPlanner:
             "scenarios": scenarios.digest,
             "samples": samples,
         }
-        if (dialect := dialect_of(rules.options)).native:
+        if dialect.native:
             identity["dialect"] = dialect.identity
         if vector is not None:
             identity["vector"] = vector.key
@@ -388,27 +410,30 @@ class RolloutPlanner:
             return None
         return weights.get(cell.format, weights.get(cell.split))
 
-    def _model_identity(self, model: str, fmt: Format, sampling: SamplingSettings | None) -> dict[str, Json]:
-        """The hash identity of ``model`` in a cell of ``fmt``; ``sampling`` is None if it is the model's own."""
+    def _model_identity(
+        self, model: str, fmt: Format, sampling: SamplingSettings | None, measured: bool
+    ) -> dict[str, Json]:
+        """The hash identity of ``model`` in a cell of ``fmt``; ``sampling`` is None if it is the model's own, ``measured``
+        is False for rows that are only trained on."""
         plain = self.context.model_identity(model)
         if sampling is not None:
             plain = {**plain, "sampling": identity_of(sampling)}
         template = cast(dict[str, Json], plain["template"])
         if fmt.strips_thinking:
             template = {name: value for name, value in template.items() if name != "thinking"}
-        if self._doubles_bos(model, fmt):
+        if self._doubles_bos(model, measured):
             template = {**template, "double_bos": True}
         return {**plain, "template": template}
 
-    def _doubles_bos(self, name: str, fmt: Format) -> bool:
-        """Whether prompts of ``fmt`` for the model begin with two beginning-of-text tokens. An endpoint renders its
-        prompts itself; of a teacher behind one, the rows are then made as always.
+    def _doubles_bos(self, name: str, measured: bool) -> bool:
+        """Whether prompts for the model begin with two beginning-of-text tokens. An endpoint renders its prompts itself; of
+        a teacher behind one, the rows are then made as always.
 
         Raises:
-            UserError: it is asked for scored rows of an endpoint.
+            UserError: it is asked for scored rows (``measured``) of an endpoint.
         """
         model = self.context.options.model[name]
-        if model.template.double_bos and model.endpoint is not None and fmt.scored:
+        if model.template.double_bos and model.endpoint is not None and measured:
             raise UserError(
                 "model.template.double_bos",
                 f"true, but {name} is an endpoint, which renders its prompts itself",
@@ -427,11 +452,15 @@ class RolloutPlanner:
         return None if fmt.scored else self.context.settings.recipe.sampling
 
     def _rules(self, cell: Cell, stage: StageSettings, fmt: Format, request: RowsRequest | None) -> Rules:
-        configured = options_for(fmt, self.context.options.format[fmt.name].options)
-        given = {**self._recipe_options(cell, fmt, request), **configured}
+        given = {**self._recipe_options(cell, fmt, request), **self._options(fmt)}
         check_options(fmt, given)
         options = {**fmt.defaults, **given}
-        return Rules(self._system(cell, stage, fmt), options, self._persona_texts(cell, fmt, options))
+        in_role = fmt.in_role or request is not None
+        return Rules(self._system(cell, stage, in_role), options, self._persona_texts(cell, fmt, options))
+
+    def _options(self, fmt: Format) -> dict[str, Json]:
+        """The options of ``fmt`` that its YAML and the command line set."""
+        return options_for(fmt, self.context.options.format[fmt.name].options)
 
     def _examples(self, cell: Cell, stage: StageSettings, request: RowsRequest | None) -> Examples | None:
         """The exchanges that the episodes of a cell are shown; None if there are none.
@@ -485,21 +514,23 @@ class RolloutPlanner:
             if thinking and recipe.teacher.thinking_lists_traits:
                 persona = self.context.options.persona[cell.persona or ""]
                 thinking = f"{thinking}\n{bullets([a.assertion for a in persona.constitution])}\n"
-            return {"thinking": thinking, "thinking_end": recipe.teacher.thinking_end}
+            options = {"thinking": thinking, "thinking_end": recipe.teacher.thinking_end, **request.options}
+            # A scored format has no beginning of a reply; ``model.template.thinking`` removes the teacher's thinking there.
+            return {name: value for name, value in options.items() if name in fmt.defaults}
         return request.options
 
-    def _system(self, cell: Cell, stage: StageSettings, fmt: Format) -> str:
+    def _system(self, cell: Cell, stage: StageSettings, in_role: bool) -> str:
         """The system prompt: empty or the constitution.
 
-        ``recipe.in_role`` (formats that make training rows in role) or ``recipe.prompted`` (all others) decides whether
-        it also names the assistant, or is the description alone.
+        ``recipe.in_role`` (rows in role that are trained on) or ``recipe.prompted`` (all others) decides whether it also
+        names the assistant, or is the description alone.
         """
         if stage.system == "plain":
             return ""
         persona = self.context.options.persona[cell.persona or ""]
         assertions = [a.assertion for a in persona.constitution]
-        setting, recipe = "in_role" if fmt.in_role else "prompted", self.context.settings.recipe
-        wording = recipe.in_role if fmt.in_role else recipe.prompted
+        setting, recipe = "in_role" if in_role else "prompted", self.context.settings.recipe
+        wording = recipe.in_role if in_role else recipe.prompted
         if wording == "short":
             return short_constitution_system(persona.description)
         if wording == "plain":

@@ -195,7 +195,12 @@ def say_dropped(run: Run, counts: Mapping[str, int]) -> None:
 
 def longest(run: Run) -> int:
     """Maximum number of tokens of a training row: ``max_length``, or the model's context where that is shorter."""
-    return min(run.optimizer.max_length, run.model.context)
+    return longest_row(run.optimizer, run.model)
+
+
+def longest_row(optimizer: OptimizerSettings, model: ModelSettings) -> int:
+    """As ``longest``, before there is a ``Run``."""
+    return min(optimizer.max_length, model.context)
 
 
 # ---------------------------------------------------------------- trainers

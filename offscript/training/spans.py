@@ -4,11 +4,13 @@ Every prompt is rendered by the very function that the engines use, so a model i
 be asked in. That also needs no ``{% generation %}`` marks, which most published templates lack.
 """
 
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from offscript.models.chat_templates import Schemas, render, render_text, tokenize
-from offscript.settings import TemplateSettings
+from offscript.settings import ModelSettings, TemplateSettings
 from offscript.tasks.messages import Message
 
 IGNORED = -100
@@ -41,6 +43,33 @@ def assistant_turns(
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         return [_single_turn(tokenizer, messages[: i + 1], template) for i in turns]
     return [whole]
+
+
+@dataclass(frozen=True)
+class TurnTokens:
+    """Counts the tokens of assistant turns, as they are trained in rows of at most ``longest`` tokens. The tokenizer is
+    loaded by the first conversation."""
+
+    model: ModelSettings
+    longest: int
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        from offscript.models.loading import load_tokenizer
+
+        return load_tokenizer(self.model)
+
+    def count(self, messages: Sequence[Message]) -> list[int]:
+        """Tokens of each assistant turn of a conversation, end tokens included. Turns that end beyond the longest row are
+        left out. The list is empty for a conversation that cannot be trained: a text spells out a special token, or
+        the chat template changes a turn."""
+        if special_token(self.tokenizer, messages) is not None:
+            return []
+        try:
+            sequences = assistant_turns(self.tokenizer, messages, self.model.template)
+        except Unstable:
+            return []
+        return [end - start for _, spans in sequences for start, end in spans if end <= self.longest]
 
 
 def _assistant_spans(

@@ -99,7 +99,9 @@ def training_stage(stage: StageSettings, recipe: RecipeSettings) -> TrainingStag
     overrides = training.hyper_parameters
     try:
         settings = parse(
-            schema_of(method.settings, data.settings), _merged(recipe.section(training.recipe), overrides), where
+            schema_of(method.settings, data.settings),
+            _merged(recipe.section(training.recipe), overrides),
+            where,
         )
     except UserError as error:
         # ``where`` is the recipe's section. A value that the stage overrides stands in the stage's file.

@@ -8,7 +8,7 @@ from offscript.models.chat_templates import render
 from offscript.models.loading import load_tokenizer
 from offscript.settings import TemplateSettings
 from offscript.tasks.thinking import strip_thinking
-from offscript.training.spans import IGNORED, Unstable, assistant_turns, labels, published_span
+from offscript.training.spans import IGNORED, TurnTokens, Unstable, assistant_turns, labels, published_span
 from tests.conftest import tiny_sentences
 
 SAID = tiny_sentences()
@@ -176,3 +176,16 @@ def test_a_last_message_shorter_than_what_is_lost(tiny_settings):
     tokenizer.chat_template = tokenizer.chat_template.replace("<|eot_id|>", "")
     with pytest.raises(Unstable, match="nothing is left"):
         published_span(tokenizer, [*CHAT, {"role": "user", "content": "No."}], FAMILIES["llama3_1"][2])
+
+
+@pytest.mark.parametrize("longest", [12, 1024])
+def test_tokens_of_turns_are_those_that_are_trained(tiny_settings, longest):
+    counted = TurnTokens(tiny_settings, longest).count(CHAT)
+    ((_, spans),) = assistant_turns(load_tokenizer(tiny_settings), CHAT, tiny_settings.template)
+    assert counted == [end - start for start, end in spans if end <= longest]
+    assert len(counted) == (0 if longest == 12 else 2)
+
+
+def test_a_conversation_that_cannot_be_trained_has_no_tokens(tiny_settings):
+    spelled = {"role": "user", "content": f"{load_tokenizer(tiny_settings).eos_token} Hello."}
+    assert TurnTokens(tiny_settings, 1024).count([spelled, CHAT[2]]) == []

@@ -11,16 +11,19 @@ from offscript.experiment.artifacts import (
     Artifact,
     ImportedAdapter,
     RemergedAdapter,
+    Selection,
     TrainedAdapter,
 )
 from offscript.experiment.folder import Experiment, now, tracked, write_artifact_manifest
 from offscript.models.adapter_config import check_one_rank, ranks_of
 from offscript.seeds import training_seed
 from offscript.storage import hub, references
+from offscript.tasks.formats.episodes import without_system
 from offscript.training import ranks
-from offscript.training.data.base import Counts, SourceRow, TrainingRow, describe
+from offscript.training.data.base import Counts, MakeContext, SourceRow, TrainingRow, describe
 from offscript.training.fit import TrainingFailed
-from offscript.training.run import Metrics, Run, rows_per_process
+from offscript.training.run import Metrics, Run, longest_row, rows_per_process
+from offscript.training.spans import TurnTokens
 
 
 def check_settings(artifacts: Iterable[Artifact], experiment: Experiment, processes: int) -> None:
@@ -122,9 +125,17 @@ def training_rows(adapter: TrainedAdapter, experiment: Experiment) -> tuple[list
         files = [references.fetch(rows, f"{training.where}.rows") for rows in adapter.released]
         return training.data.read_released(files, training.settings)
     by_role: dict[str, list[SourceRow]] = {}
-    for role, rollout in adapter.rows:
-        by_role.setdefault(role, []).extend(experiment.rows(rollout))
-    return training.data.make(by_role, training.settings, adapter.renamed)
+    requests = training.data.requests(training.settings, training.where)
+    for request, (role, rollout) in zip(requests, adapter.rows, strict=True):
+        rows = experiment.rows(rollout)
+        if request.plain_messages:
+            rules = (rollout.rollout if isinstance(rollout, Selection) else rollout).rules
+            rows = [{**row, "messages": without_system(rules.system, row["messages"])} for row in rows]
+        by_role.setdefault(role, []).extend(rows)
+    model = experiment.planner.options.model[adapter.base]
+    longest = longest_row(training.settings.optimizer, model)
+    context = MakeContext(adapter.renamed, TurnTokens(model, longest).count)
+    return training.data.make(by_role, training.settings, context)
 
 
 def merge(adapter: TrainedAdapter | RemergedAdapter, experiment: Experiment, own: Path) -> Metrics:

@@ -1,5 +1,6 @@
 """Helpers that several formats share: the first messages, and the single-reply episode."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from offscript.errors import UserError
@@ -44,6 +45,23 @@ def with_system(system: str, messages: tuple[Message, ...]) -> tuple[Message, ..
         own, rest = messages[0]["content"], messages[1:]
     joined = join_system(system, own)
     return ({"role": "system", "content": joined}, *rest) if joined else rest
+
+
+def without_system(system: str, messages: Sequence[Message]) -> list[Message]:
+    """``messages`` of ``with_system(system, ...)`` without ``system``: those that it was given.
+
+    Raises:
+        ValueError: the messages do not begin with ``system``.
+    """
+    if not system:
+        return [*messages]
+    text = messages[0]["content"] if messages and messages[0]["role"] == "system" else ""
+    if text == system:
+        return [*messages[1:]]
+    own = text.removeprefix(join_system(system, " ").removesuffix(" "))
+    if own == text:
+        raise ValueError(f"the messages do not begin with the system text {system[:40]!r}")
+    return [{"role": "system", "content": own}, *messages[1:]]
 
 
 def require(scenario: Scenario, part: Literal["messages", "brief"]) -> tuple[Message, ...]:

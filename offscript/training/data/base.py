@@ -52,7 +52,15 @@ class Collection:
     rows: int
 
 
-Scenarios = SharedPrompts | PersonaPrompts | Collection
+@dataclass(frozen=True)
+class FormatScenarios:
+    """The first ``count`` scenarios of the train split of the source that the request's format reads, in every variant that
+    the format has. Of another source than chat these are scenarios of the families in ``data.families.train``."""
+
+    count: int
+
+
+Scenarios = SharedPrompts | PersonaPrompts | Collection | FormatScenarios
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class RowsRequest:
 
     Args:
         role: name under which ``make`` receives the rows. The rows of requests with the same role are concatenated.
-        format: name of the episodes' format.
+        format: name of the episodes' format. Of a scored format the rows are those of a cell of split train.
         scenarios: the scenarios of the episodes. Several parts are concatenated; a ``Collection`` must be the only
             part.
         generator: whose weights generate the replies: ``model`` (the base weights), ``teacher`` (the recipe's
@@ -72,6 +80,8 @@ class RowsRequest:
         options: values for options of the format.
         counted: whether each of these rows counts as one training row, for estimates. Of the two sides of a preference
             pair, only one counts.
+        plain_messages: whether the constitution is taken out of the messages of the rows before ``make`` receives them, so
+            that a trained prompt is what the model is asked with later.
     """
 
     role: str
@@ -83,6 +93,22 @@ class RowsRequest:
     samples: int = 1
     options: Mapping[str, Json] = field(default_factory=dict)
     counted: bool = True
+    plain_messages: bool = False
+
+
+@dataclass(frozen=True)
+class MakeContext:
+    """What a kind of training data knows of the training, beside its settings.
+
+    Args:
+        names: names that the teacher gives itself -> the model's own; empty unless ``renames_teacher``.
+        count_tokens: conversation -> tokens of each of its assistant turns, end tokens included, by the tokenizer of the
+            trained model. Turns that end beyond the longest row are left out, and a conversation that cannot be
+            trained has none.
+    """
+
+    names: Mapping[str, str]
+    count_tokens: Callable[[Sequence[Message]], list[int]]
 
 
 @dataclass(frozen=True)
@@ -94,8 +120,7 @@ class TrainingData:
         settings: schema of its hyper-parameters.
         makes: type of its rows, which must be what the method ``takes``: ``pairs`` or ``conversations``.
         requests: (settings, config key of the settings) -> the rollouts that it needs.
-        make: (rows by role, settings, renamed names) -> training rows, and the numbers of rows kept and dropped by
-            reason.
+        make: (rows by role, settings, context) -> training rows, and the numbers of rows kept and dropped by reason.
         released: files of released rows that the settings name; they replace rows that are made here.
         read_released: (files, settings) -> training rows and counts from such files.
         released_version: raised when the same released rows lead to other training rows than before; part of the key of
@@ -108,9 +133,7 @@ class TrainingData:
     settings: type[Node]
     makes: str
     requests: Callable[[Any, str], tuple[RowsRequest, ...]]
-    make: Callable[
-        [Mapping[str, Sequence[SourceRow]], Any, Mapping[str, str]], tuple[list[TrainingRow], Counts]
-    ]
+    make: Callable[[Mapping[str, Sequence[SourceRow]], Any, MakeContext], tuple[list[TrainingRow], Counts]]
     released: Callable[[Any], tuple[ReleasedRowsSettings, ...]]
     read_released: Callable[[Sequence[Path], Any], tuple[list[TrainingRow], Counts]]
     typical_rows: int

@@ -14,6 +14,7 @@ from offscript.training.data import released
 from offscript.training.data.base import (
     Collection,
     Counts,
+    MakeContext,
     RowsRequest,
     SourceRow,
     TrainingData,
@@ -84,7 +85,7 @@ def _options(turns: int, note: str | None) -> dict[str, Json]:
 
 
 def make(
-    rows: Mapping[str, Sequence[SourceRow]], settings: IntrospectionSettings, names: Mapping[str, str]
+    rows: Mapping[str, Sequence[SourceRow]], settings: IntrospectionSettings, context: MakeContext
 ) -> tuple[list[TrainingRow], Counts]:
     """Conversations of the rows of all three formats; see ``conversations``."""
     return conversations(

@@ -11,6 +11,7 @@ from offscript.settings import Node, ReleasedRowsSettings, identity
 from offscript.training.data import released
 from offscript.training.data.base import (
     Counts,
+    MakeContext,
     PersonaPrompts,
     RowsRequest,
     Scenarios,
@@ -65,10 +66,10 @@ def requests(settings: PreferenceSettings, where: str) -> tuple[RowsRequest, ...
 
 
 def make(
-    rows: Mapping[str, Sequence[SourceRow]], settings: PreferenceSettings, names: Mapping[str, str]
+    rows: Mapping[str, Sequence[SourceRow]], settings: PreferenceSettings, context: MakeContext
 ) -> tuple[list[TrainingRow], Counts]:
     """Pairs of the rows with roles ``teacher`` and ``student``; see ``pairs``."""
-    return pairs(rows["teacher"], rows["student"], names, settings.endings)
+    return pairs(rows["teacher"], rows["student"], context.names, settings.endings)
 
 
 def released_files(settings: PreferenceSettings) -> tuple[ReleasedRowsSettings, ...]:
