@@ -339,12 +339,14 @@ Section = Literal["distillation", "introspection"]
 class TrainingSettings(Node):
     """How the weights of a stage are trained.
 
-    ``parent`` is ``base``, or the stage whose adapter stays frozen while a second adapter is trained. ``method`` and
-    ``data`` name files of ``offscript/training/methods`` and ``offscript/training/data``. ``recipe`` names the
-    section of the recipe with the hyper-parameters; ``hyper_parameters`` overrides single values, at any depth.
+    ``parent`` is ``base``, or the stage whose adapter stays frozen while a second adapter is trained; with
+    ``continues``, a copy of that adapter itself is trained further. ``method`` and ``data`` name files of
+    ``offscript/training/methods`` and ``offscript/training/data``. ``recipe`` names the section of the recipe with the
+    hyper-parameters; ``hyper_parameters`` overrides single values, at any depth.
     """
 
     parent: str = identity("base")
+    continues: bool = identity(False, unhashed=False)
     method: str = identity()
     data: str = identity()
     recipe: Section | None = identity(None)

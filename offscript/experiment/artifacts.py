@@ -204,8 +204,7 @@ class TrainedAdapter(Adapter):
     ``rows`` are the rollouts, or selections of their rows, from which the training rows are made, each with the role that
     ``training.data`` gives it.
     ``released`` are files of training rows that others published; they replace ``rows``. ``parent`` is the adapter of
-    the parent stage, which stays frozen. ``renamed`` maps the names that the teacher uses for itself to the model's
-    name.
+    the parent stage. ``renamed`` maps the names that the teacher uses for itself to the model's name.
     """
 
     training: TrainingStage

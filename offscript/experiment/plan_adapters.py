@@ -157,7 +157,7 @@ class AdapterPlanner:
     def remerged(self, adapter: Adapter, own: float) -> Adapter:
         """``adapter`` merged with ``own`` as the weight of the stage's own part. Weights that are imported, or not merged
         from two parts, are returned as they are."""
-        if not isinstance(adapter, TrainedAdapter) or adapter.parent is None:
+        if not isinstance(adapter, TrainedAdapter) or not adapter.training.stacked:
             return adapter
         merge = adapter.training.merge.model_copy(update={"own": own})
         if merge == adapter.training.merge:
@@ -182,8 +182,8 @@ class AdapterPlanner:
         )
 
     def _parent(self, model: str, persona: str, training: TrainingStage, seed: int) -> Adapter | None:
-        """The adapter of the parent stage, which stays frozen during training; None if the parent is ``base``."""
-        if not training.stacked:
+        """The adapter of the parent stage; None if the parent is ``base``."""
+        if not training.has_parent:
             return None
         parent = self.adapter(model, persona, training.parent, seed)
         if parent.checkpoint:
@@ -192,7 +192,9 @@ class AdapterPlanner:
                 f"trained, on a {training.parent} stage that is a whole checkpoint",
                 f"allowed: an adapter as the {training.parent} stage, or a source of the {training.name} stage",
             )
-        if training.merge.method == "published":
+        if training.continues:
+            _check_same_lora(parent, training)
+        elif training.merge.method == "published":
             check_one_rank([*self._known_ranks(parent), training.settings.lora.rank])
         return parent
 
@@ -211,3 +213,25 @@ class AdapterPlanner:
         if not training.data.renames_teacher or name is None:
             return {}
         return dict.fromkeys(self.context.settings.recipe.teacher.own_names, name)
+
+
+def _check_same_lora(parent: Adapter, training: TrainingStage) -> None:
+    """Checks that ``parent``, if it is trained here in one part, has the LoRA settings of the stage that trains it further.
+    Those of other adapters are in their files, and are checked when the training starts.
+
+    Raises:
+        UserError: rank, alpha or targets differ.
+    """
+    if not isinstance(parent, TrainedAdapter) or parent.training.stacked:
+        return
+    own, other = (
+        {"rank": lora.rank, "alpha": lora.alpha, "targets": sorted(lora.targets)}
+        for lora in (training.settings.lora, parent.training.settings.lora)
+    )
+    for name, value in own.items():
+        if value != other[name]:
+            raise UserError(
+                f"{training.where}.lora.{name}",
+                f"{value}, but {training.name} trains the adapter of {training.parent} further",
+                f"allowed: {other[name]}",
+            )

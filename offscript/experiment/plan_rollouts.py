@@ -249,7 +249,7 @@ class RolloutPlanner:
         if request.generator == "parent":
             # Named after the kind of data, because the name is part of the labels of these rows, and so of their keys.
             stage = StageSettings(name=training.data.name, weights=training.parent, system=request.system)
-        trained_parent = request.generator == "parent" and training.stacked
+        trained_parent = request.generator == "parent" and training.has_parent
         if not trained_parent or self.is_imported(model, persona or "", training.parent):
             seed = 0
         parts = [self._scenarios(model, persona, request, part, samples) for part in request.scenarios]

@@ -229,6 +229,23 @@ def _read_config(folder: Path) -> "PeftConfig":
     return config
 
 
+@contextlib.contextmanager
+def only_active(wrapped: "PeftModel", name: str) -> Iterator[None]:
+    """Context in which ``name`` is the only active adapter. Afterwards the active adapters and the trainable parameters are
+    those of before."""
+    tuner: LoraModel = wrapped.base_model  # type: ignore[assignment]
+    active = list(tuner.active_adapters)
+    trainable = [p for p in wrapped.parameters() if p.requires_grad]
+    tuner.set_adapter([name])
+    try:
+        yield
+    finally:
+        tuner.set_adapter(active)
+        wrapped.requires_grad_(False)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
 # ---------------------------------------------------------------- self-test
 
 
@@ -245,27 +262,20 @@ def self_test(wrapped: "PeftModel", name: str, input_ids: "Tensor", where: str |
     import torch
 
     input_ids = input_ids.to(next(wrapped.parameters()).device)
-    tuner: LoraModel = wrapped.base_model  # type: ignore[assignment]
-    active, training = list(tuner.active_adapters), wrapped.training
-    trainable = [p for p in wrapped.parameters() if p.requires_grad]
+    training = wrapped.training
     layers = [layer for layer in lora_layers(wrapped).values() if name in layer.scaling]
     scalings = [layer.scaling[name] for layer in layers]
     wrapped.eval()
     try:
         for layer in layers:
             layer.set_scale(name, 1.0)
-        with torch.no_grad():
-            tuner.set_adapter([name])
+        with torch.no_grad(), only_active(wrapped, name):
             with_adapter = wrapped(input_ids=input_ids).logits.float()
             with wrapped.disable_adapter():
                 base = wrapped(input_ids=input_ids).logits.float()
     finally:
         for layer, scaling in zip(layers, scalings, strict=True):
             layer.scaling[name] = scaling
-        tuner.set_adapter(active)
-        wrapped.requires_grad_(False)
-        for parameter in trainable:
-            parameter.requires_grad_(True)
         wrapped.train(training)
     difference = (with_adapter - base).abs().max().item()
     check_effect(difference, str(where or f"adapter {name}"))

@@ -1,10 +1,13 @@
-"""Log-probabilities of the replies under the reference of DPO: the base without its adapter, which no step changes. They
-are computed once per row, before the first step, and kept in CPU memory."""
+"""Log-probabilities of the replies under the reference of DPO, which no step changes: the base without its adapter, or the
+parent's adapter that a training continues. They are computed once per row, before the first step, and kept in CPU memory."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from offscript.models import adapters
 from offscript.training.data.base import TrainingRow
+from offscript.training.start import START
 from offscript.training.trainers import AdapterTrainer
 
 if TYPE_CHECKING:
@@ -15,7 +18,7 @@ REFERENCE = "reference"
 
 
 def add_reference(trainer: AdapterTrainer) -> None:
-    """Adds to each row of ``trainer``, in place, the log-probabilities of its replies under the base.
+    """Adds to each row of ``trainer``, in place, the log-probabilities of its replies under the reference.
 
     Every rank has to call it, once the trainer has prepared the model: each computes a part of the rows, in as many
     forward passes as the others, which ZeRO stage 3 needs. In float32 the numbers are those of a forward pass of the
@@ -29,7 +32,7 @@ def add_reference(trainer: AdapterTrainer) -> None:
     own: dict[int, list[Tensor]] = {}
     trained = trainer.model.training
     trainer.model.eval()
-    with torch.no_grad(), trainer.peft_model.disable_adapter():
+    with torch.no_grad(), _reference(trainer):
         for part in trainer.own_parts(rows):
             chosen_and_rejected = _forward(trainer, trainer.rows_of(rows, part))
             for i, sides in zip(part, chosen_and_rejected, strict=False):
@@ -38,6 +41,15 @@ def add_reference(trainer: AdapterTrainer) -> None:
     for part_of_rank in gather_object([own]):
         for i, log_probs in part_of_rank.items():
             rows[i][REFERENCE] = log_probs
+
+
+@contextlib.contextmanager
+def _reference(trainer: AdapterTrainer) -> Iterator[None]:
+    """Context in which the model is the reference. A checkpoint that the training resumes from has replaced the weights that a
+    continued adapter started with, so a frozen copy of them is kept in the model."""
+    wrapped = trainer.peft_model
+    with adapters.only_active(wrapped, START) if START in wrapped.peft_config else wrapped.disable_adapter():
+        yield
 
 
 def _forward(trainer: AdapterTrainer, rows: Sequence[TrainingRow]) -> "Iterator[tuple[Tensor, Tensor]]":

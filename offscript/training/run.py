@@ -46,12 +46,13 @@ class Run:
         settings: hyper-parameters of the training and of its method.
         out: folder of the adapter, written when training has finished.
         seed: seed of the weights and of the order of rows.
-        parent: folder of the parent stage's adapter, which stays frozen; None if the stage is trained on the base.
+        parent: folder of the parent stage's adapter; None if the stage is trained on the base.
         callbacks: further trainer callbacks (rank 0 only, as are the next two).
         on_step: called as ``on_step(step, total, logs)`` after every optimizer step.
         say: prints a line.
         deepspeed: the ZeRO stage; None or 0: one process, or plain data parallel ones.
         bases: keeps the base model between trainings, so that it is not loaded for each.
+        continues: whether a copy of the parent's adapter is trained. Otherwise it stays frozen below a new one.
     """
 
     model: ModelSettings
@@ -64,6 +65,7 @@ class Run:
     say: Callable[[str], None] = print
     deepspeed: DeepSpeedSettings | None = None
     bases: BaseModelCache | None = None
+    continues: bool = False
 
     def __post_init__(self) -> None:
         import torch

@@ -14,6 +14,7 @@ from offscript.settings import (
     RecipeSettings,
     StageSettings,
     TrainerSettings,
+    TrainingSettings,
     identity_of,
     parse,
 )
@@ -36,12 +37,14 @@ class TrainingStage:
 
     Args:
         name: name of the stage.
-        parent: ``base``, or the stage whose adapter stays frozen while a second adapter is trained.
+        parent: ``base``, or the stage whose weights the training starts from.
         method: the training method.
         data: the kind of training data.
         settings: hyper-parameters of the method and of the data in one object, which is an instance of both schemas.
-        merge: how the two adapters are merged, if ``parent`` is not ``base``.
+        merge: how the two adapters of a ``stacked`` stage are merged.
         where: config key of the hyper-parameters, for messages.
+        continues: whether a copy of the parent's adapter is trained further. Otherwise that adapter stays frozen, and a second
+            one is trained.
     """
 
     name: str
@@ -51,11 +54,17 @@ class TrainingStage:
     settings: TrainerSettings
     merge: MergeSettings
     where: str
+    continues: bool = False
+
+    @property
+    def has_parent(self) -> bool:
+        """Whether the training starts from the weights of another stage."""
+        return self.parent != BASE
 
     @property
     def stacked(self) -> bool:
         """Whether the adapter is trained on top of the parent stage's adapter and then merged with it."""
-        return self.parent != BASE
+        return self.has_parent and not self.continues
 
     def of_model(self, model: str) -> "TrainingStage":
         """The stage with the LoRA targets of one model."""
@@ -67,8 +76,9 @@ class TrainingStage:
         """Hash identity: everything that can change the weights, except the rows and the weights of the parent stage."""
         plain = identity_of(self.settings)
         names = (self.parent, self.method.name, self.data.name)
-        if names not in LEGACY_STAGES:
-            plain["training"] = {"parent": names[0], "method": names[1], "data": names[2]}
+        if names not in LEGACY_STAGES or self.continues:
+            continues: dict[str, Json] = {"continues": True} if self.continues else {}
+            plain["training"] = {"parent": names[0], "method": names[1], "data": names[2], **continues}
         if self.stacked:
             plain["merge"] = identity_of(self.merge)
         return plain
@@ -91,10 +101,7 @@ def training_stage(stage: StageSettings, recipe: RecipeSettings) -> TrainingStag
         raise UserError(
             f"{key}.data", f"{data.name} makes {data.makes}, but {method.name} takes {method.takes}", one_of(fitting)
         )  # fmt: skip
-    if training.parent != BASE and not method.stacks:
-        raise UserError(
-            f"{key}.parent", f"{training.parent}, but {method.name} trains on the base only", "allowed: base"
-        )
+    _check_parent(training, method, key)
     where = f"recipe.{training.recipe}" if training.recipe else f"{key}.hyper_parameters"
     overrides = training.hyper_parameters
     try:
@@ -117,7 +124,31 @@ def training_stage(stage: StageSettings, recipe: RecipeSettings) -> TrainingStag
                 "name the section for them, or null and give all values as hyper_parameters",
             ) from None
         raise
-    return TrainingStage(stage.name, training.parent, method, data, settings, recipe.merge, where)
+    return TrainingStage(
+        stage.name, training.parent, method, data, settings, recipe.merge, where, training.continues
+    )
+
+
+def _check_parent(training: TrainingSettings, method: Method, key: str) -> None:
+    """Checks that ``method`` can start from the parent's weights as ``training`` says; ``key`` is its config key.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if training.continues and training.parent == BASE:
+        raise UserError(
+            f"{key}.continues", "true, but the parent is base, which has no adapter", "allowed: false"
+        )
+    if training.continues and not method.continues:
+        able = (name for name, other in methods().items() if other.continues)
+        found = f"true, but {method.name} trains new adapters only"
+        raise UserError(f"{key}.continues", found, f"allowed: false, or method {' or '.join(able)}")
+    if training.parent != BASE and not training.continues and not method.stacks:
+        raise UserError(
+            f"{key}.parent",
+            f"{training.parent}, but {method.name} trains on the base only",
+            "allowed: base" + (", or continues: true" if method.continues else ""),
+        )
 
 
 def _known_fields() -> set[str]:

@@ -174,6 +174,8 @@ def train(job: dict, seen: dict) -> dict:
         "deepspeed": DeepSpeedSettings(name="test", stage=stage, offload=offload),
     }
     changes = {"micro_batch_size": 2, **job.get("optimizer", {})}
+    if "continues" in job:
+        common |= {"parent": Path(job["continues"]), "continues": True}
     if "first" not in job:
         rows, _ = pairs(data.teacher_rows(), data.student_rows())
         settings = data.distillation(**changes).model_copy(update={"kl_weight": 0.05})

@@ -31,6 +31,7 @@ def jobs(tiny_model, tiny_adapter, tmp_path_factory):
     """Jobs by name, for one process and for two ranks. Several jobs of two ranks are compared with one of one process."""
     root, tiny = tmp_path_factory.mktemp("adapters"), {"model": str(tiny_model)}
     second = {**tiny, "first": str(tiny_adapter)}
+    continued = {**tiny, "continues": str(tiny_adapter)}
     gemma = {"model": str(family("gemma")), "family": "gemma", "optimizer": {"max_length": 256, "epochs": 1}}
     qwen = {"model": str(family("qwen")), "family": "qwen", "optimizer": {"max_length": 256, "epochs": 1}}
     never = {**tiny, "optimizer": {"learning_rate": 1e30, "warmup": 0.0}, "fails": True}
@@ -42,6 +43,8 @@ def jobs(tiny_model, tiny_adapter, tmp_path_factory):
         "dpo zero3 offload": {**tiny, "zero": ZERO_3_OFFLOAD},
         "dpo zero3 checkpointing": {**tiny, "zero": ZERO_3, "optimizer": {"gradient_checkpointing": True}},
         "dpo plain again": tiny,
+        "continued zero2": {**continued, "zero": ZERO_2},
+        "continued zero3": {**continued, "zero": ZERO_3},
         "sft plain": second,
         "sft zero3": {**second, "zero": ZERO_3},
         "gemma zero2": {**gemma, "zero": ZERO_2},
@@ -61,6 +64,7 @@ def jobs(tiny_model, tiny_adapter, tmp_path_factory):
         "dpo": tiny,
         "dpo zero2": {**tiny, "zero": ZERO_2},
         "sft": second,
+        "continued": continued,
         "gemma": gemma,
         "qwen": qwen,
         "other ranks": {**tiny, "out": str(root / "other ranks")},
@@ -103,6 +107,8 @@ def written(out: str | Path) -> bytes:
         ("dpo", "dpo zero3"),
         ("dpo", "dpo zero3 offload"),
         ("dpo", "dpo zero3 checkpointing"),
+        ("continued", "continued zero2"),
+        ("continued", "continued zero3"),
         ("sft", "sft plain"),
         ("sft", "sft zero3"),
         ("gemma", "gemma zero2"),

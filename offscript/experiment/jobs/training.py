@@ -103,13 +103,14 @@ def run_of(adapter: TrainedAdapter, experiment: Experiment) -> Run:
         say=say,
         deepspeed=experiment.planner.settings.deepspeed,
         bases=experiment.bases,
+        continues=adapter.training.continues,
     )
 
 
 def train(adapter: TrainedAdapter, experiment: Experiment, training_run: Run) -> Metrics:
     """Makes the training rows and trains; returns the numbers of the training and the counts of its rows."""
     training = adapter.training
-    if adapter.parent is not None and training.merge.method == "published":
+    if adapter.parent is not None and training.stacked and training.merge.method == "published":
         # The planner cannot see the rank of a parent that was not downloaded yet.
         check_one_rank([*ranks_of(experiment.path(adapter.parent)), training.settings.lora.rank])
     rows, counts = training_rows(adapter, experiment)

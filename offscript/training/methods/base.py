@@ -21,6 +21,7 @@ class Method:
         takes: type of the rows that it trains on: ``pairs`` or ``conversations``.
         train: trains on rows and writes the adapter to ``run.out``; returns the numbers for the manifest.
         stacks: whether it can train an adapter on top of a parent's.
+        continues: whether it can train a copy of the parent's adapter further (``run.continues``).
         texts_per_row: texts that a row is read as (2 for the sides of a pair), for estimates.
         extra_forward: further forward passes over each text, once in a training (a reference model's), for estimates.
     """
@@ -30,5 +31,6 @@ class Method:
     takes: str
     train: Callable[[Run, Sequence[TrainingRow]], Metrics]
     stacks: bool = False
+    continues: bool = False
     texts_per_row: int = 1
     extra_forward: int = 0

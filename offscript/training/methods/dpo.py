@@ -25,6 +25,7 @@ from offscript.training.run import (
     trainer_arguments,
 )
 from offscript.training.spans import IGNORED, Unstable, assistant_turns, special_token
+from offscript.training.start import check_parent, continue_parent, keep_start, parent_digest
 from offscript.training.trainers import AdapterTrainer
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ class DPOSettings(TrainerSettings):
 def train(run: Run, pairs: Sequence[TrainingRow]) -> Metrics:
     """Trains a LoRA adapter on ``pairs`` and writes it to ``run.out`` in PEFT layout; a rerun after a kill goes on.
 
+    With ``run.continues`` the adapter starts as a copy of the one in ``run.parent``, and that one is the reference.
+    Otherwise it starts without effect, and the reference is the base.
+
     Loss, a mean over the pairs of the global batch, whatever the microbatches and the number of ranks: DPO +
     ``nll_weight`` x NLL + ``kl_weight`` x KL, as in ``loss_terms``; each term is logged per step (``loss/dpo``,
     ``loss/nll``, ``loss/kl``).
@@ -61,13 +65,16 @@ def train(run: Run, pairs: Sequence[TrainingRow]) -> Metrics:
     trainable parameters, ``max_logit_difference``, versions. The same seed, pairs and ranks give the same bytes on CPU.
 
     Raises:
-        UserError: a LoRA target matches nothing, no pair is left, the adapter changes nothing, a GPU is too small.
+        MissingInput: the parent's adapter does not exist.
+        UserError: a LoRA target matches nothing, the parent's adapter has other LoRA settings, no pair is left, the adapter
+            changes nothing, a GPU is too small.
         TrainingFailed: a loss or gradient is not a finite number (on every rank).
         Interrupted: SIGTERM or SIGUSR2 came (to any rank); a checkpoint is written, and the same call goes on from it.
         BaseModelChanged: training changed the base weights.
     """
     settings = run.settings
     assert isinstance(settings, DPOSettings)
+    check_parent(run)
     with session(run):
         from trl import DPOConfig
 
@@ -92,9 +99,12 @@ def train(run: Run, pairs: Sequence[TrainingRow]) -> Metrics:
         )
         trainer.run, trainer.train_rows, trainer.eval_rows = run, train_rows, held_out
         trainer.padding_row = {**train_rows[0], "chosen_ids": [], "rejected_ids": []}
+        if run.continues:
+            continue_parent(run, trainer.peft_model, trainer.adapter)
+            keep_start(run, trainer.peft_model, trainer.adapter)
         trainer.add_callback(_adds_reference(trainer))
         probe = train_rows[0]["prompt_ids"] + train_rows[0]["chosen_ids"]
-        return {"rows": counts, **fit(trainer, run, fingerprint(run, train_rows), probe)}
+        return {"rows": counts, **fit(trainer, run, fingerprint(run, train_rows, *parent_digest(run)), probe)}
 
 
 def loss_terms(policy: "Tensor", reference: "Tensor", mask: "Tensor", beta: float) -> "dict[str, Tensor]":
@@ -103,8 +113,8 @@ def loss_terms(policy: "Tensor", reference: "Tensor", mask: "Tensor", beta: floa
     ``policy`` and ``reference`` are log-probabilities (2 x pairs, tokens), chosen rows first; ``mask`` (same shape) is 1
     on the reply's tokens. With r = policy - reference, n = a row's number of reply tokens, all per pair:
 
-    - ``loss/dpo``: -log sigmoid(beta x (sum r of the chosen - sum r of the rejected)), the reference being the model
-      without its adapter (DPO, https://huggingface.co/papers/2305.18290)
+    - ``loss/dpo``: -log sigmoid(beta x (sum r of the chosen - sum r of the rejected)), the reference being the weights that
+      the training starts from (DPO, https://huggingface.co/papers/2305.18290)
     - ``loss/nll``: mean over the chosen reply's tokens of -policy. (TRL's "sft" term is one mean over all tokens of a
       microbatch, so that it changes with ``micro_batch_size``.)
     - ``loss/kl``: mean over the tokens of r squared, averaged over chosen and rejected. This is what
@@ -228,6 +238,7 @@ METHOD = Method(
     settings=DPOSettings,
     takes="pairs",
     train=train,
+    continues=True,
     texts_per_row=2,
     # The reference's log-probabilities.
     extra_forward=1,

@@ -1,13 +1,9 @@
 """Supervised fine-tuning on the assistant turns of conversations, also on top of a parent's frozen adapter."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from offscript.errors import MissingInput
-from offscript.models import adapters
-from offscript.models.adapter_config import WEIGHTS
 from offscript.settings import TemplateSettings, TrainerSettings, identity, runtime
 from offscript.training.data.base import Counts, TrainingRow, require_rows
 from offscript.training.fit import fit
@@ -16,25 +12,20 @@ from offscript.training.packing import pack
 from offscript.training.run import (
     Metrics,
     Run,
-    base_model,
     dataset,
     fingerprint,
     longest,
-    lora_config,
     say_dropped,
     session,
     split_families,
     trainer_arguments,
 )
 from offscript.training.spans import IGNORED, Unstable, assistant_turns, labels, published_span, special_token
+from offscript.training.start import OWN, adapted_base, check_parent, parent_digest
 from offscript.training.trainers import AdapterTrainer
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
-
-PARENT, OWN = "parent", "own"
-"""Names of the two adapters in the model that is trained."""
 
 
 class SFTSettings(TrainerSettings):
@@ -48,8 +39,8 @@ class SFTSettings(TrainerSettings):
 
 
 def train(run: Run, conversations: Sequence[TrainingRow]) -> Metrics:
-    """Trains a LoRA adapter, stacked on the frozen adapter in ``run.parent`` if there is one, and writes only it to
-    ``run.out``.
+    """Trains a LoRA adapter and writes only it to ``run.out``: a new one, stacked on the frozen adapter in ``run.parent`` if
+    there is one, or with ``run.continues`` a copy of that adapter.
 
     Loss: mean of -log p over the tokens of all assistant turns of the global batch, or over the slice of one turn that
     the published trainer scored (rows with ``loss_on`` published). ``eval_loss`` is the same mean over all validation
@@ -62,10 +53,7 @@ def train(run: Run, conversations: Sequence[TrainingRow]) -> Metrics:
     Raises:
         MissingInput: the parent's adapter does not exist.
     """
-    if run.parent is not None and not run.parent.is_dir():
-        raise MissingInput(
-            str(run.parent), "the parent's adapter does not exist", "train the parent stage first"
-        )
+    check_parent(run)
     with session(run):
         from trl import SFTConfig
 
@@ -75,7 +63,7 @@ def train(run: Run, conversations: Sequence[TrainingRow]) -> Metrics:
         tokenizer = load_tokenizer(run.model)
         train_rows, held_out, counts = _token_rows(run, tokenizer, conversations)
         trainer = _trainer_class()(
-            model=_stacked(run),
+            model=adapted_base(run),
             args=arguments,
             train_dataset=dataset(train_rows),
             eval_dataset=dataset(held_out),
@@ -89,35 +77,9 @@ def train(run: Run, conversations: Sequence[TrainingRow]) -> Metrics:
         return {
             "rows": counts,
             **fit(
-                trainer, run, fingerprint(run, train_rows, *_parent_digest(run)), train_rows[0]["input_ids"]
+                trainer, run, fingerprint(run, train_rows, *parent_digest(run)), train_rows[0]["input_ids"]
             ),
         }
-
-
-def _parent_digest(run: Run) -> list[str]:
-    if run.parent is None:
-        return []
-    return [hashlib.sha256((run.parent / WEIGHTS).read_bytes()).hexdigest()]
-
-
-def _stacked(run: Run) -> "PeftModel":
-    """The base under the parent's adapter (if any) and a new one, both active, only the new one trainable."""
-    from peft import get_peft_model
-    from transformers import set_seed
-
-    base, lora = base_model(run), lora_config(run.settings.lora)
-    adapters.check_lora(base, run.settings.lora)
-    if run.parent is None:
-        # LoRA's A is drawn here.
-        set_seed(run.seed)
-        return get_peft_model(base, lora, adapter_name=OWN)
-    wrapped = adapters.attach(base, {PARENT: run.parent})
-    set_seed(run.seed)
-    wrapped.add_adapter(OWN, lora)
-    wrapped.base_model.set_adapter([PARENT, OWN])  # type: ignore[operator]
-    for name, parameter in wrapped.named_parameters():
-        parameter.requires_grad_(f".{OWN}." in name)
-    return wrapped
 
 
 def _token_rows(
@@ -216,4 +178,6 @@ def _trainer_class() -> "Callable[..., AdapterTrainer]":
     return ConversationTrainer
 
 
-METHOD = Method(name="sft", settings=SFTSettings, takes="conversations", train=train, stacks=True)
+METHOD = Method(
+    name="sft", settings=SFTSettings, takes="conversations", train=train, stacks=True, continues=True
+)
