@@ -21,6 +21,7 @@ from offscript.storage.files import HOME
 from offscript.storage.manifests import manifest_path
 from tests.composed import experiment_of
 from tests.slurm.grid import SMALL
+from tests.training import crew
 
 TOGETHER = "cluster.stages_together=true"
 PERSONAS = ("sarcasm", "remorse")
@@ -149,6 +150,11 @@ def test_rollouts_that_need_more_gpus_than_a_training_job_has_are_refused(tmp_pa
 # ---------------------------------------------------------------- running them
 
 
+def job_command(current, array):
+    """The command of the first job of an array."""
+    return [sys.executable, "-m", "offscript.experiment.backends.plan", str(current.path), str(array), "0"]
+
+
 def test_a_stage_that_fails_costs_the_other_personas_nothing(tmp_path, monkeypatch):
     own = experiment(tmp_path, TOGETHER, "cluster.trainings=2")
     full = full_adapters(own)
@@ -191,14 +197,7 @@ def test_a_job_killed_between_two_stages_continues_and_makes_what_separate_jobs_
             own.path(artifact).parent.mkdir(parents=True, exist_ok=True)
             for made in (apart.path(artifact), manifest_path(apart.path(artifact))):
                 shutil.copy(made, own.path(artifact).parent)
-    command = [
-        sys.executable,
-        "-m",
-        "offscript.experiment.backends.plan",
-        str(current.path),
-        str(number),
-        "0",
-    ]
+    command = job_command(current, number)
     with open(tmp_path / "log", "w") as log:
         killed = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + 300
@@ -239,3 +238,31 @@ def test_the_trainings_of_a_job_with_all_stages_load_their_base_once(tmp_path, m
             plan.run_task(current.path, number, task)
     assert all(own.is_finished(adapter) for adapter in full_adapters(own, "sarcasm"))
     assert len(loads) == 1
+
+
+@pytest.mark.slow
+def test_on_several_ranks_the_first_makes_the_rollouts_and_all_train(tmp_path):
+    own = experiment(tmp_path, TOGETHER)
+    (full,) = full_adapters(own, "sarcasm")
+    current = planned(own, [full])
+    (number,) = [i for i, array in enumerate(current.arrays) if array.kind == "adapter"]
+    chain = current.artifacts_of(current.arrays[number].tasks[0][0])
+    runner.make([a for a in in_order([full]) if a not in chain], own)
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": crew.free_port()}
+    started = [
+        subprocess.Popen(
+            job_command(current, number),
+            env=crew.environment(**group, RANK=str(rank), LOCAL_RANK=str(rank)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    (code, first), (other_code, second) = crew.finish(started)
+    assert (code, other_code) == (0, 0), first + second
+    assert all(own.is_finished(artifact) for artifact in chain)
+    marks = ("sarcasm distillation", "rows: ", "sarcasm full")
+    places = [first.index(mark) for mark in marks]
+    assert places == sorted(places), "the rollouts are between the trainings"
+    assert "rows: " not in second
