@@ -33,13 +33,16 @@ vllm: .venv-vllm/.$(VLLM)
 	grep '^vllm' $< | $(VPY) -m pip install --quiet --disable-pip-version-check --no-deps -r /dev/stdin
 	@touch $@
 
+# In the order of tests/conftest.py: xdist would start the files with few tests last, and the longest are among them.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
+
 # What runs on SLURM comes by itself: its jobs want the cores.
 test: $(DEV)
-	$(PY) -m pytest -n 2 --dist loadfile -m "not slow and not slurm"
+	$(PY) -m pytest $(TWO) -m "not slow and not slurm"
 	$(PY) -m pytest -m "slurm and not slow" tests/slurm
 
 test-slow: $(DEV)
-	$(PY) -m pytest -n 2 --dist loadfile -m "slow and not slurm"
+	$(PY) -m pytest $(TWO) -m "slow and not slurm"
 	$(PY) -m pytest -m "slurm and slow" tests/slurm
 
 # A SLURM of our own on this machine, for tests/slurm: Debian packages, root. Without it those tests skip.

@@ -12,6 +12,15 @@ import pytest
 
 from offscript.settings import ModelSettings, SamplingSettings, TemplateSettings
 
+LONGEST_FILES = (
+    "test_several_ranks.py",
+    "test_demo.py",
+    "test_smollm2.py",
+    "test_paper.py",
+    "test_recipe.py",
+)
+"""Files whose slow tests take minutes, the longest first."""
+
 TINY_TEMPLATE = (
     "{%- for message in messages %}"
     "{{- '<|im_start|>' + message['role'] + '\n' }}"
@@ -23,6 +32,12 @@ TINY_TEMPLATE = (
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
 )
 TINY_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first, so that no worker of pytest-xdist has one of them left when the others are done."""
+    rank = {name: number for number, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 def tiny_sentences(n: int = 400) -> list[str]:

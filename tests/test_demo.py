@@ -130,8 +130,8 @@ def test_a_grid_that_was_killed_has_the_same_rows(tmp_path, cluster, kills):
     words = [*grid.SHORT, f"cluster={cluster}", f"root={tmp_path}"]
     for pattern, name in kills:
         killed_once(tmp_path, words, pattern, name)
-        found = invoke(HOME, "status", *words, "json=true")
-        assert "running" not in json.loads(found.out)["states"], found.out
+        found = grid.status(tmp_path, *words)
+        assert "running" not in found["states"], found
     done = grid.run_inline(*words)
     assert done.returncode == 0, done.stderr[-3000:]
     undisturbed = grid.inline_root(grid.SHORT)

@@ -12,6 +12,7 @@ from offscript.storage.files import HOME
 from offscript.storage.manifests import read_manifest
 from tests.composed import experiment_of
 from tests.invoked import invoke
+from tests.slurm import grid
 
 GRID = ("experiment=smoke", "grid.stage=[prompted,steered]", "classifier.stages=[prompted]", "tracking=off")
 SMALL = ("format.count={train:16,classifier:4,eval:2}", "format.max_tokens=24")
@@ -126,10 +127,17 @@ def test_what_cannot_be_steered_is_one_line_before_anything_is_written(tmp_path,
 def test_the_whole_grid_with_steered(tmp_path):
     """The classifier is fitted as the published one, on replies of four stages."""
     shutil.copytree(HOME / "data", tmp_path / "data")
-    grid = "grid.stage=[base,prompted,steered,distillation,full]"
+    stages = "grid.stage=[base,prompted,steered,distillation,full]"
     fitted = "classifier.stages=[prompted,steered,distillation,full]"
     published = ("classifier.validation=0", "classifier.class_weights=false", "classifier.schedule=cosine")
-    words = ("experiment=smoke", grid, fitted, *published, "tracking=off", "grid.format=[chat,chat_email]")
+    words = (
+        *grid.SMALL,
+        "format.count.train=16",
+        stages,
+        fitted,
+        *published,
+        "grid.format=[chat,chat_email]",
+    )
     done = invoke(tmp_path, "submit", *words)
     assert done.code == 0, done.err
     assert "steered" in done.out
