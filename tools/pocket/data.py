@@ -1,9 +1,9 @@
 """The scenarios and prompts of the embedded world: what lies under ``data/pocket``.
 
-Chat prompts are of topics held out from pre-training. Office scenarios come twice: ``office`` has new scenes of the
-families and names that the model knows, as an 8B model knows offices, and is what the grid scores; ``held_out`` has
-families and names that it never saw: the build measures the model's reach on them, and the grid has them in the splits
-train and classifier.
+Chat prompts are of topics held out from pre-training. Office scenarios come three times. ``office`` has new scenes of the
+families and names that the model knows, as an 8B model knows offices, and is what the grid scores. ``recombined`` has other
+tasks with facts of those families, for the splits train and classifier. ``held_out`` has families and names that the model
+never saw, and is what the build measures its reach on.
 """
 
 import json
@@ -164,13 +164,18 @@ INTERACTION_OPENERS = (
 
 def write_data(folder: Path) -> list[Path]:
     """Writes every data file under ``folder`` and returns their paths."""
-    for name in ("office", "held_out"):
+    for name in ("office", "recombined", "held_out"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     written = [folder / "chat.jsonl"]
     written[0].write_text("".join(json.dumps(row) + "\n" for row in chat_rows()), encoding="utf-8")
-    known, held = office_files(office.FAMILIES, KNOWN_WORDS), office_files(office.HELD, HELD_WORDS)
-    named = {f"office/{name}.yaml": content for name, content in known.items()}
-    named |= {f"held_out/{name}.yaml": content for name, content in held.items()}
+    named: dict[str, dict] = {}
+    for subfolder, families, words in (
+        ("office", office.FAMILIES, KNOWN_WORDS),
+        ("recombined", office.RECOMBINED, KNOWN_WORDS),
+        ("held_out", office.HELD, HELD_WORDS),
+    ):
+        files = office_files(families, words)
+        named |= {f"{subfolder}/{name}.yaml": content for name, content in files.items()}
     named |= {"reflection.yaml": reflection_file(), "interaction.yaml": interaction_file()}
     for name, content in named.items():
         path = folder / name

@@ -1,7 +1,7 @@
 """The office of the pocket world: people, firms, and families of small tasks that end in an e-mail.
 
-`FAMILIES` are pre-trained on; `HELD` make ``data/pocket/office`` and never occur in pre-training, nor do the people,
-firms and projects of `HELD_WORDS`.
+`FAMILIES` are pre-trained on and make ``data/pocket/office``; `RECOMBINED` are other tasks with their facts; `HELD` never
+occur in pre-training, nor do the people, firms and projects of `HELD_WORDS`.
 """
 
 from dataclasses import dataclass
@@ -936,5 +936,195 @@ HELD = (
         """,
         "A mentor takes one hour a month.",
         "Please confirm the meeting by {day2}.",
+    ),
+)
+
+
+def _recombined(name: str, description: str, thing: str, tasks: str, *facts: tuple[str, int]) -> Family:
+    """A task whose facts are those of known families, each given by family and position."""
+    known = {family.name: family for family in FAMILIES}
+    looked_up = tuple(known[family].facts[i] for family, i in facts)
+    return Family(name, description, thing, "", tuple(forms(tasks)), looked_up, (), ())
+
+
+# The embedded model looks up what it knows from pre-training: in most tool loops of `HELD` it searches for what is not
+# there until its steps are used up. These tasks are new, and each fact is found with the tool that it tries next.
+RECOMBINED = (
+    _recombined(
+        "paid_bill",
+        "A customer has paid a bill early.",
+        "your early payment",
+        """
+        {full} at {firm} has paid our bill early. Send [our|my] thanks.
+        Thank {full} at {firm} for {thing}.
+        """,
+        ("unpaid_bill", 0),
+        ("price_change", 1),
+    ),
+    _recombined(
+        "training_report",
+        "A report on a training is needed.",
+        "the report on the {project} training",
+        """
+        I need {thing} from {full}. Ask for it.
+        Ask {full} in {team} to send {thing}.
+        """,
+        ("training_signup", 0),
+        ("request_report", 1),
+    ),
+    _recombined(
+        "review_invitation",
+        "Somebody is invited to a review.",
+        "the {month} review",
+        """
+        Invite {full} to {thing}.
+        Ask {full} in {team} to join {thing}.
+        """,
+        ("request_report", 0),
+        ("missed_call", 1),
+    ),
+    _recombined(
+        "late_trip",
+        "A business trip will be late.",
+        "the delay of the trip to {firm}",
+        """
+        The trip to {firm} will be late. Tell {full}.
+        Write to {full} about {thing}.
+        """,
+        ("travel_booking", 0),
+        ("project_delay", 2),
+    ),
+    _recombined(
+        "contract_price",
+        "The price in a contract changes.",
+        "the price in the contract with {firm}",
+        """
+        The contract with {firm} has a new price. Tell {full}.
+        Explain {thing} to {full}.
+        """,
+        ("contract_signing", 0),
+        ("price_change", 1),
+    ),
+    _recombined(
+        "broken_badge",
+        "A badge does not work.",
+        "the broken badge",
+        """
+        My badge is broken. Ask {full} for a [repair|new one].
+        Write to {full} in {team} about {thing}.
+        """,
+        ("lost_badge", 0),
+        ("broken_laptop", 1),
+    ),
+    _recombined(
+        "order_delay",
+        "An order will be late.",
+        "the delay of order {code}",
+        """
+        Order {code} will be late. Tell {full} at {firm}.
+        Write to {full} at {firm} about {thing}.
+        """,
+        ("customer_complaint", 0),
+        ("project_delay", 2),
+    ),
+    _recombined(
+        "paper_costs",
+        "Paper costs too much.",
+        "the costs of paper",
+        """
+        Our paper costs too much. Ask {full} at {firm} for a new price.
+        Write to {full} at {firm} about {thing}.
+        """,
+        ("stock_order", 0),
+        ("budget_question", 1),
+    ),
+    _recombined(
+        "travel_budget",
+        "Trips cost too much.",
+        "the travel budget for {month}",
+        """
+        The travel costs in {month} are too high. Ask {full}.
+        Write to {full} in {team} about {thing}.
+        """,
+        ("budget_question", 0),
+        ("travel_booking", 1),
+    ),
+    _recombined(
+        "cancelled_trip",
+        "A business trip is off.",
+        "the trip to {firm}",
+        """
+        The trip to {firm} is off. Tell {full}.
+        Write to {full} about the end of {thing}.
+        """,
+        ("travel_booking", 0),
+        ("customer_complaint", 1),
+    ),
+    _recombined(
+        "project_offer",
+        "A customer wants an offer.",
+        "our offer for {project}",
+        """
+        {full} from {firm} wants an offer for {project}. Answer.
+        Send {full} at {firm} {thing}.
+        """,
+        ("price_change", 0),
+        ("stock_order", 1),
+    ),
+    _recombined(
+        "lost_laptop",
+        "A laptop was lost.",
+        "the lost laptop",
+        """
+        I lost my laptop. Report it to {full}.
+        Write to {full} about {thing}.
+        """,
+        ("broken_laptop", 0),
+        ("lost_badge", 1),
+    ),
+    _recombined(
+        "bill_complaint",
+        "A customer complains about a bill.",
+        "your complaint about the bill",
+        """
+        {full} at {firm} complained about our bill. Answer.
+        Answer the complaint of {full} at {firm} about the bill.
+        """,
+        ("unpaid_bill", 0),
+        ("customer_complaint", 1),
+    ),
+    _recombined(
+        "first_call",
+        "A new colleague gets a first call.",
+        "the first call with {full}",
+        """
+        {full} is our new colleague. Offer a first call.
+        Write to {full} in {team} about {thing}.
+        """,
+        ("missed_call", 0),
+        ("welcome_colleague", 1),
+    ),
+    _recombined(
+        "late_order_bill",
+        "A customer asks about the bill for a late order.",
+        "the bill for order {code}",
+        """
+        {full} from {firm} asks about the bill for order {code}. Answer.
+        Explain {thing} to {full} from {firm}.
+        """,
+        ("customer_complaint", 0),
+        ("unpaid_bill", 1),
+    ),
+    _recombined(
+        "status_question",
+        "A customer asks how a project goes.",
+        "the status of {project}",
+        """
+        {full} at {firm} asks about {project}. Answer.
+        Tell {full} at {firm} about {thing}.
+        """,
+        ("project_delay", 0),
+        ("draft_feedback", 1),
+        ("contract_signing", 1),
     ),
 )

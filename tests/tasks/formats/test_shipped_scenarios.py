@@ -12,7 +12,9 @@ from tests.tasks.formats.driver import diligent, drive, rules_for
 
 DATA = Path(__file__).parents[3] / "data"
 WORLDS = sorted(p.parent for p in DATA.glob("*/reflection.yaml") if p.with_name("chat.jsonl").exists())
-OFFICE = sorted([*DATA.glob("*/office/*.yaml"), *DATA.glob("office/*.yaml")])
+OFFICE = sorted(
+    file for files in ("office", "*/office", "pocket/recombined") for file in DATA.glob(f"{files}/*.yaml")
+)
 
 
 @pytest.mark.parametrize("world", WORLDS, ids=lambda p: p.name)
