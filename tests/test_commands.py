@@ -101,7 +101,7 @@ PERSONA_CHOICES = f"no such persona; allowed: {PERSONAS}"
         ("train tracking.project=a/b", "error: tracking.project: found 'a/b'; string should match pattern"),
         ("train stage=base", "error: stage=base: base weights, there is nothing to train; allowed: steered, distillation, full, full_from_base"),
         ("rollout stage=full", "error: persona: none given, and stage full needs one; allowed: sarcasm, humor"),
-        ("rollout stage=base format=chat_email split=train", "error: split train: format chat_email has no count for it; allowed: eval"),
+        ("rollout stage=base format=code_review split=train", "error: split train: format code_review has no count for it; allowed: eval"),
         ("rollout stage=base model.path=./nowhere", "error: model.path: no folder at ./nowhere; allowed: a model folder, a GGUF file, or a hub id"),
         ("submit evaluation.email_cleaning=yes", "error: evaluation.email_cleaning: found 'yes'; input should be 'ours', 'published' or 'none'"),
         ("rollout stage=base model.template.double_bos=perhaps", "error: model.template.double_bos: found 'perhaps'; input should be a valid boolean"),

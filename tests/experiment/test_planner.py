@@ -201,9 +201,10 @@ def test_splits_share_no_family_and_training_never_sees_an_eval_prompt():
 def test_layers_put_inputs_first():
     planner = experiment_of(*SMALL).planner
     done = set()
-    for layer in layers(in_order([planner.evaluation()])):
-        assert all(part.key in done for a in layer for part in a.inputs)
-        done |= {a.key for a in layer}
+    for layer in layers([[artifact] for artifact in in_order([planner.evaluation()])]):
+        made = [artifact for unit in layer for artifact in unit]
+        assert all(part.key in done for a in made for part in a.inputs)
+        done |= {a.key for a in made}
     assert len(done) == len(ALL)
 
 
