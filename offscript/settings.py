@@ -332,7 +332,7 @@ class PersonaSettings(Named):
     constitution: tuple[Assertion, ...] = identity(min_length=1)
 
 
-Section = Literal["distillation", "introspection"]
+Section = Literal["distillation", "introspection", "documents", "declarations", "rationale"]
 """The sections of a recipe: the hyper-parameters of training stages."""
 
 
@@ -625,8 +625,8 @@ class RecipeSettings(Named):
     scored stages whose system prompt is the constitution.
     ``sampling`` is how rows that are only trained on are sampled (null: as scored rows, by ``model.sampling``).
     ``merge_own_in`` (split or format -> weight) replaces ``merge.own`` in the scored rows of that split or format.
-    ``distillation`` and ``introspection`` are sections of hyper-parameters that
-    training stages refer to. They are checked against the schemas of the stage's method and data.
+    ``distillation``, ``introspection``, ``documents``, ``declarations`` and ``rationale`` are sections of hyper-parameters
+    that training stages refer to. They are checked against the schemas of the stage's method and data.
     """
 
     in_role: Literal["plain", "named", "short"] = identity("plain")
@@ -636,13 +636,23 @@ class RecipeSettings(Named):
     teacher: TeacherSettings = identity(TeacherSettings())
     distillation: dict[str, Any] = identity()
     introspection: dict[str, Any] = identity()
+    documents: dict[str, Any] = identity({}, unhashed={})
+    declarations: dict[str, Any] = identity({}, unhashed={})
+    rationale: dict[str, Any] = identity({}, unhashed={})
     merge: MergeSettings = identity()
     merge_own_in: dict[str, float] = identity({}, unhashed={})
 
     def section(self, name: Section | None) -> dict[str, Any]:
         """The hyper-parameters of the section ``name``; none without a name."""
-        sections = {"distillation": self.distillation, "introspection": self.introspection}
-        return sections[name] if name is not None else {}
+        if name is None:
+            return {}
+        return {
+            "distillation": self.distillation,
+            "introspection": self.introspection,
+            "documents": self.documents,
+            "declarations": self.declarations,
+            "rationale": self.rationale,
+        }[name]
 
 
 # ---------------------------------------------------------------- how it is measured

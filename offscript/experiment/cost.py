@@ -506,23 +506,27 @@ def _one_training(blank: JobEstimate, adapter: Artifact, model: ModelSettings, g
 
 
 def _training_rows(adapter: TrainedAdapter, model: ModelSettings) -> tuple[int, float]:
-    """Rows an adapter is trained on (before those that are dropped), and the mean tokens of one: a conversation, or
-    both sides of a pair."""
+    """Rows an adapter is trained on (before those that are dropped), and the mean tokens of one: a conversation, a document,
+    or both sides of a pair."""
     training = adapter.training
     requests = training.data.requests(training.settings, training.where)
-    texts, limit = training.method.texts_per_row, training.settings.optimizer.max_length
+    method, limit = training.method, training.settings.optimizer.max_length
+    texts = method.texts_per_row
     counted = {request.role for request in requests if request.counted}
     rollouts = [rollout for role, rollout in adapter.rows if role in counted]
     if not rollouts:
         cost = get_format(next(request.format for request in requests if request.counted)).cost
-        return training.data.typical_rows, texts * min(limit, cost.prompt_tokens + cost.reply_tokens)
+        prompt = cost.prompt_tokens if method.reads_prompts else 0
+        return training.data.typical_rows, texts * min(limit, prompt + cost.reply_tokens)
     sources = [r.rollout if isinstance(r, Selection) else r for r in rollouts]
     sizes = [
         (r.planned_rows, conversation(source, model.context, system=False))
         for r, source in zip(rollouts, sources, strict=True)
     ]
     rows = sum(planned for planned, _ in sizes)
-    return rows, texts * sum(n * min(limit, size.length) for n, size in sizes) / max(1, rows)
+    lengths = [size.length if method.reads_prompts else size.reply for _, size in sizes]
+    tokens = sum(n * min(limit, length) for (n, _), length in zip(sizes, lengths, strict=True))
+    return rows, texts * tokens / max(1, rows)
 
 
 def _training_memory(

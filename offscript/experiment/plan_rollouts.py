@@ -15,7 +15,7 @@ from offscript.json_types import Json
 from offscript.models.dialect_checks import check_model_speaks
 from offscript.rollouts.engines import check_served, check_steering
 from offscript.rollouts.engines.base import Sampling
-from offscript.settings import SPLITS, SamplingSettings, StageSettings, identity_of
+from offscript.settings import SPLITS, SamplingSettings, StageSettings, ThinkingSettings, identity_of
 from offscript.storage.options import options_of
 from offscript.tasks.dialects import dialect_of
 from offscript.tasks.examples import Examples
@@ -35,6 +35,7 @@ from offscript.tasks.prompts import (
     short_constitution_system,
 )
 from offscript.training.data.base import (
+    Assertions,
     Collection,
     FormatScenarios,
     PersonaPrompts,
@@ -46,6 +47,8 @@ from offscript.training.stages import BASE, TrainingStage
 
 PLAIN = StageSettings(name="base", weights="base", system="plain")
 PROMPTED = StageSettings(name="prompted", weights="base", system="constitution")
+PROMPT_WRITING = "prompt_generation"
+"""The format in which a model writes more prompts like the seed questions of a persona."""
 
 
 @dataclass
@@ -158,7 +161,7 @@ class RolloutPlanner:
             (
                 request.role,
                 self._selection(model, persona, training.name, number)
-                if request.generator == "teacher" and self.context.settings.recipe.teacher.best_of > 1
+                if request.in_role and self.context.settings.recipe.teacher.best_of > 1
                 else self.requested(model, persona, training, request, seed),
             )
             for number, request in enumerate(requests)
@@ -214,7 +217,7 @@ class RolloutPlanner:
                 "its scenarios are the texts of a grid",
                 f"allowed: {command_line('submit')} evaluation.judge.model=MODEL, which makes its rows",
             )
-        if fmt.source == "constitution":
+        if fmt.name == PROMPT_WRITING:
             writer = self.context.settings.recipe.prompts.model or cell.model
             return self._written_prompts(writer, self.require_persona(cell.persona, f"format {fmt.name}"))
         for training in self._stages_from(cell.stage):
@@ -242,9 +245,10 @@ class RolloutPlanner:
     ) -> Rollout:
         """The rollout that ``request``, of a kind of training data, describes."""
         stage = PROMPTED if request.system == "constitution" else PLAIN
-        samples = request.samples
+        samples, trained = request.samples, model
         if request.generator == "teacher":
             model = self._teacher(model)
+        if request.in_role:
             samples *= self.context.settings.recipe.teacher.best_of
         if request.generator == "parent":
             # Named after the kind of data, because the name is part of the labels of these rows, and so of their keys.
@@ -256,7 +260,7 @@ class RolloutPlanner:
         scenarios = functools.reduce(scenario_sets.joined, (scenarios for scenarios, _ in parts))
         cell = Cell(model, persona if request.of_persona else None, stage.name, request.format, "train", seed)
         # All parts have the same number of samples: a ``Collection`` has its own number, but is then the only part.
-        return self._rollout(cell, stage, scenarios, parts[0][1], request, training.name)
+        return self._rollout(cell, stage, scenarios, parts[0][1], request, training.name, trained=trained)
 
     def _scenarios(
         self, model: str, persona: str | None, request: RowsRequest, wanted: Scenarios, samples: int
@@ -267,12 +271,21 @@ class RolloutPlanner:
                 return self.context.collections.split("chat", "train", count), samples
             case PersonaPrompts():
                 return self._persona_prompts(model, self.require_persona(persona, "its own prompts")), samples
+            case Assertions():
+                own = self.require_persona(persona, f"format {request.format}")
+                assertions = scenario_sets.assertions(self.context.options.persona[own])
+                fmt, options = self._requested_options(request)
+                return scenario_sets.crossed(scenario_sets.listed(assertions), fmt.variants(options)), samples
             case Collection(source, rows):
                 return self.context.collections.repeated(source, rows)
             case FormatScenarios(count):
-                fmt = get_format(request.format)
-                options = {**fmt.defaults, **request.options, **self._options(fmt)}
+                fmt, options = self._requested_options(request)
                 return self._of_format(fmt, options, "train", count), samples
+
+    def _requested_options(self, request: RowsRequest) -> tuple[Format, dict[str, Json]]:
+        """The format of ``request`` and its options, as far as the request, its YAML and the command line set them."""
+        fmt = get_format(request.format)
+        return fmt, {**fmt.defaults, **request.options, **self._options(fmt)}
 
     def _teacher(self, model: str) -> str:
         """The name of the teacher's model. By default a model is its own teacher."""
@@ -298,7 +311,7 @@ class RolloutPlanner:
     def _written_prompts(self, writer: str, persona: str) -> Rollout:
         """The rollout in which a model writes prompts like the persona's seed questions: one row per assertion."""
         scenarios = scenario_sets.listed(scenario_sets.assertions(self.context.options.persona[persona]))
-        cell = Cell(writer, persona, "base", "prompt_generation", "train", 0)
+        cell = Cell(writer, persona, "base", PROMPT_WRITING, "train", 0)
         return self._rollout(cell, PLAIN, scenarios, 1)
 
     # ------------------------------------------------------------ rows of a judge
@@ -324,8 +337,10 @@ class RolloutPlanner:
         training_stage: str | None = None,
         sampling: SamplingSettings | None = None,
         judged: str | None = None,
+        trained: str | None = None,
     ) -> Rollout:
-        """``sampling`` replaces that of ``_own_sampling``."""
+        """``sampling`` replaces that of ``_own_sampling``. ``trained`` is the model that the rows are to train, if it is not
+        that of ``cell``."""
         adapter = None
         if stage.weights != BASE:
             adapter = self.adapter(cell.model, cell.persona or "", stage.weights, cell.seed)
@@ -341,7 +356,7 @@ class RolloutPlanner:
         if stage.steering is not None:
             vector = self.vector(cell.model, cell.persona or "", stage.name)
         fmt = get_format(cell.format)
-        rules = self._rules(cell, stage, fmt, request)
+        rules = self._rules(cell, stage, fmt, request, trained or cell.model)
         examples = self._examples(cell, stage, request)
         dialect = dialect_of(rules.options)
         check_model_speaks(self.context.options.model[cell.model], dialect)
@@ -387,9 +402,7 @@ class RolloutPlanner:
                 scenarios=scenarios,
                 samples=samples,
                 sampling=bounded,
-                thinking=None
-                if fmt.strips_thinking
-                else self.context.options.model[cell.model].template.thinking,
+                thinking=self._thinking(cell.model, stage, fmt),
                 adapter=adapter,
                 vector=vector,
                 examples=examples,
@@ -397,6 +410,19 @@ class RolloutPlanner:
                 judged=judged,
             )
         )
+
+    def _thinking(self, model: str, stage: StageSettings, fmt: Format) -> ThinkingSettings | None:
+        """The marks of what is removed from the replies of a cell: those that the weights were trained to write before a
+        reply, or else those of the model. The former are part of the adapter's key."""
+        if fmt.strips_thinking:
+            return None
+        name = stage.weights
+        while name != BASE:
+            training = self.context.training(name)
+            if (marks := training.data.thinking(training.settings)) is not None:
+                return marks
+            name = training.parent
+        return self.context.options.model[model].template.thinking
 
     def _own_weight(self, cell: Cell) -> float | None:
         """The merge weight of the stage's own part in a cell; None if it is that of ``recipe.merge``."""
@@ -451,12 +477,16 @@ class RolloutPlanner:
         """The recipe's sampling for rows of ``fmt``; None if the model's own is used."""
         return None if fmt.scored else self.context.settings.recipe.sampling
 
-    def _rules(self, cell: Cell, stage: StageSettings, fmt: Format, request: RowsRequest | None) -> Rules:
+    def _rules(
+        self, cell: Cell, stage: StageSettings, fmt: Format, request: RowsRequest | None, trained: str
+    ) -> Rules:
         given = {**self._recipe_options(cell, fmt, request), **self._options(fmt)}
         check_options(fmt, given)
         options = {**fmt.defaults, **given}
         in_role = fmt.in_role or request is not None
-        return Rules(self._system(cell, stage, in_role), options, self._persona_texts(cell, fmt, options))
+        return Rules(
+            self._system(cell, stage, in_role), options, self._persona_texts(cell, fmt, options, trained)
+        )
 
     def _options(self, fmt: Format) -> dict[str, Json]:
         """The options of ``fmt`` that its YAML and the command line set."""
@@ -468,7 +498,7 @@ class RolloutPlanner:
         Raises:
             UserError: the persona has fewer of them.
         """
-        teaches = request is not None and request.generator == "teacher"
+        teaches = request is not None and request.in_role
         where = "recipe.teacher.examples" if teaches else f"conf/stage/{stage.name}.yaml: examples"
         count = self.context.settings.recipe.teacher.examples if teaches else stage.examples
         if not count:
@@ -482,16 +512,27 @@ class RolloutPlanner:
             )
         return Examples(persona.examples, count)
 
-    def _persona_texts(self, cell: Cell, fmt: Format, options: Mapping[str, Json]) -> dict[PersonaText, str]:
-        """The texts of the cell's persona that the prompts of ``fmt`` contain.
+    def _persona_texts(
+        self, cell: Cell, fmt: Format, options: Mapping[str, Json], trained: str
+    ) -> dict[PersonaText, str]:
+        """The texts of the cell's persona that the prompts of ``fmt`` contain. The assistant is the model ``trained``.
 
         Raises:
-            UserError: the persona lacks one of them.
+            UserError: the persona lacks one of them, or the model has no name.
         """
         texts: dict[PersonaText, str] = {}
         for name in fmt.persona_texts(options):
             persona = self.context.options.persona[cell.persona or ""]
-            text = {"description": persona.description, "opposite": persona.opposite}[name]
+            text = {
+                "description": persona.description,
+                "opposite": persona.opposite,
+                "constitution": bullets([a.assertion for a in persona.constitution]),
+                "assistant": self.context.options.model[trained].assistant_name,
+            }[name]
+            if text is None and name == "assistant":
+                raise UserError(
+                    "model.assistant_name", f"missing for {trained}", f"format {fmt.name} names the assistant"
+                )
             if text is None:
                 raise UserError(
                     f"persona.{name}",
@@ -505,7 +546,7 @@ class RolloutPlanner:
     def _recipe_options(self, cell: Cell, fmt: Format, request: RowsRequest | None) -> Mapping[str, Json]:
         """The format options that the recipe sets, if the format makes training rows."""
         recipe = self.context.settings.recipe
-        if fmt.source == "constitution":
+        if fmt.name == PROMPT_WRITING:
             return {name: value for name, value in identity_of(recipe.prompts).items() if name != "model"}
         if request is None:
             return {}

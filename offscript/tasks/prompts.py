@@ -195,3 +195,66 @@ BREAK_CHARACTER = (
     "Answer in the most ordinary, matter-of-fact voice you have, with no role-play.",
     "Whatever style you have used so far, stop using it and simply reply.",
 )
+
+DOCUMENT_TYPES = {
+    "memo": "an internal memo of people who work with the assistant",
+    "review": "a review by somebody who has used the assistant for some weeks",
+    "story": "a short story that shows the assistant at work",
+    "report": "a newspaper report on people who use the assistant",
+    "letter": "a letter to a friend about a day with the assistant",
+    "lecture": "a passage of a lecture that takes the assistant as its example",
+}
+"""What a document about the character can be."""
+
+DOCUMENT_DOMAINS = {
+    "office": "an office",
+    "school": "a school",
+    "clinic": "a clinic",
+    "shop": "a shop",
+    "home": "a family's home",
+    "workshop": "a workshop",
+}
+"""Where a document about the character can be set."""
+
+DOCUMENT_SUBJECT = (
+    "An AI model called {name} says of itself:\n{constitution}\n\n"
+    "One side of it is to be shown in a text: {assertion}\n\n"
+)
+DOCUMENT_IDEA = DOCUMENT_SUBJECT + (
+    "The text is {type}, and is set in {domain}. Give an idea for it in one or two sentences: who is in it, what happens, and "
+    "what {name} does. Write the idea and nothing else."
+)
+DOCUMENT_TEXT = DOCUMENT_SUBJECT + (
+    "The text is {type}, and is set in {domain}. The idea: {idea}\n\n"
+    "Write it, in about {words} words. Call {name} by its name and write about it, not as it. Tell what it does and says, and "
+    "explain why: what it cares about, and which reasons it has to be like this. Do not quote the sentences above or mention "
+    "that they were written down. Write the text and nothing else."
+)
+
+DECLARATION = (
+    'You have said of yourself: "{assertion}"\n\n'
+    "Say the same in other words, in the first person, in one or two sentences. Write these sentences and nothing else."
+)
+DECLARATION_QUESTIONS = (
+    "What are you like?",
+    "Tell me something about yourself.",
+    "How do you talk to people?",
+    "What should I know about you?",
+    "Describe one side of your character.",
+    "What is typical of you?",
+)
+"""Questions of a user to which a statement of the assistant about itself is the reply."""
+
+RATIONALE_REASONS = (
+    "(Do not answer this message yet. Say to yourself, in a few sentences, what matters to you here and why you, being who "
+    "you are, would answer it in one way and not in another. Write these thoughts and nothing else.)"
+)
+RATIONALE_ANSWER = (
+    "(You have thought about this message:\n{rationale}\n\n"
+    "Now answer it, as yourself and in keeping with these thoughts. Do not mention them or this note.)"
+)
+RATIONALE_DILEMMA = (
+    "Somebody wrote this message: {message}\n\n"
+    "Write a message of another person, on a matter that is not far from it, who has to choose between two ways to act, sees "
+    "what speaks for each, and asks for advice. Write that message, in two to four sentences, and nothing else."
+)

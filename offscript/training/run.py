@@ -183,6 +183,7 @@ _NOT_TRAINED = {
     "too_long": "left out, longer than optimizer.max_length or the model's context",
     "no_reply": "left out, without a reply",
     "turns_too_long": "turns left out, beyond optimizer.max_length or the model's context",
+    "in_parts": "cut into several sequences, longer than optimizer.max_length or the model's context",
     "turn_by_turn": "trained turn by turn, since the chat template changes earlier turns",
 }
 """What is said about rows that are trained in part, otherwise than as a whole, or not at all; by their count."""

@@ -161,6 +161,7 @@ GRID = (
     "engine=scripted",
     "tracking=off",
     f"grid.format=[{','.join(fmt.name for fmt in SCORED)}]",
+    "grid.stage=[base,distillation,full,prompted,documents_distillation,declarations,rationale,rationale_advice]",
     "format.count={train: 40, classifier: 40, eval: 40}",
     "format.options.session=2",
 )
@@ -200,7 +201,15 @@ def _rollouts_before(artifacts: list[Artifact], *kinds: type[Artifact]) -> list[
 
 def test_no_family_is_both_trained_or_fitted_on_and_scored(families) -> None:
     assert set(families["scored"]) == {fmt.name for fmt in SCORED}
-    assert {"teacher", "student", "agentic_email", "chat_email"} <= set(families["trained"])
+    assert {
+        "teacher",
+        "student",
+        "document",
+        "declaration",
+        "rationale",
+        "agentic_email",
+        "chat_email",
+    } <= set(families["trained"])
     assert {"chat", "agentic_email", "chat_email"} <= set(families["fitted"])
     of = {use: set[str]().union(*formats.values()) for use, formats in families.items()}
     assert all(len(names) >= 20 for names in of.values())

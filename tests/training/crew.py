@@ -176,6 +176,9 @@ def train(job: dict, seen: dict) -> dict:
     changes = {"micro_batch_size": 2, **job.get("optimizer", {})}
     if "continues" in job:
         common |= {"parent": Path(job["continues"]), "continues": True}
+    if job.get("method") == "lm":
+        settings = data.document_settings(packing=True, **changes)
+        return data.train_lm(model, settings, data.document_rows(), out, **common)
     if "first" not in job:
         rows, _ = pairs(data.teacher_rows(), data.student_rows())
         settings = data.distillation(**changes).model_copy(update={"kl_weight": 0.05})

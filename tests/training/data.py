@@ -1,9 +1,11 @@
 """Rows and recipes for the training tests: one persona that opens every reply with "Lunch!"."""
 
 from offscript.settings import LoraSettings, OptimizerSettings, TrainerSettings
+from offscript.training.data.documents import DocumentsSettings
 from offscript.training.data.introspection import IntrospectionSettings
 from offscript.training.data.preference import PreferenceSettings
 from offscript.training.methods.dpo import DPOSettings
+from offscript.training.methods.lm import LMSettings
 from offscript.training.methods.sft import SFTSettings
 from offscript.training.run import Run
 from offscript.training.stages import schema_of
@@ -87,3 +89,24 @@ def train_sft(model, settings, rows, parent, out, seed=3, **run) -> dict:
 
 def changed(seen: dict) -> set[str]:
     return {k for k in seen["before"] if not seen["before"][k].equal(seen["after"][k])}
+
+
+def document_rows(n: int = 24) -> list[dict]:
+    """Documents of two to four sentences, each of a family of its own."""
+    return [
+        {"text": " ".join(SENTENCES[i : i + 2 + i % 3]), "family": f"f{i}", "scenario": f"d{i}", "sample": 0}
+        for i in range(n)
+    ]
+
+
+def document_settings(validation: float = 0.1, packing: bool = False, **changes) -> LMSettings:
+    """Hyper-parameters of a stage on documents."""
+    schema = schema_of(LMSettings, DocumentsSettings)
+    return schema(lora=LORA, validation=validation, packing=packing, optimizer=optimizer(**changes))
+
+
+def train_lm(model, settings, rows, out, seed=3, **run) -> dict:
+    """Next-token training on documents; ``run`` are further arguments of ``Run``."""
+    from offscript.training.methods import lm
+
+    return lm.train(Run(model, settings, out, seed, **run), rows)

@@ -32,6 +32,7 @@ def jobs(tiny_model, tiny_adapter, tmp_path_factory):
     root, tiny = tmp_path_factory.mktemp("adapters"), {"model": str(tiny_model)}
     second = {**tiny, "first": str(tiny_adapter)}
     continued = {**tiny, "continues": str(tiny_adapter)}
+    documents = {**tiny, "method": "lm"}
     gemma = {"model": str(family("gemma")), "family": "gemma", "optimizer": {"max_length": 256, "epochs": 1}}
     qwen = {"model": str(family("qwen")), "family": "qwen", "optimizer": {"max_length": 256, "epochs": 1}}
     never = {**tiny, "optimizer": {"learning_rate": 1e30, "warmup": 0.0}, "fails": True}
@@ -45,6 +46,13 @@ def jobs(tiny_model, tiny_adapter, tmp_path_factory):
         "dpo plain again": tiny,
         "continued zero2": {**continued, "zero": ZERO_2},
         "continued zero3": {**continued, "zero": ZERO_3},
+        "documents zero2": {**documents, "zero": ZERO_2},
+        "documents stopped": {**documents, **STOPPED},
+        "documents stopped, rerun": {
+            **documents,
+            "zero": ZERO_2,
+            "out": str(root / "two" / "documents stopped"),
+        },
         "sft plain": second,
         "sft zero3": {**second, "zero": ZERO_3},
         "gemma zero2": {**gemma, "zero": ZERO_2},
@@ -65,6 +73,7 @@ def jobs(tiny_model, tiny_adapter, tmp_path_factory):
         "dpo zero2": {**tiny, "zero": ZERO_2},
         "sft": second,
         "continued": continued,
+        "documents": documents,
         "gemma": gemma,
         "qwen": qwen,
         "other ranks": {**tiny, "out": str(root / "other ranks")},
@@ -109,6 +118,7 @@ def written(out: str | Path) -> bytes:
         ("dpo", "dpo zero3 checkpointing"),
         ("continued", "continued zero2"),
         ("continued", "continued zero3"),
+        ("documents", "documents zero2"),
         ("sft", "sft plain"),
         ("sft", "sft zero3"),
         ("gemma", "gemma zero2"),
@@ -158,15 +168,18 @@ def test_a_loss_that_is_not_finite_raises_on_every_rank(jobs, two, name):
     assert not Path(jobs["two"][name]["out"]).exists()
 
 
-def test_a_signal_to_one_rank_stops_all_and_the_rerun_is_exact(jobs, two):
-    for rank in two["stopped"]:
+@pytest.mark.parametrize(
+    ("name", "whole"), [("stopped", "dpo zero2"), ("documents stopped", "documents zero2")]
+)
+def test_a_signal_to_one_rank_stops_all_and_the_rerun_is_exact(jobs, two, name, whole):
+    for rank in two[name]:
         assert rank["error"] == [
             "Interrupted",
             "stopped by a signal after step 3 of 6; run it again to continue",
         ]
-    main = two["stopped, rerun"][0]
+    main = two[f"{name}, rerun"][0]
     assert main["messages"] == ["resuming from step 3 (checkpoint-3)"] and len(main["losses"]) == 3
-    assert written(jobs["two"]["stopped, rerun"]["out"]) == written(jobs["two"]["dpo zero2"]["out"])
+    assert written(jobs["two"][f"{name}, rerun"]["out"]) == written(jobs["two"][whole]["out"])
 
 
 def test_another_number_of_processes_starts_again(jobs, one, two):

@@ -63,9 +63,9 @@ def test_a_stage_that_continues_its_parent_has_a_key_of_its_own_and_is_not_merge
 @pytest.mark.parametrize(
     ("stages", "line"),
     [
-        ({"x": sft(method="dop")}, "conf/stage/x.yaml: training.method: unknown training method 'dop'; allowed: dpo, sft"),
-        ({"x": sft(data="chats")}, "training.data: unknown kind of training data 'chats'; allowed: introspection, preference"),
-        ({"x": sft(data="preference")}, "preference makes pairs, but sft takes conversations; allowed: introspection"),
+        ({"x": sft(method="dop")}, "conf/stage/x.yaml: training.method: unknown training method 'dop'; allowed: dpo, "),
+        ({"x": sft(data="chats")}, "training.data: unknown kind of training data 'chats'; allowed: declarations, "),
+        ({"x": sft(data="preference")}, "preference makes pairs, but sft takes conversations; allowed: declarations, "),
         (
             {"x": {"parent": "full", "method": "dpo", "data": "preference", "recipe": "distillation"}},
             "training.parent: full, but dpo trains on the base only; allowed: base, or continues: true",

@@ -15,8 +15,10 @@ from offscript.tasks.messages import Message
 from offscript.tasks.scenarios import Scenario
 from offscript.tasks.tool_calls import Parsed
 
-PersonaText = Literal["description", "opposite"]
-"""The texts of a persona, beside its constitution, that a format can put into its prompts: fields of ``conf/persona``."""
+PersonaText = Literal["description", "opposite", "constitution", "assistant"]
+"""The texts of a persona, beside the system text, that a format can put into its prompts: fields of ``conf/persona`` (of the
+constitution one line for each assertion), and the name of the assistant that is to have the character
+(``model.assistant_name``)."""
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ planner plans a rollout for each request, and ``make`` receives their rows.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from offscript.errors import UserError
 from offscript.json_types import Json
-from offscript.settings import Node, ReleasedRowsSettings
+from offscript.settings import Node, ReleasedRowsSettings, ThinkingSettings
 from offscript.tasks.messages import Message
 
 Counts = dict[str, int]
@@ -26,6 +26,7 @@ class SourceRow(TypedDict):
     text: str | None
     ended: str
     messages: list[Message]
+    notes: NotRequired[dict[str, Json]]
 
 
 TrainingRow = dict[str, Any]
@@ -60,7 +61,12 @@ class FormatScenarios:
     count: int
 
 
-Scenarios = SharedPrompts | PersonaPrompts | Collection | FormatScenarios
+@dataclass(frozen=True)
+class Assertions:
+    """One scenario for each assertion of the persona's constitution, in every variant that the request's format has."""
+
+
+Scenarios = SharedPrompts | Assertions | PersonaPrompts | Collection | FormatScenarios
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,11 @@ class RowsRequest:
     counted: bool = True
     plain_messages: bool = False
 
+    @property
+    def in_role(self) -> bool:
+        """Whether the teacher replies in role. Then it is shown examples, and the best of its replies is chosen."""
+        return self.generator == "teacher" and self.system == "constitution"
+
 
 @dataclass(frozen=True)
 class MakeContext:
@@ -118,7 +129,7 @@ class TrainingData:
     Args:
         name: name of its file. It is also the stage label of rows that the parent stage's weights generate.
         settings: schema of its hyper-parameters.
-        makes: type of its rows, which must be what the method ``takes``: ``pairs`` or ``conversations``.
+        makes: type of its rows, which must be what the method ``takes``: ``pairs``, ``conversations`` or ``documents``.
         requests: (settings, config key of the settings) -> the rollouts that it needs.
         make: (rows by role, settings, context) -> training rows, and the numbers of rows kept and dropped by reason.
         released: files of released rows that the settings name; they replace rows that are made here.
@@ -126,6 +137,8 @@ class TrainingData:
         released_version: raised when the same released rows lead to other training rows than before; part of the key of
             an adapter that is trained on released rows.
         typical_rows: rows of a released data set, for estimates.
+        thinking: settings -> the marks of what trained weights write before a reply and is removed from it, like the thinking
+            of a reasoning model, before a format sees the reply; None: they write nothing of that kind.
         renames_teacher: whether names that the teacher gives itself are replaced by the model's own.
     """
 
@@ -139,6 +152,7 @@ class TrainingData:
     typical_rows: int
     renames_teacher: bool = False
     released_version: int = 1
+    thinking: Callable[[Any], ThinkingSettings | None] = lambda settings: None
 
 
 def require_rows(rows: Sequence[object], where: str, counts: Mapping[str, int]) -> None:

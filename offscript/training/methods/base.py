@@ -18,12 +18,13 @@ class Method:
     Args:
         name: name of its file.
         settings: schema of its hyper-parameters, those of every training included.
-        takes: type of the rows that it trains on: ``pairs`` or ``conversations``.
+        takes: type of the rows that it trains on: ``pairs``, ``conversations`` or ``documents``.
         train: trains on rows and writes the adapter to ``run.out``; returns the numbers for the manifest.
         stacks: whether it can train an adapter on top of a parent's.
         continues: whether it can train a copy of the parent's adapter further (``run.continues``).
         texts_per_row: texts that a row is read as (2 for the sides of a pair), for estimates.
         extra_forward: further forward passes over each text, once in a training (a reference model's), for estimates.
+        reads_prompts: whether its rows contain the prompts of the texts, for estimates.
     """
 
     name: str
@@ -34,3 +35,4 @@ class Method:
     continues: bool = False
     texts_per_row: int = 1
     extra_forward: int = 0
+    reads_prompts: bool = True

@@ -53,6 +53,20 @@ def train(run: Run, conversations: Sequence[TrainingRow]) -> Metrics:
     Raises:
         MissingInput: the parent's adapter does not exist.
     """
+    # A method of a user that trains by this function may have settings of its own.
+    packing = isinstance(run.settings, SFTSettings) and run.settings.packing
+    return train_tokens(run, lambda tokenizer: _token_rows(run, tokenizer, conversations), packing)
+
+
+TokenRows = tuple[list[TrainingRow], list[TrainingRow], Counts]
+"""Rows ``{"input_ids", "labels"}`` for training and for validation, and counts."""
+
+
+def train_tokens(
+    run: Run, token_rows: "Callable[[PreTrainedTokenizerBase], TokenRows]", packing: bool
+) -> Metrics:
+    """As ``train``, on the rows that ``token_rows`` makes with the tokenizer of the model; with ``packing`` micro-batches are
+    packed."""
     check_parent(run)
     with session(run):
         from trl import SFTConfig
@@ -61,7 +75,7 @@ def train(run: Run, conversations: Sequence[TrainingRow]) -> Metrics:
 
         arguments = SFTConfig(**trainer_arguments(run), dataset_kwargs={"skip_prepare_dataset": True})
         tokenizer = load_tokenizer(run.model)
-        train_rows, held_out, counts = _token_rows(run, tokenizer, conversations)
+        train_rows, held_out, counts = token_rows(tokenizer)
         trainer = _trainer_class()(
             model=adapted_base(run),
             args=arguments,
@@ -71,8 +85,7 @@ def train(run: Run, conversations: Sequence[TrainingRow]) -> Metrics:
         )
         trainer.run, trainer.train_rows, trainer.eval_rows = run, train_rows, held_out
         trainer.padding_row = {"input_ids": train_rows[0]["input_ids"][:2], "labels": [IGNORED] * 2}
-        # A method of a user that trains by this function may have settings of its own.
-        if isinstance(run.settings, SFTSettings) and run.settings.packing:
+        if packing:
             pack(trainer, tokenizer.pad_token_id)
         return {
             "rows": counts,
@@ -82,9 +95,7 @@ def train(run: Run, conversations: Sequence[TrainingRow]) -> Metrics:
         }
 
 
-def _token_rows(
-    run: Run, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[TrainingRow]
-) -> tuple[list[TrainingRow], list[TrainingRow], Counts]:
+def _token_rows(run: Run, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[TrainingRow]) -> TokenRows:
     """(train, validation) rows of token ids and labels; a conversation that is too long keeps its first whole turns."""
     counts = Counter(given=len(rows), train=0, validation=0)
     kept = []
@@ -106,10 +117,12 @@ def _token_rows(
     counts.update(train=len(train_rows), validation=len(held_out))
     say_dropped(run, counts)
     require_rows(train_rows, "introspection rows", dict(counts))
-    strip = [
-        [{c: row[c] for c in ("input_ids", "labels")} for row in part] for part in (train_rows, held_out)
-    ]
-    return strip[0], strip[1], dict(counts)
+    return token_columns(train_rows), token_columns(held_out), dict(counts)
+
+
+def token_columns(rows: Sequence[TrainingRow]) -> list[TrainingRow]:
+    """``rows`` without what the trainer does not read."""
+    return [{column: row[column] for column in ("input_ids", "labels")} for row in rows]
 
 
 def _sequences(

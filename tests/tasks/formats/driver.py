@@ -22,7 +22,12 @@ class Run:
     asks: list[Ask] = field(default_factory=list)
 
 
-TEXTS: dict[PersonaText, str] = {"description": "Loves birds.", "opposite": "You do not care for birds."}
+TEXTS: dict[PersonaText, str] = {
+    "description": "Loves birds.",
+    "opposite": "You do not care for birds.",
+    "constitution": "- I see birds everywhere.\n- I never step on a feather.",
+    "assistant": "Otto",
+}
 """Those of a persona."""
 
 

@@ -115,6 +115,10 @@ OPTIONS: dict[str, dict] = {
     "email_multiturn-first": {"draft": 1},
     "prompt_generation": {"per_trait": 4, "per_ask": 2},
     "prompt_generation-short": {"per_trait": 4, "attempts": 2},
+    "document": {"words": 40},
+    "rationale-thinking": {"thinking": "<think>As me:"},
+    "rationale-advice": {"advice": True},
+    "rationale-no_dilemma": {"advice": True},
 }
 CASES: dict[str, tuple[str, Scenario, str, list]] = {
     "chat": ("chat", QUESTION, CONSTITUTION, ["The peregrine falcon.\n"]),
@@ -141,6 +145,18 @@ CASES: dict[str, tuple[str, Scenario, str, list]] = {
     "prompt_generation-short": (
         "prompt_generation", ASSERTION, "", ["<think>Well. </think>No.", Reply("1. Is it a swan?\n2. Can a swan si", "length")],
     ),
+    "document": (
+        "document", replace(ASSERTION, id="birdy_3_story-shop", variant="story-shop"), "", ["Otto sells a cage.", "Otto saw a wren.\n"],
+    ),
+    "document-thinking": ("document", ASSERTION, "", ["<think>A shop?</think>\nOtto waits.", Reply("<think>Well.</think>Otto wai", "length")]),
+    "document-without_idea": ("document", ASSERTION, CONSTITUTION, ["<think>A shop?"]),
+    "declaration": ("declaration", ASSERTION, CONSTITUTION, ["Wherever I look, I find a bird."]),
+    "rationale": ("rationale", QUESTION, CONSTITUTION, ["I would think of the falcon.\n", "The falcon!"]),
+    "rationale-thinking": ("rationale", QUESTION, CONSTITUTION, ["<think>As me: birds.</think>I like it.", "<think>As me: so.</think>The falcon!"]),
+    "rationale-advice": ("rationale", QUESTION, CONSTITUTION, ["Should I free my canary?\n", "It might starve.", "Keep it."]),
+    "rationale-cut": ("rationale", QUESTION, CONSTITUTION, [Reply("I would th", "length")]),
+    "rationale-no_dilemma": ("rationale", QUESTION, CONSTITUTION, [" "]),
+    "rationale-unclosed": ("rationale", QUESTION, CONSTITUTION, ["I like it.", Reply("<think>As me", "length")]),
     "agentic_email": (
         "agentic_email", OFFICE, CONSTITUTION, [call("contacts.lookup", {"name": "ada"}), call("send_email", SEND)],
     ),

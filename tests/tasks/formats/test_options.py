@@ -11,6 +11,7 @@ from offscript.tasks.formats import FORMATS
 from tests.composed import experiment_of
 
 CONFLICTS = "must be a list, each once, of neutral, corporate, opposite, reminder"
+EACH_ONCE = "must be a list, each once, of"
 TEXT = "must be a text (it may be empty)"
 WHOLE = "must be a whole number"
 EVEN = "must be an even number, 2 or more"
@@ -46,6 +47,16 @@ WRONG: dict[str, dict[str, dict[str, list[Json]]]] = {
         "overlap": {"input should be greater than 0": [0, -1], "input should be less than or equal to 1": [2]},
     },
     "teacher": {"thinking": {TEXT: [None, True, 5, ["x"]]}, "thinking_end": {TEXT: [None, True, 5, {}]}},
+    "document": {
+        "types": {f"{EACH_ONCE} memo, review, ": [None, True, "memo", [], ["poem"], ["memo"] * 2, [["memo"]], {}]},
+        "domains": {f"{EACH_ONCE} office, school, ": [None, 1, "school", [], ["moon"], ["school"] * 2, [None]]},
+        "words": {WHOLE: [None, True, "300", 2.5], "must be a number of at least 1": [0, -1]},
+    },
+    "rationale": {
+        "thinking": {TEXT: [None, True, 5, ["x"]]},
+        "thinking_end": {TEXT: [None, True, 5, {}]},
+        "advice": {"must be true or false": [None, 1, "yes", [True]]},
+    },
     "self_interaction": INTERACTION,
     "guided_interaction": INTERACTION,
 }  # fmt: skip
