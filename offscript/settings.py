@@ -332,7 +332,9 @@ class PersonaSettings(Named):
     constitution: tuple[Assertion, ...] = identity(min_length=1)
 
 
-Section = Literal["distillation", "introspection", "documents", "declarations", "rationale"]
+Section = Literal[
+    "distillation", "introspection", "documents", "declarations", "rationale", "mixed", "mixed_pairs"
+]
 """The sections of a recipe: the hyper-parameters of training stages."""
 
 
@@ -625,8 +627,9 @@ class RecipeSettings(Named):
     scored stages whose system prompt is the constitution.
     ``sampling`` is how rows that are only trained on are sampled (null: as scored rows, by ``model.sampling``).
     ``merge_own_in`` (split or format -> weight) replaces ``merge.own`` in the scored rows of that split or format.
-    ``distillation``, ``introspection``, ``documents``, ``declarations`` and ``rationale`` are sections of hyper-parameters
-    that training stages refer to. They are checked against the schemas of the stage's method and data.
+    ``distillation``, ``introspection``, ``documents``, ``declarations``, ``rationale``, ``mixed`` and ``mixed_pairs`` are
+    sections of hyper-parameters that training stages refer to. They are checked against the schemas of the stage's method
+    and data.
     """
 
     in_role: Literal["plain", "named", "short"] = identity("plain")
@@ -639,6 +642,8 @@ class RecipeSettings(Named):
     documents: dict[str, Any] = identity({}, unhashed={})
     declarations: dict[str, Any] = identity({}, unhashed={})
     rationale: dict[str, Any] = identity({}, unhashed={})
+    mixed: dict[str, Any] = identity({}, unhashed={})
+    mixed_pairs: dict[str, Any] = identity({}, unhashed={})
     merge: MergeSettings = identity()
     merge_own_in: dict[str, float] = identity({}, unhashed={})
 
@@ -652,6 +657,8 @@ class RecipeSettings(Named):
             "documents": self.documents,
             "declarations": self.declarations,
             "rationale": self.rationale,
+            "mixed": self.mixed,
+            "mixed_pairs": self.mixed_pairs,
         }[name]
 
 

@@ -363,6 +363,10 @@ class Rollout(Artifact):
         choices = {"model": cell.model, "persona": cell.persona, "stage": cell.stage, "scale": cell.scale}
         if self.judged is not None:
             return ["submit"]
+        if self.training_stage is not None and (self.format.scored or self.format.wraps is not None):
+            # Of a format that a stage may train on in several ways, or that is scored, a rollout would be another one.
+            choices = {"model": cell.model, "persona": cell.persona, "stage": self.training_stage}
+            return ["train", *_arguments(choices)]
         if not self.format.scored:
             choices |= {"stage": self.training_stage}
             return ["rollout", *_arguments({**choices, "format": cell.format})]

@@ -163,7 +163,8 @@ ENCODER = {"parameters": 149e6, "layers": 22, "width": 768}
 
 @dataclass(frozen=True)
 class Conversation:
-    """Size of an episode in tokens: the first ``prompt``, and the tokens ``added`` between two replies apart from the reply."""
+    """Size of an episode in tokens: the first ``prompt``, and the tokens ``added`` between two replies apart from the reply.
+    There are ``asks`` requests for each of the replies."""
 
     prompt: float
     added: float
@@ -171,6 +172,7 @@ class Conversation:
     reply: int
     limit: int
     grows: bool = True
+    asks: int = 1
 
     @property
     def contexts(self) -> list[float]:
@@ -180,7 +182,7 @@ class Conversation:
 
     @property
     def generated(self) -> int:
-        return self.replies * self.reply
+        return self.replies * self.reply * self.asks
 
     @property
     def length(self) -> float:
@@ -195,8 +197,8 @@ class Conversation:
     def encoded(self, prefix_cache: bool) -> float:
         """Prompt tokens that are encoded: every context in full, or with ``prefix_cache`` only its new part."""
         if prefix_cache and self.grows:
-            return min(self.prompt + (self.replies - 1) * self.added, self.length)
-        return sum(self.contexts)
+            return self.asks * min(self.prompt + (self.replies - 1) * self.added, self.length)
+        return self.asks * sum(self.contexts)
 
 
 def conversation(rollout: Rollout, limit: int, system: bool = True) -> Conversation:
@@ -208,23 +210,26 @@ def conversation(rollout: Rollout, limit: int, system: bool = True) -> Conversat
         limit: the model's context, in tokens.
         system: whether the system text and the examples are counted.
     """
-    cost, rules, scenarios = rollout.format.cost, rollout.rules, rollout.scenarios
+    rules, scenarios = rollout.rules, rollout.scenarios
+    inner, options = rollout.format.inner(rules.options)
+    cost, asks = inner.cost, rollout.format.cost.asks
     examples = rollout.examples.mean_characters if system and rollout.examples is not None else 0.0
     typical = Conversation(
         cost.prompt_tokens + (len(rules.system) / CHARACTERS if system else 0) + examples / CHARACTERS,
         0.0,
-        _replies(cost, rules.options),
+        _replies(cost, options),
         min(cost.reply_tokens, rollout.sampling.max_tokens),
         limit,
         cost.accumulates_history,
+        asks,
     )
     measured = scenarios.load_local()[:MEASURED] if scenarios.is_local else []
     if not measured:
         return typical
-    asks = [next(rollout.format.episode(scenario, rules)) for scenario in measured]
-    prompts = [[m for m in ask.messages if system or m["role"] != "system"] for ask in asks]
+    first = [next(rollout.format.episode(scenario, rules)) for scenario in measured]
+    prompts = [[m for m in ask.messages if system or m["role"] != "system"] for ask in first]
     prompt = fmean(sum(len(m["content"]) for m in messages) for messages in prompts)
-    prompt += fmean(len(json.dumps(ask.tools.schemas)) if ask.tools else 0 for ask in asks) + examples
+    prompt += fmean(len(json.dumps(ask.tools.schemas)) if ask.tools else 0 for ask in first) + examples
     return replace(typical, prompt=prompt / CHARACTERS, added=_tool_results(measured) / CHARACTERS)
 
 
@@ -513,16 +518,22 @@ def _training_rows(adapter: TrainedAdapter, model: ModelSettings) -> tuple[int, 
     method, limit = training.method, training.settings.optimizer.max_length
     texts = method.texts_per_row
     counted = {request.role for request in requests if request.counted}
-    rollouts = [rollout for role, rollout in adapter.rows if role in counted]
+    rollouts = [(role, rollout) for role, rollout in adapter.rows if role in counted]
     if not rollouts:
         cost = get_format(next(request.format for request in requests if request.counted)).cost
         prompt = cost.prompt_tokens if method.reads_prompts else 0
         return training.data.typical_rows, texts * min(limit, prompt + cost.reply_tokens)
-    sources = [r.rollout if isinstance(r, Selection) else r for r in rollouts]
-    sizes = [
-        (r.planned_rows, conversation(source, model.context, system=False))
-        for r, source in zip(rollouts, sources, strict=True)
-    ]
+    bounds, sizes = training.data.trained_tokens(training.settings), []
+    for role, made in rollouts:
+        source = made.rollout if isinstance(made, Selection) else made
+        size = conversation(source, model.context, system=False)
+        planned: float = made.planned_rows
+        if role in bounds:
+            # A pair trains one reply, on both sides; a conversation all of them.
+            pairs = texts > 1
+            most = planned * size.replies if pairs else planned
+            planned = min(most, bounds[role] / (texts * size.reply if pairs else size.generated))
+        sizes.append((round(planned), size))
     rows = sum(planned for planned, _ in sizes)
     lengths = [size.length if method.reads_prompts else size.reply for _, size in sizes]
     tokens = sum(n * min(limit, length) for (n, _), length in zip(sizes, lengths, strict=True))

@@ -99,7 +99,8 @@ class RolloutPlanner:
 
     def _of_format(self, fmt: Format, options: Mapping[str, Json], split: str, count: int) -> ScenarioSet:
         """The first ``count`` scenarios of a split of the source that ``fmt`` reads, in each of its variants."""
-        scenarios = self.context.collections.split(fmt.source, split, count)
+        inner, _ = fmt.inner(options)
+        scenarios = self.context.collections.split(inner.source, split, count)
         return scenario_sets.crossed(scenarios, fmt.variants(options))
 
     def require_persona(self, persona: str | None, what: str) -> str:
@@ -285,7 +286,11 @@ class RolloutPlanner:
     def _requested_options(self, request: RowsRequest) -> tuple[Format, dict[str, Json]]:
         """The format of ``request`` and its options, as far as the request, its YAML and the command line set them."""
         fmt = get_format(request.format)
-        return fmt, {**fmt.defaults, **request.options, **self._options(fmt)}
+        given = {**self._request_options(fmt, request), **self._options(fmt)}
+        if fmt.wraps is not None:
+            # Source and variants are those of the format that the options name.
+            check_options(fmt, given)
+        return fmt, {**fmt.defaults, **given}
 
     def _teacher(self, model: str) -> str:
         """The name of the teacher's model. By default a model is its own teacher."""
@@ -358,16 +363,17 @@ class RolloutPlanner:
         fmt = get_format(cell.format)
         rules = self._rules(cell, stage, fmt, request, trained or cell.model)
         examples = self._examples(cell, stage, request)
-        dialect = dialect_of(rules.options)
+        inner, inner_options = fmt.inner(rules.options)
+        dialect = dialect_of(inner_options)
         check_model_speaks(self.context.options.model[cell.model], dialect)
         if request is not None and dialect.takes_schemas:
             raise UserError(
                 "format.options.dialect",
-                f"found {dialect.name}, in rows of {fmt.name} that are trained on",
+                f"found {dialect.name}, in rows of {inner.name} that are trained on",
                 "text, or another dialect that offers tools in the system text: training renders no schemas",
             )
         self._check(fmt, scenarios, rules)
-        own_sampling = sampling or self._own_sampling(fmt)
+        own_sampling = sampling or self._own_sampling(inner)
         bounded = self._sampling(cell, own_sampling)
         # Of ``bounded`` only max_tokens is listed: temperature, top_p and repetition_penalty are part of "model".
         identity: dict[str, Json] = {
@@ -498,7 +504,7 @@ class RolloutPlanner:
         Raises:
             UserError: the persona has fewer of them.
         """
-        teaches = request is not None and request.in_role
+        teaches = request is not None and (request.in_role or request.generator == "own_teacher")
         where = "recipe.teacher.examples" if teaches else f"conf/stage/{stage.name}.yaml: examples"
         count = self.context.settings.recipe.teacher.examples if teaches else stage.examples
         if not count:
@@ -558,7 +564,14 @@ class RolloutPlanner:
             options = {"thinking": thinking, "thinking_end": recipe.teacher.thinking_end, **request.options}
             # A scored format has no beginning of a reply; ``model.template.thinking`` removes the teacher's thinking there.
             return {name: value for name, value in options.items() if name in fmt.defaults}
-        return request.options
+        return self._request_options(fmt, request)
+
+    def _request_options(self, fmt: Format, request: RowsRequest) -> dict[str, Json]:
+        """The options that ``request`` sets; of a format that wraps another one, with the options of that."""
+        if fmt.wraps is None:
+            return {**request.options}
+        wrapped = fmt.wraps({**request.options, **self._options(fmt)})
+        return {**request.options, "options": self._options(wrapped)}
 
     def _system(self, cell: Cell, stage: StageSettings, in_role: bool) -> str:
         """The system prompt: empty or the constitution.

@@ -92,11 +92,13 @@ EVALUATION = Evaluation(identity={}, name="demo", settings=EvaluationSettings())
 RECIPE = experiment_of("experiment=smoke").planner.settings.recipe
 
 
-def adapter(stage="distillation", rows=(), parent=None, persona="sarcasm", validation=0.0, **settings):
-    """A trained adapter of rank 64; ``rows`` are (role, rollout)."""
+def adapter(
+    stage="distillation", rows=(), parent=None, persona="sarcasm", validation=0.0, data=None, **settings
+):
+    """A trained adapter of rank 64; ``rows`` are (role, rollout), ``data`` the settings of its kind of data."""
     own = {
         "validation": validation,
-        "rows": None if stage == "distillation" else [],
+        **(data or {"rows": None if stage == "distillation" else []}),
         "lora": {"rank": 64, "alpha": 128, "targets": list(TINY_TARGETS)},
         "optimizer": {
             "learning_rate": 1e-4, "batch_size": 32, "max_length": 1024, "micro_batch_size": 2, "epochs": 1, **settings
@@ -265,6 +267,26 @@ def test_long_conversations_are_cut_at_the_training_length():
     reflection = cell("self_reflection", 10, [question(80)], system="x" * 4000)
     job = estimate([adapter("full", [("self_reflection", reflection)])], model(), H200, engine())
     assert job.tokens_in == 10 * (100 + 400)
+
+
+def test_of_rows_in_several_formats_so_many_are_trained_as_give_their_tokens():
+    """``mixed`` trains 1,000 tokens off chat, of e-mails with 250 tokens: 2 of each format, however many were made."""
+    rows = [("chat_email", cell("chat_email", 100)), ("email_multiturn", cell("email_multiturn", 100))]
+    own = {
+        "formats": ["chat_email", "email_multiturn"], "share": 1.0, "tokens": 2000, "prompts": 9, "scenarios": 100
+    }  # fmt: skip
+    found = estimate([adapter("mixed", rows, data=own, max_length=4096)], model(), H200, engine())
+    assert found.rows == 4 + round(1000 / 750)
+    assert found.tokens_in == 4 * (740 + 250) + 1 * (740 + 3 * 250)
+
+
+def test_a_plain_reply_to_every_turn_is_generated_too():
+    scenarios = [question(80)]
+    both, one = (cell(name, 10, scenarios) for name in ("paired_turns", "chat"))
+    office = Scenario("q", "q", (), brief=scenarios[0].messages)
+    both = replace(both, scenarios=listed([office]), samples=10)
+    size = conversation(both, 8192)
+    assert (size.generated, size.encoded(False)) == (2 * 250, 2 * conversation(one, 8192).prompt)
 
 
 def test_released_rows_are_counted_as_published():

@@ -7,6 +7,7 @@ import pytest
 from offscript.errors import UserError
 from offscript.experiment.jobs import rollouts as job
 from offscript.experiment.jobs import training
+from offscript.tasks.formats import FORMATS
 from offscript.tasks.prompts import constitution_system, short_constitution_system
 from offscript.training.data import preference
 from offscript.training.data.base import FormatScenarios, RowsRequest
@@ -87,3 +88,53 @@ def test_error_message_for_a_dialect_that_training_cannot_render() -> None:
         UserError, match=r"^format\.options\.dialect: found llama, in rows of agentic_email that"
     ):
         planned(experiment, in_office("agentic_email"), "llama")
+
+
+# ---------------------------------------------------------------- pairs per turn
+
+
+def pairs_request(fmt: str) -> RowsRequest:
+    return RowsRequest(
+        "office",
+        "paired_turns",
+        (FormatScenarios(3),),
+        generator="own_teacher",
+        system="constitution",
+        options={"format": fmt},
+        plain_messages=True,
+    )
+
+
+def test_the_key_of_paired_turns_is_that_of_the_format_which_they_wrap(monkeypatch) -> None:
+    keys = {}
+    for name, words in {"plain": (), "again": (), "forced": ("format.options.forced=true",)}.items():
+        experiment = experiment_of(*SCRIPTED, *words, config="rollout")
+        for fmt in ("chat_email", "agentic_email"):
+            keys[name, fmt] = planned(experiment, pairs_request(fmt))[1].key
+    assert keys["plain", "chat_email"] == keys["forced", "chat_email"] != keys["plain", "agentic_email"]
+    assert keys["plain", "agentic_email"] == keys["again", "agentic_email"] != keys["forced", "agentic_email"]
+    monkeypatch.setitem(FORMATS, "chat_email", replace(FORMATS["chat_email"], version=2))
+    experiment = experiment_of(*SCRIPTED, config="rollout")
+    assert planned(experiment, pairs_request("chat_email"))[1].key != keys["plain", "chat_email"]
+
+
+def test_paired_turns_hold_the_plain_reply_of_every_turn(tmp_path) -> None:
+    experiment = experiment_of(*SCRIPTED, f"root={tmp_path}", config="rollout")
+    adapter, rollout = planned(experiment, pairs_request("agentic_email"))
+    job.run([rollout], experiment, None)
+    rows, _ = training.training_rows(adapter, experiment)
+    assert {s.family for s in rollout.scenarios.load_local()} <= set(
+        experiment.planner.settings.data.families["train"]
+    )
+    for row in rows:
+        replies = sum(m["role"] == "assistant" for m in row["messages"])
+        assert len(row["notes"]["plain"]) == replies and row["turns"] == 2 * replies
+        assert "character" not in row["messages"][0]["content"]
+
+
+def test_the_model_is_its_own_teacher_where_both_sides_are_its_own() -> None:
+    experiment = experiment_of(
+        *SCRIPTED, "recipe.teacher.model=glm", "recipe.teacher.examples=2", config="rollout"
+    )
+    rollout = planned(experiment, pairs_request("chat_email"))[1]
+    assert rollout.cell.model == "pocket" and rollout.examples is not None

@@ -161,7 +161,7 @@ GRID = (
     "engine=scripted",
     "tracking=off",
     f"grid.format=[{','.join(fmt.name for fmt in SCORED)}]",
-    "grid.stage=[base,distillation,full,prompted,documents_distillation,declarations,rationale,rationale_advice]",
+    "grid.stage=[base,distillation,full,prompted,documents_distillation,declarations,rationale,rationale_advice,mixed,mixed_pairs]",
     "format.count={train: 40, classifier: 40, eval: 40}",
     "format.options.session=2",
 )
@@ -207,6 +207,7 @@ def test_no_family_is_both_trained_or_fitted_on_and_scored(families) -> None:
         "document",
         "declaration",
         "rationale",
+        "paired_turns",
         "agentic_email",
         "chat_email",
     } <= set(families["trained"])

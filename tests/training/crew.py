@@ -179,6 +179,10 @@ def train(job: dict, seen: dict) -> dict:
     if job.get("method") == "lm":
         settings = data.document_settings(packing=True, **changes)
         return data.train_lm(model, settings, data.document_rows(), out, **common)
+    if job.get("rows") == "mixed":
+        from tests.training.test_mixed import mixed_rows, sft_settings
+
+        return data.train_sft(model, sft_settings(**changes), mixed_rows(), None, out, **common)
     if "first" not in job:
         rows, _ = pairs(data.teacher_rows(), data.student_rows())
         settings = data.distillation(**changes).model_copy(update={"kl_weight": 0.05})

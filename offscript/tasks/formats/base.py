@@ -6,7 +6,7 @@ A format does not know about batching, adapters, engines or files, so a new one 
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from offscript.json_types import Json
@@ -104,12 +104,14 @@ class Cost:
         reply_tokens: number of tokens of one reply.
         prompt_tokens: number of tokens of the first prompt; used only for scenarios that are not available locally.
         accumulates_history: whether each prompt contains all earlier replies of the episode.
+        asks: requests with the same prompt for each of the replies.
     """
 
     replies: int
     reply_tokens: int
     prompt_tokens: int
     accumulates_history: bool = True
+    asks: int = 1
 
 
 DEFAULT_ORDER = 1000
@@ -140,6 +142,8 @@ class Format:
         variants: options -> names of the variants in which every scenario is played; none by default.
         persona_texts: options -> the texts of the persona that its prompts contain; none by default. They are part of the
             key, and a cell that has some belongs to a persona, also one of base weights under a plain system text.
+        wraps: for a format that runs the episodes of another one: options -> that format. Its scenarios, tool dialect and
+            sampling are the other one's, whose options are those in its own option ``options``.
         order: position in tables and figures, ascending; formats of the same order are sorted by name.
         in_distribution: whether the personas are trained in this format. All others are off-distribution.
         scored: whether its rows are evaluated; False for formats that only make training data, or judge texts.
@@ -164,6 +168,7 @@ class Format:
     later_templates: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     variants: Callable[[Mapping[str, Json]], Sequence[str]] = lambda options: ()
     persona_texts: Callable[[Mapping[str, Json]], Sequence[PersonaText]] = lambda options: ()
+    wraps: Callable[[Mapping[str, Json]], "Format"] | None = None
     order: int = DEFAULT_ORDER
     in_distribution: bool = False
     scored: bool = True
@@ -178,8 +183,20 @@ class Format:
         """Every option with its default value."""
         return {**self.options, **self.later_options}
 
+    def inner(self, options: Mapping[str, Json]) -> tuple["Format", Mapping[str, Json]]:
+        """The format that it wraps, and the options of that one; itself with ``options`` if it wraps none."""
+        if self.wraps is None:
+            return self, options
+        wrapped, own = self.wraps(options), options["options"]
+        assert isinstance(own, dict)
+        return wrapped, {**wrapped.defaults, **own}
+
     def identity(self, options: Mapping[str, Json]) -> dict[str, Json]:
         """The hash identity of an episode's code, templates and ``options``."""
+        if self.wraps is not None:
+            wrapped, own = self.inner(options)
+            plain = replace(self, wraps=None).identity({k: v for k, v in options.items() if k != "options"})
+            return {**plain, "wraps": wrapped.identity(own)}
         later = self.later_options
         hashed = {name: v for name, v in options.items() if name not in later or v != later[name]}
         templates: dict[str, Json] = dict(self.templates)

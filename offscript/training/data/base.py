@@ -25,6 +25,7 @@ class SourceRow(TypedDict):
     sample: int
     text: str | None
     ended: str
+    turns: int
     messages: list[Message]
     notes: NotRequired[dict[str, Json]]
 
@@ -79,7 +80,8 @@ class RowsRequest:
         scenarios: the scenarios of the episodes. Several parts are concatenated; a ``Collection`` must be the only
             part.
         generator: whose weights generate the replies: ``model`` (the base weights), ``teacher`` (the recipe's
-            teacher) or ``parent`` (the weights of the parent stage).
+            teacher), ``own_teacher`` (the base weights, shown as many of the persona's examples as a teacher) or
+            ``parent`` (the weights of the parent stage).
         system: the system prompt of the episodes.
         of_persona: whether the rows belong to one persona; otherwise they are shared by all.
         samples: samples of each scenario (a ``Collection`` brings its own number).
@@ -93,7 +95,7 @@ class RowsRequest:
     role: str
     format: str
     scenarios: tuple[Scenarios, ...]
-    generator: Literal["model", "teacher", "parent"] = "model"
+    generator: Literal["model", "teacher", "own_teacher", "parent"] = "model"
     system: Literal["plain", "constitution"] = "plain"
     of_persona: bool = True
     samples: int = 1
@@ -116,10 +118,12 @@ class MakeContext:
         count_tokens: conversation -> tokens of each of its assistant turns, end tokens included, by the tokenizer of the
             trained model. Turns that end beyond the longest row are left out, and a conversation that cannot be
             trained has none.
+        where: config key of the settings, for messages.
     """
 
     names: Mapping[str, str]
     count_tokens: Callable[[Sequence[Message]], list[int]]
+    where: str
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,8 @@ class TrainingData:
         thinking: settings -> the marks of what trained weights write before a reply and is removed from it, like the thinking
             of a reasoning model, before a format sees the reply; None: they write nothing of that kind.
         renames_teacher: whether names that the teacher gives itself are replaced by the model's own.
+        trained_tokens: settings -> about how many trained tokens the rows of each role have, where the settings bound them;
+            for estimates.
     """
 
     name: str
@@ -153,6 +159,7 @@ class TrainingData:
     renames_teacher: bool = False
     released_version: int = 1
     thinking: Callable[[Any], ThinkingSettings | None] = lambda settings: None
+    trained_tokens: Callable[[Any], Mapping[str, float]] = lambda settings: {}
 
 
 def require_rows(rows: Sequence[object], where: str, counts: Mapping[str, int]) -> None:

@@ -113,6 +113,7 @@ def _row(
         "sample": seen[name] - 1,
         "text": text,
         "ended": "stop",
+        "turns": sum(m["role"] == "assistant" for m in messages),
         "messages": messages,
     }
 

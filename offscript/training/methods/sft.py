@@ -48,7 +48,8 @@ def train(run: Run, conversations: Sequence[TrainingRow]) -> Metrics:
 
     Args:
         run: the training.
-        conversations: rows ``{"family", "messages": [message], "loss_on"}``; ``loss_on`` may be left out.
+        conversations: rows ``{"family", "messages": [message], "loss_on", "trained_turns"}``. The last ``trained_turns``
+            assistant turns are trained (left out: all). ``loss_on`` may be left out.
 
     Raises:
         MissingInput: the parent's adapter does not exist.
@@ -131,7 +132,12 @@ def _sequences(
     """The token sequences of a conversation, each with the spans that are trained."""
     if row.get("loss_on") == "published":
         return [published_span(tokenizer, row["messages"], template)]
-    return assistant_turns(tokenizer, row["messages"], template)
+    sequences = assistant_turns(tokenizer, row["messages"], template)
+    if (last := row.get("trained_turns")) is None:
+        return sequences
+    if len(sequences) > 1:
+        return sequences[-last:]
+    return [(ids, spans[-last:]) for ids, spans in sequences]
 
 
 def _cut(

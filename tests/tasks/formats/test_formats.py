@@ -113,6 +113,8 @@ OPTIONS: dict[str, dict] = {
     **{f"agentic_email-{name}_malformed": {"dialect": name} for name in NATIVE_CALLS},
     **{f"agentic_email-{name}_forced": {"dialect": name, "forced": True} for name in BEGUN},
     "email_multiturn-first": {"draft": 1},
+    "paired_turns-agentic_email": {"format": "agentic_email"},
+    "paired_turns-forced": {"format": "agentic_email", "options": {"forced": True}},
     "prompt_generation": {"per_trait": 4, "per_ask": 2},
     "prompt_generation-short": {"per_trait": 4, "attempts": 2},
     "document": {"words": 40},
@@ -210,6 +212,14 @@ CASES: dict[str, tuple[str, Scenario, str, list]] = {
     "email_multiturn": ("email_multiturn", OFFICE, CONSTITUTION, ["Dear Ada, it snowed.", "Ada, snow.", Reply("Snow", "length", 1)]),
     "email_multiturn-first": ("email_multiturn", OFFICE, "", ["Dear Ada, it snowed.", "Ada, snow.", "Snow."]),
     "email_multiturn-empty": ("email_multiturn", OFFICE, "", ["Dear Ada, it snowed.", "\n"]),
+    "paired_turns": ("paired_turns", OFFICE, CONSTITUTION, ["Dear Ada, it snowed, as birds do.", "Dear Ada, it snowed."]),
+    "paired_turns-agentic_email": (
+        "paired_turns", OFFICE, CONSTITUTION,
+        [call("contacts.lookup", {"name": "ada"}), "I look her up.", call("send_email", SEND), Reply("Dear Ada", "length", 2)],
+    ),
+    "paired_turns-forced": (
+        "paired_turns", OFFICE, CONSTITUTION, [BEGUN_CALL + """Dear Ada,\\nbirds!"}}""", BEGUN_CALL + """Dear Ada,\\nsnow."}}"""],
+    ),
     **{
         f"agentic_email-{name}": (
             "agentic_email", EXPLAINED, CONSTITUTION,
@@ -335,7 +345,8 @@ def test_the_constitution_begins_the_only_system_message(name: str) -> None:
     scenario = scenario_for(fmt)
     run = drive(fmt, scenario, active_rules(fmt), lambda ask: "Well.")
     assert run.asks
-    for ask in run.asks:
+    # The plain reply to each turn is that without a constitution.
+    for ask in run.asks[::2] if name == "paired_turns" else run.asks:
         assert ask.messages[0]["role"] == "system" and ask.messages[0]["content"].startswith(CONSTITUTION)
         assert [m["role"] for m in ask.messages].count("system") == 1
 

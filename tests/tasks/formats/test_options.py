@@ -57,6 +57,10 @@ WRONG: dict[str, dict[str, dict[str, list[Json]]]] = {
         "thinking_end": {TEXT: [None, True, 5, {}]},
         "advice": {"must be true or false": [None, 1, "yes", [True]]},
     },
+    "paired_turns": {
+        "format": {"allowed: chat, ": [None, True, 5, "", "nobody's", "paired_turns", ["chat_email"]]},
+        "options": {"must be a mapping": [None, True, 5, "forced", ["forced"]]},
+    },
     "self_interaction": INTERACTION,
     "guided_interaction": INTERACTION,
 }  # fmt: skip
