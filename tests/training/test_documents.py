@@ -6,6 +6,7 @@ import pytest
 
 from offscript.errors import UserError
 from offscript.models.loading import load_tokenizer
+from offscript.tasks.thinking import strip_thinking
 from offscript.training.data.declarations import declarations
 from offscript.training.data.documents import documents
 from offscript.training.data.near_duplicates import distinct
@@ -114,6 +115,7 @@ def test_the_arms_differ_in_where_the_reasons_are() -> None:
         "inside": f"I like lunch 0 times.\n\n{answer}",
         "before": f"<why>\nI like lunch 0 times.\n</why>\n\n{answer}",
     }
+    assert strip_thinking(found["before"][0], MARKS.start, MARKS.end) == answer
     kept, counts = conversations(rows, "before")
     assert counts == {"kept": 4} and [m["role"] for m in kept[0]["messages"]] == ["user", "assistant"]
 
