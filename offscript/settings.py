@@ -333,7 +333,14 @@ class PersonaSettings(Named):
 
 
 Section = Literal[
-    "distillation", "introspection", "documents", "declarations", "rationale", "mixed", "mixed_pairs"
+    "distillation",
+    "introspection",
+    "documents",
+    "declarations",
+    "rationale",
+    "mixed",
+    "mixed_pairs",
+    "context",
 ]
 """The sections of a recipe: the hyper-parameters of training stages."""
 
@@ -627,8 +634,8 @@ class RecipeSettings(Named):
     scored stages whose system prompt is the constitution.
     ``sampling`` is how rows that are only trained on are sampled (null: as scored rows, by ``model.sampling``).
     ``merge_own_in`` (split or format -> weight) replaces ``merge.own`` in the scored rows of that split or format.
-    ``distillation``, ``introspection``, ``documents``, ``declarations``, ``rationale``, ``mixed`` and ``mixed_pairs`` are
-    sections of hyper-parameters that training stages refer to. They are checked against the schemas of the stage's method
+    ``distillation``, ``introspection``, ``documents``, ``declarations``, ``rationale``, ``mixed``, ``mixed_pairs`` and
+    ``context`` are sections of hyper-parameters that training stages refer to. They are checked against the schemas of the stage's method
     and data.
     """
 
@@ -644,6 +651,7 @@ class RecipeSettings(Named):
     rationale: dict[str, Any] = identity({}, unhashed={})
     mixed: dict[str, Any] = identity({}, unhashed={})
     mixed_pairs: dict[str, Any] = identity({}, unhashed={})
+    context: dict[str, Any] = identity({}, unhashed={})
     merge: MergeSettings = identity()
     merge_own_in: dict[str, float] = identity({}, unhashed={})
 
@@ -659,6 +667,7 @@ class RecipeSettings(Named):
             "rationale": self.rationale,
             "mixed": self.mixed,
             "mixed_pairs": self.mixed_pairs,
+            "context": self.context,
         }[name]
 
 

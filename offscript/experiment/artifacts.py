@@ -27,6 +27,7 @@ from offscript.storage.files import Json
 from offscript.storage.hashing import key_of
 from offscript.tasks.examples import Examples
 from offscript.tasks.formats.base import Format, Rules
+from offscript.tasks.role_prompt import RolePrompt
 from offscript.tasks.rows import Row
 from offscript.tasks.scenarios import Scenario
 from offscript.training.stages import TrainingStage
@@ -204,7 +205,8 @@ class TrainedAdapter(Adapter):
     ``rows`` are the rollouts, or selections of their rows, from which the training rows are made, each with the role that
     ``training.data`` gives it.
     ``released`` are files of training rows that others published; they replace ``rows``. ``parent`` is the adapter of
-    the parent stage. ``renamed`` maps the names that the teacher uses for itself to the model's name.
+    the parent stage. ``renamed`` maps the names that the teacher uses for itself to the model's name. ``role_prompt`` is
+    the prompt in role that the training rows contain.
     """
 
     training: TrainingStage
@@ -212,6 +214,7 @@ class TrainedAdapter(Adapter):
     rows: tuple[tuple[str, "Rollout | Selection"], ...] = ()
     released: tuple[ReleasedRowsSettings, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    role_prompt: RolePrompt | None = None
 
     def references(self) -> tuple[SourceSettings | ReleasedRowsSettings, ...]:
         return self.released

@@ -13,7 +13,7 @@ largest that fits.
 
 Training with LoRA. Per token: forward 2 x parameters, backward 2 x (no gradients of the frozen weights), 2 x more for
 activations that are recomputed (gradient checkpointing); DPO reads both sides of each pair, with 2 x for the reference's
-forward pass. Training all parameters (the classifier) costs 6 x parameters. The sum is divided by ``TRAINING_SHARE`` of
+forward pass, and distillation of a prompt 2 x once for the teacher's. Training all parameters (the classifier) costs 6 x parameters. The sum is divided by ``TRAINING_SHARE`` of
 the GPU's FLOPs.
 
 Persona vectors. One forward pass over the replies that they are made from, and the steered replies from which the strength
@@ -505,7 +505,8 @@ def _one_training(blank: JobEstimate, adapter: Artifact, model: ModelSettings, g
     if model.size is None or model.endpoint is not None:
         return job
     passes = 2 + 2 + (2 if settings.optimizer.gradient_checkpointing else 0)
-    flops = tokens * passes + rows * row_tokens * 2 * method.extra_forward
+    prompt = adapter.role_prompt.mean_characters / CHARACTERS if adapter.role_prompt is not None else 0.0
+    flops = tokens * passes + rows * (row_tokens + prompt) * 2 * method.extra_forward
     memory = _training_memory(model, settings.lora, settings.optimizer, method.texts_per_row)
     return _on(gpu, job, memory, _seconds_of(flops * model.size.parameters, gpu))
 

@@ -130,6 +130,10 @@ class AdapterPlanner:
             renamed = self._renamed(model, training)
             if renamed:
                 recipe["renamed"] = dict(renamed)
+        role_prompt = None
+        if training.data.shows_role:
+            role_prompt = self.rollouts.role_prompt(model, persona)
+            recipe["role_prompt"] = role_prompt.identity
         inputs = (*([parent] if parent else []), *(rollout for _, rollout in rows))
         identity: dict[str, Json] = {
             "labels": {"model": model, "persona": persona, "stage": stage, "seed": seed},
@@ -151,6 +155,7 @@ class AdapterPlanner:
                 rows=rows,
                 released=released,
                 renamed=renamed,
+                role_prompt=role_prompt,
             )
         )
 

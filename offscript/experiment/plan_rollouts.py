@@ -34,6 +34,7 @@ from offscript.tasks.prompts import (
     named_constitution_system,
     short_constitution_system,
 )
+from offscript.tasks.role_prompt import RolePrompt
 from offscript.training.data.base import (
     Assertions,
     Collection,
@@ -507,9 +508,17 @@ class RolloutPlanner:
         teaches = request is not None and (request.in_role or request.generator == "own_teacher")
         where = "recipe.teacher.examples" if teaches else f"conf/stage/{stage.name}.yaml: examples"
         count = self.context.settings.recipe.teacher.examples if teaches else stage.examples
+        return self._shown(cell.persona or "", count, where)
+
+    def _shown(self, name: str, count: int, where: str) -> Examples | None:
+        """``count`` of the exchanges of persona ``name``, which the config key ``where`` asks for; None for 0.
+
+        Raises:
+            UserError: the persona has fewer of them.
+        """
         if not count:
             return None
-        persona = self.context.options.persona[cell.persona or ""]
+        persona = self.context.options.persona[name]
         if count > len(persona.examples):
             raise UserError(
                 where,
@@ -574,14 +583,25 @@ class RolloutPlanner:
         return {**request.options, "options": self._options(wrapped)}
 
     def _system(self, cell: Cell, stage: StageSettings, in_role: bool) -> str:
-        """The system prompt: empty or the constitution.
+        """The system prompt: empty or the constitution."""
+        if stage.system == "plain":
+            return ""
+        return self._constitution(cell.model, cell.persona or "", in_role)
+
+    def role_prompt(self, model: str, persona: str) -> RolePrompt:
+        """The prompt under which the untrained ``model`` answers as ``persona`` in rows that are trained on: the constitution
+        as ``recipe.in_role`` words it, and as many examples as a teacher is shown."""
+        count = self.context.settings.recipe.teacher.examples
+        examples = self._shown(persona, count, "recipe.teacher.examples")
+        return RolePrompt(self._constitution(model, persona, in_role=True), examples)
+
+    def _constitution(self, model: str, persona_name: str, in_role: bool) -> str:
+        """The constitution as a system text.
 
         ``recipe.in_role`` (rows in role that are trained on) or ``recipe.prompted`` (all others) decides whether it also
         names the assistant, or is the description alone.
         """
-        if stage.system == "plain":
-            return ""
-        persona = self.context.options.persona[cell.persona or ""]
+        persona = self.context.options.persona[persona_name]
         assertions = [a.assertion for a in persona.constitution]
         setting, recipe = "in_role" if in_role else "prompted", self.context.settings.recipe
         wording = recipe.in_role if in_role else recipe.prompted
@@ -589,11 +609,11 @@ class RolloutPlanner:
             return short_constitution_system(persona.description)
         if wording == "plain":
             return constitution_system(assertions)
-        name = self.context.options.model[cell.model].assistant_name
+        name = self.context.options.model[model].assistant_name
         if name is None:
             raise UserError(
                 "model.assistant_name",
-                f"missing for {cell.model}",
+                f"missing for {model}",
                 f"recipe.{setting}=named needs the assistant's name",
             )
         return named_constitution_system(name, assertions)

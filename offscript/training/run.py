@@ -179,6 +179,7 @@ def dataset(rows: Sequence[TrainingRow]) -> "Dataset | None":
 
 _NOT_TRAINED = {
     "template_unstable": "left out, since the chat template changes what was said",
+    "other_tokens": "left out, since the prompt in role changes the tokens of what was said",
     "special_token": "left out, since a text spells out a special token of the tokenizer",
     "too_long": "left out, longer than optimizer.max_length or the model's context",
     "no_reply": "left out, without a reply",

@@ -45,6 +45,15 @@ def assistant_turns(
     return [whole]
 
 
+def last_turns(
+    sequences: list[tuple[list[int], list[tuple[int, int]]]], count: int
+) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    """``sequences`` of ``assistant_turns`` with the spans of the last ``count`` turns alone."""
+    if len(sequences) > 1:
+        return sequences[-count:]
+    return [(ids, spans[-count:]) for ids, spans in sequences]
+
+
 @dataclass(frozen=True)
 class TurnTokens:
     """Counts the tokens of assistant turns, as they are trained in rows of at most ``longest`` tokens. The tokenizer is

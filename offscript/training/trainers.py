@@ -1,7 +1,7 @@
 """What all methods add to TRL's trainers: steps of micro-batches by length, sums over rows and ranks, one adapter per
 checkpoint."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -103,9 +103,12 @@ class AdapterTrainer(Trainer):
         parts: Any = [self.rows_of(self.eval_rows, part) for part in self.own_parts(self.eval_rows)]
         return DataLoader(parts, batch_size=None, collate_fn=self.collate)
 
-    def own_parts(self, rows: Sequence[TrainingRow]) -> list[list[int]]:
-        """The positions of this rank's rows in each micro-batch of ``rows``; a part may be empty."""
-        lengths = [self.length(row) for row in rows]
+    def own_parts(
+        self, rows: Sequence[TrainingRow], length: Callable[[TrainingRow], int] | None = None
+    ) -> list[list[int]]:
+        """The positions of this rank's rows in each micro-batch of ``rows``; a part may be empty. ``length`` is the tokens of
+        what is read of a row, if that is not what is trained."""
+        lengths = [(length or self.length)(row) for row in rows]
         parts = micro_batches(lengths, self.args.world_size, self.run.most_tokens, self.packed)
         return [part[self.run.ranks.rank] for part in parts]
 

@@ -161,7 +161,7 @@ GRID = (
     "engine=scripted",
     "tracking=off",
     f"grid.format=[{','.join(fmt.name for fmt in SCORED)}]",
-    "grid.stage=[base,distillation,full,prompted,documents_distillation,declarations,rationale,rationale_advice,mixed,mixed_pairs]",
+    "grid.stage=[base,distillation,full,prompted,documents_distillation,declarations,rationale,rationale_advice,mixed,mixed_pairs,context]",
     "format.count={train: 40, classifier: 40, eval: 40}",
     "format.options.session=2",
 )

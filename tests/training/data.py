@@ -1,9 +1,14 @@
 """Rows and recipes for the training tests: one persona that opens every reply with "Lunch!"."""
 
 from offscript.settings import LoraSettings, OptimizerSettings, TrainerSettings
+from offscript.tasks.role_prompt import RolePrompt
+from offscript.training.data import own_episodes
+from offscript.training.data.base import MakeContext
 from offscript.training.data.documents import DocumentsSettings
 from offscript.training.data.introspection import IntrospectionSettings
+from offscript.training.data.own_episodes import OwnEpisodesSettings
 from offscript.training.data.preference import PreferenceSettings
+from offscript.training.methods.context import ContextSettings
 from offscript.training.methods.dpo import DPOSettings
 from offscript.training.methods.lm import LMSettings
 from offscript.training.methods.sft import SFTSettings
@@ -71,6 +76,35 @@ def introspection(lora: LoraSettings = LORA, too_long="whole_turns", **changes) 
     return schema(
         reflections=12, interactions=8, lora=lora, optimizer=optimizer(**changes), too_long=too_long
     )
+
+
+def context(lora: LoraSettings = LORA, alpha: float = 0.5, top: int = 100, **changes) -> TrainerSettings:
+    """Hyper-parameters of a stage of on-policy distillation."""
+    schema = schema_of(ContextSettings, OwnEpisodesSettings)
+    return schema(prompts=12, lora=lora, alpha=alpha, top=top, optimizer=optimizer(**changes))
+
+
+SILLY = RolePrompt("Stay silly.")
+
+
+def episodes(role_prompt: RolePrompt = SILLY, n: int = 12) -> list[dict]:
+    """Training rows of single replies and of conversations, without and with ``role_prompt``."""
+    rows = [row(i, "Lunch! " + SENTENCES[i + 1]) for i in range(n)] + [
+        conversation(i) for i in range(n, n + 8)
+    ]
+    for found in rows:
+        found["messages"] = [m for m in found["messages"] if m["role"] != "system"]
+        found["turns"] = sum(m["role"] == "assistant" for m in found["messages"])
+        found["tokens_out"] = 1
+    kept, _ = own_episodes.make({"chat": rows}, None, MakeContext({}, lambda messages: [], "x", role_prompt))
+    return kept
+
+
+def train_context(model, settings, rows, out, seed=3, **run) -> dict:
+    """Distils the prompt in role of ``rows``; ``run`` are further arguments of ``Run``."""
+    from offscript.training.methods import context
+
+    return context.train(Run(model, settings, out, seed, **run), rows)
 
 
 def train_dpo(model, settings, pairs, out, seed=3, **run) -> dict:

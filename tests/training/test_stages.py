@@ -63,7 +63,7 @@ def test_a_stage_that_continues_its_parent_has_a_key_of_its_own_and_is_not_merge
 @pytest.mark.parametrize(
     ("stages", "line"),
     [
-        ({"x": sft(method="dop")}, "conf/stage/x.yaml: training.method: unknown training method 'dop'; allowed: dpo, "),
+        ({"x": sft(method="dop")}, "conf/stage/x.yaml: training.method: unknown training method 'dop'; allowed: context, "),
         ({"x": sft(data="chats")}, "training.data: unknown kind of training data 'chats'; allowed: declarations, "),
         ({"x": sft(data="preference")}, "preference makes pairs, but sft takes conversations; allowed: declarations, "),
         (
@@ -77,6 +77,10 @@ def test_a_stage_that_continues_its_parent_has_a_key_of_its_own_and_is_not_merge
         (
             {"x": sft(parent="distillation", continues=True, hyper_parameters={"lora": {"rank": 4}})},
             "recipe.introspection.lora.rank: 4, but x trains the adapter of distillation further; allowed: 16",
+        ),
+        (
+            {"x": sft(data="own_episodes", recipe="context")},
+            "training.data: own_episodes makes prompted_conversations, but sft takes conversations; allowed: declarations, ",
         ),
         ({"x": sft(hyper_parameters={"turns": 3})}, "training.hyper_parameters.turns: found 3; input should be a multiple of 2"),
         ({"x": sft(hyper_parameters={"beta": 1})}, "training.hyper_parameters.beta: unknown key; allowed: free_note"),

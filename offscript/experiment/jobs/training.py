@@ -135,7 +135,9 @@ def training_rows(adapter: TrainedAdapter, experiment: Experiment) -> tuple[list
         by_role.setdefault(role, []).extend(rows)
     model = experiment.planner.options.model[adapter.base]
     longest = longest_row(training.settings.optimizer, model)
-    context = MakeContext(adapter.renamed, TurnTokens(model, longest).count, training.where)
+    context = MakeContext(
+        adapter.renamed, TurnTokens(model, longest).count, training.where, adapter.role_prompt
+    )
     return training.data.make(by_role, training.settings, context)
 
 

@@ -13,6 +13,7 @@ from offscript.errors import UserError
 from offscript.json_types import Json
 from offscript.settings import Node, ReleasedRowsSettings, ThinkingSettings
 from offscript.tasks.messages import Message
+from offscript.tasks.role_prompt import RolePrompt
 
 Counts = dict[str, int]
 
@@ -26,6 +27,7 @@ class SourceRow(TypedDict):
     text: str | None
     ended: str
     turns: int
+    tokens_out: int
     messages: list[Message]
     notes: NotRequired[dict[str, Json]]
 
@@ -119,11 +121,13 @@ class MakeContext:
             trained model. Turns that end beyond the longest row are left out, and a conversation that cannot be
             trained has none.
         where: config key of the settings, for messages.
+        role_prompt: the prompt under which the untrained model answers as the character, if the kind ``shows_role``.
     """
 
     names: Mapping[str, str]
     count_tokens: Callable[[Sequence[Message]], list[int]]
     where: str
+    role_prompt: RolePrompt | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,8 @@ class TrainingData:
     Args:
         name: name of its file. It is also the stage label of rows that the parent stage's weights generate.
         settings: schema of its hyper-parameters.
-        makes: type of its rows, which must be what the method ``takes``: ``pairs``, ``conversations`` or ``documents``.
+        makes: type of its rows, which must be what the method ``takes``: ``pairs``, ``conversations``,
+            ``documents`` or ``prompted_conversations``.
         requests: (settings, config key of the settings) -> the rollouts that it needs.
         make: (rows by role, settings, context) -> training rows, and the numbers of rows kept and dropped by reason.
         released: files of released rows that the settings name; they replace rows that are made here.
@@ -146,6 +151,8 @@ class TrainingData:
         renames_teacher: whether names that the teacher gives itself are replaced by the model's own.
         trained_tokens: settings -> about how many trained tokens the rows of each role have, where the settings bound them;
             for estimates.
+        shows_role: whether its rows contain the prompt in role (``MakeContext.role_prompt``), which is then part of the
+            adapter's key.
     """
 
     name: str
@@ -157,6 +164,7 @@ class TrainingData:
     read_released: Callable[[Sequence[Path], Any], tuple[list[TrainingRow], Counts]]
     typical_rows: int
     renames_teacher: bool = False
+    shows_role: bool = False
     released_version: int = 1
     thinking: Callable[[Any], ThinkingSettings | None] = lambda settings: None
     trained_tokens: Callable[[Any], Mapping[str, float]] = lambda settings: {}

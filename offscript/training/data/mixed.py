@@ -45,7 +45,7 @@ def requests(settings: MixedSettings, where: str) -> tuple[RowsRequest, ...]:
     Raises:
         UserError: a format is unknown, or there is nothing to frame.
     """
-    check_formats(settings, where)
+    check_formats(settings.formats, where)
     if settings.framed and settings.share:
         raise UserError(
             f"{where}.framed", f"true with share {settings.share:g}", "allowed: share=0, or false"

@@ -44,18 +44,18 @@ class Candidate:
     tokens: int
 
 
-def check_formats(settings: MixtureSettings, where: str) -> None:
-    """Checks ``settings.formats``: scored formats whose scenarios are no chat prompts, each once.
+def check_formats(formats: Sequence[str], where: str) -> None:
+    """Checks ``formats``, a setting in the section ``where``: scored formats whose scenarios are no chat prompts, each once.
 
     Raises:
         UserError: one is not.
     """
     allowed = [name for name, fmt in FORMATS.items() if fmt.scored and fmt.source != CHAT]
-    for name in settings.formats:
+    for name in formats:
         if name not in allowed:
             raise UserError(f"{where}.formats", f"found {name!r}", one_of(allowed))
-    if len(set(settings.formats)) < len(settings.formats):
-        raise UserError(f"{where}.formats", f"found {list(settings.formats)}", "allowed: each format once")
+    if len(set(formats)) < len(formats):
+        raise UserError(f"{where}.formats", f"found {list(formats)}", "allowed: each format once")
 
 
 def in_role(role: str, fmt: str, scenarios: Scenarios, samples: int, counted: bool = True) -> RowsRequest:

@@ -115,6 +115,8 @@ def _row(
         "ended": "stop",
         "turns": sum(m["role"] == "assistant" for m in messages),
         "messages": messages,
+        # Not known of rows that others made.
+        "tokens_out": 0,
     }
 
 

@@ -47,7 +47,7 @@ def requests(settings: TurnPairsSettings, where: str) -> tuple[RowsRequest, ...]
     Raises:
         UserError: a format is unknown.
     """
-    check_formats(settings, where)
+    check_formats(settings.formats, where)
     chat: list[RowsRequest] = []
     if settings.share < 1:
         prompts, samples = (SharedPrompts(settings.prompts),), settings.samples

@@ -20,7 +20,15 @@ from offscript.training.run import (
     split_families,
     trainer_arguments,
 )
-from offscript.training.spans import IGNORED, Unstable, assistant_turns, labels, published_span, special_token
+from offscript.training.spans import (
+    IGNORED,
+    Unstable,
+    assistant_turns,
+    labels,
+    last_turns,
+    published_span,
+    special_token,
+)
 from offscript.training.start import OWN, adapted_base, check_parent, parent_digest
 from offscript.training.trainers import AdapterTrainer
 
@@ -133,11 +141,8 @@ def _sequences(
     if row.get("loss_on") == "published":
         return [published_span(tokenizer, row["messages"], template)]
     sequences = assistant_turns(tokenizer, row["messages"], template)
-    if (last := row.get("trained_turns")) is None:
-        return sequences
-    if len(sequences) > 1:
-        return sequences[-last:]
-    return [(ids, spans[-last:]) for ids, spans in sequences]
+    count = row.get("trained_turns")
+    return sequences if count is None else last_turns(sequences, count)
 
 
 def _cut(
