@@ -21,6 +21,10 @@ KeysAndValues = list[tuple[Tensor, Tensor]]
 """Keys and values of every layer, each (heads, tokens, size)."""
 
 
+Start = tuple[str | None, bytes]
+"""An adapter and the first LEAST_TOKENS tokens: what two sequences share that share a prefix."""
+
+
 @dataclass(frozen=True, eq=False)
 class Prefix:
     """The keys and values of ``tokens`` (n,), as the weights of ``adapter`` compute them (None: the base weights)."""
@@ -50,26 +54,31 @@ class Prefixes:
     def __init__(self, limit: int) -> None:
         self.limit, self.tokens = limit, 0
         self._kept: OrderedDict[int, Prefix] = OrderedDict()
+        # Few of the prefixes have anything in common with a prompt; these are the only ones that can.
+        self._by_start: dict[Start, dict[int, Prefix]] = {}
 
     def add(self, prefix: Prefix) -> None:
-        """Keeps ``prefix`` in place of those that it begins with, such as the earlier turn of an episode."""
-        for number, other in list(self._kept.items()):
-            shared = other.adapter == prefix.adapter and _common(other.tokens, prefix.tokens)
-            if shared == len(other.tokens):
-                self._drop(number)
-        self._kept[id(prefix)] = prefix
+        """Keeps ``prefix`` in place of those that it begins with, such as the earlier turn of an episode. One of fewer than
+        LEAST_TOKENS tokens is not kept."""
+        if len(prefix.tokens) < LEAST_TOKENS:
+            return
+        same = self._by_start.setdefault(_start(prefix.adapter, prefix.tokens), {})
+        for other in list(same.values()):
+            if _common(other.tokens, prefix.tokens) == len(other.tokens):
+                self._drop(other)
+        self._by_start[_start(prefix.adapter, prefix.tokens)] = same
+        same[id(prefix)] = self._kept[id(prefix)] = prefix
         self.tokens += len(prefix.tokens)
         while self.tokens > self.limit:
-            self._drop(next(iter(self._kept)))
+            self._drop(next(iter(self._kept.values())))
 
     def find(self, row: Row) -> Prompt:
         """``row`` with the longest prefix of its prompt. The last token of a prompt is always computed."""
         tokens, best, known = np.array(row.prompt), None, LEAST_TOKENS - 1
-        for prefix in self._kept.values():
-            if prefix.adapter == row.request.adapter:
-                shared = min(_common(prefix.tokens, tokens), len(tokens) - 1)
-                if shared > known:
-                    best, known = prefix, shared
+        for prefix in self._by_start.get(_start(row.request.adapter, tokens), {}).values():
+            shared = min(_common(prefix.tokens, tokens), len(tokens) - 1)
+            if shared > known:
+                best, known = prefix, shared
         if best is None:
             return Prompt(row)
         self._kept.move_to_end(id(best))
@@ -77,30 +86,40 @@ class Prefixes:
 
     def clear(self) -> None:
         self._kept.clear()
+        self._by_start.clear()
         self.tokens = 0
 
-    def _drop(self, number: int) -> None:
-        self.tokens -= len(self._kept.pop(number).tokens)
+    def _drop(self, prefix: Prefix) -> None:
+        del self._kept[id(prefix)]
+        start = _start(prefix.adapter, prefix.tokens)
+        del self._by_start[start][id(prefix)]
+        if not self._by_start[start]:
+            del self._by_start[start]
+        self.tokens -= len(prefix.tokens)
 
 
 def divide(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Row], set[Row]]:
     """Divides ``prompts`` into those to read first, and the rows that then have a longer prefix, because they begin with the
     tokens of one of these. The set holds the rows of these."""
-    first: list[tuple[Prompt, NDArray[np.int64]]] = []
+    first: list[Prompt] = []
+    leaders: dict[Start, list[tuple[Row, NDArray[np.int64]]]] = {}
     later: list[Row] = []
     begun_with: set[Row] = set()
     for prompt in prompts:
         row, tokens = prompt.row, np.array(prompt.row.prompt)
-        same = [(p, t) for p, t in first if p.row.request.adapter == row.request.adapter]
-        shared, leader = max(
-            ((_common(t, tokens), p.row) for p, t in same), key=lambda x: x[0], default=(0, row)
-        )
+        same = leaders.setdefault(_start(row.request.adapter, tokens), [])
+        shared, leader = max(((_common(t, tokens), r) for r, t in same), key=lambda x: x[0], default=(0, row))
         if shared >= prompt.known + LEAST_TOKENS:
             later.append(row)
             begun_with.add(leader)
         else:
-            first.append((prompt, tokens))
-    return [prompt for prompt, _ in first], later, begun_with
+            first.append(prompt)
+            same.append((row, tokens))
+    return first, later, begun_with
+
+
+def _start(adapter: str | None, tokens: NDArray[np.int64]) -> Start:
+    return adapter, tokens[:LEAST_TOKENS].tobytes()
 
 
 def _common(first: NDArray[np.int64], second: NDArray[np.int64]) -> int:
