@@ -973,7 +973,8 @@ class GridSettings(Node):
     """The cells of an experiment: every combination of these values.
 
     ``scale`` scales the LoRA update of the adapters. A persona in ``if_available`` is added to the grid if its
-    weights are available for every model: they are trained here, or already on this machine.
+    weights are available for every model: they are trained here, or already on this machine. ``split`` is that of the
+    scored scenarios: ``classifier`` has other families of tasks than ``eval``, to choose settings on.
     """
 
     model: tuple[str, ...] = runtime(("pocket",), min_length=1)
@@ -982,12 +983,13 @@ class GridSettings(Node):
     format: tuple[str, ...] = runtime(("chat", "chat_email", "agentic_email"), min_length=1)
     seed: tuple[Annotated[int, Field(ge=0, lt=SEEDS)], ...] = runtime((0,), min_length=1)
     scale: tuple[Annotated[float, Field(ge=0, le=MOST_SCALE)], ...] = runtime((1.0,), min_length=1)
+    split: Literal["classifier", "eval"] = runtime("eval")
     if_available: tuple[str, ...] = runtime(())
 
     @field_validator("*")
     @classmethod
-    def _no_twins(cls, values: tuple[T, ...]) -> tuple[T, ...]:
-        if len(set(values)) != len(values):
+    def _no_twins(cls, values: tuple[T, ...] | str) -> tuple[T, ...] | str:
+        if not isinstance(values, str) and len(set(values)) != len(values):
             raise ValueError(f"{list(values)} names something twice; allowed: each name once")
         return values
 

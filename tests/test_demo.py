@@ -59,6 +59,11 @@ def test_the_grid_prints_tables_and_writes_files(smoke):
     adapter = next((cwd / "runs/smoke/adapters/pocket/sarcasm").glob("full-*"))
     merged = json.loads((adapter / "manifest.json").read_text())["counts"]["merge"]
     assert merged["max_relative_error"] <= 1e-5
+    first, second = summary["sections"]["recipes"]["stages"]
+    assert first["stage"] == "distillation" and first["formats"] == ["chat"]
+    # Those of the parent stage, and its own.
+    assert 0 < first["tokens"] < second["tokens"] and 0 < first["rows_s"] < second["rows_s"]
+    assert 0 < first["training_s"] < second["training_s"]
 
 
 def test_every_metric_of_the_dashboard_is_logged_by_some_job(smoke):

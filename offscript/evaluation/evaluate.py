@@ -19,7 +19,7 @@ from offscript.evaluation.predictions import (
     load_rows,
 )
 from offscript.evaluation.relabelled import with_baseline
-from offscript.evaluation.report import confusion, figures, page, summary, tables
+from offscript.evaluation.report import confusion, figures, page, recipes, summary, tables
 from offscript.evaluation.report.calibration import calibration
 from offscript.evaluation.report.multiverse import multiverse_section
 from offscript.evaluation.report.page import Texts
@@ -117,7 +117,8 @@ def evaluate_files(
     scores, classifiers = _with_all(evaluate(predictions, **options), predictions, out, oracle)
     others = classifiers if multiverse else None
     effects = side_effects_elsewhere(predictions, rows, scores)
-    sections = [effects] if effects is not None else []
+    sections: list[Section | MakeSection] = [effects] if effects is not None else []
+    sections.append(recipes.elsewhere)
     return _report(scores, out, title, quiet, texts, provenance, others, sections)
 
 

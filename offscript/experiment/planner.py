@@ -27,7 +27,14 @@ from offscript.experiment.plan_adapters import AdapterPlanner, check_sources
 from offscript.experiment.plan_context import Options, PlanContext, cached
 from offscript.json_types import Json
 from offscript.rollouts.engines import check_steering
-from offscript.settings import ClassifierSettings, ModelSettings, Settings, TfidfSettings, identity_of
+from offscript.settings import (
+    ClassifierSettings,
+    GridSettings,
+    ModelSettings,
+    Settings,
+    TfidfSettings,
+    identity_of,
+)
 from offscript.storage import hub, references
 from offscript.storage.hashing import fingerprint
 from offscript.tasks.formats import get_format, judge_choice, judge_rubric
@@ -104,10 +111,15 @@ class Planner:
         return self._rollouts.vector(model, persona, stage)
 
     def cells(self) -> list[Rollout]:
-        """The scored rollouts of the grid, in its order, each once. (All personas share those of base weights.)"""
+        """The scored rollouts of the grid, in its order, each once. (All personas share those of base weights.)
+
+        Raises:
+            UserError: texts that the classifier is fitted on would be scored.
+        """
         grid = self.settings.grid
+        self._check_not_fitted(grid)
         found = (
-            self.rollout(model, persona, stage, fmt, "eval", seed, scale)
+            self.rollout(model, persona, stage, fmt, grid.split, seed, scale)
             for model in grid.model
             for stage in grid.stage
             for scale in grid.scale
@@ -116,6 +128,16 @@ class Planner:
             for seed in grid.seed
         )
         return list(dict.fromkeys(found))
+
+    def _check_not_fitted(self, grid: GridSettings) -> None:
+        """Raises UserError if the grid scores chat texts of the split whose chat texts a classifier is fitted on."""
+        chat = [name for name in grid.format if get_format(name).in_distribution]
+        if chat and grid.split != "eval" and self.settings.classifier.fitted is None:
+            raise UserError(
+                "grid.format",
+                f"{chat[0]} with grid.split={grid.split}, whose chat texts the classifier is fitted on",
+                "other formats, or grid.split=eval",
+            )
 
     @functools.cached_property
     def personas(self) -> tuple[str, ...]:

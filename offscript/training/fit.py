@@ -114,6 +114,7 @@ def _numbers(trainer: AdapterTrainer, run: Run, started: float, checkpoint: Path
     tenth = max(1, len(losses) // 10)
     return {
         "steps": trainer.state.global_step,
+        "trained_tokens": round(sum(map(trainer.tokens, trainer.train_rows)) * run.optimizer.epochs),
         "resumed_from": checkpoints.checkpoint_step(checkpoint) if checkpoint else None,
         "seconds": round(time.monotonic() - started, 2),
         "train_loss_first": sum(losses[:tenth]) / tenth,

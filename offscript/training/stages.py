@@ -18,8 +18,10 @@ from offscript.settings import (
     identity_of,
     parse,
 )
+from offscript.tasks.formats import get_format
 from offscript.training.data import data_kinds, get_data
-from offscript.training.data.base import TrainingData
+from offscript.training.data.base import RowsRequest, TrainingData
+from offscript.training.data.mixture import CHAT
 from offscript.training.methods import get_method, methods
 from offscript.training.methods.base import Method
 
@@ -72,6 +74,13 @@ class TrainingStage:
         return replace(self, settings=self.settings.model_copy(update={"lora": lora}))
 
     @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats of the episodes that it trains on: scored ones by their names, ``chat`` for other replies to chat prompts,
+        and formats that only make training data. Those of the parent stage are not among them."""
+        requests = self.data.requests(self.settings, self.where)
+        return tuple(dict.fromkeys(_trained_format(request) for request in requests if request.counted))
+
+    @property
     def identity(self) -> dict[str, Json]:
         """Hash identity: everything that can change the weights, except the rows and the weights of the parent stage."""
         plain = identity_of(self.settings)
@@ -82,6 +91,13 @@ class TrainingStage:
         if self.stacked:
             plain["merge"] = identity_of(self.merge)
         return plain
+
+
+def _trained_format(request: RowsRequest) -> str:
+    """The format that the rows of ``request`` are in, see ``TrainingStage.formats``."""
+    fmt = get_format(request.format)
+    fmt, _ = fmt.inner({**fmt.defaults, **request.options})
+    return CHAT if fmt.source == CHAT and not fmt.scored else fmt.name
 
 
 def training_stage(stage: StageSettings, recipe: RecipeSettings) -> TrainingStage:

@@ -73,6 +73,10 @@ class AdapterTrainer(Trainer):
         """What ``row`` counts in the mean over a step."""
         raise NotImplementedError
 
+    def tokens(self, row: TrainingRow) -> int:
+        """Number of tokens of ``row`` that the loss is computed on; where that is what it counts in the mean, its amount."""
+        return self.amount(row)
+
     def loss(self, model: "Module", inputs: "dict[str, Tensor]") -> "Tensor":
         """In training the share of a micro-batch in the loss of its step (see ``step_loss``), otherwise its mean."""
         raise NotImplementedError

@@ -35,7 +35,7 @@ def write_predictions(own, cells=None):
         labels = dict(part.rollout.labels)
         rows = [
             {
-                **labels, "scenario": f"s{i}", "family": f"f{i}", "sample": 0, "ended": "stop",
+                **labels, "row": f"s{i}/0", "scenario": f"s{i}", "family": f"f{i}", "sample": 0, "ended": "stop",
                 "predicted": labels["persona"], "probs": probs(labels["persona"], ("sarcasm", "remorse")),
                 "text_hash": f"{labels['persona']}{i}",
             }

@@ -198,6 +198,22 @@ def test_splits_share_no_family_and_training_never_sees_an_eval_prompt():
     assert not families["classifier"] & families["eval"]
 
 
+def test_a_grid_can_score_the_families_that_settings_are_chosen_on():
+    formats = "grid.format=[chat_email,agentic_email]"
+    cells = {
+        split: experiment_of(*SMALL, formats, f"grid.split={split}").planner.cells()
+        for split in ("eval", "classifier")
+    }
+    assert {cell.cell.split for cell in cells["classifier"]} == {"classifier"}
+    families = {
+        split: {s.family for cell in found for s in cell.scenarios.load_local()}
+        for split, found in cells.items()
+    }
+    assert families["classifier"] and not families["classifier"] & families["eval"]
+    with pytest.raises(UserError, match=r"grid\.format: chat with grid\.split=classifier, whose chat texts"):
+        experiment_of(*SMALL, "grid.split=classifier").planner.cells()
+
+
 def test_layers_put_inputs_first():
     planner = experiment_of(*SMALL).planner
     done = set()

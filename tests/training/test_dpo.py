@@ -11,7 +11,8 @@ from offscript.settings import LoraSettings
 from offscript.training import run as loop
 from offscript.training.fit import TrainingFailed
 from offscript.training.methods.dpo import loss_terms
-from offscript.training.run import Run
+from offscript.training.run import Run, split_families
+from offscript.training.spans import TurnTokens
 from tests.training.data import changed, distillation, train_dpo
 
 WEIGHTS = "adapter_model.safetensors"
@@ -44,6 +45,14 @@ def test_numbers_and_progress(trained):
     assert numbers["trainable_parameters"] == sum(t.numel() for t in load_file(out / WEIGHTS).values())
     assert {"torch", "trl", "peft"} <= numbers["versions"].keys()
     assert {"loss/dpo", "loss/nll", "loss/kl"} <= steps[0][2].keys()
+
+
+def test_trained_tokens_are_those_of_both_sides_in_all_epochs(trained, tiny_settings, pairs):
+    _, numbers, _ = trained
+    count = TurnTokens(tiny_settings, 512).count
+    rows, _ = split_families(pairs, 0.1)
+    sides = [count([*row["prompt"], *row[side]])[-1] for row in rows for side in ("chosen", "rejected")]
+    assert distillation().optimizer.epochs == 2 and numbers["trained_tokens"] == 2 * sum(sides)
 
 
 def test_only_the_adapter_is_left_behind(trained):

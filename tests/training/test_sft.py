@@ -12,6 +12,8 @@ from offscript.settings import LoraSettings
 from offscript.training.data.introspection import conversations
 from offscript.training.methods import sft
 from offscript.training.methods.sft import _cut
+from offscript.training.run import split_families
+from offscript.training.spans import TurnTokens
 from tests.families import family, family_settings
 from tests.training.data import SENTENCES, changed, conversation, introspection, row, teacher_rows, train_sft
 
@@ -89,6 +91,10 @@ def test_only_the_second_adapter_is_trained_and_written(
     assert all(seen["after"][k.replace(".weight", ".own.weight")].equal(v) for k, v in written.items())
     assert numbers["train_loss_last"] < numbers["train_loss_first"] and numbers["eval_loss"] > 0
     assert numbers["trainable_parameters"] == sum(t.numel() for t in written.values())
+    count = TurnTokens(tiny_settings, introspection().optimizer.max_length).count
+    rows, _ = split_families(introspection_rows, introspection().validation)
+    tokens = sum(sum(count(row["messages"])) for row in rows)
+    assert numbers["trained_tokens"] == tokens * introspection().optimizer.epochs
 
 
 def test_the_first_adapter_is_active_below_the_second(

@@ -38,12 +38,14 @@ from offscript.evaluation.metrics.intervals import (
     spread_of_fits,
 )
 from offscript.evaluation.metrics.persona_gaps import against_others
+from offscript.evaluation.metrics.recipes import Measured, compare_recipes
 from offscript.evaluation.metrics.results import (
     Change,
     GroupScore,
     Options,
     PersonaGap,
     PersonaScore,
+    RecipeScore,
     Retention,
 )
 from offscript.evaluation.metrics.retention import above_chance, difference, ratio
@@ -407,10 +409,15 @@ class ModelScores:
         """
         return [self._retention(chat, other) for chat, other in self._against_chat()]
 
+    @cached_property
+    def _chat(self) -> str | None:
+        """The in-distribution format that the others are compared with; None if there is none."""
+        formats = formats_in_order(format_ for _, _, format_ in self.keys)
+        return next(filter(is_in_distribution, formats), None)
+
     def _against_chat(self) -> Iterator[tuple[Seeds, Seeds]]:
         """The pairs of ``retention``."""
-        formats = formats_in_order(format_ for _, _, format_ in self.keys)
-        reference = next(filter(is_in_distribution, formats), None)
+        reference = self._chat
         for chat, other in self._pairs():
             (_, stage, first), (_, other_stage, second) = self.keys[chat[0]], self.keys[other[0]]
             if (
@@ -475,6 +482,22 @@ class ModelScores:
             names = (self.name, stage, format_, *self._names(chat))
             found += against_others(names, self.labels, of_personas, self.options.confidence)
         return found
+
+    def recipes(self) -> list[RecipeScore]:
+        """Every trained stage in every format, compared with one of them; see ``metrics.recipes``."""
+        found: dict[tuple[str, str], dict[int | None, Measured]] = {}
+        for g, (seed, stage, format_) in enumerate(self.keys):
+            if is_trained(stage) and not self._is_crossed(g):
+                found.setdefault((stage, format_), {})[seed] = Measured(self._macro(g), self._kept(g))
+        return compare_recipes(self.name, found, self.options.confidence)
+
+    def _kept(self, g: int) -> Statistic | None:
+        """What group g keeps of its chat above chance; None for chat, or if it is undefined."""
+        seed, stage, format_ = self.keys[g]
+        chat = next((h for h, key in enumerate(self.keys) if key == (seed, stage, self._chat)), None)
+        if chat is None or is_in_distribution(format_) or self._why_no_retention((chat,), (g,)):
+            return None
+        return above_chance(*(f(h) for h in (g, chat) for f in (self._macro, self._null_statistic)))
 
     def changes(
         self,

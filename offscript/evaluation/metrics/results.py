@@ -247,6 +247,26 @@ class PersonaGap:
 
 
 @dataclass(frozen=True)
+class RecipeScore:
+    """A trained stage in one format, or the mean over all formats off chat that every trained stage has (``format`` None).
+
+    ``kept`` is as ``Retention.above_chance``, undefined for chat. ``f1_change`` and ``kept_change`` are ``stage`` minus the
+    stage ``reference``, undefined for the reference itself.
+    """
+
+    model: str
+    stage: str
+    reference: str
+    format: str | None
+    training_seed: int | None
+    seeds: int
+    f1: Contrast
+    kept: Contrast
+    f1_change: Contrast
+    kept_change: Contrast
+
+
+@dataclass(frozen=True)
 class Options:
     """The options of ``evaluate``, which describes them."""
 
@@ -269,6 +289,7 @@ class Scores:
     changes: tuple[Change, ...]
     notes: tuple[str, ...]
     persona_gaps: tuple[PersonaGap, ...] = ()
+    recipes: tuple[RecipeScore, ...] = ()
 
     def main_groups(self, model: str) -> list[GroupScore]:
         """The groups of a model; where there are several training seeds, their mean in place of each."""

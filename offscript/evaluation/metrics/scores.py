@@ -13,6 +13,7 @@ from offscript.evaluation.metrics.results import (
     GroupScore,
     Options,
     PersonaGap,
+    RecipeScore,
     Retention,
     Scores,
 )
@@ -70,12 +71,14 @@ def evaluate(
     retention: list[Retention] = []
     changes: list[Change] = []
     persona_gaps: list[PersonaGap] = []
+    recipes: list[RecipeScore] = []
     for model in sorted({p.model for p in in_label_set}):
         scored = ModelScores(model, [p for p in in_label_set if p.model == model], label_set, options)
         groups += scored.groups
         retention += scored.retention()
         changes += scored.changes()
         persona_gaps += scored.persona_gaps()
+        recipes += scored.recipes()
     notes += improbable(in_label_set) + notes_on(groups, label_set, options)
     return Scores(
         tuple(label_set),
@@ -86,6 +89,7 @@ def evaluate(
         tuple(changes),
         tuple(notes),
         tuple(persona_gaps),
+        tuple(recipes),
     )
 
 

@@ -54,6 +54,7 @@ class Section:
         notes: what a reader of all scores has to know; they join the notes of the scores.
         draw: writes its figure into a folder and returns the paths, an SVG file among them; None: no figure.
         description: the figure in words, for a screen reader.
+        related: names of other sections, which the page links to if it has them.
     """
 
     name: str
@@ -64,3 +65,4 @@ class Section:
     notes: tuple[str, ...] = ()
     draw: Draw | None = None
     description: str = ""
+    related: tuple[str, ...] = ()

@@ -1,5 +1,6 @@
 """Jobs that make rollouts: cells of one model, all through one engine."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -35,9 +36,10 @@ def run(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None
     with closing(engine), tracked(rollouts, experiment, "rollout") as tracker:
         total = sum(min(limit or 10**9, len(r.scenarios) * r.samples) for r in runs)
         progress = Progress(f"rollout {model}: {len(rollouts)} cells", total, "rows")
-        logger = RolloutProgressLogger(tracker)
+        logger, tokens = RolloutProgressLogger(tracker), Counter[str]()
 
         def on_row(run: CellRun, row: Row) -> None:
+            tokens[run.key] += row["tokens_out"]
             logger.add_row(row["text"] is not None, engine.stats.tokens_out)
             progress.advance(f"{engine.stats.tokens_out} tokens")
 
@@ -57,7 +59,8 @@ def run(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None
     for rollout, run in zip(rollouts, runs, strict=True):
         count = counts[rollout.key]
         if count.written + count.reused == len(run.scenarios) * run.samples:
-            plain = {**vars(count), "ended": dict(count.ended)}
+            share = tokens[rollout.key] / max(1, tokens.total())
+            plain = {**vars(count), "ended": dict(count.ended), "seconds": _seconds(count, seconds * share)}
             write_artifact_manifest(
                 rollout, experiment, started, counts=plain, engine=engine.info(), hub=commits[rollout.key]
             )
@@ -66,6 +69,12 @@ def run(artifacts: Sequence[Artifact], experiment: Experiment, limit: int | None
         say(f"  rows: {written} in {counted(len(rollouts), 'cell')} of {model}, {duration(seconds)}")
     if failed:
         raise failed
+
+
+def _seconds(count: EpisodeCounts, seconds: float) -> float | None:
+    """About how long all rows of a cell take, from the ``seconds`` of those that this job has written; None if it has written
+    none. The seconds of a job are divided among its cells by the tokens that they generate."""
+    return round(seconds * (count.written + count.reused) / count.written, 2) if count.written else None
 
 
 def cell_run(rollout: Rollout, experiment: Experiment, limit: int | None) -> CellRun:

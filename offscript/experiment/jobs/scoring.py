@@ -16,7 +16,7 @@ from offscript.evaluation.metrics.results import Options, Scores
 from offscript.evaluation.predictions import Prediction
 from offscript.evaluation.report import projections as projections_report
 from offscript.evaluation.report.section import Section
-from offscript.experiment import judgements, side_effects
+from offscript.experiment import judgements, recipes, side_effects
 from offscript.experiment.artifacts import Artifact, Classifier, Evaluation, Predictions, Projections
 from offscript.experiment.folder import Experiment, now, tracked, write_artifact_manifest
 from offscript.experiment.report import Transcripts, provenance
@@ -229,6 +229,7 @@ def evaluate(artifacts: Sequence[Artifact], experiment: Experiment, limit: int |
             labels=list(experiment.planner.personas),
             sections=[
                 *(section for section in sections if section is not None),
+                functools.partial(recipe_section, evaluation, experiment),
                 functools.partial(projection_section, evaluation, experiment),
             ],
             **bootstrap,
@@ -264,6 +265,13 @@ def judge_section(
     if settings is None or not found:
         return None
     return judge.section(found, settings.model, planner.personas, options, unread)
+
+
+def recipe_section(
+    evaluation: Evaluation, experiment: Experiment, scores: Scores, predictions: Sequence[Prediction]
+) -> Section | None:
+    """The section on recipes; None with fewer than two trained stages."""
+    return recipes.section_of(evaluation, experiment, scores)
 
 
 def projection_section(

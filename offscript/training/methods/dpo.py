@@ -61,7 +61,7 @@ def train(run: Run, pairs: Sequence[TrainingRow]) -> Metrics:
         run: ``run.settings`` are DPOSettings.
         pairs: rows ``{"family", "prompt": [message], "chosen": [message], "rejected": [message]}``.
 
-    Returns: rows used and dropped, losses, ``eval_rewards/accuracies`` on the validation families, steps, seconds,
+    Returns: rows used and dropped, trained tokens (of both sides, in all epochs), losses, ``eval_rewards/accuracies`` on the validation families, steps, seconds,
     trainable parameters, ``max_logit_difference``, versions. The same seed, pairs and ranks give the same bytes on CPU.
 
     Raises:
@@ -191,6 +191,9 @@ def _trainer_class() -> "Callable[..., AdapterTrainer]":
 
         def amount(self, row: TrainingRow) -> int:
             return 1
+
+        def tokens(self, row: TrainingRow) -> int:
+            return len(row["chosen_ids"]) + len(row["rejected_ids"])
 
         def collate(self, rows: Sequence[TrainingRow]) -> dict[str, Tensor]:
             tensors = super().collate(rows)
