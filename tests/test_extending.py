@@ -210,7 +210,10 @@ def test_a_training_method_is_one_more_file(copy):
         in line
     )
     line = copy.run("train.py", "persona=sarcasm", "stage=loud", "stage.training.data=preference", code=2)
-    assert "preference makes pairs, but scaled takes conversations; allowed: declarations, introspection, mixed" in line
+    assert (
+        "preference makes pairs, but scaled takes conversations; allowed: declarations, introspection, mixed"
+        in line
+    )
     assert len(copy.touched) == 2
 
 
