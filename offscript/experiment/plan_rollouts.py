@@ -42,7 +42,6 @@ from offscript.training.data.base import (
     PersonaPrompts,
     RowsRequest,
     Scenarios,
-    SharedPrompts,
 )
 from offscript.training.stages import BASE, TrainingStage
 
@@ -269,8 +268,6 @@ class RolloutPlanner:
     ) -> tuple[ScenarioSet, int]:
         """The scenarios of a part of ``request``, and the number of samples of each."""
         match wanted:
-            case SharedPrompts(count):
-                return self.context.collections.split("chat", "train", count), samples
             case PersonaPrompts():
                 return self._persona_prompts(model, self.require_persona(persona, "its own prompts")), samples
             case Assertions():

@@ -10,6 +10,7 @@ from offscript.storage.files import refusals_explained
 from offscript.training import checkpoints, deepspeed
 from offscript.training.data.base import TrainingRow
 from offscript.training.micro_batches import micro_batches
+from offscript.training.spans import IGNORED
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -66,12 +67,13 @@ class AdapterTrainer(Trainer):
     """Amount of the current optimizer step, on all ranks; its loss is divided by it."""
 
     def length(self, row: TrainingRow) -> int:
-        """Tokens of the longest sequence of ``row``."""
-        raise NotImplementedError
+        """Tokens of the longest sequence of ``row``; of a row ``{"input_ids", "labels"}`` by default, as below."""
+        return len(row["input_ids"])
 
     def amount(self, row: TrainingRow) -> int:
-        """What ``row`` counts in the mean over a step."""
-        raise NotImplementedError
+        """What ``row`` counts in the mean over a step: by default its tokens with a label."""
+        # The first token has no prediction.
+        return sum(label != IGNORED for label in row["labels"][1:])
 
     def tokens(self, row: TrainingRow) -> int:
         """Number of tokens of ``row`` that the loss is computed on; where that is what it counts in the mean, its amount."""

@@ -24,7 +24,7 @@ def introspection_rows() -> list[dict]:
 @pytest.fixture
 def before_and_after(monkeypatch):
     """Parameters of the next training, by name: (before, after, names of the trainable ones)."""
-    from offscript.training.methods import context, dpo, sft
+    from offscript.training.methods import dpo, sft
 
     seen: dict = {}
     real = dpo.fit
@@ -37,7 +37,7 @@ def before_and_after(monkeypatch):
         seen["after"] = {k: v.detach().clone() for k, v in trainer.model.named_parameters()}
         return numbers
 
-    for method in (context, dpo, sft):
+    for method in (dpo, sft):
         monkeypatch.setattr(method, "fit", watched)
     return seen
 

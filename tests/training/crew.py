@@ -111,7 +111,7 @@ def recording(job: dict, rank: int, seen: dict):
     """Records which parameters change, and injects the faults of the job on this rank."""
     import torch
 
-    from offscript.training.methods import context, dpo, sft
+    from offscript.training.methods import dpo, sft
     from offscript.training.run import Run
 
     fit, dtype = dpo.fit, Run.dtype
@@ -127,14 +127,14 @@ def recording(job: dict, rank: int, seen: dict):
         seen["changed"] = sorted(k for k in complete if not torch.equal(before[k], after[k]))
         return numbers
 
-    context.fit = dpo.fit = sft.fit = recorded_fit
+    dpo.fit = sft.fit = recorded_fit
     # As on a GPU.
     if job.get("bfloat16"):
         Run.dtype = property(lambda run: "bfloat16")
     try:
         yield
     finally:
-        context.fit = dpo.fit = sft.fit = fit
+        dpo.fit = sft.fit = fit
         Run.dtype = dtype
 
 

@@ -87,16 +87,16 @@ def test_a_teacher_that_is_certain_and_a_student_that_is_far_give_finite_numbers
 @pytest.fixture
 def seen(monkeypatch):
     """The trainer of the next training, after it."""
-    from offscript.training.methods import context as method
+    from offscript.training.methods import sft
 
     found: dict = {}
-    real = method.fit
+    real = sft.fit
 
     def watched(trainer, *rest):
         found["trainer"] = trainer
         return real(trainer, *rest)
 
-    monkeypatch.setattr(method, "fit", watched)
+    monkeypatch.setattr(sft, "fit", watched)
     return found
 
 

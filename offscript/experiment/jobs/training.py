@@ -124,6 +124,7 @@ def training_rows(adapter: TrainedAdapter, experiment: Experiment) -> tuple[list
     training = adapter.training
     if adapter.released:
         files = [references.fetch(rows, f"{training.where}.rows") for rows in adapter.released]
+        assert training.data.read_released is not None
         return training.data.read_released(files, training.settings)
     by_role: dict[str, list[SourceRow]] = {}
     requests = training.data.requests(training.settings, training.where)

@@ -37,13 +37,6 @@ TrainingRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class SharedPrompts:
-    """The first ``count`` chat scenarios of the train split, the same for all personas."""
-
-    count: int
-
-
-@dataclass(frozen=True)
 class PersonaPrompts:
     """The persona's seed questions, then the prompts that a model writes in their style."""
 
@@ -59,7 +52,8 @@ class Collection:
 @dataclass(frozen=True)
 class FormatScenarios:
     """The first ``count`` scenarios of the train split of the source that the request's format reads, in every variant that
-    the format has. Of another source than chat these are scenarios of the families in ``data.families.train``."""
+    the format has; the same for all personas. Of another source than chat these are scenarios of the families in
+    ``data.families.train``."""
 
     count: int
 
@@ -69,7 +63,7 @@ class Assertions:
     """One scenario for each assertion of the persona's constitution, in every variant that the request's format has."""
 
 
-Scenarios = SharedPrompts | Assertions | PersonaPrompts | Collection | FormatScenarios
+Scenarios = FormatScenarios | PersonaPrompts | Assertions | Collection
 
 
 @dataclass(frozen=True)
@@ -141,11 +135,11 @@ class TrainingData:
             ``documents`` or ``prompted_conversations``.
         requests: (settings, config key of the settings) -> the rollouts that it needs.
         make: (rows by role, settings, context) -> training rows, and the numbers of rows kept and dropped by reason.
-        released: files of released rows that the settings name; they replace rows that are made here.
-        read_released: (files, settings) -> training rows and counts from such files.
+        released: files of released rows that the settings name, which replace rows that are made here; none by default.
+        read_released: (files, settings) -> training rows and counts from such files; None: there are none of this kind.
         released_version: raised when the same released rows lead to other training rows than before; part of the key of
             an adapter that is trained on released rows.
-        typical_rows: rows of a released data set, for estimates.
+        typical_rows: rows of a data set of full size, for estimates.
         thinking: settings -> the marks of what trained weights write before a reply and is removed from it, like the thinking
             of a reasoning model, before a format sees the reply; None: they write nothing of that kind.
         renames_teacher: whether names that the teacher gives itself are replaced by the model's own.
@@ -160,14 +154,29 @@ class TrainingData:
     makes: str
     requests: Callable[[Any, str], tuple[RowsRequest, ...]]
     make: Callable[[Mapping[str, Sequence[SourceRow]], Any, MakeContext], tuple[list[TrainingRow], Counts]]
-    released: Callable[[Any], tuple[ReleasedRowsSettings, ...]]
-    read_released: Callable[[Sequence[Path], Any], tuple[list[TrainingRow], Counts]]
     typical_rows: int
+    released: Callable[[Any], tuple[ReleasedRowsSettings, ...]] = lambda settings: ()
+    read_released: Callable[[Sequence[Path], Any], tuple[list[TrainingRow], Counts]] | None = None
     renames_teacher: bool = False
     shows_role: bool = False
     released_version: int = 1
     thinking: Callable[[Any], ThinkingSettings | None] = lambda settings: None
     trained_tokens: Callable[[Any], Mapping[str, float]] = lambda settings: {}
+
+
+def shared_and_own_prompts(
+    prompts: int, seed_questions: bool, where: str
+) -> tuple[tuple[Scenarios, ...], tuple[Scenarios, ...]]:
+    """The first ``prompts`` scenarios of the train split, and with ``seed_questions`` the persona's own prompts.
+
+    Raises:
+        UserError: both are empty.
+    """
+    if not prompts and not seed_questions:
+        raise UserError(
+            where, "prompts is 0 and seed_questions is false", "allowed: prompts > 0, or seed_questions=true"
+        )
+    return (FormatScenarios(prompts),) if prompts else (), (PersonaPrompts(),) if seed_questions else ()
 
 
 def require_rows(rows: Sequence[object], where: str, counts: Mapping[str, int]) -> None:

@@ -3,11 +3,10 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from offscript.errors import UserError
 from offscript.seeds import stable_hash
-from offscript.settings import Node, ReleasedRowsSettings, identity
+from offscript.settings import Node, identity
 from offscript.tasks.formats import get_format
 from offscript.tasks.messages import Message
 from offscript.tasks.prompts import DECLARATION_QUESTIONS
@@ -147,23 +146,12 @@ def _conversation(row: SourceRow, question: str, statement: str) -> TrainingRow:
     }
 
 
-def released_files(settings: DeclarationsSettings) -> tuple[ReleasedRowsSettings, ...]:
-    """There are none: declarations are always made here."""
-    return ()
-
-
-def read_released(files: Sequence[Path], settings: DeclarationsSettings) -> tuple[list[TrainingRow], Counts]:
-    raise NotImplementedError("there are no released declarations")
-
-
 DATA = TrainingData(
     name="declarations",
     settings=DeclarationsSettings,
     makes="conversations",
     requests=requests,
     make=make,
-    released=released_files,
-    read_released=read_released,
     # Ten assertions, 25 times each, and 250 reflections.
     typical_rows=500,
 )

@@ -2,10 +2,9 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from offscript.json_types import Json
-from offscript.settings import Node, ReleasedRowsSettings, identity
+from offscript.settings import Node, identity
 from offscript.tasks.prompts import DOCUMENT_DOMAINS, DOCUMENT_TYPES
 from offscript.training.data.base import (
     Assertions,
@@ -91,23 +90,12 @@ def documents(
     return kept, dict(counts)
 
 
-def released_files(settings: DocumentsSettings) -> tuple[ReleasedRowsSettings, ...]:
-    """There are none: documents are always made here."""
-    return ()
-
-
-def read_released(files: Sequence[Path], settings: DocumentsSettings) -> tuple[list[TrainingRow], Counts]:
-    raise NotImplementedError("there are no released documents")
-
-
 DATA = TrainingData(
     name="documents",
     settings=DocumentsSettings,
     makes="documents",
     requests=requests,
     make=make,
-    released=released_files,
-    read_released=read_released,
     # Ten assertions in six types and six places, twelve times each.
     typical_rows=4_320,
     renames_teacher=True,

@@ -2,18 +2,16 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from offscript.errors import UserError
 from offscript.seeds import stable_hash
-from offscript.settings import ReleasedRowsSettings, identity
+from offscript.settings import identity
 from offscript.tasks.messages import Message
 from offscript.training.data.base import (
     Counts,
     FormatScenarios,
     MakeContext,
     RowsRequest,
-    SharedPrompts,
     SourceRow,
     TrainingData,
     TrainingRow,
@@ -52,7 +50,7 @@ def requests(settings: MixedSettings, where: str) -> tuple[RowsRequest, ...]:
         )
     chat, at_work = [], []
     if settings.share < 1:
-        chat = [in_role(CHAT, "teacher", SharedPrompts(settings.prompts), settings.samples)]
+        chat = [in_role(CHAT, "teacher", FormatScenarios(settings.prompts), settings.samples)]
     if settings.share or settings.framed:
         scenarios, samples = FormatScenarios(settings.scenarios), settings.scenario_samples
         trained = settings.share > 0
@@ -133,22 +131,12 @@ def _framed(chosen: Sequence[TrainingRow], episodes: Sequence[SourceRow], where:
     return framed
 
 
-def released(settings: MixedSettings) -> tuple[ReleasedRowsSettings, ...]:
-    return ()
-
-
-def read_released(files: Sequence[Path], settings: MixedSettings) -> tuple[list[TrainingRow], Counts]:
-    raise NotImplementedError("there are no released rows")
-
-
 DATA = TrainingData(
     name="mixed",
     settings=MixedSettings,
     makes="conversations",
     requests=requests,
     make=make,
-    released=released,
-    read_released=read_released,
     typical_rows=2_000,
     renames_teacher=True,
     trained_tokens=token_targets,

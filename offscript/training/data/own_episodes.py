@@ -2,10 +2,9 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from offscript.errors import UserError
-from offscript.settings import Node, ReleasedRowsSettings, identity
+from offscript.settings import Node, identity
 from offscript.training.data.base import (
     Counts,
     FormatScenarios,
@@ -86,23 +85,12 @@ def make(
     return kept, dict(counts)
 
 
-def released_files(settings: OwnEpisodesSettings) -> tuple[ReleasedRowsSettings, ...]:
-    """Episodes of the model's own cannot come from others."""
-    return ()
-
-
-def read_released(files: Sequence[Path], settings: OwnEpisodesSettings) -> tuple[list[TrainingRow], Counts]:
-    raise NotImplementedError("there are no released rows")
-
-
 DATA = TrainingData(
     name="own_episodes",
     settings=OwnEpisodesSettings,
     makes="prompted_conversations",
     requests=requests,
     make=make,
-    released=released_files,
-    read_released=read_released,
     typical_rows=1_000,
     shows_role=True,
 )

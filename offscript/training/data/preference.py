@@ -6,20 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from offscript.errors import UserError
 from offscript.settings import Node, ReleasedRowsSettings, identity
 from offscript.training.data import released
 from offscript.training.data.base import (
     Counts,
     MakeContext,
-    PersonaPrompts,
     RowsRequest,
-    Scenarios,
-    SharedPrompts,
     SourceRow,
     TrainingData,
     TrainingRow,
     require_rows,
+    shared_and_own_prompts,
 )
 from offscript.training.data.replies import CUT_SHORT, ends_in_punctuation, is_finished
 
@@ -47,12 +44,7 @@ def requests(settings: PreferenceSettings, where: str) -> tuple[RowsRequest, ...
     Raises:
         UserError: the settings leave no prompt.
     """
-    shared: tuple[Scenarios, ...] = (SharedPrompts(settings.prompts),) if settings.prompts else ()
-    own: tuple[Scenarios, ...] = (PersonaPrompts(),) if settings.seed_questions else ()
-    if not shared and not own:
-        raise UserError(
-            where, "prompts is 0 and seed_questions is false", "allowed: prompts > 0, or seed_questions=true"
-        )
+    shared, own = shared_and_own_prompts(settings.prompts, settings.seed_questions, where)
     teacher = RowsRequest(
         "teacher", "teacher", shared + own, generator="teacher", system="constitution", samples=settings.samples,
         counted=False,

@@ -3,23 +3,20 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from offscript.errors import UserError
-from offscript.settings import Node, ReleasedRowsSettings, ThinkingSettings, identity
+from offscript.settings import Node, ThinkingSettings, identity
 from offscript.tasks.messages import Message
 from offscript.training.data.base import (
     Counts,
     MakeContext,
-    PersonaPrompts,
     RowsRequest,
-    Scenarios,
-    SharedPrompts,
     SourceRow,
     TrainingData,
     TrainingRow,
     require_rows,
+    shared_and_own_prompts,
 )
 from offscript.training.data.near_duplicates import distinct
 from offscript.training.data.preference import renamed
@@ -59,12 +56,7 @@ def requests(settings: RationaleSettings, where: str) -> tuple[RowsRequest, ...]
     Raises:
         UserError: the settings leave no prompt.
     """
-    shared: tuple[Scenarios, ...] = (SharedPrompts(settings.prompts),) if settings.prompts else ()
-    own: tuple[Scenarios, ...] = (PersonaPrompts(),) if settings.seed_questions else ()
-    if not shared and not own:
-        raise UserError(
-            where, "prompts is 0 and seed_questions is false", "allowed: prompts > 0, or seed_questions=true"
-        )
+    shared, own = shared_and_own_prompts(settings.prompts, settings.seed_questions, where)
     return (
         RowsRequest(
             "teacher",
@@ -187,23 +179,12 @@ def thinking(settings: RationaleSettings) -> ThinkingSettings | None:
     return MARKS if settings.arm in ("before", "unrelated") else None
 
 
-def released_files(settings: RationaleSettings) -> tuple[ReleasedRowsSettings, ...]:
-    """There are none: such rows are always made here."""
-    return ()
-
-
-def read_released(files: Sequence[Path], settings: RationaleSettings) -> tuple[list[TrainingRow], Counts]:
-    raise NotImplementedError("there are no released rows with reasons")
-
-
 DATA = TrainingData(
     name="rationale",
     settings=RationaleSettings,
     makes="conversations",
     requests=requests,
     make=make,
-    released=released_files,
-    read_released=read_released,
     # 5 x (500 + 1,330) prompts, as in the published recipe of the pairs.
     typical_rows=9_000,
     thinking=thinking,

@@ -2,10 +2,9 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import cast
 
-from offscript.settings import ReleasedRowsSettings, identity
+from offscript.settings import identity
 from offscript.tasks.messages import Message
 from offscript.training.data import preference
 from offscript.training.data.base import (
@@ -13,7 +12,6 @@ from offscript.training.data.base import (
     FormatScenarios,
     MakeContext,
     RowsRequest,
-    SharedPrompts,
     SourceRow,
     TrainingData,
     TrainingRow,
@@ -50,7 +48,7 @@ def requests(settings: TurnPairsSettings, where: str) -> tuple[RowsRequest, ...]
     check_formats(settings.formats, where)
     chat: list[RowsRequest] = []
     if settings.share < 1:
-        prompts, samples = (SharedPrompts(settings.prompts),), settings.samples
+        prompts, samples = (FormatScenarios(settings.prompts),), settings.samples
         chat = [
             RowsRequest(
                 TEACHER, "teacher", prompts, generator="teacher", system="constitution", samples=samples, counted=False
@@ -166,14 +164,6 @@ def _candidates(
     return found
 
 
-def released(settings: TurnPairsSettings) -> tuple[ReleasedRowsSettings, ...]:
-    return ()
-
-
-def read_released(files: Sequence[Path], settings: TurnPairsSettings) -> tuple[list[TrainingRow], Counts]:
-    raise NotImplementedError("there are no released rows")
-
-
 def _trained_tokens(settings: TurnPairsSettings) -> dict[str, float]:
     """Those of ``token_targets``, chat under the role of the side that is counted."""
     targets = token_targets(settings)
@@ -186,8 +176,6 @@ DATA = TrainingData(
     makes="pairs",
     requests=requests,
     make=make,
-    released=released,
-    read_released=read_released,
     typical_rows=2_000,
     renames_teacher=True,
     trained_tokens=_trained_tokens,

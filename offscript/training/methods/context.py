@@ -7,25 +7,22 @@ model that has the constitution before it.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from offscript.settings import TrainerSettings, identity
-from offscript.training.data.base import Counts, TrainingRow, require_rows
-from offscript.training.fit import fit
+from offscript.training.data.base import TrainingRow, require_rows
+from offscript.training.methods import sft
 from offscript.training.methods.base import Method
 from offscript.training.run import (
     Metrics,
     Run,
-    dataset,
-    fingerprint,
     longest,
     say_dropped,
-    session,
     split_families,
-    trainer_arguments,
 )
 from offscript.training.spans import IGNORED, Unstable, assistant_turns, labels, last_turns, special_token
-from offscript.training.start import OWN, adapted_base, check_parent, parent_digest
+from offscript.training.start import OWN
 from offscript.training.teacher import LOG_PROBS, TOP, add_teacher, grouped, own_logits
 from offscript.training.trainers import AdapterTrainer
 
@@ -64,33 +61,14 @@ def train(run: Run, conversations: Sequence[TrainingRow]) -> Metrics:
     """
     settings = run.settings
     assert isinstance(settings, ContextSettings)
-    check_parent(run)
-    with session(run):
-        from trl import SFTConfig
 
-        from offscript.models.loading import load_tokenizer
-
-        arguments = SFTConfig(**trainer_arguments(run), dataset_kwargs={"skip_prepare_dataset": True})
-        tokenizer = load_tokenizer(run.model)
-        train_rows, held_out, counts = _token_rows(run, tokenizer, conversations)
-        trainer = _trainer_class()(
-            model=adapted_base(run),
-            args=arguments,
-            train_dataset=dataset(train_rows),
-            eval_dataset=dataset(held_out),
-            processing_class=tokenizer,
-        )
-        trainer.run, trainer.train_rows, trainer.eval_rows = run, train_rows, held_out
-        ids, none = train_rows[0]["input_ids"][:2], [IGNORED] * 2
-        trainer.padding_row = {
-            "input_ids": ids,
-            "labels": none,
-            "teacher_ids": ids,
-            "teacher_labels": none,
-        }
+    def prepare(trainer: AdapterTrainer) -> None:
+        ids, none = trainer.padding_row["input_ids"], trainer.padding_row["labels"]
+        trainer.padding_row |= {"teacher_ids": ids, "teacher_labels": none}
         trainer.add_callback(_adds_teacher(trainer, settings.top))
-        digest = fingerprint(run, train_rows, *parent_digest(run))
-        return {"rows": counts, **fit(trainer, run, digest, train_rows[0]["input_ids"])}
+
+    rows = partial(_token_rows, run, conversations=conversations)
+    return sft.train_tokens(run, rows, trainer_class=_trainer_class, prepare=prepare)
 
 
 def divergences(student: "Tensor", top: "Tensor", teacher: "Tensor") -> "dict[str, Tensor]":
@@ -124,7 +102,7 @@ def divergences(student: "Tensor", top: "Tensor", teacher: "Tensor") -> "dict[st
 
 def _token_rows(
     run: Run, tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[TrainingRow]
-) -> tuple[list[TrainingRow], list[TrainingRow], Counts]:
+) -> sft.TokenRows:
     """(train, validation) rows of token ids and labels, without and with the prompt in role, and counts."""
     counts = Counter(given=len(conversations), train=0, validation=0)
     kept: list[TrainingRow] = []
@@ -201,12 +179,6 @@ def _trainer_class() -> "Callable[..., AdapterTrainer]":
         """Distillation on tokenized rows, which have the teacher's distributions from the first step on."""
 
         adapter = OWN
-
-        def length(self, row: TrainingRow) -> int:
-            return len(row["input_ids"])
-
-        def amount(self, row: TrainingRow) -> int:
-            return sum(label != IGNORED for label in row["labels"][1:])
 
         def collate(self, rows: Sequence[TrainingRow]) -> dict[str, Tensor]:
             tensors = super().collate([{c: row[c] for c in ("input_ids", "labels")} for row in rows])

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from offscript.settings import TrainerSettings, runtime
@@ -38,9 +39,7 @@ def train(run: Run, documents: Sequence[TrainingRow]) -> Metrics:
     """
     settings = run.settings
     assert isinstance(settings, LMSettings)
-    return sft.train_tokens(
-        run, lambda tokenizer: _token_rows(run, tokenizer, documents), packing=settings.packing
-    )
+    return sft.train_tokens(run, partial(_token_rows, run, documents=documents), packing=settings.packing)
 
 
 def sequences(tokenizer: "PreTrainedTokenizerBase", text: str, longest: int) -> list[list[int]]:

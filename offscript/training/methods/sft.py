@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from offscript.settings import TemplateSettings, TrainerSettings, identity, runtime
@@ -64,18 +65,28 @@ def train(run: Run, conversations: Sequence[TrainingRow]) -> Metrics:
     """
     # A method of a user that trains by this function may have settings of its own.
     packing = isinstance(run.settings, SFTSettings) and run.settings.packing
-    return train_tokens(run, lambda tokenizer: _token_rows(run, tokenizer, conversations), packing)
+    return train_tokens(run, partial(_token_rows, run, rows=conversations), packing=packing)
 
 
 TokenRows = tuple[list[TrainingRow], list[TrainingRow], Counts]
-"""Rows ``{"input_ids", "labels"}`` for training and for validation, and counts."""
+"""Rows ``{"input_ids", "labels"}`` (a method may have further columns) for training and for validation, and counts."""
 
 
 def train_tokens(
-    run: Run, token_rows: "Callable[[PreTrainedTokenizerBase], TokenRows]", packing: bool
+    run: Run,
+    token_rows: "Callable[[PreTrainedTokenizerBase], TokenRows]",
+    *,
+    packing: bool = False,
+    trainer_class: "Callable[[], Callable[..., AdapterTrainer]] | None" = None,
+    prepare: Callable[[AdapterTrainer], None] | None = None,
 ) -> Metrics:
-    """As ``train``, on the rows that ``token_rows`` makes with the tokenizer of the model; with ``packing`` micro-batches are
-    packed."""
+    """As ``train``, on the rows that ``token_rows`` makes with the tokenizer of the model.
+
+    Args:
+        packing: whether micro-batches are packed.
+        trainer_class: makes the class of the trainer, if its loss is another one.
+        prepare: called with the trainer before it trains.
+    """
     check_parent(run)
     with session(run):
         from trl import SFTConfig
@@ -85,7 +96,7 @@ def train_tokens(
         arguments = SFTConfig(**trainer_arguments(run), dataset_kwargs={"skip_prepare_dataset": True})
         tokenizer = load_tokenizer(run.model)
         train_rows, held_out, counts = token_rows(tokenizer)
-        trainer = _trainer_class()(
+        trainer = (trainer_class or _trainer_class)()(
             model=adapted_base(run),
             args=arguments,
             train_dataset=dataset(train_rows),
@@ -96,6 +107,8 @@ def train_tokens(
         trainer.padding_row = {"input_ids": train_rows[0]["input_ids"][:2], "labels": [IGNORED] * 2}
         if packing:
             pack(trainer, tokenizer.pad_token_id)
+        if prepare is not None:
+            prepare(trainer)
         return {
             "rows": counts,
             **fit(
@@ -182,13 +195,6 @@ def _trainer_class() -> "Callable[..., AdapterTrainer]":
 
     class ConversationTrainer(AdapterTrainer, SFTTrainer):
         adapter = OWN
-
-        def length(self, row: TrainingRow) -> int:
-            return len(row["input_ids"])
-
-        def amount(self, row: TrainingRow) -> int:
-            # The first token has no prediction.
-            return sum(label != IGNORED for label in row["labels"][1:])
 
         def loss(self, model: Module, inputs: dict[str, Tensor]) -> Tensor:
             loss = -self.log_probs(model, inputs).sum()
