@@ -291,8 +291,8 @@ def test_published_loss_scores_one_slice_a_row(tiny_settings, tiny_adapter, tmp_
     tokens = {}
     real = sft._token_rows
 
-    def counted(run, rows):
-        result = real(run, rows=rows)
+    def counted(run, tokenizer, rows):
+        result = real(run, tokenizer, rows)
         tokens[run.settings.loss_on] = sum(label != -100 for r in result[0] for label in r["labels"])
         return result
 
