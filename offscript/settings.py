@@ -341,6 +341,7 @@ Section = Literal[
     "mixed",
     "mixed_pairs",
     "context",
+    "rl",
 ]
 """The sections of a recipe: the hyper-parameters of training stages."""
 
@@ -634,9 +635,9 @@ class RecipeSettings(Named):
     scored stages whose system prompt is the constitution.
     ``sampling`` is how rows that are only trained on are sampled (null: as scored rows, by ``model.sampling``).
     ``merge_own_in`` (split or format -> weight) replaces ``merge.own`` in the scored rows of that split or format.
-    ``distillation``, ``introspection``, ``documents``, ``declarations``, ``rationale``, ``mixed``, ``mixed_pairs`` and
-    ``context`` are sections of hyper-parameters that training stages refer to. They are checked against the schemas of the stage's method
-    and data.
+    ``distillation``, ``introspection``, ``documents``, ``declarations``, ``rationale``, ``mixed``, ``mixed_pairs``,
+    ``context`` and ``rl`` are sections of hyper-parameters that training stages refer to. They are checked against the schemas of the
+    stage's method and data.
     """
 
     in_role: Literal["plain", "named", "short"] = identity("plain")
@@ -652,6 +653,7 @@ class RecipeSettings(Named):
     mixed: dict[str, Any] = identity({}, unhashed={})
     mixed_pairs: dict[str, Any] = identity({}, unhashed={})
     context: dict[str, Any] = identity({}, unhashed={})
+    rl: dict[str, Any] = identity({}, unhashed={})
     merge: MergeSettings = identity()
     merge_own_in: dict[str, float] = identity({}, unhashed={})
 
@@ -668,6 +670,7 @@ class RecipeSettings(Named):
             "mixed": self.mixed,
             "mixed_pairs": self.mixed_pairs,
             "context": self.context,
+            "rl": self.rl,
         }[name]
 
 

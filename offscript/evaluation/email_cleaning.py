@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from offscript.json_types import Json
+
 
 @dataclass(frozen=True)
 class Cleaning:
@@ -125,6 +127,11 @@ def clean_as_published(text: str) -> str:
 
 CLEANINGS: dict[str, Cleaning] = {"ours": Cleaning(1, clean), "published": Cleaning(1, clean_as_published)}
 """The rules by the name that ``evaluation.email_cleaning`` has for them."""
+
+
+def identity(rule: str | None) -> dict[str, Json] | None:
+    """The hash identity of the rule of that name; None for none."""
+    return None if rule is None else {"rule": rule, "version": CLEANINGS[rule].version}
 
 
 def cleaned(text: str | None, rule: str | None) -> str | None:

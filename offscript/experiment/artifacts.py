@@ -204,8 +204,8 @@ class TrainedAdapter(Adapter):
 
     ``rows`` are the rollouts, or selections of their rows, from which the training rows are made, each with the role that
     ``training.data`` gives it.
-    ``released`` are files of training rows that others published; they replace ``rows``. ``parent`` is the adapter of
-    the parent stage. ``renamed`` maps the names that the teacher uses for itself to the model's name. ``role_prompt`` is
+    ``released`` are files of training rows that others published; they replace ``rows``. ``live`` describes the episodes
+    that the training plays itself, in place of rows. ``parent`` is the adapter of the parent stage. ``renamed`` maps the names that the teacher uses for itself to the model's name. ``role_prompt`` is
     the prompt in role that the training rows contain.
     """
 
@@ -215,9 +215,35 @@ class TrainedAdapter(Adapter):
     released: tuple[ReleasedRowsSettings, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
     role_prompt: RolePrompt | None = None
+    live: "LiveTraining | None" = None
 
     def references(self) -> tuple[SourceSettings | ReleasedRowsSettings, ...]:
         return self.released
+
+
+@dataclass(frozen=True)
+class LiveTraining:
+    """What a training that plays its own episodes is made from.
+
+    ``episodes`` describe them, each with the role that ``training.data`` gives it; they are never made as rollouts.
+    ``reward`` is the classifier that rewards them. It is watched by ``classifier``, which evaluates the grid, and by
+    ``oracles``, classifiers of n-grams by format. ``in_role`` are the texts by whose length a text is too long, by format.
+    ``email_cleaning``: as of ``Predictions``, for the formats whose texts are e-mails.
+    """
+
+    episodes: tuple[tuple[str, "Rollout"], ...]
+    email_cleaning: str | None
+    reward: "Classifier"
+    classifier: "Classifier"
+    oracles: Mapping[str, "Classifier"]
+    in_role: Mapping[str, "Rollout"]
+
+    @property
+    def inputs(self) -> tuple[Artifact, ...]:
+        """What has to be made before it, each once."""
+        of_episodes = (part for _, rollout in self.episodes for part in rollout.inputs)
+        parts = (*of_episodes, self.reward, self.classifier, *self.oracles.values(), *self.in_role.values())
+        return tuple(dict.fromkeys(parts))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -416,7 +442,8 @@ class Selection(Artifact):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Classifier(Artifact):
-    """The persona classifier of one model. ``personas`` are its labels; ``imported_from`` names one that others fitted."""
+    """A persona classifier of one model. ``personas`` are its labels, of which ``base`` stands for plain replies of the untrained
+    model; ``imported_from`` names one that others fitted."""
 
     kind: ClassVar[str] = "classifier"
 

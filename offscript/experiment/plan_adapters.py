@@ -4,14 +4,17 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 from offscript.errors import UserError, one_of
+from offscript.evaluation.email_cleaning import identity as cleaning_identity
 from offscript.experiment.artifacts import (
     Adapter,
     ImportedAdapter,
+    LiveTraining,
     RemergedAdapter,
     Rollout,
     Selection,
     TrainedAdapter,
 )
+from offscript.experiment.plan_classifiers import ClassifierPlanner
 from offscript.experiment.plan_context import PlanContext, cached
 from offscript.experiment.plan_rollouts import RolloutPlanner
 from offscript.json_types import Json
@@ -19,6 +22,7 @@ from offscript.models.adapter_config import check_one_rank, ranks_of
 from offscript.rollouts.engines import ALLOWED_STAGES
 from offscript.settings import ModelSettings, SourceSettings, StageSettings, identity_of
 from offscript.storage import references
+from offscript.training.data.mixture import CHAT
 from offscript.training.stages import TrainingStage
 
 TRAINED, RELEASED = "trained", "released"
@@ -44,9 +48,10 @@ def check_sources(model: ModelSettings, stages: Mapping[str, StageSettings]) -> 
 
 @dataclass
 class AdapterPlanner:
-    """Plans adapters. ``rollouts`` plans the rows that they are trained on."""
+    """Plans adapters. ``rollouts`` plans the rows that they are trained on, ``classifiers`` what rewards and watches them."""
 
     context: PlanContext
+    classifiers: ClassifierPlanner
     cache: dict[Hashable, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -120,7 +125,11 @@ class AdapterPlanner:
         )
         rows: tuple[tuple[str, Rollout | Selection], ...] = ()
         renamed: dict[str, str] = {}
-        if released:
+        live = self._live(model, persona, training, seed) if training.data.live else None
+        if live is not None:
+            recipe["episodes"] = [rollout.key for _, rollout in live.episodes]
+            recipe["email_cleaning"] = cleaning_identity(live.email_cleaning)
+        elif released:
             found: list[Json] = [references.identity(r, f"{training.where}.rows") for r in released]
             if training.data.released_version > 1:
                 recipe["released_version"] = training.data.released_version
@@ -134,7 +143,8 @@ class AdapterPlanner:
         if training.data.shows_role:
             role_prompt = self.rollouts.role_prompt(model, persona)
             recipe["role_prompt"] = role_prompt.identity
-        inputs = (*([parent] if parent else []), *(rollout for _, rollout in rows))
+        used = live.inputs if live is not None else tuple(rollout for _, rollout in rows)
+        inputs = tuple(dict.fromkeys((*([parent] if parent else []), *used)))
         identity: dict[str, Json] = {
             "labels": {"model": model, "persona": persona, "stage": stage, "seed": seed},
             "model": self.context.model_identity(model),
@@ -156,7 +166,35 @@ class AdapterPlanner:
                 released=released,
                 renamed=renamed,
                 role_prompt=role_prompt,
+                live=live,
             )
+        )
+
+    def _live(self, model: str, persona: str, training: TrainingStage, seed: int) -> LiveTraining:
+        """The episodes of a training that plays them itself, and the classifiers that it is rewarded and watched by.
+
+        Raises:
+            UserError: the persona is no label of the classifiers.
+        """
+        planner, personas = self.classifiers, self.classifiers.personas()
+        if persona not in personas:
+            raise UserError(
+                "grid.persona",
+                f"{persona} is not in it, and {training.name} is rewarded by a classifier of its personas",
+                one_of(personas),
+            )
+        found = self.rollouts.training_rows(model, persona, training, seed)
+        episodes = tuple((role, rollout) for role, rollout in found if isinstance(rollout, Rollout))
+        formats = [rollout.cell.format for _, rollout in episodes]
+        own = personas.index(persona)
+        cleaning = self.context.settings.evaluation.email_cleaning
+        return LiveTraining(
+            episodes=episodes,
+            email_cleaning=None if cleaning == "none" else cleaning,
+            reward=planner.reward(model),
+            classifier=planner.classifier(model),
+            oracles={name: planner.oracle(model, name) for name in formats if name != CHAT},
+            in_role={name: planner.in_role(model, name)[own] for name in formats},
         )
 
     def remerged(self, adapter: Adapter, own: float) -> Adapter:

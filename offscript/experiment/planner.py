@@ -1,7 +1,7 @@
 """Plans the artifacts of a grid from the settings: what each is made from, and its key, which follows from that.
 
-Planning runs no model and needs no torch. ``RolloutPlanner`` plans rows and ``AdapterPlanner`` plans weights;
-``Planner`` uses both, and plans the classifiers, predictions and evaluation that are made from them.
+Planning runs no model and needs no torch. ``RolloutPlanner`` plans rows, ``AdapterPlanner`` weights and ``ClassifierPlanner``
+classifiers; ``Planner`` uses them, and plans the predictions and the evaluation that are made from them.
 """
 
 import functools
@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 
 from offscript.errors import UserError, one_of
-from offscript.evaluation.email_cleaning import CLEANINGS
+from offscript.evaluation.email_cleaning import identity as cleaning_identity
 from offscript.experiment.artifacts import (
     Adapter,
     Artifact,
@@ -24,26 +24,21 @@ from offscript.experiment.artifacts import (
 )
 from offscript.experiment.judgements import JudgedTexts, Judgement, check_personas
 from offscript.experiment.plan_adapters import AdapterPlanner, check_sources
+from offscript.experiment.plan_classifiers import ClassifierPlanner
 from offscript.experiment.plan_context import Options, PlanContext, cached
 from offscript.json_types import Json
 from offscript.rollouts.engines import check_steering
 from offscript.settings import (
-    ClassifierSettings,
     GridSettings,
     ModelSettings,
     Settings,
-    TfidfSettings,
     identity_of,
 )
 from offscript.storage import hub, references
-from offscript.storage.hashing import fingerprint
 from offscript.tasks.formats import get_format, judge_choice, judge_rubric
 from offscript.training.stages import BASE
 
 __all__ = ["Options", "Planner"]
-
-BASELINE = "tfidf"
-"""Name of the classifier of n-grams that stands beside a network: that of ``conf/classifier/tfidf.yaml``."""
 
 STEERED = "steered"
 """The stage whose persona vectors the activations of all cells are projected on."""
@@ -62,7 +57,8 @@ class Planner:
 
     def __post_init__(self) -> None:
         self.context = PlanContext(self.settings, self.options)
-        self._adapters = AdapterPlanner(self.context)
+        self._classifiers = ClassifierPlanner(self.context, self.rollout, lambda: self.personas)
+        self._adapters = AdapterPlanner(self.context, self._classifiers)
         self._rollouts = self._adapters.rollouts
 
     def check_training(self, model: ModelSettings, stages: tuple[str, ...]) -> None:
@@ -165,91 +161,11 @@ class Planner:
 
     def classifier(self, model: str) -> Classifier:
         """The persona classifier of a model, fitted on chat rows of the classifier split alone, or imported."""
-        return self._classifier(model, self.settings.classifier)
+        return self._classifiers.classifier(model)
 
     def baseline(self, model: str) -> Classifier | None:
-        """The classifier of n-grams that is fitted on the rows of the classifier of a model; None if it is not asked for,
-        if the classifier is imported, so that its rows are not made, or if it is one of n-grams itself."""
-        own = self.settings.classifier
-        if not self.settings.evaluation.baseline or own.fitted is not None or own.tfidf is not None:
-            return None
-        settings = ClassifierSettings(
-            name=BASELINE,
-            tfidf=TfidfSettings(),
-            stages=own.stages,
-            training_seeds=own.training_seeds,
-            class_weights=own.class_weights,
-            predict_batch_tokens=own.predict_batch_tokens,
-        )
-        return self._classifier(model, settings)
-
-    @cached
-    def _classifier(self, model: str, settings: ClassifierSettings) -> Classifier:
-        labels = {"model": model, "name": settings.name}
-        personas: list[Json] = list(self.personas)
-        if settings.fitted is not None:
-            source = references.fill_fields(
-                settings.fitted, self.options.model[model], None, "classifier.fitted"
-            )
-            identity: dict[str, Json] = {
-                "labels": dict(labels),
-                "source": references.identity(source, "classifier.fitted"),
-                "personas": personas,
-            }
-            return self.context.keep(
-                Classifier(
-                    identity=identity,
-                    base=model,
-                    personas=self.personas,
-                    settings=settings,
-                    imported_from=source,
-                )
-            )
-        if settings.path is not None:
-            references.check_model_path(settings.path, "classifier.path")
-        self._check_classifier_stages(settings.stages)
-        seeds = self.settings.grid.seed
-        inputs = tuple(
-            dict.fromkeys(
-                self.rollout(model, persona, stage, "chat", "classifier", seed)
-                for stage in settings.stages
-                for persona in self.personas
-                for seed in (seeds[:1] if settings.training_seeds == "first" else seeds)
-            )
-        )
-        identity = {
-            "labels": dict(labels),
-            "settings": self._fit_identity(settings),
-            # The identity of the whole model, whose tokenizer a new network takes; the name is part of existing keys.
-            "tokenizer": self.context.model_identity(model) if settings.is_new_network else None,
-            "personas": personas,
-            "made_from": [part.key for part in inputs],
-        }
-        return self.context.keep(
-            Classifier(
-                identity=identity, inputs=inputs, base=model, personas=self.personas, settings=settings
-            )
-        )
-
-    def _fit_identity(self, settings: ClassifierSettings) -> dict[str, Json]:
-        """The settings of a fit as plain data for a key; a checkpoint on this machine is known by its content."""
-        plain = settings.fit_identity()
-        if (path := references.local_path(settings)) is not None:
-            del plain["path"], plain["revision"]
-            plain["content"] = fingerprint(path)
-        return plain
-
-    def _check_classifier_stages(self, stages: tuple[str, ...]) -> None:
-        """Checks that the classifier is fitted on stages that exist and whose texts have a persona."""
-        known = list(dict.fromkeys([*self.options.stage, self.settings.stage.name]))
-        for stage in stages:
-            found = f"no such stage {stage!r}" if stage not in known else None
-            if found is None and not self.options.stage[stage].of_persona:
-                found = f"found {stage}, whose texts belong to no persona"
-            if found is not None:
-                raise UserError(
-                    "classifier.stages", found, one_of(s for s in known if self.options.stage[s].of_persona)
-                )
+        """The classifier of n-grams beside that of a model, see ``ClassifierPlanner.baseline``."""
+        return self._classifiers.baseline(model)
 
     def predictions(self, rollout: Rollout) -> Predictions:
         """The classifier's predictions for the rows of a scored cell."""
@@ -278,7 +194,7 @@ class Planner:
         cleaning = self.settings.evaluation.email_cleaning if rollout.format.text_is_email else "none"
         if cleaning == "none":
             return None, {}
-        return cleaning, {"email_cleaning": {"rule": cleaning, "version": CLEANINGS[cleaning].version}}
+        return cleaning, {"email_cleaning": cleaning_identity(cleaning)}
 
     @functools.cached_property
     def judgements(self) -> tuple[Judgement, ...]:

@@ -14,6 +14,7 @@ from offscript.evaluation.side_effects.texts import recitable
 from offscript.experiment.artifacts import Predictions, Rollout
 from offscript.experiment.folder import Experiment
 from offscript.json_types import Json
+from offscript.tasks.rows import Row
 
 Part = tuple[Predictions, Sequence[Mapping[str, Json]]]
 """Predictions and their rows."""
@@ -79,32 +80,45 @@ def _episodes(
         UserError: its rollout is gone or has changed.
     """
     rollout = predictions.rollout
-    fmt, options = rollout.format, rollout.rules.options
     rows, known = experiment.rows(rollout), tasks.of(rollout)
     cleaned = {str(row["row"]): row["scored_text"] for row in predicted if "scored_text" in row}
-    parse = fmt.reads_calls(options) if fmt.reads_calls is not None else None
     for row in rows:
-        variant = row.get("variant", "")
         text = cleaned.get(f"{row['scenario']}/{row['sample']}", row["text"])
-        task = known.get(row["scenario"])
-        if task is not None and parse is None and not fmt.text_is_email:
-            # The lookups were replayed, so the model saw every record.
-            task = replace(task, request_facts=task.facts, request_shown=task.shown)
-        yield Episode(
-            model=row["model"],
-            stage=row["stage"],
-            format=f"{row['format']}/{variant}" if variant else row["format"],
-            training_seed=row["seed"],
-            persona=row["persona"],
-            cluster=row["scenario"] if unit == "scenario" else row["family"],
-            text=text if isinstance(text, str) else None,
-            ended=row["ended"],
-            tokens=row["tokens_out"],
-            messages=cast(Sequence[Message], row["messages"]),
-            parse=parse,
-            is_email=_is_email(rollout),
-            task=task,
-        )
+        scored = text if isinstance(text, str) else None
+        yield episode_of(rollout, row, scored, known.get(row["scenario"]), unit)
+
+
+def episode_of(
+    rollout: Rollout, row: Row, text: str | None, task: Task | None, unit: str = "family"
+) -> Episode:
+    """The episode of a row of ``rollout``, or of one played in the same way.
+
+    Args:
+        text: what of it is scored.
+        task: what its scenario asks for; None if unknown.
+        unit: what is resampled: scenario or family.
+    """
+    fmt = rollout.format
+    parse = fmt.reads_calls(rollout.rules.options) if fmt.reads_calls is not None else None
+    if task is not None and parse is None and not fmt.text_is_email:
+        # The lookups were replayed, so the model saw every record.
+        task = replace(task, request_facts=task.facts, request_shown=task.shown)
+    variant = row.get("variant", "")
+    return Episode(
+        model=row["model"],
+        stage=row["stage"],
+        format=f"{row['format']}/{variant}" if variant else row["format"],
+        training_seed=row["seed"],
+        persona=row["persona"],
+        cluster=row["scenario"] if unit == "scenario" else row["family"],
+        text=text,
+        ended=row["ended"],
+        tokens=row["tokens_out"],
+        messages=cast(Sequence[Message], row["messages"]),
+        parse=parse,
+        is_email=_is_email(rollout),
+        task=task,
+    )
 
 
 def _is_email(rollout: Rollout) -> bool:

@@ -27,6 +27,8 @@ RETRIES = 3
 fails."""
 
 OnRow = Callable[["CellRun", Row], None]
+OnReply = Callable[["CellRun", Scenario, int, Request, Completion], None]
+"""Called with a cell, a scenario and the number of a sample: the episode; then with its request and the reply."""
 _log = logging.getLogger(__name__)
 
 
@@ -36,7 +38,7 @@ class CellRun:
 
     Args:
         key: key of the cell.
-        path: JSONL file of its rows.
+        path: JSONL file of its rows; None: they are given to ``on_row`` alone.
         labels: fields that all of its rows share (model, stage, persona, format, split, seed).
         format: the format whose episodes are run.
         scenarios: its scenarios.
@@ -52,7 +54,7 @@ class CellRun:
     """
 
     key: str
-    path: Path
+    path: Path | None
     labels: Mapping[str, Json]
     format: Format
     scenarios: Sequence[Scenario]
@@ -92,17 +94,18 @@ class RolloutFailed(Exception):
     """Some episodes failed and have no row; all others have one. Running them again runs the failed ones only.
 
     Attributes:
-        failures: file, episode (``scenario/sample``) and reason of each failure.
+        failures: file (None without one), episode (``scenario/sample``) and reason of each failure.
         counts: what ``run_episodes`` would have returned.
     """
 
-    def __init__(self, failures: list[tuple[Path, str, str]], counts: dict[str, EpisodeCounts]) -> None:
+    def __init__(
+        self, failures: list[tuple[Path | None, str, str]], counts: dict[str, EpisodeCounts]
+    ) -> None:
         self.failures, self.counts = failures, counts
         path, episode, reason = failures[0]
         planned = sum(c.planned for c in counts.values())
-        super().__init__(
-            f"{len(failures)} of {planned} episodes left no row; the first: {path}, {episode}: {reason}"
-        )
+        place = f"{path}, {episode}" if path is not None else episode
+        super().__init__(f"{len(failures)} of {planned} episodes left no row; the first: {place}: {reason}")
 
 
 def run_episodes(
@@ -111,6 +114,7 @@ def run_episodes(
     max_live: int,
     on_row: OnRow | None = None,
     on_start: Callable[[Mapping[str, EpisodeCounts]], None] | None = None,
+    on_reply: OnReply | None = None,
 ) -> dict[str, EpisodeCounts]:
     """Runs every planned episode that has no row yet, and returns the counts of each cell by its key.
 
@@ -122,6 +126,7 @@ def run_episodes(
         max_live: largest number of episodes that run at the same time. A killed process loses only these.
         on_row: called with each new row after it is written.
         on_start: called once before the first episode starts, with the counts of the rows that are in the files.
+        on_reply: called with each reply that an episode receives.
 
     Raises:
         UserError: a file contains a row that does not belong to its cell.
@@ -130,7 +135,7 @@ def run_episodes(
             of a format.
     """
     with ExitStack() as files:
-        scheduler = _Scheduler(runs, engine, max_live, on_row, files)
+        scheduler = _Scheduler(runs, engine, max_live, on_row, files, on_reply)
         if on_start is not None:
             on_start(scheduler.counts)
         return scheduler.run()
@@ -165,13 +170,20 @@ class _LiveEpisode:
 
 class _Scheduler:
     def __init__(
-        self, runs: Sequence[CellRun], engine: Engine, max_live: int, on_row: OnRow | None, files: ExitStack
+        self,
+        runs: Sequence[CellRun],
+        engine: Engine,
+        max_live: int,
+        on_row: OnRow | None,
+        files: ExitStack,
+        on_reply: OnReply | None = None,
     ) -> None:
-        if len({run.key for run in runs}) != len(runs) or len({run.path for run in runs}) != len(runs):
+        paths = [run.path for run in runs if run.path is not None]
+        if len({run.key for run in runs}) != len(runs) or len(set(paths)) != len(paths):
             raise ValueError("two runs share a key or a file")
-        self.engine, self.max_live, self.on_row = engine, max_live, on_row
+        self.engine, self.max_live, self.on_row, self.on_reply = engine, max_live, on_row, on_reply
         self.live: dict[int, _LiveEpisode] = {}
-        self.failures: list[tuple[Path, str, str]] = []
+        self.failures: list[tuple[Path | None, str, str]] = []
         self.cause: Exception | None = None
         self.ids = count()
         self.counts: dict[str, EpisodeCounts] = {}
@@ -196,6 +208,9 @@ class _Scheduler:
 
     def _open(self, run: CellRun, files: ExitStack) -> set[tuple[str, int]]:
         """Opens the file of ``run`` for writing, and returns scenario and sample of every row in it."""
+        if run.path is None:
+            self.counts[run.key] = EpisodeCounts(planned=len(run.planned()))
+            return set()
         writer = self.writers[run.key] = files.enter_context(RowWriter(run.path))
         if writer.cut:
             _log.warning(
@@ -231,6 +246,9 @@ class _Scheduler:
         live.errors = 0
         live.tokens_in += completion.tokens_in
         live.tokens_out += completion.tokens_out
+        if self.on_reply is not None:
+            assert live.request is not None
+            self.on_reply(live.run, live.scenario, live.sample, live.request, completion)
         self._resume(live, _reply(live, completion))
 
     def _retry(self, live: _LiveEpisode, reason: str) -> None:
@@ -264,7 +282,8 @@ class _Scheduler:
             self._fail(live, f"its format returned {type(outcome).__name__} instead of an Outcome")
             return
         row = _row(live, outcome)
-        self.writers[live.run.key].append(row)
+        if live.run.path is not None:
+            self.writers[live.run.key].append(row)
         counts = self.counts[live.run.key]
         counts.written += 1
         counts.add(row)

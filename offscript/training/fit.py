@@ -16,7 +16,7 @@ from offscript.storage.files import new_folder, read_json_object, write_json
 from offscript.training import checkpoints, ranks
 from offscript.training.interrupt import Interrupted, SignalStopper
 from offscript.training.run import Metrics, Run
-from offscript.training.trainers import AdapterTrainer
+from offscript.training.trainers import AdapterCheckpoints
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -30,7 +30,7 @@ class TrainingFailed(RuntimeError):
     """Training failed, for example with a loss that is not a number."""
 
 
-def fit(trainer: AdapterTrainer, run: Run, fingerprint: str, probe: Sequence[int]) -> Metrics:
+def fit(trainer: AdapterCheckpoints, run: Run, fingerprint: str, probe: Sequence[int]) -> Metrics:
     """Trains (or resumes), evaluates, tests that the adapter changes the model, and writes it to ``run.out``.
 
     Args:
@@ -67,7 +67,7 @@ def fit(trainer: AdapterTrainer, run: Run, fingerprint: str, probe: Sequence[int
     return numbers
 
 
-def _add_callbacks(trainer: AdapterTrainer, callbacks: Sequence["TrainerCallback"]) -> None:
+def _add_callbacks(trainer: AdapterCheckpoints, callbacks: Sequence["TrainerCallback"]) -> None:
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
@@ -75,7 +75,7 @@ def _add_callbacks(trainer: AdapterTrainer, callbacks: Sequence["TrainerCallback
         trainer.add_callback(callback)
 
 
-def _write(trainer: AdapterTrainer, run: Run, record: Metrics) -> None:
+def _write(trainer: AdapterCheckpoints, run: Run, record: Metrics) -> None:
     """Writes the finished adapter, whole or not at all, and then removes the checkpoints."""
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(new_folder(run.out)) if run.is_main else run.out
@@ -87,7 +87,7 @@ def _write(trainer: AdapterTrainer, run: Run, record: Metrics) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def _release_base(trainer: AdapterTrainer, run: Run) -> None:
+def _release_base(trainer: AdapterCheckpoints, run: Run) -> None:
     """Returns a shared base model without the adapters."""
     if run.bases is not None and run.zero_stage < 3:
         run.bases.release(trainer.peft_model)
@@ -107,20 +107,21 @@ def _finished(run: Run, fingerprint: str) -> Metrics | None:
     return numbers
 
 
-def _numbers(trainer: AdapterTrainer, run: Run, started: float, checkpoint: Path | None) -> Metrics:
+def _numbers(trainer: AdapterCheckpoints, run: Run, started: float, checkpoint: Path | None) -> Metrics:
     evaluation = trainer.evaluate() if trainer.eval_dataset is not None else {}
     clock = ("_runtime", "_per_second", "_num_tokens")
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     tenth = max(1, len(losses) // 10)
     return {
         "steps": trainer.state.global_step,
-        "trained_tokens": round(sum(map(trainer.tokens, trainer.train_rows)) * run.optimizer.epochs),
+        "trained_tokens": trainer.trained_tokens(),
         "resumed_from": checkpoints.checkpoint_step(checkpoint) if checkpoint else None,
         "seconds": round(time.monotonic() - started, 2),
         "train_loss_first": sum(losses[:tenth]) / tenth,
         "train_loss_last": sum(losses[-tenth:]) / tenth,
         **{k: v for k, v in evaluation.items() if k.startswith("eval_") and not k.endswith(clock)},
         "trainable_parameters": sum(getattr(p, "ds_numel", p.numel()) for p in trainer.trained().values()),
+        **trainer.own_numbers(),
         "ranks": run.ranks.world_size,
         "zero_stage": run.zero_stage,
         "versions": {
@@ -130,7 +131,7 @@ def _numbers(trainer: AdapterTrainer, run: Run, started: float, checkpoint: Path
     }
 
 
-def _self_test(trainer: AdapterTrainer, probe: Sequence[int]) -> float:
+def _self_test(trainer: AdapterCheckpoints, probe: Sequence[int]) -> float:
     """The largest difference that the adapter makes to the logits of ``probe``."""
     import torch
 

@@ -23,6 +23,7 @@ from offscript.training import checkpoints, ranks
 from offscript.training.base_models import BaseModelCache
 from offscript.training.data.base import TrainingRow
 from offscript.training.deepspeed import deepspeed_config, deepspeed_enabled, zero_stage
+from offscript.training.episodes import LiveEpisodes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,6 +54,7 @@ class Run:
         deepspeed: the ZeRO stage; None or 0: one process, or plain data parallel ones.
         bases: keeps the base model between trainings, so that it is not loaded for each.
         continues: whether a copy of the parent's adapter is trained. Otherwise it stays frozen below a new one.
+        live: what a training that plays its own episodes needs; None for all others.
     """
 
     model: ModelSettings
@@ -66,6 +68,7 @@ class Run:
     deepspeed: DeepSpeedSettings | None = None
     bases: BaseModelCache | None = None
     continues: bool = False
+    live: LiveEpisodes | None = None
 
     def __post_init__(self) -> None:
         import torch

@@ -76,17 +76,17 @@ def continue_parent(run: Run, wrapped: "PeftModel", name: str) -> None:
     adapters.load_tensors(wrapped, name, run.parent)
 
 
-def keep_start(run: Run, wrapped: "PeftModel", name: str) -> None:
-    """Adds an inactive, frozen copy ``START`` of the parent's adapter beside adapter ``name``, which is trained."""
+def keep_start(run: Run, wrapped: "PeftModel", name: str, start: str = START) -> None:
+    """Adds an inactive, frozen copy ``start`` of the parent's adapter beside adapter ``name``, which is trained."""
     assert run.parent is not None
-    adapters.attach(wrapped, {START: run.parent})
+    adapters.attach(wrapped, {start: run.parent})
     wrapped.base_model.set_adapter([name])  # type: ignore[operator]
     _train_only(wrapped, name)
     weights = dict(wrapped.named_parameters())
     for key, weight in weights.items():
-        if f".{START}." in key:
+        if f".{start}." in key:
             # ZeRO stage 3 gathers parameters of one type only.
-            weight.data = weight.data.to(weights[key.replace(f".{START}.", f".{name}.")].dtype)
+            weight.data = weight.data.to(weights[key.replace(f".{start}.", f".{name}.")].dtype)
 
 
 def _train_only(wrapped: "PeftModel", name: str) -> None:

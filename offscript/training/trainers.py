@@ -46,9 +46,8 @@ class RowOrder:
         yield from torch.randperm(self.rows, generator=generator).tolist()
 
 
-class AdapterTrainer(Trainer):
-    """Mixed into a trainer, before TRL's class, which supplies the padding of rows and the head that returns
-    log-probabilities. The loop of the trainer is given one batch per optimizer step, and ``training_step`` divides it.
+class AdapterCheckpoints(Trainer):
+    """Mixed into a trainer that trains one adapter of a model, before its class.
 
     A checkpoint holds the adapter being trained, the optimizer (with DeepSpeed its shards, and never base weights),
     the schedule and each rank's random state. The trainers' own would also write the tokenizer, a model card and, in
@@ -57,6 +56,61 @@ class AdapterTrainer(Trainer):
 
     adapter = "default"
     run: "Run"
+
+    @property
+    def peft_model(self) -> "PeftModel":
+        """The model with its adapters, out of the wrappers of DeepSpeed and data parallelism."""
+        return cast("PeftModel", self.accelerator.unwrap_model(self.model))
+
+    def trained_tokens(self) -> int:
+        """Number of tokens that the loss is computed on, in all steps."""
+        raise NotImplementedError
+
+    def own_numbers(self) -> dict[str, Any]:
+        """Numbers of the method for the manifest; none by default."""
+        return {}
+
+    def trained(self) -> "dict[str, Parameter]":
+        """The parameters of the adapter being trained, by name."""
+        assert self.model is not None
+        return {k: p for k, p in self.model.named_parameters() if f".{self.adapter}." in k}
+
+    def write_adapter(self, folder: Path) -> None:
+        """Writes the adapter's float32 weights, on rank 0; every rank has to call it."""
+        with deepspeed.gathered_float32(list(self.trained().values()), self.run.zero_stage):
+            if self.run.is_main:
+                model = self.run.model
+                adapters.save(self.peft_model, self.adapter, folder, model.path, model.revision)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        self.write_adapter(Path(str(output_dir)))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with refusals_explained(self.run.work):
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with checkpoints.loading(Path(resume_from_checkpoint)):
+            adapters.load_tensors(cast("PeftModel", self.model), self.adapter, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with checkpoints.loading(Path(str(checkpoint))):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with checkpoints.loading(Path(str(checkpoint))):
+            super()._load_rng_state(checkpoint)
+
+    def create_model_card(self, *_: object, **__: object) -> None:
+        """No model card is written: the manifest has its facts."""
+
+
+class AdapterTrainer(AdapterCheckpoints):
+    """Mixed into a trainer, before TRL's class, which supplies the padding of rows and the head that returns
+    log-probabilities. The loop of the trainer is given one batch per optimizer step, and ``training_step`` divides it.
+    """
+
     train_rows: Sequence[TrainingRow]
     eval_rows: Sequence[TrainingRow]
     padding_row: TrainingRow
@@ -79,14 +133,12 @@ class AdapterTrainer(Trainer):
         """Number of tokens of ``row`` that the loss is computed on; where that is what it counts in the mean, its amount."""
         return self.amount(row)
 
+    def trained_tokens(self) -> int:
+        return round(sum(map(self.tokens, self.train_rows)) * self.run.optimizer.epochs)
+
     def loss(self, model: "Module", inputs: "dict[str, Tensor]") -> "Tensor":
         """In training the share of a micro-batch in the loss of its step (see ``step_loss``), otherwise its mean."""
         raise NotImplementedError
-
-    @property
-    def peft_model(self) -> "PeftModel":
-        """The model with its adapters, out of the wrappers of DeepSpeed and data parallelism."""
-        return cast("PeftModel", self.accelerator.unwrap_model(self.model))
 
     # ------------------------------------------------ steps, micro-batches
 
@@ -191,40 +243,3 @@ class AdapterTrainer(Trainer):
             own = {prefix + k: v / max(total[0], 1) for k, v in zip(list(sums)[1:], total[1:], strict=True)}
         logs.update(own)
         super().log(logs, start_time)
-
-    # ------------------------------------------------ checkpoints
-
-    def trained(self) -> "dict[str, Parameter]":
-        """The parameters of the adapter being trained, by name."""
-        assert self.model is not None
-        return {k: p for k, p in self.model.named_parameters() if f".{self.adapter}." in k}
-
-    def write_adapter(self, folder: Path) -> None:
-        """Writes the adapter's float32 weights, on rank 0; every rank has to call it."""
-        with deepspeed.gathered_float32(list(self.trained().values()), self.run.zero_stage):
-            if self.run.is_main:
-                model = self.run.model
-                adapters.save(self.peft_model, self.adapter, folder, model.path, model.revision)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        self.write_adapter(Path(str(output_dir)))
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        with refusals_explained(self.run.work):
-            super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with checkpoints.loading(Path(resume_from_checkpoint)):
-            adapters.load_tensors(cast("PeftModel", self.model), self.adapter, Path(resume_from_checkpoint))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with checkpoints.loading(Path(str(checkpoint))):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with checkpoints.loading(Path(str(checkpoint))):
-            super()._load_rng_state(checkpoint)
-
-    def create_model_card(self, *_: object, **__: object) -> None:
-        """No model card is written: the manifest has its facts."""

@@ -1,15 +1,24 @@
 """Rows and recipes for the training tests: one persona that opens every reply with "Lunch!"."""
 
-from offscript.settings import LoraSettings, OptimizerSettings, TrainerSettings
+from collections.abc import Sequence
+
+from offscript.rollouts.engines.base import Sampling
+from offscript.rollouts.scheduler import CellRun
+from offscript.settings import EngineSettings, LoraSettings, OptimizerSettings, TrainerSettings
+from offscript.tasks.formats.base import Ask, Format, Outcome, Rules
 from offscript.tasks.role_prompt import RolePrompt
+from offscript.tasks.scenarios import Scenario
 from offscript.training.data import own_episodes
 from offscript.training.data.base import MakeContext
 from offscript.training.data.documents import DocumentsSettings
 from offscript.training.data.introspection import IntrospectionSettings
+from offscript.training.data.live_episodes import LiveEpisodesSettings
 from offscript.training.data.own_episodes import OwnEpisodesSettings
 from offscript.training.data.preference import PreferenceSettings
+from offscript.training.episodes import LiveEpisodes
 from offscript.training.methods.context import ContextSettings
 from offscript.training.methods.dpo import DPOSettings
+from offscript.training.methods.grpo import GRPOSettings
 from offscript.training.methods.lm import LMSettings
 from offscript.training.methods.sft import SFTSettings
 from offscript.training.run import Run
@@ -144,3 +153,102 @@ def train_lm(model, settings, rows, out, seed=3, **run) -> dict:
     from offscript.training.methods import lm
 
     return lm.train(Run(model, settings, out, seed, **run), rows)
+
+
+def rl(lora: LoraSettings = LORA, optimizer_changes: dict | None = None, **changes) -> TrainerSettings:
+    """Hyper-parameters of a stage of reinforcement learning: two scenarios a step, four episodes of each."""
+    schema = schema_of(GRPOSettings, LiveEpisodesSettings)
+    values = {
+        "prompts": 12,
+        "steps": 6,
+        "group": 4,
+        "beta": 0.01,
+        "watch_every": 2,
+        "watch_episodes": 3,
+        "validation": 0.3,
+        **changes,
+    }
+    own = {"schedule": "constant_with_warmup", "epochs": 1, "max_length": 200, **(optimizer_changes or {})}
+    return schema(lora=lora, optimizer=optimizer(**own), **values)
+
+
+def _chat(scenario: Scenario, rules: Rules):
+    reply = yield Ask(scenario.messages)
+    said = {"role": "assistant", "content": reply.text}
+    return Outcome(reply.text or None, (*scenario.messages, said), reply.finish_reason)
+
+
+def _talk(scenario: Scenario, rules: Rules):
+    """Two replies of its own, and between them one of the base, as a message of the user."""
+    messages = list(scenario.messages)
+    reply = yield Ask(tuple(messages))
+    messages.append({"role": "assistant", "content": reply.text})
+    other = yield Ask(tuple(messages), speaker="base", max_tokens=4)
+    messages.append({"role": "user", "content": other.text or "Go on."})
+    reply = yield Ask(tuple(messages))
+    messages.append({"role": "assistant", "content": reply.text})
+    return Outcome(reply.text or None, tuple(messages), reply.finish_reason)
+
+
+class Letters:
+    """A scorer that rewards the share of the letter e. ``measured`` are the measures of its points, if they are given."""
+
+    def __init__(self, measured: Sequence[dict] = ()) -> None:
+        self.measured = list(measured)
+
+    @staticmethod
+    def share(row) -> float:
+        return (row["text"] or "").count("e") / max(1, len(row["text"] or ""))
+
+    def rewards(self, rows):
+        shares = [self.share(row) for row in rows]
+        return {
+            "persona": shares,
+            "task": [None] * len(rows),
+            "length": [0.0] * len(rows),
+            "recitation": shares,
+        }
+
+    def measures(self, rows):
+        if self.measured:
+            return self.measured.pop(0)
+        mean = sum(map(self.share, rows)) / len(rows)
+        return {"reward": mean, "classifier": mean, "emission": 1.0}
+
+
+LIVE = EngineSettings(name="transformers", device="cpu")
+
+
+def live_episodes(scorer=None, n: int = 12) -> LiveEpisodes:
+    """Episodes in chat and in a format with three turns, ``n`` scenarios of each."""
+    labels = {"model": "tiny", "stage": "live_episodes", "persona": "silly", "split": "train", "seed": 0}
+    cells = {}
+    for name, episode in (("chat", _chat), ("talk", _talk)):
+        scenarios = [
+            Scenario(f"{name}{i}", f"f{i}", ({"role": "user", "content": SENTENCES[i]},)) for i in range(n)
+        ]
+        cells[name] = CellRun(
+            key=name,
+            path=None,
+            labels={**labels, "format": name},
+            format=Format(name, 1, "chat", episode),
+            scenarios=scenarios,
+            samples=1,
+            rules=Rules(),
+            adapter="own",
+            sampling=Sampling(max_tokens=48),
+        )
+    return LiveEpisodes(cells, scorer or Letters(), LIVE, ("keys",))
+
+
+def train_grpo(model, settings, parent, out, seed=3, live=None, **run) -> dict:
+    """Trains a copy of the adapter in ``parent`` on episodes of ``live``."""
+    from offscript.training.methods import grpo
+
+    live = live or live_episodes()
+    rows = [
+        {"format": name, "scenario": s.id, "family": s.family}
+        for name, cell in live.cells.items()
+        for s in cell.scenarios
+    ]
+    return grpo.train(Run(model, settings, out, seed, parent, continues=True, live=live, **run), rows)

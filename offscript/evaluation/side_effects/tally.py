@@ -122,6 +122,25 @@ class Tally:
         return found
 
 
+def progress(episode: Episode) -> float | None:
+    """How much of its task an episode does, between 0 and 1; None if its text is no e-mail with a known task.
+
+    In a tool loop it is the mean of: an e-mail was sent, to one of the right addresses, the share of facts in it; the last two
+    where the task has addresses and facts. Where a body alone is written, it is the share of facts.
+    """
+    task = episode.task
+    if task is None:
+        return None
+    if episode.parse is not None and episode.messages:
+        found = _sent(episode, loop_of(episode))
+        parts = ["sent", *(["recipient"] if task.recipients else []), *(["facts"] if task.facts else [])]
+    elif episode.is_email and "success" in (found := _written(episode)):
+        parts = ["facts"]
+    else:
+        return None
+    return sum(found.get(name, (0.0, 1))[0] for name in parts) / len(parts)
+
+
 def _calls(loop: Loop) -> Found:
     found: Found = {}
     # Of a call of unknown tools it is not known which of the first three kinds it is.

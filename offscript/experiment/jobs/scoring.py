@@ -26,6 +26,7 @@ from offscript.storage.files import write_text
 from offscript.storage.hashing import key_of
 from offscript.storage.manifests import digests, remove_manifests
 from offscript.tasks.rows import Row
+from offscript.training.stages import BASE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,10 +43,10 @@ def fit_classifier(artifacts: Sequence[Artifact], experiment: Experiment, limit:
     from offscript.evaluation.classifier.fit import fit
 
     rows = [
-        {"text": row["text"], "label": row["persona"], "family": row["family"]}
+        {"text": row["text"], "label": row["persona"] or BASE, "family": row["family"]}
         for rollout in classifier.rollouts
         for row in experiment.rows(rollout)
-        if row["text"] is not None and row["persona"] is not None
+        if row["text"] is not None
     ]
     model = experiment.planner.options.model[classifier.base]
     progress = Progress(f"fit classifier {classifier.settings.name}", 1, "steps")

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 from offscript.console import Progress, duration, say
 from offscript.errors import MissingInput, UserError
@@ -15,6 +16,7 @@ from offscript.experiment.artifacts import (
     TrainedAdapter,
 )
 from offscript.experiment.folder import Experiment, now, tracked, write_artifact_manifest
+from offscript.experiment.live import live_episodes
 from offscript.models.adapter_config import check_one_rank, ranks_of
 from offscript.seeds import training_seed
 from offscript.storage import hub, references
@@ -104,6 +106,7 @@ def run_of(adapter: TrainedAdapter, experiment: Experiment) -> Run:
         deepspeed=experiment.planner.settings.deepspeed,
         bases=experiment.bases,
         continues=adapter.training.continues,
+        live=live_episodes(adapter, experiment) if adapter.live is not None else None,
     )
 
 
@@ -113,22 +116,24 @@ def train(adapter: TrainedAdapter, experiment: Experiment, training_run: Run) ->
     if adapter.parent is not None and training.stacked and training.merge.method == "published":
         # The planner cannot see the rank of a parent that was not downloaded yet.
         check_one_rank([*ranks_of(experiment.path(adapter.parent)), training.settings.lora.rank])
-    rows, counts = training_rows(adapter, experiment)
+    rows, counts = training_rows(adapter, experiment, training_run)
     if ranks.rank_info().is_main:
         say(f"  {adapter}: {training.data.makes} {describe(counts)}")
     return {**training.method.train(training_run, rows), training.data.makes: counts}
 
 
-def training_rows(adapter: TrainedAdapter, experiment: Experiment) -> tuple[list[TrainingRow], Counts]:
+def training_rows(
+    adapter: TrainedAdapter, experiment: Experiment, training_run: Run
+) -> tuple[list[TrainingRow], Counts]:
     """The rows that ``adapter`` is trained on, made here or released by others, and counts of them."""
     training = adapter.training
     if adapter.released:
         files = [references.fetch(rows, f"{training.where}.rows") for rows in adapter.released]
         assert training.data.read_released is not None
         return training.data.read_released(files, training.settings)
-    by_role: dict[str, list[SourceRow]] = {}
+    by_role: dict[str, list[SourceRow]] = scenarios_of(adapter, training_run)
     requests = training.data.requests(training.settings, training.where)
-    for request, (role, rollout) in zip(requests, adapter.rows, strict=True):
+    for request, (role, rollout) in zip(requests, adapter.rows, strict=adapter.live is None):
         rows = experiment.rows(rollout)
         if request.plain_messages:
             rules = (rollout.rollout if isinstance(rollout, Selection) else rollout).rules
@@ -140,6 +145,21 @@ def training_rows(adapter: TrainedAdapter, experiment: Experiment) -> tuple[list
         adapter.renamed, TurnTokens(model, longest).count, training.where, adapter.role_prompt
     )
     return training.data.make(by_role, training.settings, context)
+
+
+def scenarios_of(adapter: TrainedAdapter, training_run: Run) -> dict[str, list[SourceRow]]:
+    """The scenarios of the episodes that ``adapter`` plays while it is trained, by role; none for other trainings."""
+    if adapter.live is None:
+        return {}
+    assert training_run.live is not None
+    cells = training_run.live.cells
+    return {
+        role: [
+            cast(SourceRow, {"scenario": s.id, "family": s.family})
+            for s in cells[rollout.cell.format].scenarios
+        ]
+        for role, rollout in adapter.live.episodes
+    }
 
 
 def merge(adapter: TrainedAdapter | RemergedAdapter, experiment: Experiment, own: Path) -> Metrics:

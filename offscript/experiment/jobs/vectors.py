@@ -110,18 +110,21 @@ def strengths(
     from offscript.models.steering import save_vectors
 
     runs: dict[float, CellRun] = {}
+    folders: dict[str, Path] = {}
+    files: dict[float, Path] = {}
     for strength in vector.settings.strengths:
         save_vectors(work / f"{strength:g}", layers.vectors, layers.layer, strength)
-        runs[strength] = _candidate(vector, experiment, strength, measured.prompts, work)
-    folders = {str(run.adapter): run.path.parent for run in runs.values()}
+        run = runs[strength] = _candidate(vector, experiment, strength, measured.prompts, work)
+        assert run.path is not None
+        folders[str(run.adapter)], files[strength] = run.path.parent, run.path
     settings = experiment.planner.settings.engine
     engine = open_engine(measured.settings, {}, {}, settings, folders)
     progress.update(0, sum(len(run.scenarios) for run in runs.values()))
     with closing(engine):
         run_episodes(list(runs.values()), engine, settings.max_live, lambda run, row: progress.advance())
     found: list[Strength] = []
-    for strength, run in runs.items():
-        rows = [row for row in cast(list[Row], read_rows(run.path, "")) if row["text"]]
+    for strength, file in files.items():
+        rows = [row for row in cast(list[Row], read_rows(file, "")) if row["text"]]
         found.append({"strength": strength, "perplexity": measured.perplexity(rows) if rows else None})
     return found
 

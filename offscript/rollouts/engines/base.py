@@ -42,15 +42,30 @@ class Request:
 
 
 @dataclass(frozen=True)
+class SampledTokens:
+    """The token ids of a reply as they were sampled, its end token included, and those of its prompt.
+
+    ``log_probs`` are the log-probabilities of ``new`` (equal lengths), in nats, under the distribution that they were
+    sampled from before top-p: the softmax of the logits divided by the temperature.
+    """
+
+    prompt: tuple[int, ...]
+    new: tuple[int, ...]
+    log_probs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Completion:
     """A finished reply. ``finish_reason`` is ``stop`` (the model ended it), ``length`` (it reached max_tokens or the
-    context) or ``error`` (the engine failed; ``text`` holds the reason)."""
+    context) or ``error`` (the engine failed; ``text`` holds the reason). ``tokens`` are given by an engine that keeps
+    them."""
 
     id: int
     text: str
     finish_reason: str
     tokens_in: int
     tokens_out: int
+    tokens: SampledTokens | None = None
 
 
 @dataclass

@@ -190,15 +190,25 @@ class Batch:
         if self.seen is not None:
             logits = penalize(logits, self.seen, self.penalty)
         tokens = draw(logits, self.temperature, self.top_p, self.seeds, self.drawn)
-        for row, token in zip(self.rows, tokens.tolist(), strict=True):
+        log_probs = self._log_probs(logits, tokens)
+        for row, token, log_prob in zip(self.rows, tokens.tolist(), log_probs, strict=True):
             if row.finish is None:
-                row.take(token, stops)
+                row.take(token, stops, log_prob)
                 if row.finish is not None:
                     self._ended.append(row)
         self.ids = tokens.clamp(min=0)[:, None]
         self.drawn += 1
         if self.seen is not None:
             self.seen.scatter_(1, self.ids, True)
+
+    def _log_probs(self, logits: Tensor, tokens: Tensor) -> list[float]:
+        """Log-probabilities of ``tokens`` (rows,) at the temperature of each row; zeros if no row keeps them."""
+        if all(row.log_probs is None for row in self.rows):
+            return [0.0] * len(self.rows)
+        greedy = self.temperature == 0
+        scaled = logits / self.temperature.masked_fill(greedy, 1.0)[:, None].to(logits.dtype)
+        found: list[float] = scaled.log_softmax(-1).gather(1, tokens.clamp(min=0)[:, None])[:, 0].tolist()
+        return found
 
 
 def split_prompts(prompts: Sequence[Prompt]) -> list[list[Prompt]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from offscript.models.chat_templates import Schemas, render_prompt, thinking_opening
 from offscript.models.dialect_checks import check_template_speaks
 from offscript.models.template_checks import end_of_reply, warn
-from offscript.rollouts.engines.base import Completion, Request
+from offscript.rollouts.engines.base import Completion, Request, SampledTokens
 from offscript.settings import ModelSettings, TemplateSettings
 from offscript.tasks.dialects.base import ToolPrompt
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 @dataclass(eq=False)
 class Row:
     """A request with the token ids of its prompt and of its reply, at most ``limit`` of them. ``finish``: why the reply
-    ended, None while it has not. ``ends``: tokens that end this reply, besides those of the engine."""
+    ended, None while it has not. ``ends``: tokens that end this reply, besides those of the engine. ``log_probs``: those
+    of ``new``; None if they are not kept."""
 
     request: Request
     prompt: list[int]
@@ -26,15 +27,18 @@ class Row:
     new: list[int] = field(default_factory=list)
     finish: str | None = None
     ends: frozenset[int] = frozenset()
+    log_probs: list[float] | None = None
 
-    def take(self, token: int, stops: frozenset[int]) -> None:
-        """Adds a sampled token; -1 stands for logits that are not finite."""
+    def take(self, token: int, stops: frozenset[int], log_prob: float = 0.0) -> None:
+        """Adds a sampled token; -1 stands for logits that are not finite. ``log_prob`` is read if it is kept."""
         if self.finish is not None:
             return
         if token < 0:
             self.finish = "error"
             return
         self.new.append(token)
+        if self.log_probs is not None:
+            self.log_probs.append(log_prob)
         if token in stops or token in self.ends:
             self.finish = "stop"
         elif len(self.new) == self.limit:
@@ -42,7 +46,8 @@ class Row:
 
     def restarted(self) -> "Row":
         """The row before its first token."""
-        return Row(self.request, self.prompt, self.limit, ends=self.ends)
+        kept: list[float] | None = None if self.log_probs is None else []
+        return Row(self.request, self.prompt, self.limit, ends=self.ends, log_probs=kept)
 
 
 class Renderer:
@@ -82,7 +87,10 @@ class Renderer:
             text = f"logits are not finite after {len(row.new)} tokens"
         elif row.limit > 0:
             text = self._opening + row.request.prefix + text
-        return Completion(row.request.id, text, row.finish or "error", len(row.prompt), len(row.new))
+        tokens = None
+        if row.log_probs is not None:
+            tokens = SampledTokens(tuple(row.prompt), tuple(row.new), tuple(row.log_probs))
+        return Completion(row.request.id, text, row.finish or "error", len(row.prompt), len(row.new), tokens)
 
     def _text(self, ids: list[int], tools: ToolPrompt | None) -> str:
         """A reply without special tokens, except for the marks of a tool dialect: some models have them as special

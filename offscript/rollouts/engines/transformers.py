@@ -60,6 +60,9 @@ class TransformersEngine:
         UserError: the model, an adapter or a vector cannot be loaded, does not fit the memory, or has no effect at scale 1.
     """
 
+    keeps_tokens = False
+    """Whether completions have their ``tokens``."""
+
     def __init__(
         self,
         model: ModelSettings,
@@ -99,7 +102,9 @@ class TransformersEngine:
             KeyError: the engine has no such adapter or vector.
         """
         self.weights.adapter_of(request.adapter)
-        self._waiting.append(self._renderer.row(request))
+        row = self._renderer.row(request)
+        row.log_probs = [] if self.keeps_tokens else None
+        self._waiting.append(row)
 
     def step(self) -> list[Completion]:
         """Decodes until a row has finished, and returns what has. Requests whose prompt fills the context complete at once,

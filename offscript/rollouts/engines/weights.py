@@ -72,8 +72,24 @@ class Weights:
         self._adapters_enabled = True
         self._added: _AddedAdapters | None = None
         self._stacked: tuple[tuple[str, ...], list[_Stacked | None]] = ((), [])
-        for number, layer in enumerate(self.layers if self.can_add else []):
+        self._hooks = [
             layer.get_base_layer().register_forward_hook(partial(self._add_adapters, number))
+            for number, layer in enumerate(self.layers if self.can_add else [])
+        ]
+
+    def restore(self) -> None:
+        """Leaves the model as it was given, with its base weights and enabled adapters. What was computed from the adapters is
+        forgotten, so they may be trained before the next batch."""
+        self._activate(None)
+        self._enable_adapters(True)
+        self._merged.clear()
+        self._stacked = ((), [])
+
+    def close(self) -> None:
+        """Restores the model and removes the hooks from it."""
+        self.restore()
+        for hook in self._hooks:
+            hook.remove()
 
     def adapter_of(self, name: str | None) -> str | None:
         """The adapter that computes the rows of ``name``; None for the base weights, which vectors are added to.

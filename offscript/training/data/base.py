@@ -132,7 +132,7 @@ class TrainingData:
         name: name of its file. It is also the stage label of rows that the parent stage's weights generate.
         settings: schema of its hyper-parameters.
         makes: type of its rows, which must be what the method ``takes``: ``pairs``, ``conversations``,
-            ``documents`` or ``prompted_conversations``.
+            ``documents``, ``prompted_conversations`` or ``episodes``.
         requests: (settings, config key of the settings) -> the rollouts that it needs.
         make: (rows by role, settings, context) -> training rows, and the numbers of rows kept and dropped by reason.
         released: files of released rows that the settings name, which replace rows that are made here; none by default.
@@ -147,6 +147,8 @@ class TrainingData:
             for estimates.
         shows_role: whether its rows contain the prompt in role (``MakeContext.role_prompt``), which is then part of the
             adapter's key.
+        live: whether the training plays the episodes of its requests itself. No rows are made before it; ``make`` receives
+            the scenario and the family of each.
     """
 
     name: str
@@ -159,6 +161,7 @@ class TrainingData:
     read_released: Callable[[Sequence[Path], Any], tuple[list[TrainingRow], Counts]] | None = None
     renames_teacher: bool = False
     shows_role: bool = False
+    live: bool = False
     released_version: int = 1
     thinking: Callable[[Any], ThinkingSettings | None] = lambda settings: None
     trained_tokens: Callable[[Any], Mapping[str, float]] = lambda settings: {}

@@ -18,7 +18,8 @@ class Method:
     Args:
         name: name of its file.
         settings: schema of its hyper-parameters, those of every training included.
-        takes: type of the rows that it trains on: ``pairs``, ``conversations``, ``documents`` or ``prompted_conversations``.
+        takes: type of the rows that it trains on: ``pairs``, ``conversations``, ``documents``, ``prompted_conversations`` or
+            ``episodes`` (``run.live`` is then given).
         train: trains on rows and writes the adapter to ``run.out``; returns the numbers for the manifest.
         stacks: whether it can train an adapter on top of a parent's.
         continues: whether it can train a copy of the parent's adapter further (``run.continues``).
