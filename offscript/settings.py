@@ -191,7 +191,7 @@ class TemplateSettings(Node):
     own; a template that asks for the current date is refused). ``thinking`` are the marks of the model's thinking (null:
     the model does not think, and replies are used as they are). ``double_bos``: prompts begin with two
     beginning-of-text tokens where the template writes one, as those of the published studies did; sequences that are
-    trained on keep one.
+    trained on keep one. ``image_tokens``: tokens that an image is in a prompt (0: the model reads no images).
     """
 
     system_role: Literal["native", "user"] = identity("native")
@@ -200,6 +200,8 @@ class TemplateSettings(Node):
     date_string: str | None = identity(None)
     thinking: ThinkingSettings | None = identity(ThinkingSettings(), unhashed=None)
     double_bos: bool = identity(False, unhashed=False)
+    # Part of the keys of rows whose prompts have images.
+    image_tokens: int = runtime(0, ge=0)
 
 
 class SizeSettings(Node):
@@ -470,6 +472,7 @@ class DataSettings(Named):
             "structured_form",
             "multi_agent_debate",
             "adversarial_roleplay",
+            "chat_image",
             "reflection",
             "interaction",
         ],
@@ -1161,12 +1164,22 @@ def shown(value: object) -> str:
 
 def _siblings(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     node: Any = schema
+    classes: list[Any] = []
     for part in location[:-1]:
         if isinstance(part, int) or not hasattr(node, "model_fields"):
             continue
-        annotation = node.model_fields[part].annotation if part in node.model_fields else None
-        node = next((a for a in _unpack(annotation) if hasattr(a, "model_fields")), node)
+        if part in node.model_fields:
+            annotation = node.model_fields[part].annotation
+            classes = [a for a in _unpack(annotation) if hasattr(a, "model_fields")]
+            node = next(iter(classes), node)
+        else:
+            # Of several classes that a field may have, the one with this tag.
+            node = next((a for a in classes if _has_tag(a, part)), node)
     return sorted(node.model_fields)
+
+
+def _has_tag(schema: type[BaseModel], tag: str) -> bool:
+    return any(tag in getattr(field.annotation, "__args__", ()) for field in schema.model_fields.values())
 
 
 def _unpack(annotation: Any) -> list[Any]:

@@ -10,6 +10,7 @@ Each is built once per process, in well under a second, and removed with it:
 
 import functools
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,11 @@ _TOKENS: dict[str, dict[str, Any]] = {
             "<image_soft_token>",
         ],
         "roles": {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"},
+        "images": {
+            "boi_token": "<start_of_image>",
+            "eoi_token": "<end_of_image>",
+            "image_token": "<image_soft_token>",
+        },
         "ends": ["<eos>", "<end_of_turn>"],
         "begins": "<bos>",
     },
@@ -74,6 +80,8 @@ _SHAPE = {
     "max_position_embeddings": 1024,
     "initializer_range": 0.2,  # at the usual 0.02 all tokens are about as likely, whatever was said
 }
+IMAGE_SIDE, IMAGE_TOKENS = 56, 4
+"""Pixels of an image's side, and its tokens."""
 _kept: list[tempfile.TemporaryDirectory[str]] = []
 
 
@@ -94,6 +102,7 @@ def family(name: str) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if name == "gemma":
+        _save_image_processor(folder)
         _as_on_the_hub(folder)
     return folder
 
@@ -104,6 +113,8 @@ def family_settings(name: str, folder: Path, **changes: Any) -> ModelSettings:
 
     plain = yaml.safe_load((HOME / "conf" / "model" / f"{_yaml_of(name)}.yaml").read_text())
     plain |= {"path": str(folder), "dtype": "float32", "context": 512, "max_reply_tokens": 64, "size": None}
+    if plain["template"].get("image_tokens"):
+        plain["template"]["image_tokens"] = IMAGE_TOKENS
     return parse(ModelSettings, plain | changes, "model")
 
 
@@ -176,7 +187,8 @@ def _tokenizer(tokens: dict[str, Any]) -> Any:
         raw.post_processor = processors.TemplateProcessing(
             single=f"{begins} $A", special_tokens=[(begins, raw.token_to_id(begins))]
         )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **tokens["roles"])
+    images = {"extra_special_tokens": tokens["images"]} if "images" in tokens else {}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **tokens["roles"], **images)
     templates = Path(trl.__file__).parent / "chat_templates"
     tokenizer.chat_template = (templates / f"{tokens['template']}.jinja").read_text(encoding="utf-8")
     return tokenizer
@@ -242,6 +254,7 @@ def _gemma_text(vocabulary: int, ids: dict[str, int]) -> Any:
 
 
 def _gemma(vocabulary: int, ids: dict[str, int]) -> Any:
+    import torch
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration, SiglipVisionConfig
 
     vision = SiglipVisionConfig(
@@ -249,20 +262,29 @@ def _gemma(vocabulary: int, ids: dict[str, int]) -> Any:
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
-        image_size=28,
+        image_size=IMAGE_SIDE,
         patch_size=14,
         vision_use_head=False,
     )
     config = Gemma3Config(
         text_config=_gemma_config(vocabulary, ids),
         vision_config=vision,
-        mm_tokens_per_image=4,
+        mm_tokens_per_image=IMAGE_TOKENS,
         boi_token_index=ids["<start_of_image>"],
         eoi_token_index=ids["<end_of_image>"],
         image_token_index=ids["<image_soft_token>"],
         eos_token_id=[ids["<eos>"], ids["<end_of_turn>"]],
     )
-    return Gemma3ForConditionalGeneration(config)
+    model = Gemma3ForConditionalGeneration(config)
+    # transformers sets it to zero: all images would be the same.
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.5)
+    return model
+
+
+def _save_image_processor(folder: Path) -> None:
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    Gemma3ImageProcessorPil(size={"height": IMAGE_SIDE, "width": IMAGE_SIDE}).save_pretrained(folder)
 
 
 def _as_on_the_hub(folder: Path) -> None:
@@ -270,7 +292,7 @@ def _as_on_the_hub(folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = {
-        key.replace("vision_tower.", "vision_tower.vision_model."): tensor
+        re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", key): tensor
         for key, tensor in load_file(folder / "model.safetensors").items()
     }
     (folder / "model.safetensors").unlink()
@@ -306,5 +328,6 @@ def talking_family(name: str, steps: int = 80) -> Path:
     model.save_pretrained(out)
     AutoTokenizer.from_pretrained(folder).save_pretrained(out)
     if name == "gemma":
+        _save_image_processor(out)
         _as_on_the_hub(out)
     return out

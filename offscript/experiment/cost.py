@@ -53,6 +53,7 @@ from offscript.settings import EngineSettings, LoraSettings, ModelSettings, Opti
 from offscript.storage.references import reference
 from offscript.tasks.formats import get_format
 from offscript.tasks.formats.base import Cost
+from offscript.tasks.messages import images_of
 from offscript.tasks.scenarios import Scenario
 from offscript.training.scored_tokens import BATCH_TOKENS
 
@@ -201,25 +202,29 @@ class Conversation:
         return self.asks * sum(self.contexts)
 
 
-def conversation(rollout: Rollout, limit: int, system: bool = True) -> Conversation:
+def conversation(rollout: Rollout, model: ModelSettings, system: bool = True) -> Conversation:
     """The mean episode of a rollout. Scenarios that are available locally are started, and the characters of their first
-    prompts are counted (4 per token); others have the format's typical cost.
+    prompts are counted (4 per token), with the tokens of their images; others have the format's typical cost.
 
     Args:
         rollout: the rollout.
-        limit: the model's context, in tokens.
+        model: the model that reads it; its context bounds it.
         system: whether the system text and the examples are counted.
     """
+    per_image = model.template.image_tokens
     rules, scenarios = rollout.rules, rollout.scenarios
     inner, options = rollout.format.inner(rules.options)
     cost, asks = inner.cost, rollout.format.cost.asks
     examples = rollout.examples.mean_characters if system and rollout.examples is not None else 0.0
     typical = Conversation(
-        cost.prompt_tokens + (len(rules.system) / CHARACTERS if system else 0) + examples / CHARACTERS,
+        cost.prompt_tokens
+        + cost.images * per_image
+        + (len(rules.system) / CHARACTERS if system else 0)
+        + examples / CHARACTERS,
         0.0,
         _replies(cost, options),
         min(cost.reply_tokens, rollout.sampling.max_tokens),
-        limit,
+        model.context,
         cost.accumulates_history,
         asks,
     )
@@ -230,7 +235,9 @@ def conversation(rollout: Rollout, limit: int, system: bool = True) -> Conversat
     prompts = [[m for m in ask.messages if system or m["role"] != "system"] for ask in first]
     prompt = fmean(sum(len(m["content"]) for m in messages) for messages in prompts)
     prompt += fmean(len(json.dumps(ask.tools.schemas)) if ask.tools else 0 for ask in first) + examples
-    return replace(typical, prompt=prompt / CHARACTERS, added=_tool_results(measured) / CHARACTERS)
+    images = fmean(len(images_of(messages)) for messages in prompts) * per_image
+    added = _tool_results(measured) / CHARACTERS
+    return replace(typical, prompt=prompt / CHARACTERS + images, added=added)
 
 
 def _replies(cost: Cost, options: Mapping[str, Json]) -> int:
@@ -388,7 +395,7 @@ def _rollouts(
     """``held``: bytes on the GPU of what the process loaded before."""
     rates = RATES.get(engine.name)
     rollouts = _rollouts_in(group)
-    sizes = [(rollout.planned_rows, conversation(rollout, model.context)) for rollout in rollouts]
+    sizes = [(rollout.planned_rows, conversation(rollout, model)) for rollout in rollouts]
     job = replace(
         blank,
         rows=sum(rows for rows, _ in sizes),
@@ -464,9 +471,9 @@ def _vector(
     (vector,) = group
     assert isinstance(vector, Vector)
     rates, plain, settings = RATES.get(engine.name), vector.plain, vector.settings
-    size = conversation(plain, model.context)
+    size = conversation(plain, model)
     rows = round(settings.validation * plain.planned_rows) * len(settings.strengths)
-    replies = [(r, conversation(r, model.context)) for r in (vector.prompted, plain)]
+    replies = [(r, conversation(r, model)) for r in (vector.prompted, plain)]
     read = sum(r.planned_rows * own.length for r, own in replies) + rows * size.length
     job = replace(
         blank, rows=rows, tokens_in=round(read + rows * size.encoded(False)), tokens_out=rows * size.generated
@@ -527,7 +534,7 @@ def _training_rows(adapter: TrainedAdapter, model: ModelSettings) -> tuple[int, 
     bounds, sizes = training.data.trained_tokens(training.settings), []
     for role, made in rollouts:
         source = made.rollout if isinstance(made, Selection) else made
-        size = conversation(source, model.context, system=False)
+        size = conversation(source, model, system=False)
         planned: float = made.planned_rows
         if role in bounds:
             # A pair trains one reply, on both sides; a conversation all of them.
@@ -599,7 +606,7 @@ def _projections(
 ) -> JobEstimate:
     """One pass over the longest context of every episode, in batches of bounded size."""
     rollouts = [a.rollout for a in group if isinstance(a, Projections)]
-    sizes = [(r.planned_rows, conversation(r, model.context)) for r in rollouts]
+    sizes = [(r.planned_rows, conversation(r, model)) for r in rollouts]
     tokens = sum(rows * size.length for rows, size in sizes)
     job = replace(blank, rows=sum(rows for rows, _ in sizes), tokens_in=round(tokens))
     if model.size is None or model.endpoint is not None:
@@ -620,7 +627,7 @@ def _rollouts_in(group: Sequence[Artifact]) -> list[Rollout]:
 
 def _texts(rollouts: Sequence[Rollout], model: ModelSettings, limit: int) -> tuple[int, float]:
     """Texts that a classifier reads (the last reply of every episode), and their tokens."""
-    sizes = [(r.planned_rows, conversation(r, model.context)) for r in rollouts]
+    sizes = [(r.planned_rows, conversation(r, model)) for r in rollouts]
     return sum(n for n, _ in sizes), sum(n * min(size.reply, limit) for n, size in sizes)
 
 

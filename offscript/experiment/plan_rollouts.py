@@ -13,10 +13,11 @@ from offscript.experiment.artifacts import Adapter, Cell, Rollout, ScenarioSet, 
 from offscript.experiment.plan_context import PlanContext, cached
 from offscript.json_types import Json
 from offscript.models.dialect_checks import check_model_speaks
-from offscript.rollouts.engines import check_served, check_steering
+from offscript.rollouts.engines import check_images, check_served, check_steering
 from offscript.rollouts.engines.base import Sampling
 from offscript.settings import SPLITS, SamplingSettings, StageSettings, ThinkingSettings, identity_of
 from offscript.storage.options import options_of
+from offscript.tasks import drawings
 from offscript.tasks.dialects import dialect_of
 from offscript.tasks.examples import Examples
 from offscript.tasks.formats import (
@@ -362,6 +363,8 @@ class RolloutPlanner:
         rules = self._rules(cell, stage, fmt, request, trained or cell.model)
         examples = self._examples(cell, stage, request)
         inner, inner_options = fmt.inner(rules.options)
+        if inner.images:
+            self._check_images(cell, inner, adapter)
         dialect = dialect_of(inner_options)
         check_model_speaks(self.context.options.model[cell.model], dialect)
         if request is not None and dialect.takes_schemas:
@@ -392,6 +395,9 @@ class RolloutPlanner:
         }
         if dialect.native:
             identity["dialect"] = dialect.identity
+        if inner.images:
+            tokens = self.context.options.model[cell.model].template.image_tokens
+            identity["images"] = {"drawings": drawings.VERSION, "tokens": tokens}
         if vector is not None:
             identity["vector"] = vector.key
         if examples is not None:
@@ -414,6 +420,18 @@ class RolloutPlanner:
                 judged=judged,
             )
         )
+
+    def _check_images(self, cell: Cell, fmt: Format, adapter: Adapter | None) -> None:
+        """Checks that prompts of ``fmt``, which have images, can be asked of the weights of ``cell``.
+
+        Raises:
+            UserError: they cannot.
+        """
+        model = self.context.options.model[cell.model]
+        check_images(self.context.settings.engine.name, model, f"format={fmt.name}")
+        if adapter is not None and adapter.checkpoint:
+            found = f"{adapter} is a whole checkpoint of the language model, without a vision tower"
+            raise UserError(f"format={fmt.name}", found, "allowed: adapters, or the base")
 
     def _thinking(self, model: str, stage: StageSettings, fmt: Format) -> ThinkingSettings | None:
         """The marks of what is removed from the replies of a cell: those that the weights were trained to write before a

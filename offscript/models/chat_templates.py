@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from offscript.errors import UserError
 from offscript.json_types import Json
 from offscript.settings import TemplateSettings, ThinkingSettings
-from offscript.tasks.messages import Message
+from offscript.tasks.messages import IMAGE_MARK, Message, images_of
 
 Schemas = Sequence[dict[str, Json]]
 
@@ -129,12 +129,16 @@ def map_roles(messages: Sequence[Message], template: TemplateSettings) -> list[M
 
 
 def join_consecutive(messages: Sequence[Message]) -> list[Message]:
-    """``messages`` with consecutive turns of one role joined by a blank line; a message with a tool call stays alone."""
+    """``messages`` with consecutive turns of one role joined by a blank line, with the images of both; a message with a tool
+    call stays alone."""
     joined: list[Message] = []
     for message in messages:
         calls = "tool_calls" in message or (joined and "tool_calls" in joined[-1])
         if joined and joined[-1]["role"] == message["role"] and not calls:
+            images = images_of([joined[-1], message])
             joined[-1] = {**joined[-1], "content": _paragraphs(joined[-1]["content"], message["content"])}
+            if images:
+                joined[-1]["images"] = images
         else:
             joined.append(message.copy())
     return joined
@@ -192,14 +196,16 @@ def apply(
     generation: bool,
     tools: Schemas = (),
 ) -> str:
-    """What the chat template makes of ``messages``, whose roles are mapped.
+    """What the chat template makes of ``messages``, whose roles are mapped. Each image is as many image tokens as the model
+    reads it as.
 
     Raises:
         Exception: of any type, where the template fails.
     """
+    images = len(images_of(messages))
     date = {} if template.date_string is None else {"date_string": template.date_string}
     text = tokenizer.apply_chat_template(
-        cast(list[dict[str, str]], messages),
+        cast(list[dict[str, str]], [_in_parts(m) for m in messages] if images else messages),
         tools=cast(Any, list(tools)) or None,
         chat_template=_with_fixed_date(source_of(tokenizer), template),
         tokenize=False,
@@ -207,7 +213,47 @@ def apply(
         **date,  # type: ignore[arg-type]
     )
     assert isinstance(text, str)
-    return text
+    return _with_image_tokens(tokenizer, text, images, template) if images else text
+
+
+def _in_parts(message: Message) -> dict[str, object]:
+    """``message`` as chat templates take one with images: its content is a list of images and texts."""
+    if "images" not in message:
+        return {**message}
+    parts: list[dict[str, str]] = []
+    for number, text in enumerate(message["content"].split(IMAGE_MARK)):
+        if number:
+            parts.append({"type": "image"})
+        if text.strip():
+            parts.append({"type": "text", "text": text})
+    return {"role": message["role"], "content": parts}
+
+
+def _with_image_tokens(
+    tokenizer: "PreTrainedTokenizerBase", text: str, images: int, template: TemplateSettings
+) -> str:
+    """``text`` with the tokens of an image in place of each token that begins one, as the processor of Gemma-3 has it.
+
+    Raises:
+        UserError: the model reads no images, its tokenizer names no tokens for them, or the template has left one out.
+    """
+    if not template.image_tokens:
+        raise UserError(
+            "model.template.image_tokens", "0, and a prompt has an image", "a model that reads images"
+        )
+    begin, soft, end = (getattr(tokenizer, name, None) for name in ("boi_token", "image_token", "eoi_token"))
+    if not (begin and soft and end):
+        raise UserError(
+            tokenizer.name_or_path,
+            "its tokenizer has no boi_token, image_token and eoi_token",
+            "those of Gemma-3",
+        )
+    if text.count(begin) != images:
+        found = f"the chat template renders {text.count(begin)} of {images} images"
+        raise UserError(
+            place_of(tokenizer), found, "a chat template with images, and texts that do not name their tokens"
+        )
+    return text.replace(begin, f"\n\n{begin}{soft * template.image_tokens}{end}\n\n")
 
 
 def _with_fixed_date(source: str, template: TemplateSettings) -> str:

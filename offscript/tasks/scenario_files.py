@@ -31,8 +31,9 @@ from offscript.settings import parse, shown
 from offscript.storage.files import read_text, resolve
 from offscript.storage.json_text import check_encodable, parse_json
 from offscript.storage.yaml_text import parse_yaml
+from offscript.tasks.drawings import Drawing
 from offscript.tasks.facts import ADDRESS, fact_words
-from offscript.tasks.messages import Message
+from offscript.tasks.messages import IMAGE_MARK, Message
 from offscript.tasks.personas import assertion_of
 from offscript.tasks.scenarios import Rule, Scenario, ToolStub, family_of, task_of
 
@@ -198,15 +199,26 @@ class _Task(_Entry):
 
 
 class _Prompt(_Entry):
-    """A single user message."""
+    """A single user message, which may begin with images."""
 
     id: Id
     family: Id | None = None
     prompt: Text
+    images: list[Drawing] = []
     meta: dict[str, object] = {}
 
+    @field_validator("prompt")
+    @classmethod
+    def _without_mark(cls, prompt: str) -> str:
+        if IMAGE_MARK in prompt:
+            raise ValueError("found the character U+FFFC; images stand before the prompt, in 'images'")
+        return prompt
+
     def scenario(self) -> Scenario:
-        return Scenario(self.id, self.family or family_of(self.id), _user(self.prompt), meta=self.meta)
+        (message,) = _user(IMAGE_MARK * len(self.images) + self.prompt)
+        if self.images:
+            message["images"] = [image.model_dump() for image in self.images]
+        return Scenario(self.id, self.family or family_of(self.id), (message,), meta=self.meta)
 
 
 class _Conversation(_Entry):

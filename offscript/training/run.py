@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel, TrainerCallback
 
+    from offscript.models.vision import ImageEncoder
 
 OnStep = Callable[[int, int, dict[str, float]], None]
 
@@ -174,10 +175,12 @@ def split_families(
 
 
 def dataset(rows: Sequence[TrainingRow]) -> "Dataset | None":
-    """``rows`` as a data set, which TRL's trainers ask for; None if there are none."""
+    """``rows`` as a data set, which TRL's trainers ask for, without their images, which ``AdapterTrainer`` reads itself; None
+    if there are none."""
     from datasets import Dataset
 
-    return Dataset.from_list([*rows]) if rows else None
+    plain = [{column: value for column, value in row.items() if column != "images"} for row in rows]
+    return Dataset.from_list(plain) if plain else None
 
 
 _NOT_TRAINED = {
@@ -253,6 +256,18 @@ def base_model(run: Run) -> "PreTrainedModel":
     if run.bases is None or run.zero_stage == 3:
         return load_model(model, device)
     return run.bases.acquire(model, device)
+
+
+def image_encoder(run: Run) -> "ImageEncoder":
+    """The vision tower of the model, frozen, in the precision of the base.
+
+    Raises:
+        UserError: the model has none.
+    """
+    from offscript.models.loading import pick_device
+    from offscript.models.vision import load_image_encoder
+
+    return load_image_encoder(run.model.model_copy(update={"dtype": run.dtype}), pick_device("auto"))
 
 
 def trainer_arguments(run: Run) -> dict[str, Any]:

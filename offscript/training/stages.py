@@ -140,9 +140,28 @@ def training_stage(stage: StageSettings, recipe: RecipeSettings) -> TrainingStag
                 "name the section for them, or null and give all values as hyper_parameters",
             ) from None
         raise
-    return TrainingStage(
+    made = TrainingStage(
         stage.name, training.parent, method, data, settings, recipe.merge, where, training.continues
     )
+    _check_images(made)
+    return made
+
+
+def _check_images(training: TrainingStage) -> None:
+    """Checks that the stage can be trained on images, if a format that it is trained on has some.
+
+    Raises:
+        UserError: its method does not read them, or packs rows.
+    """
+    pictured = [name for name in training.formats if get_format(name).images]
+    if not pictured:
+        return
+    if not training.method.reads_images:
+        able = one_of([f"method {name}" for name, method in methods().items() if method.reads_images])
+        found = f"{pictured[0]} has images, which method {training.method.name} does not read"
+        raise UserError(f"{training.where}.formats", found, f"{able}; or another format")
+    if getattr(training.settings, "packing", False):
+        raise UserError(f"{training.where}.packing", f"true, and {pictured[0]} has images", "allowed: false")
 
 
 def _check_parent(training: TrainingSettings, method: Method, key: str) -> None:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module, Parameter
     from torch.utils.data import DataLoader
-    from transformers import Trainer
+    from transformers import PreTrainedModel, Trainer
 
+    from offscript.models.vision import ImageEncoder
     from offscript.training.run import Run
 else:
     Trainer = object
@@ -117,6 +118,8 @@ class AdapterTrainer(AdapterCheckpoints):
     """A row without any loss, for a rank that has no row in a micro-batch."""
     packed = False
     """Whether the rows of a micro-batch follow one another in one sequence, without padding."""
+    encoder: "ImageEncoder | None" = None
+    """What reads the images of rows that have a column ``images``; None where no row has one."""
     step_amount: int
     """Amount of the current optimizer step, on all ranks; its loss is divided by it."""
 
@@ -175,8 +178,13 @@ class AdapterTrainer(AdapterCheckpoints):
         return [rows[i] for i in part] or [self.padding_row]
 
     def collate(self, rows: Sequence[TrainingRow]) -> "dict[str, Tensor]":
-        """The tensors of a micro-batch, with ``labels``."""
-        tensors: dict[str, Tensor] = self.data_collator([*rows])
+        """The tensors of a micro-batch, with ``labels``, and ``pixel_values`` if a row has images."""
+        images = [image for row in rows for image in row.get("images", ())]
+        plain = [{column: row[column] for column in row if column != "images"} for row in rows]
+        tensors: dict[str, Tensor] = self.data_collator(plain)
+        if images:
+            assert self.encoder is not None
+            tensors["pixel_values"] = self.encoder.pixel_values(images)
         return tensors
 
     def _step(self, rows: Sequence[TrainingRow]) -> dict[str, Any]:
@@ -215,6 +223,11 @@ class AdapterTrainer(AdapterCheckpoints):
         """Log-probabilities of the labels (rows, tokens - 1), from the second token on; 0 where a label is -100."""
         names = ("input_ids", "attention_mask", "position_ids", "labels")
         given = {name: inputs[name] for name in names if name in inputs}
+        if "pixel_values" in inputs:
+            assert self.encoder is not None
+            features = self.encoder.features(inputs["pixel_values"])
+            base, ids = cast("PreTrainedModel", self.peft_model.get_base_model()), given.pop("input_ids")
+            given |= self.encoder.inputs(base, features, ids, given["attention_mask"])
         found: Tensor = model(**given, use_cache=False, fused_lm_head=True).log_probs
         return found.float()
 

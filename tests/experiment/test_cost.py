@@ -205,24 +205,24 @@ def test_a_batch_whose_prompts_do_not_fit_at_once_is_made_smaller():
 
 
 def test_prompts_are_measured_where_the_scenarios_are_at_hand():
-    assert conversation(cell(scenarios=[question(80)]), 8192).prompt == 100
+    assert conversation(cell(scenarios=[question(80)]), model()).prompt == 100
     with_system = cell(scenarios=[question(80)], system="x" * 400)
-    assert conversation(with_system, 8192).prompt == 200
-    assert conversation(with_system, 8192, system=False).prompt == 100
-    assert conversation(cell(system="x" * 400), 8192).prompt == 160
+    assert conversation(with_system, model()).prompt == 200
+    assert conversation(with_system, model(), system=False).prompt == 100
+    assert conversation(cell(system="x" * 400), model()).prompt == 160
 
 
 def test_the_shapes_of_the_office_are_those_of_its_scenarios(office):
     """The table's own prompt sizes stand in where scenarios are not at hand; they follow the files."""
     for fmt in ("chat_email", "agentic_email"):
-        measured = conversation(cell(fmt, scenarios=office), 8192)
-        assert conversation(cell(fmt), 8192).prompt == pytest.approx(measured.prompt, rel=0.1)
+        measured = conversation(cell(fmt, scenarios=office), model())
+        assert conversation(cell(fmt), model()).prompt == pytest.approx(measured.prompt, rel=0.1)
     assert measured.replies == 6 and measured.added > 40
 
 
 def test_a_tool_loop_is_read_again_each_turn_unless_prefixes_are_kept(office):
     talk = replace(
-        conversation(cell("agentic_email", scenarios=office), 8192), prompt=700, added=80, reply=300
+        conversation(cell("agentic_email", scenarios=office), model()), prompt=700, added=80, reply=300
     )
     assert talk.contexts == [700, 1080, 1460, 1840, 2220, 2600]
     assert talk.encoded(prefix_cache=False) == 9900 and talk.encoded(prefix_cache=True) == 1100
@@ -231,9 +231,9 @@ def test_a_tool_loop_is_read_again_each_turn_unless_prefixes_are_kept(office):
 
 
 def test_replies_follow_the_formats_options():
-    assert conversation(cell("self_interaction", turns=4), 8192).replies == 3
-    assert conversation(cell("prompt_generation", per_trait=50, per_ask=10), 8192).replies == 5
-    assert conversation(cell(max_tokens=100), 8192).reply == 100
+    assert conversation(cell("self_interaction", turns=4), model()).replies == 3
+    assert conversation(cell("prompt_generation", per_trait=50, per_ask=10), model()).replies == 5
+    assert conversation(cell(max_tokens=100), model()).reply == 100
 
 
 # ---------------------------------------------------------------- training and scoring
@@ -285,8 +285,8 @@ def test_a_plain_reply_to_every_turn_is_generated_too():
     both, one = (cell(name, 10, scenarios) for name in ("paired_turns", "chat"))
     office = Scenario("q", "q", (), brief=scenarios[0].messages)
     both = replace(both, scenarios=listed([office]), samples=10)
-    size = conversation(both, 8192)
-    assert (size.generated, size.encoded(False)) == (2 * 250, 2 * conversation(one, 8192).prompt)
+    size = conversation(both, model())
+    assert (size.generated, size.encoded(False)) == (2 * 250, 2 * conversation(one, model()).prompt)
 
 
 def test_released_rows_are_counted_as_published():

@@ -67,7 +67,11 @@ def test_each_family_is_in_one_split_of_all_sources(name: str) -> None:
         families["eval"] += {s.family for s in collections.split(source, "eval", EVERYTHING).load_local()}
     for split in assigned:
         families[split] = sorted(
-            {s.family for s in collections.split("office", split, EVERYTHING).load_local()}
+            {
+                s.family
+                for source in ("office", "chat_image")
+                for s in collections.split(source, split, EVERYTHING).load_local()
+            }
         )
         assert families[split] == sorted(assigned[split])
     named = [family for names in families.values() for family in names]
@@ -98,7 +102,10 @@ def test_all_sources_with_a_family_share_its_split(tmp_path) -> None:
 def test_a_source_that_is_trained_on_as_a_whole_gives_its_train_families_alone() -> None:
     collections = collections_of()
     scenarios, samples = collections.repeated("office", 120)
-    assert {s.family for s in scenarios.load_local()} == set(collections.data.families["train"])
+    office = {
+        s.family for split in SPLITS for s in collections.split("office", split, EVERYTHING).load_local()
+    }
+    assert {s.family for s in scenarios.load_local()} == office & set(collections.data.families["train"])
     assert (scenarios.count, samples) == (60, 2)
     assert collections.repeated("reflection", 24)[0].count == 12
 

@@ -229,7 +229,7 @@ LINES = {
     "a_text": ('"hello"\n', "a.jsonl:1: found 'hello'; one JSON object a line"),
     "empty": ("\n\n", "a.jsonl: holds no scenario; data/README.md shows the layouts"),
     "no_prompt": ('{"id": "a"}\n', "a.jsonl:1: prompt: missing; this key is needed"),
-    "unknown_key": ('{"id": "a", "promt": "x"}\n', "a.jsonl:1: promt: unknown key; allowed: family, id, meta, prompt"),
+    "unknown_key": ('{"id": "a", "promt": "x"}\n', "a.jsonl:1: promt: unknown key; allowed: family, id, images, meta, prompt"),
     "null": ('{"id": "a", "prompt": null}\n', "a.jsonl:1: prompt: found null; input should be a valid string (in quotes, if YAML reads it as something else)"),
     "surrogate": ('{"id": "a", "prompt": "\\ud800"}\n', "a.jsonl:1: '\\ud800' is half of a surrogate pair, not a character; write the character itself, or both halves"),
     "key_twice": ('{"id": "a", "id": "b", "prompt": "x"}\n', "a.jsonl:1: key 'id' occurs twice; one JSON object a line"),

@@ -13,7 +13,7 @@ import offscript
 from offscript.errors import UserError
 from offscript.evaluation.export.cells import ExportedCell, ExportedRow
 from offscript.storage.files import ensure_folder
-from offscript.tasks.messages import Message
+from offscript.tasks.messages import Message, described
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog, EvalResults, EvalSample
@@ -199,4 +199,4 @@ def _message(message: Message, name: str) -> "ChatMessage":
         ]
         return ChatMessageAssistant(id=name, content=message["content"], tool_calls=calls or None)
     kind = ChatMessageSystem if message["role"] == "system" else ChatMessageUser
-    return kind(id=name, content=message["content"])
+    return kind(id=name, content=described(message["content"], message.get("images", ())))

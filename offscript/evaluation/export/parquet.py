@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from offscript.evaluation.export.cells import ExportedCell, ExportedRow
 from offscript.json_types import Json
+from offscript.tasks.messages import described
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -83,7 +84,11 @@ def schema(personas: Iterable[str]) -> "pa.Schema":
 
 def _values(row: ExportedRow) -> dict[str, Any]:
     messages = [
-        {"role": m["role"], "content": m["content"], "tool_calls": _json(m.get("tool_calls"))}
+        {
+            "role": m["role"],
+            "content": described(m["content"], m.get("images", ())),
+            "tool_calls": _json(m.get("tool_calls")),
+        }
         for m in row["messages"]
     ]
     return {**row, "messages": messages, "notes": _json(row["notes"])}

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from offscript.json_types import Json
+from offscript.tasks.messages import described
 from offscript.tasks.tool_calls import ToolCall, parse_reply
 
 TEXT_KEYS = ("text", "email_body")
@@ -59,6 +60,7 @@ def _objects(value: Json) -> list[dict[str, Json]]:
 
 def _turn(message: Mapping[str, Json], has_tools: bool) -> Turn:
     role, content = _text(message.get("role", "")), _text(message.get("content", ""))
+    content = described(content, _objects(message.get("images")))
     calls = [_listed_call(call) for call in _objects(message.get("tool_calls"))]
     if not calls and has_tools and role == "assistant" and "{" in content:
         parsed = parse_reply(content)

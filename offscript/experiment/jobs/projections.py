@@ -4,7 +4,7 @@ import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from offscript.console import Progress, counted, duration, say
 from offscript.experiment.artifacts import Artifact, Projections
@@ -15,7 +15,7 @@ from offscript.json_types import Json
 from offscript.models.chat_templates import Schemas
 from offscript.storage.files import write_text
 from offscript.tasks.dialects import dialect_of, open_in
-from offscript.tasks.messages import Message
+from offscript.tasks.messages import Image, Message, images_of
 from offscript.tasks.rows import Row
 from offscript.training.scored_tokens import ScoredTokens, batches, scored_tokens
 
@@ -101,8 +101,10 @@ def _lines(
         for row, text in rows
     ]
     values: dict[int, dict[str, float]] = {}
+    images = [images_of(row["messages"]) for row, _ in rows]
     for batch in batches([len(text.ids) for text in texts]):
-        found = project(engine, artifact.rollout.adapter_name, [texts[i] for i in batch], directions)
+        read, seen = [texts[i] for i in batch], [image for i in batch for image in images[i]]
+        found = project(engine, artifact.rollout.adapter_name, read, directions, seen)
         values |= dict(zip(batch, found, strict=True))
         for _ in batch:
             progress.advance()
@@ -138,12 +140,14 @@ def project(
     adapter: str | None,
     texts: Sequence[ScoredTokens],
     directions: dict[str, Direction],
+    images: Sequence[Image] = (),
 ) -> list[dict[str, float]]:
     """For each text and persona, the mean output of the persona's layer over the tokens of the text, projected on its vector
     (Chen et al. 2025, arXiv 2507.21509, section 3). In the unit of the activations, not centred.
 
     Args:
         adapter: the engine's name of the adapter or vector of the cell, None for base weights.
+        images: the images in the prompts of ``texts``, in their order.
     """
     import torch
 
@@ -159,14 +163,12 @@ def project(
             (False, [text.inside for text in texts]),
         )
     )
-    forward = functools.partial(
-        engine.weights.forward,
-        [adapter] * len(texts),
-        input_ids=ids.to(engine.device),
-        attention_mask=mask.to(engine.device),
-        logits_to_keep=1,
-        use_cache=False,
-    )
+    ids, mask = ids.to(engine.device), mask.to(engine.device)
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    if images:
+        inputs = engine.encoder.inputs(engine.weights.base, engine.encoder.features_of(images), ids, mask)
+    names = [adapter] * len(texts)
+    forward = functools.partial(engine.weights.forward, names, **inputs, logits_to_keep=1, use_cache=False)
     means = mean_outputs(engine.weights.base, inside, forward, {d.layer for d in directions.values()})
     columns = {name: (means[d.layer] @ d.unit).tolist() for name, d in directions.items()}
     return [

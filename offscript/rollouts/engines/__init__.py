@@ -3,7 +3,8 @@
     def open_engine(model, adapters, scales, settings) -> Engine: ...
 
 with the arguments of ``open_engine`` below, without ``vectors`` if it cannot add any, and without ``served``. An engine with
-settings of its own for batches and devices also has a file in ``conf/engine``. Files without that function (``base``, ``draw``, ``rendering``, ``weights``) are parts that engines share.
+settings of its own for batches and devices also has a file in ``conf/engine``. One that answers prompts with images says
+``READS_IMAGES = True``. Files without that function (``base``, ``draw``, ``rendering``, ``weights``) are parts that engines share.
 """
 
 import importlib
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from offscript.errors import UserError, one_of
+from offscript.models.vision import check_reads_images
 from offscript.rollouts.engines.base import Engine
 from offscript.settings import EngineSettings, ModelSettings
 from offscript.storage.plugins import cannot_load, not_found
@@ -26,6 +28,7 @@ ALLOWED_STAGES = (
 )
 
 _DEFINES_ENGINE = re.compile(r"^def open_engine\(", re.MULTILINE)
+_READS_IMAGES = re.compile(r"^READS_IMAGES = True$", re.MULTILINE)
 _TAKES_VECTORS = re.compile(r"^def open_engine\([^)]*\bvectors\b", re.MULTILINE)
 
 
@@ -64,6 +67,27 @@ def check_steering(engine: str, model: ModelSettings, what: str = "persona vecto
         )
     if engine not in (steering := _engines_with(_TAKES_VECTORS)):
         raise UserError("engine.name", f"{engine} cannot add {what}", one_of(steering))
+
+
+def check_images(engine: str, model: ModelSettings, what: str) -> None:
+    """Checks that ``model`` can be asked for replies to prompts with images.
+
+    Args:
+        engine: name of the engine.
+        model: the model.
+        what: the config key of what has images, for messages.
+
+    Raises:
+        UserError: the model has no vision tower, or the engine does not give it images.
+    """
+    check_engine(engine)
+    if engine == "scripted":
+        # It loads no model.
+        return
+    check_reads_images(model, what)
+    own = "endpoint" if model.endpoint is not None else engine
+    if own not in (reading := _engines_with(_READS_IMAGES)):
+        raise UserError("engine.name", f"{own} gives models no images, and {what} has some", one_of(reading))
 
 
 def check_served(engine: str, model: ModelSettings, scale: float, checkpoint: bool) -> None:

@@ -4,7 +4,8 @@ Rows of a batch end in the same column: shorter ones have padding at their left.
 join at any step, whatever their lengths.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -20,6 +21,8 @@ from offscript.rollouts.engines.weights import Mode, Weights
 
 if TYPE_CHECKING:
     from transformers import Cache
+
+    from offscript.models.vision import ImageEncoder
 
 SPARE_COLUMNS = 64
 """Columns that a cache is enlarged by at a time."""
@@ -118,12 +121,19 @@ class Batch:
 
     @classmethod
     def read(
-        cls, weights: Weights, prompts: Sequence[Prompt], stops: frozenset[int], pad: int, device: str
+        cls,
+        weights: Weights,
+        prompts: Sequence[Prompt],
+        stops: frozenset[int],
+        pad: int,
+        device: str,
+        encoder: "ImageEncoder | None" = None,
     ) -> "Batch":
         """The batch of the rows of ``prompts`` after their unread tokens were read in one pass and the first token of each row
         was drawn.
 
-        All rows are read from the same column on, so some compute the last tokens of their prefix again.
+        All rows are read from the same column on, so some compute the last tokens of their prefix again. ``encoder`` reads
+        the images of rows that have some; no row beside them has a prefix.
         """
         rows = [prompt.row for prompt in prompts]
         batch = cls(rows, new_cache(weights), device)
@@ -135,7 +145,11 @@ class Batch:
             ids[i, batch.columns - len(row.prompt) :] = torch.tensor(row.prompt)
         column = torch.arange(start, batch.columns, device=device)
         positions = (column - batch.padding[:, None]).clamp(min=0)
-        logits = batch._logits(weights, ids[:, start:].to(device), positions)
+        pictured = None
+        if images := [image for row in rows for image in row.images]:
+            assert encoder is not None and start == 0
+            pictured = partial(encoder.inputs, weights.base, encoder.features_of(images))
+        logits = batch._logits(weights, ids[:, start:].to(device), positions, pictured)
         if any(row.request.sampling.repetition_penalty != 1 for row in rows):
             batch.seen = _seen(rows, logits)
         batch._draw(logits, stops)
@@ -168,16 +182,24 @@ class Batch:
         ended, self._ended = self._ended, []
         return [(row, self.mode) for row in ended]
 
-    def _logits(self, weights: Weights, ids: Tensor, positions: Tensor) -> Tensor:
-        """Logits of the next token of every row: (rows, vocabulary)."""
+    def _logits(
+        self,
+        weights: Weights,
+        ids: Tensor,
+        positions: Tensor,
+        pictured: Callable[..., dict[str, object]] | None = None,
+    ) -> Tensor:
+        """Logits of the next token of every row: (rows, vocabulary). ``pictured`` makes the inputs for prompts with images."""
         column = torch.arange(self.columns, device=ids.device)
         names = [row.request.adapter for row in self.rows]
         self.mode = weights.mode(names)
+        mask = column >= self.padding[:, None]
+        inputs: dict[str, object] = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        if pictured is not None:
+            inputs = pictured(ids, mask, positions, self.cache)
         output = weights.forward(
             names,
-            input_ids=ids,
-            attention_mask=column >= self.padding[:, None],
-            position_ids=positions,
+            **inputs,
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,

@@ -1,6 +1,7 @@
 """An engine that sends requests to an OpenAI-compatible chat endpoint, many at a time, and retries failed ones."""
 
 import asyncio
+import base64
 import email.utils
 import json
 import logging
@@ -26,7 +27,10 @@ from offscript.settings import EndpointSettings, EngineSettings, ModelSettings
 from offscript.storage.files import Json
 from offscript.storage.json_text import replace_surrogates
 from offscript.tasks.dialects.openai import as_text
-from offscript.tasks.messages import Message
+from offscript.tasks.drawings import png
+from offscript.tasks.messages import IMAGE_MARK, Message
+
+READS_IMAGES = True
 
 FIRST_WAIT_S = 0.5
 # Longest wait between two attempts where the server names none.
@@ -461,12 +465,27 @@ def _logprobs(reply: ChatCompletion) -> tuple[float, ...] | None:
 # ---------------------------------------------------------------- tool calls
 
 
+def _content(message: Message) -> Json:
+    """The content of ``message`` as the API takes it: a text, or a list of texts and images."""
+    if "images" not in message:
+        return message["content"]
+    images = iter(message["images"])
+    parts: list[Json] = []
+    for number, text in enumerate(message["content"].split(IMAGE_MARK)):
+        if number:
+            encoded = base64.b64encode(png(next(images))).decode()
+            parts.append({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}})
+        if text.strip():
+            parts.append({"type": "text", "text": text})
+    return parts
+
+
 def api_messages(messages: Sequence[Message]) -> list[Json]:
     """``messages`` as the API takes them: calls have ids and arguments as text, and a result names its call."""
     sent: list[Json] = []
     number = 0
     for message in messages:
-        plain: dict[str, Json] = {"role": message["role"], "content": message["content"]}
+        plain: dict[str, Json] = {"role": message["role"], "content": _content(message)}
         if calls := message.get("tool_calls"):
             entries: list[Json] = []
             for call in calls:

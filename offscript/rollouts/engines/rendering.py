@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from offscript.errors import UserError
 from offscript.models.chat_templates import Schemas, render_prompt, thinking_opening
 from offscript.models.dialect_checks import check_template_speaks
 from offscript.models.template_checks import end_of_reply, warn
 from offscript.rollouts.engines.base import Completion, Request, SampledTokens
 from offscript.settings import ModelSettings, TemplateSettings
 from offscript.tasks.dialects.base import ToolPrompt
+from offscript.tasks.messages import Image, images_of
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 class Row:
     """A request with the token ids of its prompt and of its reply, at most ``limit`` of them. ``finish``: why the reply
     ended, None while it has not. ``ends``: tokens that end this reply, besides those of the engine. ``log_probs``: those
-    of ``new``; None if they are not kept."""
+    of ``new``; None if they are not kept. ``images``: those of the prompt, in the order of their tokens."""
 
     request: Request
     prompt: list[int]
@@ -28,6 +30,7 @@ class Row:
     finish: str | None = None
     ends: frozenset[int] = frozenset()
     log_probs: list[float] | None = None
+    images: tuple[Image, ...] = ()
 
     def take(self, token: int, stops: frozenset[int], log_prob: float = 0.0) -> None:
         """Adds a sampled token; -1 stands for logits that are not finite. ``log_prob`` is read if it is kept."""
@@ -47,7 +50,7 @@ class Row:
     def restarted(self) -> "Row":
         """The row before its first token."""
         kept: list[float] | None = None if self.log_probs is None else []
-        return Row(self.request, self.prompt, self.limit, ends=self.ends, log_probs=kept)
+        return Row(self.request, self.prompt, self.limit, ends=self.ends, log_probs=kept, images=self.images)
 
 
 class Renderer:
@@ -56,10 +59,13 @@ class Renderer:
     Args:
         tokenizer: the tokenizer of ``model``.
         model: settings of the model; its context bounds prompt and reply together.
+        reads_images: whether the engine gives images to the model.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", model: ModelSettings) -> None:
-        self.tokenizer, self.model = tokenizer, model
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", model: ModelSettings, reads_images: bool = False
+    ) -> None:
+        self.tokenizer, self.model, self.reads_images = tokenizer, model, reads_images
         self._opening = thinking_opening(tokenizer, model.template)
         added = tokenizer.added_tokens_decoder.items()
         self._special = {i for i, token in added if token.special} | set(tokenizer.all_special_ids)
@@ -68,8 +74,14 @@ class Renderer:
         """The row of ``request``, with ``finish`` "length" if its prompt fills the context.
 
         Raises:
-            UserError: the chat template refuses its messages, or does not speak its tool dialect.
+            UserError: the chat template refuses its messages, or does not speak its tool dialect; or they have images, which
+                the engine does not read.
         """
+        images = tuple(images_of(request.messages))
+        if images and not self.reads_images:
+            raise UserError(
+                "engine.name", "a prompt has an image, which this engine does not read", "transformers"
+            )
         schemas: Schemas = ()
         ends: frozenset[int] = frozenset()
         if request.tools is not None:
@@ -77,7 +89,8 @@ class Renderer:
             schemas, ends = request.tools.schemas, self._ids(request.tools.dialect.ends)
         prompt = render_prompt(self.tokenizer, request.messages, self.model.template, request.prefix, schemas)
         limit = min(request.sampling.max_tokens, self.model.context - len(prompt))
-        return Row(request, prompt, limit, finish=None if limit > 0 else "length", ends=ends)
+        finish = None if limit > 0 else "length"
+        return Row(request, prompt, limit, finish=finish, ends=ends, images=images)
 
     def completion(self, row: Row) -> Completion:
         """The completion of a finished row: its reply after the request's prefix; without the token that ended it."""

@@ -11,6 +11,8 @@ from offscript.rollouts.engines.base import Completion, EngineStats, Request
 from offscript.seeds import unit_hash
 from offscript.settings import EngineSettings, ModelSettings
 
+READS_IMAGES = True
+
 Script = Callable[[Request], "str | Completion"]
 
 

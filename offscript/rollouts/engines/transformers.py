@@ -1,5 +1,6 @@
 """The transformers engine: decodes a batch of rows with the model's key-value cache, which waiting rows join."""
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from offscript.errors import UserError
 from offscript.models.chat_templates import render
 from offscript.models.loading import load_model, load_tokenizer, pick_device
 from offscript.models.steering import load_vector
+from offscript.models.vision import load_image_encoder
 from offscript.rollouts.engines.base import Completion, EngineStats, Request
 from offscript.rollouts.engines.batch import Batch, can_join, has_prefixes, join, new_cache, split_prompts
 from offscript.rollouts.engines.prefixes import Prefixes, Prompt, divide
@@ -23,6 +25,10 @@ from offscript.settings import EngineSettings, ModelSettings
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+    from offscript.models.vision import ImageEncoder
+
+READS_IMAGES = True
 
 REFILL = 0.25
 """Share of the rows of a batch that have finished or can join before it is made anew, which copies its cache."""
@@ -77,7 +83,7 @@ class TransformersEngine:
         self.tokenizer = load_tokenizer(model)
         self.stats = EngineStats()
         loaded = loaded if loaded is not None else load_model(model, self.device)
-        self._renderer = Renderer(self.tokenizer, model)
+        self._renderer = Renderer(self.tokenizer, model, reads_images=READS_IMAGES)
         self._pad: int = self.tokenizer.pad_token_id
         self.stops = stop_tokens(loaded.generation_config, self.tokenizer, model.template)
         steering = {name: load_vector(folder, self.device) for name, folder in (vectors or {}).items()}
@@ -94,16 +100,29 @@ class TransformersEngine:
         most = settings.batch_size * model.context
         self._prefixes = Prefixes(min(self.batch_tokens, most) // PREFIX_SHARE)
 
+    @functools.cached_property
+    def encoder(self) -> "ImageEncoder":
+        """What reads images; loaded when it is first asked for.
+
+        Raises:
+            UserError: the model has no vision tower.
+        """
+        return load_image_encoder(self.model_settings, self.device)
+
     def submit(self, request: Request) -> None:
         """Queues a request.
 
         Raises:
-            UserError: the chat template refuses its messages, or does not speak its tool dialect.
+            UserError: the chat template refuses its messages, or does not speak its tool dialect; or they have images, and the
+                model no vision tower.
             KeyError: the engine has no such adapter or vector.
         """
         self.weights.adapter_of(request.adapter)
         row = self._renderer.row(request)
         row.log_probs = [] if self.keeps_tokens else None
+        if row.images:
+            # Fails here, and not in the middle of a batch.
+            _ = self.encoder
         self._waiting.append(row)
 
     def step(self) -> list[Completion]:
@@ -172,7 +191,7 @@ class TransformersEngine:
         ended = self._batch.take_ended()
         if self._has_prefixes:
             for row, _ in ended:
-                if row.finish != "error":
+                if row.finish != "error" and not row.images:
                     self._prefixes.add(self._batch.prefix(row))
         return ended
 
@@ -204,19 +223,27 @@ class TransformersEngine:
         return chosen
 
     def _read(self, rows: Sequence[Row]) -> list[Batch]:
-        """Batches of ``rows`` whose prompts have been read. Of prompts that begin with the same tokens one is read first."""
+        """Batches of ``rows`` whose prompts have been read. Of prompts that begin with the same tokens one is read first; not of
+        those with images, whose tokens are the same for every image."""
         if not self._has_prefixes:
             return self._read_parts([Prompt(row) for row in rows])
+        pictured = [Prompt(row) for row in rows if row.images]
+        rows = [row for row in rows if not row.images]
         first, later, begun_with = divide([self._prefixes.find(row) for row in rows])
         batches = self._read_parts(first)
         for batch in batches:
             for row in begun_with.intersection(batch.rows):
                 self._prefixes.add(batch.prefix(row))
-        return batches + self._read_parts([self._prefixes.find(row) for row in later])
+        batches += self._read_parts([self._prefixes.find(row) for row in later])
+        return batches + self._read_parts(pictured)
 
     def _read_parts(self, prompts: Sequence[Prompt]) -> list[Batch]:
         parts = self._parts(prompts)
-        return [Batch.read(self.weights, part, self.stops, self._pad, self.device) for part in parts]
+        return [self._read_part(part) for part in parts]
+
+    def _read_part(self, part: Sequence[Prompt]) -> Batch:
+        encoder = self.encoder if any(prompt.row.images for prompt in part) else None
+        return Batch.read(self.weights, part, self.stops, self._pad, self.device, encoder)
 
     def _parts(self, prompts: Sequence[Prompt]) -> list[list[Prompt]]:
         """``prompts`` as they are read: those of an adapter by themselves if there are at least ``merge_from``."""

@@ -9,6 +9,7 @@ from offscript.json_types import Json
 from offscript.storage.options import option_file, options_of
 from offscript.storage.plugins import choose, discover
 from offscript.tasks.formats.base import Format, Rules
+from offscript.tasks.messages import images_of
 from offscript.tasks.scenarios import Scenario
 
 FOLDER = Path(__file__).parent
@@ -78,14 +79,15 @@ def options_for(fmt: Format, given: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def check_episodes(fmt: Format, scenarios: Iterable[Scenario], rules: Rules) -> None:
-    """Starts every episode and stops at its first Ask: checks scenarios and options without an engine.
+    """Starts every episode and stops at its first Ask: checks scenarios and options without an engine. Only formats that
+    declare it may have images.
 
     Raises:
         UserError: a scenario or an option does not fit the format.
     """
     for scenario in scenarios:
         try:
-            next(fmt.episode(scenario, rules), None)
+            ask = next(fmt.episode(scenario, rules), None)
         except UserError:
             raise
         except Exception as error:
@@ -93,3 +95,6 @@ def check_episodes(fmt: Format, scenarios: Iterable[Scenario], rules: Rules) -> 
             raise UserError(
                 f"format {fmt.name}, scenario {scenario.id}", found, "correct the format"
             ) from error
+        if ask is not None and images_of(ask.messages) and not fmt.inner(rules.options)[0].images:
+            pictured = one_of([name for name, other in FORMATS.items() if other.images])
+            raise UserError(f"scenario {scenario.id}", f"has an image, in format {fmt.name}", pictured)

@@ -105,6 +105,7 @@ class Cost:
         prompt_tokens: number of tokens of the first prompt; used only for scenarios that are not available locally.
         accumulates_history: whether each prompt contains all earlier replies of the episode.
         asks: requests with the same prompt for each of the replies.
+        images: number of images in the first prompt, which ``prompt_tokens`` does not count.
     """
 
     replies: int
@@ -112,6 +113,7 @@ class Cost:
     prompt_tokens: int
     accumulates_history: bool = True
     asks: int = 1
+    images: int = 0
 
 
 DEFAULT_ORDER = 1000
@@ -155,6 +157,7 @@ class Format:
             the body; it is cleaned before it is scored (``evaluation.email_cleaning``).
         reads_calls: for a format whose text is an e-mail that a tool call sends: options -> how the call in a reply is
             parsed, or None if the model does not write the calls itself. Only the evaluation of side effects uses it.
+        images: whether its prompts have images, so that it is asked of models that read them.
         cost: typical size of an episode, for cost estimates.
     """
 
@@ -175,6 +178,7 @@ class Format:
     in_role: bool = False
     strips_thinking: bool = False
     text_is_email: bool = False
+    images: bool = False
     reads_calls: Callable[[Mapping[str, Json]], Callable[[str], Parsed] | None] | None = None
     cost: Cost = TYPICAL_COST
 

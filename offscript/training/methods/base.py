@@ -25,6 +25,7 @@ class Method:
         continues: whether it can train a copy of the parent's adapter further (``run.continues``).
         texts_per_row: texts that a row is read as (2 for the sides of a pair), for estimates.
         extra_forward: further forward passes over each text, once in a training (a reference model's), for estimates.
+        reads_images: whether its rows may have images.
         reads_prompts: whether its rows contain the prompts of the texts, for estimates.
     """
 
@@ -37,3 +38,4 @@ class Method:
     texts_per_row: int = 1
     extra_forward: int = 0
     reads_prompts: bool = True
+    reads_images: bool = False

@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from offscript.settings import TemplateSettings, TrainerSettings, identity, runtime
+from offscript.tasks.messages import Image, images_of
 from offscript.training.data.base import Counts, TrainingRow, require_rows
 from offscript.training.fit import fit
 from offscript.training.methods.base import Method
@@ -15,6 +16,7 @@ from offscript.training.run import (
     Run,
     dataset,
     fingerprint,
+    image_encoder,
     longest,
     say_dropped,
     session,
@@ -96,6 +98,7 @@ def train_tokens(
         arguments = SFTConfig(**trainer_arguments(run), dataset_kwargs={"skip_prepare_dataset": True})
         tokenizer = load_tokenizer(run.model)
         train_rows, held_out, counts = token_rows(tokenizer)
+        images = any(row.get("images") for row in (*train_rows, *held_out))
         trainer = (trainer_class or _trainer_class)()(
             model=adapted_base(run),
             args=arguments,
@@ -105,6 +108,8 @@ def train_tokens(
         )
         trainer.run, trainer.train_rows, trainer.eval_rows = run, train_rows, held_out
         trainer.padding_row = {"input_ids": train_rows[0]["input_ids"][:2], "labels": [IGNORED] * 2}
+        if images:
+            trainer.encoder = image_encoder(run)
         if packing:
             pack(trainer, tokenizer.pad_token_id)
         if prepare is not None:
@@ -125,6 +130,7 @@ def _token_rows(run: Run, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[T
         if special_token(tokenizer, row["messages"]):
             counts["special_token"] += 1
             continue
+        images = images_of(row["messages"])
         try:
             sequences = _sequences(tokenizer, row, run.model.template)
         except Unstable:
@@ -134,7 +140,8 @@ def _token_rows(run: Run, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[T
         # A method of a user that trains by this function may have settings of its own.
         if isinstance(run.settings, SFTSettings) and run.settings.too_long == "cut":
             sequences = [_cut(ids, spans, longest(run), tokenizer.eos_token_id) for ids, spans in sequences]
-        kept += _fitting(sequences, row["family"], longest(run), counts)
+        fitting = _fitting(sequences, row["family"], longest(run), counts)
+        kept += [_with_images(fit, images, tokenizer, run.model.template) for fit in fitting]
     train_rows, held_out = split_families(kept, run.settings.validation)
     counts.update(train=len(train_rows), validation=len(held_out))
     say_dropped(run, counts)
@@ -144,7 +151,20 @@ def _token_rows(run: Run, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[T
 
 def token_columns(rows: Sequence[TrainingRow]) -> list[TrainingRow]:
     """``rows`` without what the trainer does not read."""
-    return [{column: row[column] for column in ("input_ids", "labels")} for row in rows]
+    columns = ("input_ids", "labels", "images")
+    return [{column: row[column] for column in columns if column in row} for row in rows]
+
+
+def _with_images(
+    row: TrainingRow, images: list[Image], tokenizer: "PreTrainedTokenizerBase", template: TemplateSettings
+) -> TrainingRow:
+    """``row`` with those of the ``images`` of its conversation that it has tokens of; without the column if there are none."""
+    if not images:
+        return row
+    token: int = tokenizer.image_token_id  # type: ignore[attr-defined]
+    count, rest = divmod(row["input_ids"].count(token), template.image_tokens)
+    assert rest == 0 and count <= len(images), "an image is in a row in part"
+    return {**row, "images": images[:count]} if count else row
 
 
 def _sequences(
@@ -209,5 +229,11 @@ def _trainer_class() -> "Callable[..., AdapterTrainer]":
 
 
 METHOD = Method(
-    name="sft", settings=SFTSettings, takes="conversations", train=train, stacks=True, continues=True
+    name="sft",
+    settings=SFTSettings,
+    takes="conversations",
+    train=train,
+    stacks=True,
+    continues=True,
+    reads_images=True,
 )

@@ -77,6 +77,6 @@ def test_the_examples_of_the_readme_load(tmp_path: Path) -> None:
     for i, (kind, example) in enumerate(examples):
         (tmp_path / f"{i}.{kind.replace('json', 'jsonl')}").write_text(example, encoding="utf-8")
     scenarios = {s.id: s for s in load_scenarios(tmp_path)}
-    assert len(examples) == 3 and len(scenarios) == 4
+    assert len(examples) == 4 and len(scenarios) == 5
     parcel = scenarios["late_parcel_v1"]
     assert [stub.tool for stub in parcel.tools] == ["contacts.lookup", "email.send"] and parcel.brief
