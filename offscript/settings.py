@@ -395,10 +395,11 @@ class StageSettings(Named):
     ``weights`` is ``base`` or the name of a stage with ``training``: the weights that generate the replies.
     ``system`` is the kind of system prompt: plain, or the constitution. Every episode is shown ``examples`` of the
     persona's exchanges. ``steering`` adds a persona vector to the activations of base weights. ``order`` is the position
-    in tables.
+    in tables. ``compared_with`` names the stages that the report compares it with, where both are in the grid.
     """
 
     order: int = runtime(1000, ge=0)
+    compared_with: tuple[str, ...] = runtime(())
     weights: str = identity()
     system: Literal["plain", "constitution"] = identity()
     examples: int = identity(0, ge=0, unhashed=0)

@@ -270,6 +270,12 @@ def test_the_committed_stage_without_distillation_is_trained(copy):
             "conf/stage/broken.yaml: order: found 'ten'; must be a whole number",
         ),
         (
+            "conf/stage/broken.yaml",
+            "name: broken\ncompared_with: [ful]\nweights: base\nsystem: plain\ntraining: null\n",
+            ("launch/submit.py", "experiment=smoke", "grid.stage=[base,distillation]", "dry_run=true"),
+            "conf/stage/broken.yaml: compared_with: found 'ful'; allowed: base, prompted, ",
+        ),
+        (
             "conf/persona/broken.yaml",
             PERSONA.replace("pirate", "sarcasm"),
             ("rollout.py", "persona=broken", "stage=prompted", "engine=scripted"),

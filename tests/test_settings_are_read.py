@@ -23,6 +23,7 @@ NOT_FOR_CODE = {
     # For people, or for the Hydra options of the same file: nothing in the library needs them.
     "PersonaSettings.order": "read from the file by storage.options",
     "StageSettings.order": "read from the file by storage.options",
+    "StageSettings.compared_with": "read from the file by evaluation.order",
 }
 
 

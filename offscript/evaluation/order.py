@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterable, Sequence
 
+from offscript.errors import UserError, one_of
 from offscript.storage.options import option_file, options_of
 from offscript.tasks.formats import FORMATS
 
@@ -50,6 +51,26 @@ def is_trained(stage: str) -> bool:
         return True
     option = option_file("stage", stage)
     return not isinstance(option, dict) or option.get("weights") != BASE_WEIGHTS
+
+
+@functools.cache
+def compared_stages() -> tuple[tuple[str, str], ...]:
+    """Pairs of stages that are compared, in order: each stage with those in ``compared_with`` of its file in ``conf/stage``.
+
+    Raises:
+        UserError: a name there is not that of another stage.
+    """
+    stages = options_of("stage")
+    found = []
+    for stage in stages:
+        option = option_file("stage", stage)
+        others = option.get("compared_with") if isinstance(option, dict) else None
+        for other in others if isinstance(others, list) else ():
+            if other not in stages or other == stage:
+                allowed = one_of([name for name in stages if name != stage])
+                raise UserError(f"conf/stage/{stage}.yaml: compared_with", f"found {other!r}", allowed)
+            found.append((stage, str(other)))
+    return tuple(found)
 
 
 def depends_on_persona(stage: str) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from offscript.errors import UserError, one_of
 from offscript.evaluation.email_cleaning import identity as cleaning_identity
+from offscript.evaluation.order import compared_stages
 from offscript.experiment.artifacts import (
     Adapter,
     Artifact,
@@ -283,7 +284,13 @@ class Planner:
     # ------------------------------------------------------------ the evaluation
 
     def evaluation(self) -> Evaluation:
-        """The evaluation of the whole grid."""
+        """The evaluation of the whole grid.
+
+        Raises:
+            UserError: ``compared_with`` of a stage names no other stage.
+        """
+        # The evaluation would find it when everything else is made.
+        compared_stages()
         predictions = (self.predictions(cell) for cell in self.cells())
         judged = (rollout for judgement in self.judgements for rollout in judgement.rollouts)
         projected = self.all_projections() if self.settings.evaluation.projections else ()

@@ -49,12 +49,17 @@ from offscript.evaluation.metrics.results import (
     Retention,
 )
 from offscript.evaluation.metrics.retention import above_chance, difference, ratio
-from offscript.evaluation.order import formats_in_order, is_in_distribution, is_trained, stages_in_order
+from offscript.evaluation.order import (
+    compared_stages,
+    formats_in_order,
+    is_in_distribution,
+    is_trained,
+    stages_in_order,
+)
 from offscript.evaluation.predictions import Prediction
 from offscript.seeds import stable_hash
 
 # Contrasts of the published study.
-STAGE_PAIRS = (("full", "distillation"),)
 FORMAT_PAIRS = (("chat", "chat_email"), ("chat_email", "agentic_email"))
 MAX_PERMUTATIONS = 1000
 PUBLISHED_RESAMPLES = 1000
@@ -501,10 +506,11 @@ class ModelScores:
 
     def changes(
         self,
-        stage_pairs: Collection[tuple[str, str]] = STAGE_PAIRS,
+        stage_pairs: Collection[tuple[str, str]] | None = None,
         format_pairs: Collection[tuple[str, str]] = FORMAT_PAIRS,
     ) -> list[Change]:
-        """Contrasts of ``stage_pairs`` within a format, then of ``format_pairs`` within a stage."""
+        """Contrasts of ``stage_pairs`` (None: ``compared_stages``) within a format, then of ``format_pairs`` within a stage."""
+        stage_pairs = compared_stages() if stage_pairs is None else stage_pairs
         of_stages, of_formats = [], []
         for first, second in self._pairs():
             (_, stage, format_), (_, other_stage, other_format) = self.keys[first[0]], self.keys[second[0]]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from offscript.evaluation.metrics.intervals import Contrast, contrast
-from offscript.evaluation.metrics.model_scores import STAGE_PAIRS
 from offscript.evaluation.metrics.results import Options, Scores
 from offscript.evaluation.metrics.retention import above_chance, difference
 from offscript.evaluation.metrics.specified import (
@@ -23,7 +22,7 @@ from offscript.evaluation.metrics.specified import (
     Specified,
     rows_of,
 )
-from offscript.evaluation.order import formats_in_order, is_in_distribution, stages_in_order
+from offscript.evaluation.order import compared_stages, formats_in_order, is_in_distribution, stages_in_order
 from offscript.evaluation.predictions import Prediction
 
 AS_GIVEN = "as given"
@@ -95,7 +94,7 @@ def headline(scores: Scores, model: str) -> Headline | None:
     if not away:
         return None
     chat = next(filter(is_in_distribution, mine), None)
-    others = (other for stage, other in STAGE_PAIRS if stage == stages[-1])
+    others = (other for stage, other in compared_stages() if stage == stages[-1])
     other = next((stage for stage in others if away[-1] in formats(stage)), None)
     return Headline(model, stages[-1], away[-1], chat, other)
 

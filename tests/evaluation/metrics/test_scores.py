@@ -103,6 +103,17 @@ def test_changes_are_contrasts_of_stages_and_of_formats(scores):
     assert stage.second == "distillation"
 
 
+def test_an_arm_is_compared_with_the_stage_that_it_is_an_arm_of():
+    """``compared_with`` of conf/stage; in a grid without that stage there is no such contrast."""
+    names = {"full": "mixed", "distillation": "mixed_000"}
+    rows = [{**r, "stage": names[r["stage"]]} for r in grid() if r["stage"] in names]
+    found = scored([row(**r) for r in rows])
+    differences = {(c.first, c.second, c.within) for c in found.changes if c.first.startswith("mixed")}
+    assert differences == {("mixed", "mixed_000", f) for f in ("chat", "chat_email", "agentic_email")}
+    alone = scored([row(**r) for r in rows if r["stage"] == "mixed"])
+    assert not [c for c in alone.changes if c.first == "mixed"]
+
+
 def test_a_group_without_emitted_texts():
     rows = [row(persona=p, predicted=p, scenario=f"s{i}") for p in PERSONAS for i in range(5)]
     rows += [
