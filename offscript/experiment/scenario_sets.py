@@ -17,6 +17,7 @@ from offscript.json_types import Json
 from offscript.settings import DataSettings, HubFileSettings, PersonaSettings, identity_of
 from offscript.storage import hub
 from offscript.storage.files import resolve
+from offscript.storage.options import option_file, options_of
 from offscript.storage.references import PUBLISHED, fill_published, reference
 from offscript.tasks.formats import prompt_generation
 from offscript.tasks.scenario_files import load_scenarios, say_once
@@ -124,7 +125,7 @@ class ScenarioCollections:
 
     def _check_families(self, source: str) -> None:
         """Checks that ``source`` or another divided source has every family of ``data.families``, unless one of them must
-        still be fetched."""
+        still be fetched. Families that the data option names for its own files may be missing where others replace these."""
         others = [s for s in self.patterns if s not in (CHAT, source, *UNDIVIDED)]
         known = set[str]()
         for name in (source, *others):
@@ -133,8 +134,30 @@ class ScenarioCollections:
             if not self._lacks_published(name):
                 known |= {scenario.family for scenario in self._all(name)}
         for family, split in self._assigned.items():
-            if family not in known:
+            if family not in known and not (self._has_other_files and family in self._own_families):
                 raise UserError(f"data.families.{split}", f"no such family {family!r}", one_of(sorted(known)))
+
+    @functools.cached_property
+    def _option(self) -> dict[str, Json]:
+        """The file of the data option; empty if there is none of this name."""
+        name = self.data.name
+        found = option_file("data", name) if name in options_of("data") else None
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def _own_families(self) -> set[str]:
+        """The families that the file of the data option names."""
+        families = self._option.get("families")
+        lists = families.values() if isinstance(families, dict) else ()
+        return {str(name) for names in lists if isinstance(names, list) for name in names}
+
+    @property
+    def _has_other_files(self) -> bool:
+        """Whether a divided source has other files than in the file of the data option."""
+        sources = self._option.get("sources")
+        own = sources if isinstance(sources, dict) else {}
+        divided = (source for source in own if source not in (CHAT, *UNDIVIDED))
+        return any([*self.patterns.get(source, ())] != own[source] for source in divided)
 
     def _lacks_published(self, source: str) -> bool:
         """Whether ``source`` is a part of the published study that is not in its folder."""

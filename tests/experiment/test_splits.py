@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from offscript.errors import UserError
 from offscript.experiment.artifacts import (
     Adapter,
     Artifact,
@@ -159,6 +160,28 @@ def test_error_message_for_invalid_families(tmp_path, words, line) -> None:
     assert refused(
         tmp_path, "rollout", "stage=base", "format=agentic_email", "tracking=off", *words
     ).startswith(f"error: {line}")
+
+
+def test_files_of_ones_own_need_no_families_and_those_that_are_named_must_be_there(tmp_path) -> None:
+    (tmp_path / "own.jsonl").write_text(
+        json.dumps(
+            {"scaffold": "chat_email", "id": "mine_v1", "turns": [{"role": "user", "content": "Write."}]}
+        )
+    )
+    own = ("data=everyday", f"data.sources.office=[{tmp_path / 'own.jsonl'}]")
+    collections = collections_of(*own)
+    assert collections.split("office", "eval", 9).identity.keys() == {"mine_v1"}
+    assert collections.split("chat_image", "train", 99).count == 30, (
+        "families of other sources are where they were"
+    )
+    with pytest.raises(UserError, match=r"none of 1 families falls into it; change data\.families"):
+        collections.split("office", "train", 9)
+    for words, name in (
+        ((*own, "data.families.train=[min]"), "min"),
+        (("data.families.train=[well_dune]",), "well_dune"),
+    ):
+        with pytest.raises(UserError, match=f"data.families.train: no such family '{name}'; allowed: "):
+            collections_of(*words).split("office", "eval", 9)
 
 
 # ---------------------------------------------------------------- the rows of a grid
