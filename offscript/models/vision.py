@@ -9,7 +9,7 @@ the tower makes of them, and the tokens of one image attend to each other in bot
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -193,7 +193,7 @@ def load_image_encoder(model: ModelSettings, device: str) -> ImageEncoder:
             tokens that ``model.template.image_tokens`` names.
     """
     import torch
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig, SiglipVisionModel
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
     from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
 
@@ -204,35 +204,45 @@ def load_image_encoder(model: ModelSettings, device: str) -> ImageEncoder:
     if tokens != model.template.image_tokens:
         found = f"{model.template.image_tokens}, but an image is {tokens} tokens ({folder / CONFIG})"
         raise UserError("model.template.image_tokens", found, f"allowed: {tokens}")
-    weights: dict[str, dict[str, Tensor]] = {"vision_tower": {}, "multi_modal_projector": {}}
-    for name, tensor in _vision_weights(folder):
-        part, own = name
-        weights[part][own] = tensor
-    tower = AutoModel.from_config(config.vision_config)
-    projector = Gemma3MultiModalProjector(config)
+    tower, projector = SiglipVisionModel(config.vision_config), Gemma3MultiModalProjector(config)
+    weights = _vision_weights(folder)
     for part, module in (("vision_tower", tower), ("multi_modal_projector", projector)):
-        missing, unexpected = module.load_state_dict(weights[part], strict=False)
-        if wrong := sorted(missing) or sorted(unexpected):
-            fault = "are missing" if missing else "are not used by the model"
-            raise UserError(
-                str(folder), f"{len(wrong)} weights of its {part} {fault}, e.g. {wrong[0]}", "copy it again"
-            )
-        module.to(device, getattr(torch, model.dtype)).requires_grad_(False).eval()
+        _load(module, {own: tensor for (name, own), tensor in weights.items() if name == part}, part, folder)
+        torch.nn.Module.to(module, device, getattr(torch, model.dtype)).requires_grad_(False).eval()
     # The version that needs no torchvision: pixels do not depend on what else is installed.
     processor = from_pretrained(Gemma3ImageProcessorPil, folder)
     return ImageEncoder(tower, projector, processor, int(config.image_token_index), tokens)
 
 
-def _vision_weights(folder: Path) -> "list[tuple[tuple[str, str], Tensor]]":
+def _load(module: "Module", weights: "Mapping[str, Tensor]", part: str, folder: Path) -> None:
+    """Gives ``module`` its weights.
+
+    Raises:
+        UserError: some are missing, are not part of it, or have another shape.
+    """
+    own = module.state_dict()
+    shapes = {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape}
+    for wrong, fault in (
+        (own.keys() - weights.keys(), "are missing"),
+        (weights.keys() - own.keys(), "are not used by the model"),
+        (shapes, "have another shape"),
+    ):
+        if wrong:
+            found = f"{len(wrong)} weights of its {part} {fault}, e.g. {min(wrong)}"
+            raise UserError(str(folder), found, "its config.json must match its weights")
+    module.load_state_dict(weights)
+
+
+def _vision_weights(folder: Path) -> "dict[tuple[str, str], Tensor]":
     """The weights of the tower and the projector in ``folder``, by part and name."""
     from safetensors import safe_open
 
-    found = []
+    found: dict[tuple[str, str], Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         if any(path.match(pattern) for pattern in hub.UNWANTED):
             continue
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
                 if match := _PARTS.fullmatch(name):
-                    found.append(((match[1], match[2]), file.get_tensor(name)))
+                    found[match[1], match[2]] = file.get_tensor(name)
     return found

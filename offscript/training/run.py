@@ -258,12 +258,28 @@ def base_model(run: Run) -> "PreTrainedModel":
     return run.bases.acquire(model, device)
 
 
+def check_not_sharded(stage: int | str, what: str) -> None:
+    """Checks that prompts with images can be trained on at a ZeRO stage. At stage 3 all ranks have to use the same parameters
+    in the same order, which rows with and without images do not.
+
+    Raises:
+        UserError: it is 3; ``what`` has the images.
+    """
+    if stage == 3:
+        raise UserError(
+            "deepspeed.stage",
+            f"3, and {what} is trained on images",
+            "allowed: deepspeed=off, zero2 or zero2_offload",
+        )
+
+
 def image_encoder(run: Run) -> "ImageEncoder":
     """The vision tower of the model, frozen, in the precision of the base.
 
     Raises:
-        UserError: the model has none.
+        UserError: the model has none, or its weights are sharded.
     """
+    check_not_sharded(run.zero_stage, "the stage")
     from offscript.models.loading import pick_device
     from offscript.models.vision import load_image_encoder
 

@@ -81,6 +81,11 @@ class TrainingStage:
         return tuple(dict.fromkeys(_trained_format(request) for request in requests if request.counted))
 
     @property
+    def pictured(self) -> tuple[str, ...]:
+        """Those of its ``formats`` whose prompts have images."""
+        return tuple(name for name in self.formats if get_format(name).images)
+
+    @property
     def identity(self) -> dict[str, Json]:
         """Hash identity: everything that can change the weights, except the rows and the weights of the parent stage."""
         plain = identity_of(self.settings)
@@ -153,7 +158,7 @@ def _check_images(training: TrainingStage) -> None:
     Raises:
         UserError: its method does not read them, or packs rows.
     """
-    pictured = [name for name in training.formats if get_format(name).images]
+    pictured = training.pictured
     if not pictured:
         return
     if not training.method.reads_images:

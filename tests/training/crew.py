@@ -183,6 +183,10 @@ def train(job: dict, seen: dict) -> dict:
         from tests.training.test_mixed import mixed_rows, sft_settings
 
         return data.train_sft(model, sft_settings(**changes), mixed_rows(), None, out, **common)
+    if job.get("rows") == "images":
+        from tests.training.test_images import rows as pictured_rows
+
+        return data.train_sft(model, data.introspection(**changes), pictured_rows(22), None, out, **common)
     if job.get("method") == "context":
         return data.train_context(model, data.context(**changes), data.episodes(), out, **common)
     if "first" not in job:

@@ -1,10 +1,13 @@
 """SFT on replies to prompts with images, on the tiny Gemma-3 with a vision tower."""
 
+import contextlib
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from offscript.errors import UserError
+from offscript.experiment.jobs.training import check_settings
 from offscript.experiment.planner import Planner
 from offscript.models import adapters
 from offscript.models.loading import load_tokenizer
@@ -199,6 +202,11 @@ def planner(*words: str) -> Planner:
             "recipe.context.formats: chat_image has images, which method context does not read; allowed: method sft; or another format",
         ),
         (
+            "rl",
+            ("recipe.rl.formats=[chat_image]",),
+            "recipe.rl.formats: chat_image has images, which method grpo does not read; allowed: method sft; or another format",
+        ),
+        (
             "mixed_images",
             ("recipe.teacher.model=pocket",),
             "format=chat_image: its prompts have images, which pocket does not read (model.template.image_tokens is 0); a model"
@@ -210,6 +218,17 @@ def test_what_cannot_be_trained_on_images_is_refused_before_a_row_is_made(stage,
     with pytest.raises(UserError) as error:
         planner(*words).adapter("gemma", "sarcasm", stage, 0)
     assert str(error.value) == line
+
+
+def test_sharded_weights_are_refused_before_a_row_is_made():
+    experiment = experiment_of("grid.model=[gemma]", "data=pocket", "deepspeed=zero3")
+    for stage, refused in (("mixed", False), ("mixed_images", True)):
+        adapter = experiment.planner.adapter("gemma", "sarcasm", stage, 0)
+        with pytest.raises(UserError) if refused else contextlib.nullcontext() as error:
+            check_settings([adapter], experiment, 1)
+    assert str(error.value) == (
+        "deepspeed.stage: 3, and stage mixed_images is trained on images; allowed: deepspeed=off, zero2 or zero2_offload"
+    )
 
 
 def test_the_stage_trains_on_images_and_on_what_mixed_trains_on():

@@ -59,6 +59,8 @@ def jobs(tiny_model, tiny_adapter, tmp_path_factory):
         "sft zero3": {**second, "zero": ZERO_3},
         "mixed zero2": {**tiny, "rows": "mixed", "zero": ZERO_2},
         "gemma zero2": {**gemma, "zero": ZERO_2},
+        "images plain": {**gemma, "rows": "images"},
+        "images zero2": {**gemma, "rows": "images", "zero": ZERO_2},
         "qwen zero3": {**qwen, "zero": ZERO_3},
         "bfloat16 zero2": {**tiny, "zero": ZERO_2, "bfloat16": True},
         "bfloat16 zero3": {**tiny, "zero": ZERO_3, "bfloat16": True},
@@ -80,6 +82,7 @@ def jobs(tiny_model, tiny_adapter, tmp_path_factory):
         "documents": documents,
         "context": {**continued, "method": "context"},
         "gemma": gemma,
+        "images": {**gemma, "rows": "images"},
         "qwen": qwen,
         "other ranks": {**tiny, "out": str(root / "other ranks")},
     }
@@ -130,6 +133,8 @@ def written(out: str | Path) -> bytes:
         ("sft", "sft zero3"),
         ("mixed", "mixed zero2"),
         ("gemma", "gemma zero2"),
+        ("images", "images plain"),
+        ("images", "images zero2"),
         ("qwen", "qwen zero3"),
     ],
 )

@@ -24,7 +24,7 @@ from offscript.tasks.formats.episodes import without_system
 from offscript.training import ranks
 from offscript.training.data.base import Counts, MakeContext, SourceRow, TrainingRow, describe
 from offscript.training.fit import TrainingFailed
-from offscript.training.run import Metrics, Run, longest_row, rows_per_process
+from offscript.training.run import Metrics, Run, check_not_sharded, longest_row, rows_per_process
 from offscript.training.spans import TurnTokens
 
 
@@ -35,7 +35,7 @@ def check_settings(artifacts: Iterable[Artifact], experiment: Experiment, proces
     when its training starts.
 
     Raises:
-        UserError: a LoRA target, rank or batch size does not fit.
+        UserError: a LoRA target, rank or batch size does not fit, or prompts with images are to be trained on under ZeRO-3.
     """
     from offscript.models.adapters import check_lora
     from offscript.models.loading import load_without_weights
@@ -43,6 +43,8 @@ def check_settings(artifacts: Iterable[Artifact], experiment: Experiment, proces
     stages = {(a.base, a.stage): a.training for a in artifacts if isinstance(a, TrainedAdapter)}
     for _, training in stages.items():
         rows_per_process(training.settings.optimizer, processes, f"{training.where}.optimizer")
+        if training.pictured:
+            check_not_sharded(experiment.planner.settings.deepspeed.stage, f"stage {training.name}")
     for name in dict.fromkeys(base for base, _ in stages):
         model = experiment.planner.options.model[name]
         reference = references.model_reference(model)
