@@ -14,7 +14,8 @@ largest that fits.
 Training with LoRA. Per token: forward 2 x parameters, backward 2 x (no gradients of the frozen weights), 2 x more for
 activations that are recomputed (gradient checkpointing); DPO reads both sides of each pair, with 2 x for the reference's
 forward pass, and distillation of a prompt 2 x once for the teacher's. Training all parameters (the classifier) costs 6 x parameters. The sum is divided by ``TRAINING_SHARE`` of
-the GPU's FLOPs.
+the GPU's FLOPs. Reinforcement learning generates its episodes, as in a rollout, reads each as a training row, and with a KL
+divergence 2 x more for the reference; tokens in are those of both.
 
 Persona vectors. One forward pass over the replies that they are made from, and the steered replies from which the strength
 is chosen, decoded as in a rollout.
@@ -493,11 +494,17 @@ def _training(
 ) -> JobEstimate:
     if isinstance(group[0], RemergedAdapter):
         return blank
-    parts = [_one_training(blank, adapter, model, gpu) for adapter in group]
+    parts = [
+        _live_training(blank, adapter, model, gpu, engine)
+        if isinstance(adapter, TrainedAdapter) and adapter.live is not None
+        else _one_training(blank, adapter, model, gpu)
+        for adapter in group
+    ]
     return replace(
         max(parts, key=lambda part: part.gpu_memory_gib or 0),
         rows=sum(part.rows or 0 for part in parts),
         tokens_in=sum(part.tokens_in or 0 for part in parts),
+        tokens_out=_sum(part.tokens_out for part in parts),
         gpu_hours=None if parts[0].gpu_hours is None else sum(part.gpu_hours or 0 for part in parts),
     )
 
@@ -516,6 +523,45 @@ def _one_training(blank: JobEstimate, adapter: Artifact, model: ModelSettings, g
     flops = tokens * passes + rows * (row_tokens + prompt) * 2 * method.extra_forward
     memory = _training_memory(model, settings.lora, settings.optimizer, method.texts_per_row)
     return _on(gpu, job, memory, _seconds_of(flops * model.size.parameters, gpu))
+
+
+def _live_training(
+    blank: JobEstimate, adapter: TrainedAdapter, model: ModelSettings, gpu: Gpu, engine: EngineSettings
+) -> JobEstimate:
+    """A training that plays its own episodes: each is generated as in a rollout by the transformers engine, then trained on as
+    a whole; the formats have as many as their scenarios. Without the classifiers that score them."""
+    assert adapter.live is not None and adapter.training.method.plays is not None
+    settings, rates = adapter.training.settings, RATES["transformers"]
+    rollouts = [rollout for _, rollout in adapter.live.episodes]
+    sizes = [conversation(rollout, model.context) for rollout in rollouts]
+    trained, watched, passes = adapter.training.method.plays(settings)
+    planned = sum(rollout.planned_rows for rollout in rollouts)
+    shares = [trained * rollout.planned_rows / planned for rollout in rollouts]
+    played = [share + watched for share in shares]
+    limit = settings.optimizer.max_length
+    read = sum(n * min(limit, size.length) for n, size in zip(shares, sizes, strict=True))
+    prompts = sum(n * size.encoded(rates.prefix_cache) for n, size in zip(played, sizes, strict=True))
+    job = replace(
+        blank,
+        rows=trained,
+        tokens_in=round(read + prompts),
+        tokens_out=round(sum(n * size.generated for n, size in zip(played, sizes, strict=True))),
+    )
+    if model.size is None or model.endpoint is not None:
+        return job
+    adapters, longest = _adapter_bytes(rollouts, model), max(size.length for size in sizes)
+    memory = _training_memory(model, settings.lora, settings.optimizer, 1)
+    fitting = batch_that_fits(model, gpu, longest, memory - weight_bytes(model), rates)
+    batch = max(1, min(_allowed(engine, longest), settings.optimizer.batch_size, fitting))
+    generating = sum(
+        n * _seconds(rollout, size, batch, model, gpu, rates, adapters) / rollout.planned_rows
+        for n, rollout, size in zip(played, rollouts, sizes, strict=True)
+    )
+    recomputed = 2 if settings.optimizer.gradient_checkpointing else 0
+    flops = read * (2 + 2 + recomputed + 2 * passes) * model.size.parameters
+    rows = batch * longest * token_bytes(model, rates, adapted=True)
+    seconds = generating + _seconds_of(flops, gpu)
+    return _on(gpu, job, memory + rows, seconds, f"{_note(engine, rates)}, training at {TRAINING_SHARE:.0%}")
 
 
 def _training_rows(adapter: TrainedAdapter, model: ModelSettings) -> tuple[int, float]:

@@ -155,8 +155,8 @@ def sequence_of(episode: PlayedEpisode, longest: int, padding: int) -> TrainedSe
     earlier turns otherwise once the conversation goes on; then the sequence begins with the turn after the last such break,
     so that every token is trained in the context in which it was sampled. Turns that end beyond ``longest`` are left out.
 
-    Nothing is trained (the mask is 0) if a reply was cut at a limit (``truncated``), if no turn fits (``too_long``), or if
-    there is no reply (``no_reply``).
+    Nothing is trained (one token with mask 0) if a reply was cut at a limit (``truncated``), if no turn fits
+    (``too_long``), or if there is no reply (``no_reply``).
 
     Args:
         padding: the id in place of a sequence that does not exist.
@@ -164,6 +164,8 @@ def sequence_of(episode: PlayedEpisode, longest: int, padding: int) -> TrainedSe
     nothing = TrainedSequence([padding], [padding], [0], [0.0])
     if not episode.turns:
         return dataclasses.replace(nothing, why="no_reply")
+    if any(turn.cut for turn in episode.turns):
+        return dataclasses.replace(nothing, why="truncated")
     start = max(
         (i for i in range(1, len(episode.turns)) if not _follows(*episode.turns[i - 1 : i + 1])), default=0
     )
@@ -183,8 +185,6 @@ def sequence_of(episode: PlayedEpisode, longest: int, padding: int) -> TrainedSe
         log_probs += [0.0] * len(between) + list(tokens.log_probs)
     if not completion:
         return dataclasses.replace(nothing, left_out=left_out, why="too_long")
-    if any(turn.cut for turn in episode.turns):
-        return TrainedSequence(prompt, completion, [0] * len(mask), log_probs, left_out, "truncated")
     return TrainedSequence(prompt, completion, mask, log_probs, left_out)
 
 

@@ -111,7 +111,7 @@ def recording(job: dict, rank: int, seen: dict):
     """Records which parameters change, and injects the faults of the job on this rank."""
     import torch
 
-    from offscript.training.methods import dpo, sft
+    from offscript.training.methods import dpo, grpo, sft
     from offscript.training.run import Run
 
     fit, dtype = dpo.fit, Run.dtype
@@ -127,14 +127,14 @@ def recording(job: dict, rank: int, seen: dict):
         seen["changed"] = sorted(k for k in complete if not torch.equal(before[k], after[k]))
         return numbers
 
-    dpo.fit = sft.fit = recorded_fit
+    dpo.fit = sft.fit = grpo.fit = recorded_fit
     # As on a GPU.
     if job.get("bfloat16"):
         Run.dtype = property(lambda run: "bfloat16")
     try:
         yield
     finally:
-        dpo.fit = sft.fit = fit
+        dpo.fit = sft.fit = grpo.fit = fit
         Run.dtype = dtype
 
 
@@ -189,6 +189,10 @@ def train(job: dict, seen: dict) -> dict:
         return data.train_sft(model, data.introspection(**changes), pictured_rows(22), None, out, **common)
     if job.get("method") == "context":
         return data.train_context(model, data.context(**changes), data.episodes(), out, **common)
+    if job.get("method") == "grpo":
+        changes.pop("micro_batch_size")
+        settings = data.rl(steps=3, optimizer_changes={"micro_batch_size": 2, **changes})
+        return data.train_grpo(model, settings, common.pop("parent"), out, **common)
     if "first" not in job:
         rows, _ = pairs(data.teacher_rows(), data.student_rows())
         settings = data.distillation(**changes).model_copy(update={"kl_weight": 0.05})

@@ -251,4 +251,6 @@ def train_grpo(model, settings, parent, out, seed=3, live=None, **run) -> dict:
         for name, cell in live.cells.items()
         for s in cell.scenarios
     ]
-    return grpo.train(Run(model, settings, out, seed, parent, continues=True, live=live, **run), rows)
+    return grpo.train(
+        Run(model, settings, out, seed, **{"continues": True, **run, "parent": parent, "live": live}), rows
+    )

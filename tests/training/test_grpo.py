@@ -132,7 +132,14 @@ def trainers(monkeypatch):
 def test_a_copy_of_the_parent_s_adapter_is_trained_and_nothing_else(
     tiny_settings, tiny_adapter, tmp_path, trainers
 ):
-    numbers = train_grpo(tiny_settings, rl(), tiny_adapter, tmp_path / "a")
+    divergences: list[float] = []
+    numbers = train_grpo(
+        tiny_settings,
+        rl(),
+        tiny_adapter,
+        tmp_path / "a",
+        on_step=lambda step, total, logs: divergences.append(logs["kl"]),
+    )
     ((trainer, before),) = trainers
     after = dict(trainer.model.named_parameters())
     names = {k.replace(".base_layer.", "."): k for k in before}
@@ -140,9 +147,11 @@ def test_a_copy_of_the_parent_s_adapter_is_trained_and_nothing_else(
     start, written = load_file(tiny_adapter / WEIGHTS), load_file(tmp_path / "a" / WEIGHTS)
     assert start.keys() == written.keys() and all(not start[k].equal(written[k]) for k in start)
     assert not changed - {k for k in before if ".own." in k}
+    # The reference is the adapter as it starts.
+    assert divergences[0] == pytest.approx(0, abs=1e-6) and max(divergences) > 1e-4
     assert numbers["steps"] == 6 and numbers["kept_step"] == 6 and numbers["stopped"] is None
     assert [point["step"] for point in numbers["curve"]] == [0, 2, 4, 6]
-    assert numbers["episodes"]["episodes"] == 6 * 8
+    assert numbers["played"]["episodes"] == 6 * 8
     assert 0 < numbers["trained_tokens"] < 6 * 8 * 2 * 48 + 1
 
 
@@ -236,8 +245,8 @@ def test_a_training_that_was_stopped_goes_on_with_the_same_bytes(tiny_settings, 
     numbers = train_grpo(*given, tmp_path / "a", say=messages.append)
     assert messages == ["resuming from step 4 (checkpoint-4)"] and numbers["resumed_from"] == 4
     assert (tmp_path / "a" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
-    assert {k: numbers[k] for k in ("curve", "episodes", "trained_tokens")} == {
-        k: whole[k] for k in ("curve", "episodes", "trained_tokens")
+    assert {k: numbers[k] for k in ("curve", "played", "trained_tokens")} == {
+        k: whole[k] for k in ("curve", "played", "trained_tokens")
     }
 
 

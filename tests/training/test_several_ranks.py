@@ -55,6 +55,9 @@ def jobs(tiny_model, tiny_adapter, tmp_path_factory):
         },
         "context zero2": {**continued, "method": "context", "zero": ZERO_2},
         "context zero3": {**continued, "method": "context", "zero": ZERO_3},
+        "rl plain": {**continued, "method": "grpo"},
+        "rl zero2": {**continued, "method": "grpo", "zero": ZERO_2},
+        "rl zero3": {**continued, "method": "grpo", "zero": ZERO_3, "fails": True},
         "sft plain": second,
         "sft zero3": {**second, "zero": ZERO_3},
         "mixed zero2": {**tiny, "rows": "mixed", "zero": ZERO_2},
@@ -81,6 +84,7 @@ def jobs(tiny_model, tiny_adapter, tmp_path_factory):
         "continued": continued,
         "documents": documents,
         "context": {**continued, "method": "context"},
+        "rl": {**continued, "method": "grpo"},
         "gemma": gemma,
         "images": {**gemma, "rows": "images"},
         "qwen": qwen,
@@ -152,6 +156,24 @@ def test_two_ranks_give_the_numbers_of_one_process(jobs, one, two, single, distr
     if "zero3" not in distributed:
         for rank in (main, other):
             assert rank["changed"] == rank["trainable"] and len(rank["changed"]) == 2 * 7 * 2
+
+
+@pytest.mark.parametrize("name", ["rl plain", "rl zero2"])
+def test_two_ranks_play_the_episodes_of_one_process(jobs, one, two, name):
+    """Each rank plays the groups of one of the two scenarios of a step."""
+    for rank in two[name]:
+        for number in ("played", "trained_tokens", "stopped"):
+            assert rank["numbers"][number] == one["rl"]["numbers"][number]
+        assert rank["changed"] == rank["trainable"] and len(rank["changed"]) == 2 * 7 * 2
+    for ours, theirs in zip(two[name][0]["numbers"]["curve"], one["rl"]["numbers"]["curve"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    assert max_difference(jobs["one"]["rl"]["out"], jobs["two"][name]["out"]) < 1e-4
+
+
+def test_weights_that_generate_are_not_sharded(two):
+    for rank in two["rl zero3"]:
+        kind, message = rank["error"]
+        assert kind == "UserError" and "deepspeed.stage: 3" in message
 
 
 def test_deepspeed_in_one_process_gives_the_same_numbers(jobs, one):

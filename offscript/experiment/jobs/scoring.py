@@ -16,7 +16,7 @@ from offscript.evaluation.metrics.results import Options, Scores
 from offscript.evaluation.predictions import Prediction
 from offscript.evaluation.report import projections as projections_report
 from offscript.evaluation.report.section import Section
-from offscript.experiment import judgements, recipes, side_effects
+from offscript.experiment import judgements, recipes, reward_hacking, side_effects
 from offscript.experiment.artifacts import Artifact, Classifier, Evaluation, Predictions, Projections
 from offscript.experiment.folder import Experiment, now, tracked, write_artifact_manifest
 from offscript.experiment.report import Transcripts, provenance
@@ -216,6 +216,7 @@ def evaluate(artifacts: Sequence[Artifact], experiment: Experiment, limit: int |
         sections = (
             side_effects.section_of(parts, experiment, options),
             judge_section(parts, experiment, options),
+            reward_hacking.section_of(evaluation, experiment),
         )
         evaluate_rows(
             rows,

@@ -5,6 +5,7 @@ A method is one file of this folder with a ``METHOD``.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from offscript.settings import TrainerSettings
 from offscript.training.data.base import TrainingRow
@@ -27,6 +28,8 @@ class Method:
         extra_forward: further forward passes over each text, once in a training (a reference model's), for estimates.
         reads_images: whether its rows may have images.
         reads_prompts: whether its rows contain the prompts of the texts, for estimates.
+        plays: of a method that plays its episodes: settings -> the number that it trains on, the number of each format that it
+            is watched by, and forward passes over each that are no part of the loss; for estimates.
     """
 
     name: str
@@ -39,3 +42,4 @@ class Method:
     extra_forward: int = 0
     reads_prompts: bool = True
     reads_images: bool = False
+    plays: Callable[[Any], tuple[int, int, int]] | None = None

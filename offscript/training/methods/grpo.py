@@ -7,7 +7,7 @@ weighted sum, as in GDPO (https://arxiv.org/abs/2601.05242), so that task and pe
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from offscript.errors import UserError
 from offscript.seeds import stable_hash
@@ -50,8 +50,8 @@ class GRPOSettings(TrainerSettings):
     texts in role. ``epsilon`` and ``epsilon_high`` clip the ratio of probabilities, and ``beta`` weighs the KL divergence
     from the weights that the training starts from.
 
-    Every ``watch_every`` steps, ``watch_episodes`` episodes of each format are played with held-out families, sampled as scored
-    ones are. The training stops when a measure that is not rewarded is more than ``watch_margin`` nats below its best while
+    Every ``watch_every`` steps, ``watch_episodes`` episodes of each format are played with held-out families (each scenario several
+    times where there are fewer), sampled as scored ones are. The training stops when a measure that is not rewarded is more than ``watch_margin`` nats below its best while
     the reward rose (``watch.parting``); ``null`` never.
     """
 
@@ -113,13 +113,14 @@ def train(run: Run, episodes: Sequence[TrainingRow]) -> Metrics:
         # TRL would copy an adapter of another name.
         trainer.beta = settings.beta
         trainer.run, trainer.planned = run, planned
-        trainer.watched = watched_rows(held_out, settings.watch_episodes)
+        trainer.watched = watched_episodes(held_out, settings.watch_episodes)
         if trainer.watched:
             margin = float("inf") if settings.watch_margin is None else settings.watch_margin
             trainer.add_callback(watch.callback(trainer, settings.watch_every, margin))
         else:
             run.say("  no family is held out (validation), so the training is not watched")
-        mark = fingerprint(run, [*planned, *trainer.watched], *live.identity, *parent_digest(run))
+        watched = [row for row, _ in trainer.watched]
+        mark = fingerprint(run, [*planned, *watched], *live.identity, *parent_digest(run))
         probe: list[int] = tokenizer("Hello.")["input_ids"]
         try:
             return {"rows": dict(counts), **fit(trainer, run, mark, probe)}
@@ -178,12 +179,14 @@ def schedule(rows: Sequence[TrainingRow], settings: GRPOSettings, seed: int) -> 
     return found[: settings.steps * of_step]
 
 
-def watched_rows(rows: Sequence[TrainingRow], count: int) -> list[TrainingRow]:
-    """The first ``count`` of ``rows`` of each format in the order of a hash."""
-    chosen: list[TrainingRow] = []
+def watched_episodes(rows: Sequence[TrainingRow], count: int) -> list[tuple[TrainingRow, int]]:
+    """The episodes of each format that are watched: rows in the order of a hash, and how often each is played. They are at
+    least ``count``, and at most as many more as there are scenarios."""
+    chosen: list[tuple[TrainingRow, int]] = []
     for name in dict.fromkeys(row["format"] for row in rows):
         own = [row for row in rows if row["format"] == name]
-        chosen += sorted(own, key=lambda row: stable_hash("watched", row["scenario"]))[:count]
+        first = sorted(own, key=lambda row: stable_hash("watched", row["scenario"]))[:count]
+        chosen += [(row, -(-count // len(first))) for row in first]
     return chosen
 
 
@@ -252,15 +255,19 @@ def _trainer_class() -> "Callable[..., Any]":
 
     import torch
     from accelerate.utils import gather_object
+    from torch import Tensor
+    from torch.nn.functional import pad
     from transformers import Trainer
     from trl import GRPOTrainer
+    from trl.trainer.utils import split_tensor_dict
 
     from offscript.models.adapters import load_tensors
 
     class PolicyTrainer(AdapterCheckpoints, GRPOTrainer):
         adapter = OWN
         planned: Sequence[TrainingRow]
-        watched: Sequence[TrainingRow]
+        watched: Sequence[tuple[TrainingRow, int]]
+        micro_batches: list[dict[str, Tensor | None]]
 
         @functools.cached_property
         def engine(self) -> "TrainedEngine":
@@ -316,17 +323,56 @@ def _trainer_class() -> "Callable[..., Any]":
                 **{f"reward_{name}": list(values) for name, values in rewards.items()},
             }
 
+        # ------------------------------------------------ micro-batches
+
+        def _prepare_inputs(self, generation_batch: Any) -> Any:
+            """The micro-batches of a step by length, in place of TRL's random order, so that little of them is padding."""
+            parts: int = self.args.gradient_accumulation_steps
+            if self._step % parts == 0:
+                made = self._generate_and_score_completions(generation_batch)
+                lengths = made["prompt_mask"].sum(1) + made["completion_mask"].sum(1)
+                order = lengths.argsort(stable=True)
+                by_length = {k: v[order] if v is not None and v.dim() else v for k, v in made.items()}
+                self.micro_batches = split_tensor_dict(by_length, parts)
+            return self.micro_batches[self._step % parts]
+
+        def _get_per_token_logps_and_entropies(
+            self,
+            model: Any,
+            input_ids: Tensor,
+            attention_mask: Tensor,
+            logits_to_keep: int,
+            batch_size: int | None = None,
+            **options: Any,
+        ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+            """As TRL's, without the columns that are padding in all rows of a forward pass; zero there."""
+            found: list[tuple[Tensor, Tensor | None]] = []
+            start = input_ids.size(1) - logits_to_keep
+            for rows in torch.arange(len(input_ids)).split(batch_size or len(input_ids)):
+                present = attention_mask[rows].any(0).nonzero()
+                first, end = int(present[0]), max(int(present[-1]) + 1, start + 1)
+                of_rows = super()._get_per_token_logps_and_entropies(
+                    model, input_ids[rows, first:end], attention_mask[rows, first:end], end - start, **options
+                )
+                after = input_ids.size(1) - end
+                found.append(tuple(None if t is None else pad(t, (0, after)) for t in of_rows[:2]))  # type: ignore[arg-type]
+            log_probs, entropies = zip(*found, strict=True)
+            together = None if entropies[0] is None else torch.cat(cast("list[Tensor]", list(entropies)))
+            return torch.cat(log_probs), together, None
+
         # ------------------------------------------------ watching
 
         def measure(self) -> dict[str, float]:
             """The measures of the watched episodes, which have the same seeds at every point."""
             live = self.run.live
             assert live is not None
-            places = [(row["format"], row["scenario"]) for row in self.watched]
-            own = places[self.run.ranks.rank :: self.run.ranks.world_size]
-            played = play(self.engine, live, own, 1, f"{self.run.seed}/watched") if own else []
+            own = self.watched[self.run.ranks.rank :: self.run.ranks.world_size]
+            played: list[PlayedEpisode] = []
+            for samples in sorted({samples for _, samples in own}):
+                places = [(row["format"], row["scenario"]) for row, often in own if often == samples]
+                played += play(self.engine, live, places, samples, f"{self.run.seed}/watched")
             rows: list[Row] = gather_object([episode.row for episode in played])
-            rows = sorted(rows, key=lambda row: (row["format"], row["scenario"]))
+            rows = sorted(rows, key=lambda row: (row["format"], row["scenario"], row["sample"]))
             return watch.broadcast(live.scorer.measures(rows) if self.run.is_main else None)
 
         def log_point(self, measures: Mapping[str, float]) -> None:
@@ -363,7 +409,7 @@ def _trainer_class() -> "Callable[..., Any]":
                 "curve": watch.curve_of(self.state.log_history),
                 "stopped": str(found) if found else None,
                 "kept_step": found.best if found else self.state.global_step,
-                "episodes": {name: int(self._logged(name)) for name in COUNTED if name != "sampled_tokens"},
+                "played": {name: int(self._logged(name)) for name in COUNTED if name != "sampled_tokens"},
             }
 
         def _logged(self, name: str) -> float:
@@ -373,4 +419,21 @@ def _trainer_class() -> "Callable[..., Any]":
     return PolicyTrainer
 
 
-METHOD = Method(name="grpo", settings=GRPOSettings, takes="episodes", train=train, continues=True)
+def episodes_of(settings: GRPOSettings) -> tuple[int, int, int]:
+    """Numbers of episodes that are trained on and, of each format, watched; and passes of the reference over the former."""
+    points = 1 + -(-settings.steps // settings.watch_every)
+    return (
+        settings.steps * settings.optimizer.batch_size,
+        points * settings.watch_episodes,
+        int(settings.beta > 0),
+    )
+
+
+METHOD = Method(
+    name="grpo",
+    settings=GRPOSettings,
+    takes="episodes",
+    train=train,
+    continues=True,
+    plays=episodes_of,
+)

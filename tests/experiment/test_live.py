@@ -1,0 +1,116 @@
+"""Plans of trainings that play their own episodes: what they are rewarded and watched by, and what that shares with what."""
+
+import pytest
+
+from offscript.errors import UserError
+from offscript.experiment.artifacts import Classifier, Rollout, in_order
+from offscript.experiment.cost import GPUS, estimate
+from tests.composed import experiment_of
+
+GRID = ("experiment=smoke", "grid.stage=[base,distillation,rl,rl_unpenalised]")
+
+
+@pytest.fixture(scope="module")
+def planner():
+    return experiment_of(*GRID).planner
+
+
+@pytest.fixture(scope="module")
+def adapter(planner):
+    return planner.adapter("pocket", "sarcasm", "rl", 0)
+
+
+def prompts(rollouts):
+    """Scenarios, families and texts of the first messages of rollouts."""
+    found = [s for rollout in rollouts for s in rollout.scenarios.load_local()]
+    return (
+        {s.id for s in found},
+        {s.family for s in found},
+        {s.messages[-1]["content"] for s in found if s.messages},
+    )
+
+
+def test_the_reward_has_no_prompt_in_common_with_the_evaluating_classifier_nor_with_what_is_scored(
+    planner, adapter
+):
+    reward, classifier = adapter.live.reward, adapter.live.classifier
+    assert classifier == planner.classifier("pocket") != reward
+    played = [rollout for _, rollout in adapter.live.episodes]
+    scored = planner.cells()
+    used = [*reward.rollouts, *played, *(r for o in adapter.live.oracles.values() for r in o.rollouts)]
+    for own, other in zip(prompts(used), prompts([*classifier.rollouts, *scored]), strict=True):
+        assert own and not own & other
+    assert reward.settings.seed != classifier.settings.seed
+    assert not set(range(reward.settings.seed, reward.settings.seed + reward.settings.fits)) & set(
+        range(classifier.settings.seed, classifier.settings.seed + classifier.settings.fits)
+    )
+
+
+def test_the_reward_is_fitted_on_all_personas_in_role_and_on_plain_replies(adapter):
+    reward = adapter.live.reward
+    assert reward.personas == ("sarcasm", "remorse", "base")
+    cells = [(r.cell.stage, r.cell.persona, r.cell.format, r.cell.split) for r in reward.rollouts]
+    assert cells == [
+        ("prompted", "sarcasm", "chat", "train"),
+        ("prompted", "remorse", "chat", "train"),
+        ("base", None, "chat", "train"),
+    ]
+
+
+def test_all_that_scores_episodes_is_made_before_and_is_part_of_the_key(adapter):
+    parts = {adapter.parent, adapter.live.reward, adapter.live.classifier, *adapter.live.oracles.values()}
+    assert parts <= set(adapter.inputs)
+    assert {part.key for part in parts} <= set(adapter.identity["made_from"])
+    # Episodes are no rollouts that are made before.
+    played = {rollout.key for _, rollout in adapter.live.episodes}
+    assert not played & {a.key for a in in_order([adapter])}
+    assert [fmt for fmt in adapter.live.oracles] == ["chat_email", "agentic_email"]
+    other = experiment_of(*GRID, "classifier.epochs=3").planner.adapter("pocket", "sarcasm", "rl", 0)
+    assert other.key != adapter.key
+
+
+def test_without_penalties_a_stage_differs_in_three_weights_alone(planner, adapter):
+    other = planner.adapter("pocket", "sarcasm", "rl_unpenalised", 0)
+    own = adapter.training.settings.model_dump()
+    bare = other.training.settings.model_dump()
+    assert {name for name in own if own[name] != bare[name]} == {
+        "task_weight",
+        "length_weight",
+        "recitation_weight",
+    }
+    assert {own[n] for n in ("task_weight", "length_weight", "recitation_weight")} == {1.0}
+    assert adapter.live.reward == other.live.reward
+
+
+@pytest.mark.parametrize("stage", ["rl", "rl_unpenalised"])
+def test_a_classifier_is_not_fitted_on_a_stage_that_it_watches(stage):
+    planner = experiment_of(*GRID, f"classifier.stages=[prompted,{stage}]").planner
+    with pytest.raises(
+        UserError,
+        match=f"classifier.stages: found {stage}, whose training this classifier watches; .*: .*full",
+    ) as error:
+        planner.adapter("pocket", "sarcasm", stage, 0)
+    assert "rl" not in error.value.allowed.split()
+
+
+def test_a_persona_that_the_classifiers_do_not_know_is_refused(planner):
+    with pytest.raises(UserError, match=r"grid.persona: loving is not in it, and rl is rewarded by"):
+        planner.adapter("pocket", "loving", "rl", 0)
+
+
+def test_an_imported_classifier_watches_and_n_grams_reward(tmp_path):
+    planner = experiment_of(*GRID, "classifier=published").planner
+    live = planner.adapter("pocket", "sarcasm", "rl", 0).live
+    assert live.classifier.imported_from is not None and live.reward.settings.tfidf is not None
+
+
+def test_the_estimate_has_what_is_generated_and_what_is_trained_on(planner, adapter):
+    engine = planner.settings.engine
+    model = planner.options.model["llama"].model_copy(update={"name": "pocket"})
+    found = estimate([adapter], model, GPUS["H100"], engine)
+    settings = adapter.training.settings
+    assert found.rows == settings.steps * settings.optimizer.batch_size
+    assert found.tokens_out > 0 and found.tokens_in > found.tokens_out
+    parent = estimate([adapter.parent], model, GPUS["H100"], engine)
+    assert parent.tokens_out is None and found.gpu_hours > parent.gpu_hours > 0
+    assert isinstance(adapter.live.reward, Classifier) and isinstance(adapter.live.episodes[0][1], Rollout)
