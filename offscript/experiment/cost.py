@@ -533,7 +533,7 @@ def _live_training(
     assert adapter.live is not None and adapter.training.method.plays is not None
     settings, rates = adapter.training.settings, RATES["transformers"]
     rollouts = [rollout for _, rollout in adapter.live.episodes]
-    sizes = [conversation(rollout, model.context) for rollout in rollouts]
+    sizes = [conversation(rollout, model) for rollout in rollouts]
     trained, watched, passes = adapter.training.method.plays(settings)
     planned = sum(rollout.planned_rows for rollout in rollouts)
     shares = [trained * rollout.planned_rows / planned for rollout in rollouts]
