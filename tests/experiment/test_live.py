@@ -7,7 +7,11 @@ from offscript.experiment.artifacts import Classifier, Rollout, in_order
 from offscript.experiment.cost import GPUS, estimate
 from tests.composed import experiment_of
 
-GRID = ("experiment=smoke", "grid.stage=[base,distillation,rl,rl_unpenalised]")
+GRID = (
+    "experiment=smoke",
+    "grid.stage=[base,distillation,rl,rl_unpenalised]",
+    "recipe.rl.formats=[chat_email,agentic_email]",
+)
 
 
 @pytest.fixture(scope="module")
