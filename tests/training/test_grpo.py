@@ -276,6 +276,7 @@ def test_a_training_stops_when_the_reward_rises_alone_and_keeps_the_weights_from
 @pytest.mark.parametrize(
     ("settings", "run", "line"),
     [
+        ({"optimizer_changes": {"epochs": 2}}, {}, r"optimizer.epochs: 2, but grpo has steps; allowed: 1"),
         (
             {"group": 3},
             {},

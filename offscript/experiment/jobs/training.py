@@ -24,6 +24,7 @@ from offscript.tasks.formats.episodes import without_system
 from offscript.training import ranks
 from offscript.training.data.base import Counts, MakeContext, SourceRow, TrainingRow, describe
 from offscript.training.fit import TrainingFailed
+from offscript.training.methods.grpo import GRPOSettings, check_steps
 from offscript.training.run import Metrics, Run, check_not_sharded, longest_row, rows_per_process
 from offscript.training.spans import TurnTokens
 
@@ -43,6 +44,8 @@ def check_settings(artifacts: Iterable[Artifact], experiment: Experiment, proces
     stages = {(a.base, a.stage): a.training for a in artifacts if isinstance(a, TrainedAdapter)}
     for _, training in stages.items():
         rows_per_process(training.settings.optimizer, processes, f"{training.where}.optimizer")
+        if isinstance(training.settings, GRPOSettings):
+            check_steps(training.settings, processes, f"{training.where}.optimizer")
         if training.pictured:
             check_not_sharded(experiment.planner.settings.deepspeed.stage, f"stage {training.name}")
     for name in dict.fromkeys(base for base, _ in stages):

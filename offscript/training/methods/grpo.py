@@ -135,15 +135,18 @@ def _check(run: Run, settings: GRPOSettings) -> None:
             "3, but the weights that are trained also generate, and each process needs all of them",
             "allowed: deepspeed=off, zero2 or zero2_offload",
         )
-    check_groups(settings, run.ranks.world_size, "optimizer")
+    check_steps(settings, run.ranks.world_size, "optimizer")
 
 
-def check_groups(settings: GRPOSettings, processes: int, where: str) -> None:
-    """Checks that each of ``processes`` plays whole groups; ``where`` is the config key of the optimizer.
+def check_steps(settings: GRPOSettings, processes: int, where: str) -> None:
+    """Checks that each of ``processes`` plays whole groups, and that the steps are not given twice; ``where`` is the config key
+    of the optimizer.
 
     Raises:
-        UserError: it does not.
+        UserError: one of the two is not so.
     """
+    if settings.optimizer.epochs != 1:
+        raise UserError(f"{where}.epochs", f"{settings.optimizer.epochs:g}, but grpo has steps", "allowed: 1")
     if settings.optimizer.batch_size % (settings.group * processes):
         raise UserError(
             f"{where}.batch_size",
