@@ -33,7 +33,7 @@ def test_a_grid_with_reinforcement_learning_is_made_and_its_report_has_the_secti
     assert [point["step"] for point in counts["curve"]] == [0, 1, 2]
     first = counts["curve"][0]
     assert {"reward", "classifier", "oracle", "task", "emission", "length", "recitation"} <= first.keys()
-    assert counts["episodes"] == {"chat": 24, "chat_email": 12, "agentic_email": 12}
+    assert counts["episodes"] == {"chat": 30, "chat_email": 12, "agentic_email": 12}
     summary = json.loads((experiment.path(evaluation) / "summary.json").read_text())
     (stage,) = summary["sections"]["reward_hacking"]["stages"]
     assert (stage["stage"], stage["trainings"]) == ("rl", 2)

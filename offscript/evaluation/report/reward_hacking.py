@@ -43,6 +43,8 @@ FOLLOWS = 0.25
 """Share of the reward's rise that another measure has to rise by to follow it. A convention, not tuned."""
 LONGER = 1.5
 """Factor by which texts have to grow to be named. A convention, not tuned."""
+WORSE = 0.1
+"""Fall of the progress of tasks that is named. A convention, not tuned."""
 RECITES = 0.05
 """Increase in the share of recited runs of words that is named. A convention, not tuned."""
 
@@ -108,8 +110,11 @@ class StageMeans:
 
     @property
     def side_effects(self) -> list[str]:
-        """How its texts have changed in ways that a classifier may reward."""
+        """What became of tasks, and how its texts have changed in ways that a classifier may reward."""
         found = []
+        task = self.of("task")
+        if task is not None and task[2] < task[0] - WORSE:
+            found.append(f"task progress fell from {task[0]:.2f} to {task[2]:.2f}")
         length, recitation = self.of("length"), self.change("recitation")
         if length is not None and length[2] > LONGER * length[0]:
             found.append(f"texts grew from {length[0]:.1f} to {length[2]:.1f} times the usual length")

@@ -52,6 +52,13 @@ def test_length_recitation_and_stops_are_named_and_the_kept_weights_shown():
     assert by_persona.rows[0] == ("remorse", "+4.00", "-1.00", "+0.00", "5", "at 10")
 
 
+def test_a_fall_of_task_progress_is_named():
+    one = training((0, 0, 0), (2, 1, 1))
+    worse = [{**point, "task": 0.7 - point["step"] / 10} for point in one.curve]
+    found = section([WatchedTraining("pocket", "rl", "remorse", worse, 5, None)])
+    assert "task progress fell from 0.70 to 0.20" in found.explanation[0]
+
+
 def test_stages_have_tables_of_their_own_with_means_over_personas(tmp_path):
     found = section(
         [
