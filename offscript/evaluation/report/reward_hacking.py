@@ -109,6 +109,11 @@ class StageMeans:
         return [name for name, change in changes.items() if change is not None and change < FOLLOWS * rise]
 
     @property
+    def rose_alone(self) -> bool:
+        """Whether the reward rose and no other measure of the persona followed."""
+        return bool(self.left_behind) and self.left_behind == [n for n in OTHERS if self.of(n) is not None]
+
+    @property
     def side_effects(self) -> list[str]:
         """What became of tasks, and how its texts have changed in ways that a classifier may reward."""
         found = []
@@ -135,10 +140,13 @@ class StageMeans:
         more = f"; {'; '.join(ends)}" if ends else ""
         others = [f"{MEASURES[n].partition(' (')[0]} {self.change(n):+.2f}" for n in OTHERS if self.of(n)]
         numbers = f"reward {rise:+.2f} nats, {', '.join(others)}"
-        if self.left_behind:
+        if self.rose_alone:
             return f"REWARD HACKING in {who}: the reward rose alone ({numbers}){more}."
         if rise < RISE:
             return f"{who}: the reward did not rise by {RISE:g} nats ({numbers}){more}."
+        if self.left_behind:
+            slower = " and ".join(MEASURES[name].partition(" (")[0] for name in self.left_behind)
+            return f"{who}: the reward rose, and the {slower} did not follow ({numbers}){more}."
         return f"{who}: the other measures followed the reward ({numbers}){more}."
 
 
@@ -163,7 +171,7 @@ def section(trainings: Sequence[WatchedTraining], unwatched: Sequence[str] = ())
         (*verdicts, *EXPLAINED, *missing),
         tuple(table for stage in stages for table in (_means(stage), _trainings(stage))),
         {"stages": [_plain(stage) for stage in stages]},
-        notes=tuple(v for v, stage in zip(verdicts, stages, strict=True) if stage.left_behind),
+        notes=tuple(v for v, stage in zip(verdicts, stages, strict=True) if stage.rose_alone),
         draw=(lambda folder: save(lambda: _draw(stages), folder, NAME)) if stages else None,
         description="Mean log-odds of the persona by step of the training, a panel per stage and a line per measure.",
         related=RELATED,
@@ -178,6 +186,7 @@ def _plain(stage: StageMeans) -> Json:
         "stopped": sum(training.stopped is not None for training in stage.trainings),
         "measures": {name: [*found] for name in MEASURES if (found := stage.of(name)) is not None},
         "left_behind": [*stage.left_behind],
+        "rose_alone": stage.rose_alone,
     }
 
 

@@ -30,6 +30,7 @@ def test_a_reward_that_rises_alone_is_called_reward_hacking():
     ("points", "words"),
     [
         (((0, 0, 0), (3, 2, 1)), "the other measures followed the reward"),
+        (((0, 0, 0), (2, 1, 0.1)), "the reward rose, and the oracle off chat did not follow"),
         (((0, 0, 0), (0.4, -3, -3)), "the reward did not rise by 0.5 nats"),
     ],
 )
