@@ -32,13 +32,18 @@ _LOOK = {
 _SPARE = (("#CC79A7", "P"), ("#56B4E9", "X"))
 _PANEL_INCHES = (4.6, 3.9)
 _DODGE = 0.16
+_MOST_STAGES = 8
+"""Stages that have room beside each other in one panel. More of them have a row each, and a panel for each format."""
+_MOST_COLUMNS = 32
+"""Columns of a heatmap. Above, its rows and columns are exchanged."""
 _PALE = "Pale bars: minimum and maximum over all labels of the missing texts."
 
 
 def headline(scores: Scores, folder: Path) -> list[Path]:
     """Writes ``headline.png`` and ``headline.svg`` into ``folder`` (which exists) and returns their paths.
 
-    A point is the macro-F1 on emitted texts, its bar the interval, its pale bar the bounds under missing
+    A panel per model, with the formats beside each other; with more than eight stages a panel per model and format, with the
+    stages below each other. A point is the macro-F1 on emitted texts, its bar the interval, its pale bar the bounds under missing
     texts. The dashed line of a format is the mean macro-F1 with permuted persona labels.
     """
     return save(lambda: _draw_headline(scores), folder, "headline")
@@ -46,7 +51,7 @@ def headline(scores: Scores, folder: Path) -> list[Path]:
 
 def heatmap(scores: Scores, folder: Path) -> list[Path]:
     """Writes ``personas.png`` and ``personas.svg``: F1 on emitted texts, with a row per persona and a column per stage
-    and format. A cell without texts is white."""
+    and format, or the other way round if these are many. A cell without texts is white."""
     return save(lambda: _draw_heatmap(scores), folder, "personas")
 
 
@@ -92,41 +97,47 @@ def _draw_heatmap(scores: Scores) -> "Figure":
 
     models = dict.fromkeys(g.model for g in scores.groups)
     by_model = {model: scores.main_groups(model) for model in models}
-    widths = [0.62 * len(groups) for groups in by_model.values()]
-    height = 0.3 * len(scores.labels) + 1.9
+    most = max(map(len, by_model.values()))
+    upright = most > _MOST_COLUMNS
+    # Inches: 0.62 and 0.3 for a cell, or 0.5 and 0.2 for one of a long column; stages differ from model to model.
+    widths = [0.5 * len(scores.labels) + 1.6 if upright else 0.62 * len(g) for g in by_model.values()]
+    height = 0.2 * most + 1.5 if upright else 0.3 * len(scores.labels) + 1.9
     figure, axes = plt.subplots(
         1,
         len(by_model),
         figsize=(sum(widths) + 2.4, height),
-        sharey=True,
+        sharey=not upright,
         squeeze=False,
         gridspec_kw={"width_ratios": widths},
         layout="constrained",
     )
     image = None
     for axis, (model, groups) in zip(axes[0], by_model.items(), strict=True):
-        image = _persona_panel(axis, model, groups, scores.labels)
+        image = _persona_panel(axis, model, groups, scores.labels, upright)
     if image is not None:
-        figure.colorbar(image, ax=list(axes[0]), label="F1 on emitted texts", fraction=0.04, pad=0.02)
+        bar = {"location": "top", "fraction": 0.5 / height, "aspect": 40} if upright else {"fraction": 0.04}
+        figure.colorbar(image, ax=list(axes[0]), label="F1 on emitted texts", pad=0.02, **bar)
     return figure
 
 
 def _persona_panel(
-    axis: "Axes", model: str, groups: list[GroupScore], labels: tuple[str, ...]
+    axis: "Axes", model: str, groups: list[GroupScore], labels: tuple[str, ...], upright: bool
 ) -> "AxesImage":
     f1 = np.full((len(labels), len(groups)), np.nan)
     for column, group in enumerate(groups):
         for persona in group.personas:
             if persona.emitted:
                 f1[labels.index(persona.persona), column] = persona.f1
+    names = [f"{g.stage} {g.format}" for g in groups]
+    rows, columns = (names, labels) if upright else (labels, names)
+    f1 = f1.T if upright else f1
     image = axis.imshow(f1, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     for row, column in np.argwhere(~np.isnan(f1)):
         ink = "black" if f1[row, column] > 0.6 else "white"
         text = f"{f1[row, column]:.2f}".removeprefix("0")
         axis.text(column, row, text, ha="center", va="center", color=ink, fontsize=7.5)
-    names = [f"{g.stage} {g.format}" for g in groups]
-    axis.set_xticks(range(len(groups)), names, rotation=45, ha="right", rotation_mode="anchor")
-    axis.set_yticks(range(len(labels)), labels)
+    axis.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(rows)), rows)
     axis.tick_params(length=0)
     axis.set_title(model, loc="left", fontweight="bold")
     return image
@@ -201,6 +212,8 @@ def _draw_headline(scores: Scores) -> "Figure":
 
     models = list(dict.fromkeys(g.model for g in scores.groups))
     formats = formats_in_order(g.format for g in scores.groups)
+    if max(len({g.stage for g in scores.main_groups(model)}) for model in models) > _MOST_STAGES:
+        return _draw_stage_rows(scores, models, formats)
     width, height = _PANEL_INCHES
     wide = max(width, 1.2 * len(formats) + 1.6)
     figure, axes = plt.subplots(
@@ -215,12 +228,68 @@ def _draw_headline(scores: Scores) -> "Figure":
         _panel(axis, scores.main_groups(model), formats)
         axis.set_title(model, loc="left", fontweight="bold")
     axes[0][0].set_ylabel(f"macro-F1 over {len(scores.labels)} personas")
+    _headings(figure, scores)
+    return figure
+
+
+def _headings(figure: "Figure", scores: Scores) -> None:
+    """The title and the caption of the headline figure."""
     inches = figure.get_figwidth()
     title = "How well a classifier recognizes the persona in each format"
     figure.suptitle(textwrap.fill(title, int(13 * inches)), x=0.01, ha="left", fontsize=10)
     caption = textwrap.fill(_caption(scores), int(17.5 * inches))
     figure.supxlabel(caption, x=0.01, ha="left", fontsize=7.5, color="#444444")
+
+
+def _draw_stage_rows(scores: Scores, models: list[str], formats: list[str]) -> "Figure":
+    """A row of panels per model, one for each format, in which every stage has a row."""
+    import matplotlib.pyplot as plt
+
+    stages = {model: stages_in_order(g.stage for g in scores.main_groups(model)) for model in models}
+    heights = [0.2 * len(stages[model]) + 0.8 for model in models]
+    figure, axes = plt.subplots(
+        len(models),
+        len(formats),
+        figsize=(1.75 * len(formats) + 2.2, sum(heights) + 0.9),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        gridspec_kw={"height_ratios": heights},
+        layout="constrained",
+    )
+    for row, model in zip(axes, models, strict=True):
+        groups = scores.main_groups(model)
+        for axis, format_ in zip(row, formats, strict=True):
+            _stage_rows(axis, [g for g in groups if g.format == format_], stages[model])
+            axis.set_title(_tick(format_, groups), loc="left", fontsize=8.5)
+        row[0].set_ylabel(model, fontweight="bold")
+    for axis in axes[-1]:
+        axis.set_xlabel(f"macro-F1 over\n{len(scores.labels)} personas")
+    _headings(figure, scores)
     return figure
+
+
+def _stage_rows(axis: "Axes", groups: list[GroupScore], stages: list[str]) -> None:
+    """The groups of one format, a row for each of ``stages``, from above."""
+    for group in groups:
+        value, row = group.macro_f1.emitted, stages.index(group.stage)
+        colour, marker = _LOOK.get(group.stage, ("#222222", "o"))
+        low, high = group.macro_f1.lower, group.macro_f1.upper
+        if _has_missing(group) and low is not None and high is not None:
+            axis.plot([low, high], [row, row], color=colour, linewidth=5, alpha=0.18, solid_capstyle="butt")
+        if value is None:
+            continue
+        ends = group.interval or (value, value)
+        # A percentile interval need not contain its estimate, and matplotlib rejects error bars of negative length.
+        reach = np.maximum([[value - ends[0]], [ends[1] - value]], 0)
+        axis.errorbar([value], [row], xerr=reach, fmt=marker, color=colour, markersize=4, capsize=2)
+    if nulls := [g.null.mean for g in groups if g.null and g.stage != "base"]:
+        axis.axvline(float(np.mean(nulls)), color="#555555", linewidth=1, linestyle=(0, (3, 2)))
+    axis.set_yticks(range(len(stages)), stages)
+    axis.set_ylim(len(stages) - 0.4, -0.6)
+    axis.set_xlim(0, 1.02)
+    axis.grid(color="#e6e6e6", linewidth=0.6)
+    axis.set_axisbelow(True)
 
 
 def _caption(scores: Scores) -> str:
@@ -257,7 +326,7 @@ def _panel(axis: "Axes", groups: list[GroupScore], formats: list[str]) -> None:
     right = len(formats) - 1 + _DODGE * len(stages) / 2 + 0.1
     for y, (_, stage, colour) in zip(_spread([y for y, _, _ in labels]), labels, strict=True):
         axis.text(right, y, stage, color=colour, va="center", fontsize=8.5, fontweight="bold")
-    axis.set_xticks(range(len(formats)), [_tick(f, groups, stages) for f in formats])
+    axis.set_xticks(range(len(formats)), [_tick(f, groups) for f in formats])
     axis.set_xlim(-0.5, right + 0.75)
     axis.set_ylim(0, 1.02)
     axis.grid(axis="y", color="#e6e6e6", linewidth=0.6)
@@ -311,7 +380,7 @@ def _null(axis: "Axes", groups: list[GroupScore], formats: list[str]) -> None:
             named = True
 
 
-def _tick(format_: str, groups: list[GroupScore], stages: list[str]) -> str:
+def _tick(format_: str, groups: list[GroupScore]) -> str:
     """Name of the format, and on a second line the lowest and highest emission rate of its stages."""
     rates = [g.emission_rate for g in groups if g.format == format_ and g.emission_rate is not None]
     if not rates:

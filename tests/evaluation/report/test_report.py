@@ -9,6 +9,7 @@ import pytest
 
 from offscript.evaluation.metrics import display
 from offscript.evaluation.metrics.scores import evaluate
+from offscript.evaluation.order import formats_in_order
 from offscript.evaluation.predictions import check_rows, check_together
 from offscript.evaluation.report import figures, summary, tables
 from tests.rows import PERSONAS, grid, missing_row, row
@@ -204,6 +205,35 @@ def test_figures_are_reproducible(scores, tmp_path):
 )
 def test_figures_of_unusual_rows(rows, tmp_path):
     assert all(path.stat().st_size > 1000 for path in figures.headline(scored(rows), tmp_path))
+
+
+def test_many_stages_have_a_row_each_in_every_panel():
+    names = [f"stage_{i:02d}" for i in range(11)]
+    found = scored(
+        [{**r, "stage": name} for name in names for r in grid(scenarios=3) if r["stage"] == "full"]
+    )
+    axes = figures._draw_headline(found).axes
+    formats = formats_in_order(g.format for g in found.groups)
+    assert [axis.get_title(loc="left").split("\n")[0] for axis in axes] == formats
+    assert [tick.get_text() for tick in axes[0].get_yticklabels()] == names
+    drawn = {
+        (format_, names[round(y)]): x
+        for axis, format_ in zip(axes, formats, strict=True)
+        for container in axis.containers
+        for x, y in zip(*container.lines[0].get_data(), strict=True)
+    }
+    assert drawn == {(g.format, g.stage): g.macro_f1.emitted for g in found.groups}
+
+
+def test_a_heatmap_of_many_columns_fits_a_page():
+    rows = [
+        {**r, "stage": f"stage_{i:02d}"} for i in range(20) for r in grid(scenarios=3) if r["stage"] == "full"
+    ]
+    found = scored(rows)
+    figure = figures._draw_heatmap(found)
+    assert figure.get_figwidth() < 12
+    rows_of_cells = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert rows_of_cells == [f"{g.stage} {g.format}" for g in found.main_groups("pocket")]
 
 
 def test_labels_of_lines_do_not_overlap():
