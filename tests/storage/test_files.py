@@ -49,7 +49,7 @@ def test_a_pattern_names_files_here_or_in_the_repository(
     assert resolve("**/*.txt") == [Path(n) for n in ("[a].txt", "a.txt", "b.txt", "deep/c.txt")]
     assert resolve(tmp_path / "deep") == [tmp_path / "deep"]
     assert resolve("conf/format/ch*.yaml") == [
-        HOME / "conf" / "format" / f"{n}.yaml" for n in ("chat", "chat_email")
+        HOME / "conf" / "format" / f"{n}.yaml" for n in ("chat", "chat_email", "chat_image")
     ]
     assert resolve("no/*.txt") == resolve("no.txt") == []
 

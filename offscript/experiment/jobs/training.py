@@ -23,6 +23,7 @@ from offscript.storage import hub, references
 from offscript.tasks.formats.episodes import without_system
 from offscript.training import ranks
 from offscript.training.data.base import Counts, MakeContext, SourceRow, TrainingRow, describe
+from offscript.training.episodes import LiveEpisodes
 from offscript.training.fit import TrainingFailed
 from offscript.training.methods.grpo import GRPOSettings, check_steps
 from offscript.training.run import Metrics, Run, check_not_sharded, longest_row, rows_per_process
@@ -121,22 +122,23 @@ def train(adapter: TrainedAdapter, experiment: Experiment, training_run: Run) ->
     if adapter.parent is not None and training.stacked and training.merge.method == "published":
         # The planner cannot see the rank of a parent that was not downloaded yet.
         check_one_rank([*ranks_of(experiment.path(adapter.parent)), training.settings.lora.rank])
-    rows, counts = training_rows(adapter, experiment, training_run)
+    rows, counts = training_rows(adapter, experiment, training_run.live)
     if ranks.rank_info().is_main:
         say(f"  {adapter}: {training.data.makes} {describe(counts)}")
     return {**training.method.train(training_run, rows), training.data.makes: counts}
 
 
 def training_rows(
-    adapter: TrainedAdapter, experiment: Experiment, training_run: Run
+    adapter: TrainedAdapter, experiment: Experiment, live: LiveEpisodes | None = None
 ) -> tuple[list[TrainingRow], Counts]:
-    """The rows that ``adapter`` is trained on, made here or released by others, and counts of them."""
+    """The rows that ``adapter`` is trained on, made here or released by others, and counts of them. ``live`` is what it plays
+    while it is trained, if ``adapter.live`` is given."""
     training = adapter.training
     if adapter.released:
         files = [references.fetch(rows, f"{training.where}.rows") for rows in adapter.released]
         assert training.data.read_released is not None
         return training.data.read_released(files, training.settings)
-    by_role: dict[str, list[SourceRow]] = scenarios_of(adapter, training_run)
+    by_role: dict[str, list[SourceRow]] = scenarios_of(adapter, live)
     requests = training.data.requests(training.settings, training.where)
     for request, (role, rollout) in zip(requests, adapter.rows, strict=adapter.live is None):
         rows = experiment.rows(rollout)
@@ -152,16 +154,15 @@ def training_rows(
     return training.data.make(by_role, training.settings, context)
 
 
-def scenarios_of(adapter: TrainedAdapter, training_run: Run) -> dict[str, list[SourceRow]]:
+def scenarios_of(adapter: TrainedAdapter, live: LiveEpisodes | None) -> dict[str, list[SourceRow]]:
     """The scenarios of the episodes that ``adapter`` plays while it is trained, by role; none for other trainings."""
     if adapter.live is None:
         return {}
-    assert training_run.live is not None
-    cells = training_run.live.cells
+    assert live is not None
     return {
         role: [
             cast(SourceRow, {"scenario": s.id, "family": s.family})
-            for s in cells[rollout.cell.format].scenarios
+            for s in live.cells[rollout.cell.format].scenarios
         ]
         for role, rollout in adapter.live.episodes
     }
