@@ -10,6 +10,9 @@ from offscript.tasks.formats import FORMATS
 BASE_WEIGHTS = "base"
 """``weights`` of the stages of the untrained model (``conf/stage``)."""
 
+PUBLISHED = "full"
+"""Name of the stage that is trained as the published study trained: other recipes are compared with it."""
+
 
 def personas_in_order(names: Iterable[str]) -> list[str]:
     """Distinct ``names`` of personas, in the ``order`` of ``conf/persona``."""
@@ -19,6 +22,12 @@ def personas_in_order(names: Iterable[str]) -> list[str]:
 def stages_in_order(names: Iterable[str]) -> list[str]:
     """Distinct ``names`` of stages, in the ``order`` of ``conf/stage``."""
     return _in_order(names, options_of("stage"))
+
+
+def headline_stage(names: Iterable[str]) -> str:
+    """The stage that a report begins with: ``full`` if it is among ``names``, which must not be empty, else the last one."""
+    stages = stages_in_order(names)
+    return PUBLISHED if PUBLISHED in stages else stages[-1]
 
 
 def formats_in_order(names: Iterable[str]) -> list[str]:

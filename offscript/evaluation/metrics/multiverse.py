@@ -22,7 +22,7 @@ from offscript.evaluation.metrics.specified import (
     Specified,
     rows_of,
 )
-from offscript.evaluation.order import compared_stages, formats_in_order, is_in_distribution, stages_in_order
+from offscript.evaluation.order import compared_stages, formats_in_order, headline_stage, is_in_distribution
 from offscript.evaluation.predictions import Prediction
 
 AS_GIVEN = "as given"
@@ -48,8 +48,9 @@ DIMENSIONS = Specification._fields
 
 @dataclass(frozen=True)
 class Headline:
-    """What is compared: the last stage of a model in its last off-distribution ``format``, with its in-distribution format
-    ``chat``, and with the stage ``other`` in the same format; None where there is none."""
+    """What is compared: the ``stage`` of a model that a report begins with (``order.headline_stage``), in its last
+    off-distribution ``format``, with its in-distribution format ``chat``, and with the stage ``other`` in the same format; None
+    where there is none."""
 
     model: str
     stage: str
@@ -80,23 +81,23 @@ class Multiverse:
 
 
 def headline(scores: Scores, model: str) -> Headline | None:
-    """The headline of a model; None if its last stage has texts in no off-distribution format."""
+    """The headline of a model; None if its headline stage has texts in no off-distribution format."""
     groups = [g for g in scores.groups if g.model == model and not g.is_base]
-    stages = stages_in_order(g.stage for g in groups)
-    if not stages:
+    if not groups:
         return None
+    stage = headline_stage(g.stage for g in groups)
 
-    def formats(stage: str) -> list[str]:
-        return formats_in_order(g.format for g in groups if g.stage == stage and g.emitted)
+    def formats(name: str) -> list[str]:
+        return formats_in_order(g.format for g in groups if g.stage == name and g.emitted)
 
-    mine = formats(stages[-1])
+    mine = formats(stage)
     away = [f for f in mine if not is_in_distribution(f)]
     if not away:
         return None
     chat = next(filter(is_in_distribution, mine), None)
-    others = (other for stage, other in compared_stages() if stage == stages[-1])
-    other = next((stage for stage in others if away[-1] in formats(stage)), None)
-    return Headline(model, stages[-1], away[-1], chat, other)
+    others = (other for name, other in compared_stages() if name == stage)
+    other = next((name for name in others if away[-1] in formats(name)), None)
+    return Headline(model, stage, away[-1], chat, other)
 
 
 def multiverse(

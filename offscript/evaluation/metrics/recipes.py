@@ -18,10 +18,7 @@ from offscript.evaluation.metrics.intervals import (
 )
 from offscript.evaluation.metrics.results import RecipeScore
 from offscript.evaluation.metrics.retention import difference
-from offscript.evaluation.order import formats_in_order, is_in_distribution, stages_in_order
-
-REFERENCE = "full"
-"""Name of the stage that all others are compared with; without it, the first trained stage is."""
+from offscript.evaluation.order import PUBLISHED, formats_in_order, is_in_distribution, stages_in_order
 
 NONE = Contrast(None, None)
 
@@ -53,7 +50,7 @@ def compare_recipes(
     stages = stages_in_order(stage for stage, _ in groups)
     if len(stages) < 2:
         return []
-    reference = REFERENCE if REFERENCE in stages else stages[0]
+    reference = PUBLISHED if PUBLISHED in stages else stages[0]
     formats: list[str | None] = [*formats_in_order(name for _, name in groups)]
     found: dict[tuple[str, str | None], BySeed] = {(s, f): by_seed for (s, f), by_seed in groups.items()}
     off = [f for f in formats if f and not is_in_distribution(f) and all((s, f) in groups for s in stages)]

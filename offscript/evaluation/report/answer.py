@@ -1,18 +1,18 @@
 """The answer of an evaluation in a sentence for each model."""
 
 from offscript.evaluation.metrics.results import GroupScore, Retention, Scores
-from offscript.evaluation.order import is_in_distribution, stages_in_order
+from offscript.evaluation.order import headline_stage, is_in_distribution
 
 
 def answers(scores: Scores) -> list[str]:
     """A sentence for each model: how much of what the classifier recognizes in chat remains off distribution, after the
-    last stage."""
+    published training, or the last stage if it is not scored."""
     return [_answer(scores, model) for model in dict.fromkeys(g.model for g in scores.groups)]
 
 
 def _answer(scores: Scores, model: str) -> str:
     groups = [g for g in scores.main_groups(model) if not g.is_base] or scores.main_groups(model)
-    stage = stages_in_order(g.stage for g in groups)[-1]
+    stage = headline_stage(g.stage for g in groups)
     last = [g for g in groups if g.stage == stage]
     # Training seeds are represented by their mean, as in main_groups.
     places = {(g.format, g.training_seed) for g in last}

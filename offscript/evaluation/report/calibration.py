@@ -72,7 +72,7 @@ def calibration(scores: Scores, predictions: Sequence[Prediction]) -> Section | 
             "lengths": [asdict(m) for m in matched],
         },
         draw=lambda folder: reliability.draw(scores, folder),
-        description="Accuracy by confidence, for chat and the other formats of the last stage, as they are and after the "
+        description="Accuracy by confidence, for chat and the other formats of the headline stage, as they are and after the "
         "temperature. Their mean distance is the calibration error in the tables.",
     )
 

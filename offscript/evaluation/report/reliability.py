@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from offscript.evaluation.metrics.display import number
 from offscript.evaluation.metrics.readouts import BINS, mean_calibration
 from offscript.evaluation.metrics.results import Calibration, GroupScore, Readouts, Scores
-from offscript.evaluation.order import is_in_distribution, stages_in_order
+from offscript.evaluation.order import headline_stage, is_in_distribution
 from offscript.evaluation.report.figures import save
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def draw(scores: Scores, folder: Path) -> list[Path]:
 def _draw(scores: Scores) -> "Figure":
     import matplotlib.pyplot as plt
 
-    last = _last_stages(scores)
+    last = _headline_stages(scores)
     scaled = any(readouts.scaled for groups in last.values() for _, readouts in groups)
     columns = 2 if scaled else 1
     figure, axes = plt.subplots(
@@ -92,13 +92,13 @@ def _write_around(figure: "Figure", scaled: bool) -> None:
     figure.supxlabel(caption, x=0.01, ha="left", fontsize=7.5, color="#444444")
 
 
-def _last_stages(scores: Scores) -> dict[str, list[tuple[GroupScore, Readouts]]]:
-    """The groups of each model's last stage that have readouts, with these."""
+def _headline_stages(scores: Scores) -> dict[str, list[tuple[GroupScore, Readouts]]]:
+    """The groups of each model's headline stage (``order.headline_stage``) that have readouts, with these."""
     found = {}
     for model in dict.fromkeys(g.model for g in scores.groups):
         groups = [(g, g.readouts) for g in scores.main_groups(model) if g.readouts is not None]
         if groups:
-            stage = stages_in_order(g.stage for g, _ in groups)[-1]
+            stage = headline_stage(g.stage for g, _ in groups)
             found[model] = [(g, readouts) for g, readouts in groups if g.stage == stage]
     return found
 

@@ -159,13 +159,23 @@ def test_shares_are_whole_percentages(value, shown):
     assert percent(value) == shown
 
 
-def test_the_answer_names_the_least_retention_of_the_last_stage():
+def test_the_answer_names_the_least_retention():
     (answer,) = answers(scored(grid(scenarios=40)))
     assert re.fullmatch(
         r"pocket, full: -?\d+% \(95% interval: -?\d+% to -?\d+%\) of the persona that the classifier recognizes in chat above "
         r"chance remains in agentic_email, the least of 2 formats \(macro-F1 0\.\d\d, in chat 0\.\d\d\)\.",
         answer,
     )
+
+
+@pytest.mark.parametrize(
+    ("stages", "named"),
+    [(("distillation", "full", "mixed"), "full"), (("prompted", "distillation"), "distillation")],
+)
+def test_the_answer_is_about_the_published_training_or_else_the_last_stage(stages, named):
+    texts = [r for r in grid(scenarios=8) if r["stage"] == "full"]
+    (answer,) = answers(scored([{**r, "stage": stage} for stage in stages for r in texts]))
+    assert answer.startswith(f"pocket, {named}: ")
 
 
 @pytest.mark.parametrize(
