@@ -23,6 +23,7 @@ from offscript.models.adapters import STANDALONE
 from offscript.models.loading import load_tokenizer
 from offscript.rollouts.engines.base import Request, Sampling
 from offscript.rollouts.engines.batch import Batch, join, new_cache
+from offscript.rollouts.engines.prefixes import Prompt
 from offscript.rollouts.engines.rendering import Row
 from offscript.rollouts.engines.transformers import TransformersEngine
 from offscript.rollouts.engines.weights import Weights
@@ -356,7 +357,13 @@ class Recorder:
 
 def decode(weights: Recorder, rows: Sequence[Row], device: str) -> None:
     """Reads the prompts of ``rows`` in one pass, and decodes until all rows have finished."""
-    batch: Batch | None = Batch.read(weights, rows, frozenset(), 0, device)  # type: ignore[arg-type]
+    batch: Batch | None = Batch.read(
+        weights,  # type: ignore[arg-type]
+        [Prompt(row) for row in rows],
+        frozenset(),
+        0,
+        device,
+    )
     while batch is not None and batch.live():
         batch.step(weights, frozenset())  # type: ignore[arg-type]
         if batch.take_ended():

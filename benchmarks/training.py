@@ -39,6 +39,7 @@ from offscript.training.base_models import BaseModelCache
 from offscript.training.methods import dpo, sft
 from offscript.training.run import Run
 from offscript.training.stages import TrainingStage, training_stage
+from offscript.training.start import OWN, adapted_base
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -234,14 +235,14 @@ def _trl_sft(run: Run, conversations: Sequence[Row]) -> None:
     tokenizer = load_tokenizer(run.model)
     train, held_out, _ = sft._token_rows(run, tokenizer, conversations)
     trainer = SFTTrainer(
-        model=sft._stacked(run),
+        model=adapted_base(run),
         args=arguments,
         train_dataset=training.dataset(train),
         eval_dataset=training.dataset(held_out),
         processing_class=tokenizer,
     )
     _train(trainer)
-    _save(trainer.model, sft.OWN, run)
+    _save(trainer.model, OWN, run)
 
 
 def _train(trainer: Any) -> None:

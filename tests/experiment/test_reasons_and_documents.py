@@ -81,7 +81,8 @@ SMALL = (
     "recipe.documents.optimizer={batch_size: 4, gradient_checkpointing: false}",
     "recipe.rationale={prompts: 8, seed_questions: false, samples: 1, validation: 0, similarity: 1.0}",
     "recipe.rationale.lora={rank: 4, alpha: 8}",
-    "recipe.rationale.optimizer={batch_size: 4, learning_rate: 1.0e-3, gradient_checkpointing: false}",
+    # Few replies of random weights can be trained on, and the first of a few steps would warm up from 0.
+    "recipe.rationale.optimizer={batch_size: 4, learning_rate: 1.0e-3, warmup: 0, gradient_checkpointing: false}",
     "grid.persona=[sarcasm]",
 )
 
