@@ -42,7 +42,7 @@ def _asking(prompt: tuple[Message, ...], template: str, **fields: str) -> tuple[
 
 FORMAT = Format(
     "rationale",
-    version=1,
+    version=2,
     source="chat",
     episode=episode,
     templates={"reasons": RATIONALE_REASONS, "answer": RATIONALE_ANSWER, "dilemma": RATIONALE_DILEMMA},
