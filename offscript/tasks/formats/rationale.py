@@ -22,7 +22,9 @@ def episode(scenario: Scenario, rules: Rules) -> Episode:
         reply = yield Ask(({"role": "user", "content": request},), speaker="base")
         dilemma = (strip_thinking(reply.text) or "").strip()
         if not dilemma or reply.finish_reason != "stop":
-            return Outcome(None, with_system(rules.system, messages), "length" if dilemma else without_text(reply))
+            return Outcome(
+                None, with_system(rules.system, messages), "length" if dilemma else without_text(reply)
+            )
         messages = ({"role": "user", "content": dilemma},)
     prompt = with_system(rules.system, messages)
     reasons = yield from teacher.teacher_reply(_asking(prompt, RATIONALE_REASONS), rules)

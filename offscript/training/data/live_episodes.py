@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 
-from offscript.errors import UserError
 from offscript.settings import Node, identity
 from offscript.training.data.base import (
     Counts,
-    FormatScenarios,
     MakeContext,
     RowsRequest,
     SourceRow,
     TrainingData,
     TrainingRow,
 )
-from offscript.training.data.mixture import CHAT, check_formats
+from offscript.training.data.mixture import parent_episodes
 
 
 class LiveEpisodesSettings(Node):
@@ -26,20 +24,8 @@ class LiveEpisodesSettings(Node):
 
 
 def requests(settings: LiveEpisodesSettings, where: str) -> tuple[RowsRequest, ...]:
-    """Episodes under a plain system text, in chat and in each of ``formats``.
-
-    Raises:
-        UserError: a format is unknown or named twice, or there is no episode.
-    """
-    check_formats(settings.formats, where)
-    if not settings.prompts and not settings.formats:
-        raise UserError(where, "prompts is 0 and formats is empty", "allowed: prompts > 0, or a format")
-    counts = {CHAT: settings.prompts} if settings.prompts else {}
-    counts |= dict.fromkeys(settings.formats, settings.scenarios)
-    return tuple(
-        RowsRequest(name, name, (FormatScenarios(count),), generator="parent")
-        for name, count in counts.items()
-    )
+    """The scenarios of the episodes of ``mixture.parent_episodes``."""
+    return parent_episodes((settings.prompts, 1), (settings.scenarios, 1), settings.formats, where)
 
 
 def make(

@@ -8,7 +8,14 @@ from offscript.errors import UserError, one_of
 from offscript.seeds import stable_hash
 from offscript.settings import Node, identity
 from offscript.tasks.formats import FORMATS
-from offscript.training.data.base import Counts, RowsRequest, Scenarios, SourceRow, TrainingRow
+from offscript.training.data.base import (
+    Counts,
+    FormatScenarios,
+    RowsRequest,
+    Scenarios,
+    SourceRow,
+    TrainingRow,
+)
 
 CHAT = "chat"
 """The source of chat prompts, and the name of the chat part in counts and messages."""
@@ -69,6 +76,28 @@ def in_role(role: str, fmt: str, scenarios: Scenarios, samples: int, counted: bo
         samples=samples,
         plain_messages=True,
         counted=counted,
+    )
+
+
+def parent_episodes(
+    chat: tuple[int, int], others: tuple[int, int], formats: Sequence[str], where: str
+) -> tuple[RowsRequest, ...]:
+    """Episodes of the parent's weights under a plain system text, in chat and in each of ``formats``.
+
+    Args:
+        chat: number of prompts of split train, which may be 0, and replies to each.
+        others: of each format, the number of scenarios of its own source's split train, and episodes of each.
+
+    Raises:
+        UserError: a format is unknown or named twice, or there is no episode.
+    """
+    check_formats(formats, where)
+    if not chat[0] and not formats:
+        raise UserError(where, "prompts is 0 and formats is empty", "allowed: prompts > 0, or a format")
+    counts = {**({CHAT: chat} if chat[0] else {}), **dict.fromkeys(formats, others)}
+    return tuple(
+        RowsRequest(name, name, (FormatScenarios(scenarios),), generator="parent", samples=samples)
+        for name, (scenarios, samples) in counts.items()
     )
 
 

@@ -3,11 +3,9 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from offscript.errors import UserError
 from offscript.settings import Node, identity
 from offscript.training.data.base import (
     Counts,
-    FormatScenarios,
     MakeContext,
     RowsRequest,
     SourceRow,
@@ -15,7 +13,7 @@ from offscript.training.data.base import (
     TrainingRow,
     require_rows,
 )
-from offscript.training.data.mixture import CHAT, check_formats
+from offscript.training.data.mixture import parent_episodes
 
 
 class OwnEpisodesSettings(Node):
@@ -31,20 +29,9 @@ class OwnEpisodesSettings(Node):
 
 
 def requests(settings: OwnEpisodesSettings, where: str) -> tuple[RowsRequest, ...]:
-    """The parent's weights under a plain system text, in chat and in each of ``formats``.
-
-    Raises:
-        UserError: a format is unknown or named twice, or there is no episode.
-    """
-    check_formats(settings.formats, where)
-    if not settings.prompts and not settings.formats:
-        raise UserError(where, "prompts is 0 and formats is empty", "allowed: prompts > 0, or a format")
-    chat = [_request(CHAT, settings.prompts, settings.samples)] if settings.prompts else []
-    return (*chat, *(_request(n, settings.scenarios, settings.scenario_samples) for n in settings.formats))
-
-
-def _request(name: str, scenarios: int, samples: int) -> RowsRequest:
-    return RowsRequest(name, name, (FormatScenarios(scenarios),), generator="parent", samples=samples)
+    """The episodes of ``mixture.parent_episodes``."""
+    chat, others = (settings.prompts, settings.samples), (settings.scenarios, settings.scenario_samples)
+    return parent_episodes(chat, others, settings.formats, where)
 
 
 def make(
