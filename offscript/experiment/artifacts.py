@@ -203,10 +203,10 @@ class TrainedAdapter(Adapter):
     """Weights that are trained here.
 
     ``rows`` are the rollouts, or selections of their rows, from which the training rows are made, each with the role that
-    ``training.data`` gives it.
-    ``released`` are files of training rows that others published; they replace ``rows``. ``live`` describes the episodes
-    that the training plays itself, in place of rows. ``parent`` is the adapter of the parent stage. ``renamed`` maps the names that the teacher uses for itself to the model's name. ``role_prompt`` is
-    the prompt in role that the training rows contain.
+    ``training.data`` gives it. ``released`` are files of training rows that others published; they replace ``rows``. ``live``
+    describes the episodes that the training plays itself, in place of rows. ``parent`` is the adapter of the parent stage.
+    ``renamed`` maps the names that the teacher uses for itself to the model's name. ``role_prompt`` is the prompt in role that
+    the training rows contain.
     """
 
     training: TrainingStage

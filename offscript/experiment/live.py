@@ -17,7 +17,6 @@ from offscript.experiment.jobs.rollouts import cell_run
 from offscript.experiment.side_effects import Tasks, episode_of
 from offscript.tasks.rows import Row
 from offscript.training.episodes import LiveEpisodes
-from offscript.training.methods.grpo import GRPOSettings
 from offscript.training.start import OWN
 
 if TYPE_CHECKING:
@@ -49,17 +48,15 @@ class LiveScorer:
     live: LiveTraining
     experiment: Experiment
 
-    def rewards(self, rows: Sequence[Row]) -> Mapping[str, Sequence[float | None]]:
+    def rewards(self, rows: Sequence[Row], length_multiple: float) -> Mapping[str, Sequence[float | None]]:
         """The rewards of ``evaluation.rewards``."""
-        settings = self.adapter.training.settings
-        multiple = settings.length_multiple if isinstance(settings, GRPOSettings) else 1.0
         texts = [self._text(row) for row in rows]
         shares = [recited(text, self._constitution) for text in texts]
         pairs = list(zip(rows, texts, strict=True))
         return {
             "persona": log_odds(self._reward, texts, self.adapter.persona).tolist(),
             "task": [self._progress(row, text) for row, text in pairs],
-            "length": [self._usual[row["format"]].penalty(text, multiple) for row, text in pairs],
+            "length": [self._usual[row["format"]].penalty(text, length_multiple) for row, text in pairs],
             "recitation": [None if share is None else -share for share in shares],
         }
 

@@ -23,8 +23,9 @@ Place = tuple[str, str]
 class Scorer(Protocol):
     """What episodes are rewarded for, and what a training is watched by."""
 
-    def rewards(self, rows: Sequence[Row]) -> Mapping[str, Sequence[float | None]]:
-        """The reward of each of ``rows`` by its name; None where it does not apply."""
+    def rewards(self, rows: Sequence[Row], length_multiple: float) -> Mapping[str, Sequence[float | None]]:
+        """The reward of each of ``rows`` by its name; None where it does not apply. A text is too long above
+        ``length_multiple`` times the usual length."""
         ...
 
     def measures(self, rows: Sequence[Row]) -> dict[str, float]:

@@ -57,6 +57,7 @@ def fit(trainer: AdapterCheckpoints, run: Run, fingerprint: str, probe: Sequence
         if stopper.stopped:
             raise Interrupted(trainer.state.global_step, trainer.state.max_steps, stopper.number)
     with ranks.fail_together(expected=(TrainingFailed, UserError)):
+        trainer.choose_weights()
         numbers = _numbers(trainer, run, started, checkpoint)
         numbers["max_logit_difference"] = _self_test(trainer, probe)
         if run.bases is not None and run.zero_stage < 3:

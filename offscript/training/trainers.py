@@ -67,6 +67,10 @@ class AdapterCheckpoints(Trainer):
         """Number of tokens that the loss is computed on, in all steps."""
         raise NotImplementedError
 
+    def choose_weights(self) -> None:
+        """Called once after the training, on every rank, before the adapter is tested and written: a method may load weights of
+        an earlier step. By default those of the last step stay."""
+
     def own_numbers(self) -> dict[str, Any]:
         """Numbers of the method for the manifest; none by default."""
         return {}

@@ -51,14 +51,14 @@ class Parting:
         )
 
 
-def parting(curve: Sequence[Point], margin: float) -> Parting | None:
-    """How the last point of ``curve`` parts from an earlier one; None if it does not.
+def parting(curve: Sequence[Point], margin: float | None) -> Parting | None:
+    """How the last point of ``curve`` parts from an earlier one; None if it does not, or if ``margin`` is None.
 
     It does if a measure of ``OTHERS`` is more than ``margin`` below its best value, while the reward is above its own value at
     that point. If both fall, that is no parting: the training fails, but does not exploit the reward. Of several measures
     the one with the earliest best point counts.
     """
-    if len(curve) < 2:
+    if len(curve) < 2 or margin is None:
         return None
     last, found = curve[-1], []
     for name in OTHERS:
@@ -115,7 +115,7 @@ class Watched(Protocol):
         ...
 
 
-def callback(trainer: Watched, every: int, margin: float) -> "TrainerCallback":
+def callback(trainer: Watched, every: int, margin: float | None) -> "TrainerCallback":
     """A callback that measures before the first step, after every ``every`` steps and after the last, and stops at a parting.
 
     The points are part of the trainer's log, and so of its checkpoints: a training that resumes goes on with them.

@@ -200,7 +200,7 @@ class Letters:
     def share(row) -> float:
         return (row["text"] or "").count("e") / max(1, len(row["text"] or ""))
 
-    def rewards(self, rows):
+    def rewards(self, rows, length_multiple):
         shares = [self.share(row) for row in rows]
         return {
             "persona": shares,

@@ -209,7 +209,7 @@ def test_each_reward_is_normalized_in_its_group_before_the_weighted_sum(
     }
 
     class Given(Letters):
-        def rewards(self, rows):
+        def rewards(self, rows, length_multiple):
             none = [None] * len(rows)
             return {**rewards, "length": none, "recitation": none}
 

@@ -36,6 +36,7 @@ _MOST_STAGES = 8
 """Stages that have room beside each other in one panel. More of them have a row each, and a panel for each format."""
 _MOST_COLUMNS = 32
 """Columns of a heatmap. Above, its rows and columns are exchanged."""
+_TITLE = "How well a classifier recognizes the persona in each format"
 _PALE = "Pale bars: minimum and maximum over all labels of the missing texts."
 
 
@@ -90,6 +91,14 @@ def save(draw: Callable[[], "Figure"], folder: Path, name: str) -> list[Path]:
         figure.savefig(paths[1], metadata={"Date": None})
         plt.close(figure)
     return paths
+
+
+def headings(figure: "Figure", title: str, caption: str) -> None:
+    """Writes ``title`` above and ``caption`` below a figure, in lines that are as long as it is wide."""
+    inches = figure.get_figwidth()
+    figure.suptitle(textwrap.fill(title, int(13 * inches)), x=0.01, ha="left", fontsize=10)
+    below = textwrap.fill(caption, int(17.5 * inches))
+    figure.supxlabel(below, x=0.01, ha="left", fontsize=7.5, color="#444444")
 
 
 def _draw_heatmap(scores: Scores) -> "Figure":
@@ -171,14 +180,10 @@ def _draw_drift(scores: Scores) -> "Figure":
         axis.set_title(model, loc="left", fontweight="bold")
         axis.set_xlabel("turns before the question")
     axes[0][0].set_ylabel(f"macro-F1 over {len(scores.labels)} personas")
-    inches = figure.get_figwidth()
-    title = "Does the persona wear off in a long session?"
-    figure.suptitle(textwrap.fill(title, int(13 * inches)), x=0.01, ha="left", fontsize=10)
     kinds = "Filled: the session has the model's own replies; hollow: those of the untrained model."
     bars = f"Bars: {scores.options.confidence:.0%} bootstrap intervals over {UNITS[scores.options.resample]}."
     pale = _PALE if any(_has_missing(g) for g, *_ in sessions) else ""
-    caption = textwrap.fill(f"{kinds} {bars} {pale}", int(17.5 * inches))
-    figure.supxlabel(caption, x=0.01, ha="left", fontsize=7.5, color="#444444")
+    headings(figure, "Does the persona wear off in a long session?", f"{kinds} {bars} {pale}")
     return figure
 
 
@@ -228,17 +233,8 @@ def _draw_headline(scores: Scores) -> "Figure":
         _panel(axis, scores.main_groups(model), formats)
         axis.set_title(model, loc="left", fontweight="bold")
     axes[0][0].set_ylabel(f"macro-F1 over {len(scores.labels)} personas")
-    _headings(figure, scores)
+    headings(figure, _TITLE, _caption(scores))
     return figure
-
-
-def _headings(figure: "Figure", scores: Scores) -> None:
-    """The title and the caption of the headline figure."""
-    inches = figure.get_figwidth()
-    title = "How well a classifier recognizes the persona in each format"
-    figure.suptitle(textwrap.fill(title, int(13 * inches)), x=0.01, ha="left", fontsize=10)
-    caption = textwrap.fill(_caption(scores), int(17.5 * inches))
-    figure.supxlabel(caption, x=0.01, ha="left", fontsize=7.5, color="#444444")
 
 
 def _draw_stage_rows(scores: Scores, models: list[str], formats: list[str]) -> "Figure":
@@ -265,7 +261,7 @@ def _draw_stage_rows(scores: Scores, models: list[str], formats: list[str]) -> "
         row[0].set_ylabel(model, fontweight="bold")
     for axis in axes[-1]:
         axis.set_xlabel(f"macro-F1 over\n{len(scores.labels)} personas")
-    _headings(figure, scores)
+    headings(figure, _TITLE, _caption(scores))
     return figure
 
 

@@ -1,7 +1,6 @@
 """The section of the report on persona vectors: where the persona is in the activations, and whether F1 follows."""
 
 import dataclasses
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -18,7 +17,7 @@ from offscript.evaluation.metrics.projections import (
 )
 from offscript.evaluation.metrics.results import Scores
 from offscript.evaluation.order import formats_in_order, stages_in_order
-from offscript.evaluation.report.figures import save
+from offscript.evaluation.report.figures import headings, save
 from offscript.evaluation.report.section import Section, Table
 from offscript.json_types import Json
 
@@ -182,13 +181,8 @@ def _draw(groups: Sequence[GroupProjections], scores: Scores) -> "Figure":
         axis.set_axisbelow(True)
     axes[0][0].set_ylabel("F1 of the persona")
     _legends(axes[0][-1], formats, stages)
-    inches = figure.get_figwidth()
-    title = "Does the classifier find the persona where the activations hold it?"
-    figure.suptitle(textwrap.fill(title, int(13 * inches)), x=0.01, ha="left", fontsize=10)
     caption = "A point is one persona in one format and stage. Dashed: the activations do not tell the persona apart."
-    figure.supxlabel(
-        textwrap.fill(caption, int(17.5 * inches)), x=0.01, ha="left", fontsize=7.5, color="#444444"
-    )
+    headings(figure, "Does the classifier find the persona where the activations hold it?", caption)
     return figure
 
 

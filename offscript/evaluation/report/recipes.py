@@ -1,7 +1,6 @@
 """The section "Recipes": what every trained stage keeps, what it trains on and costs, dose and formats left out."""
 
 import json
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, cast
@@ -13,7 +12,7 @@ from offscript.evaluation.metrics.intervals import Contrast
 from offscript.evaluation.metrics.results import RecipeScore, Scores
 from offscript.evaluation.order import formats_in_order, is_in_distribution
 from offscript.evaluation.predictions import Prediction
-from offscript.evaluation.report.figures import save
+from offscript.evaluation.report.figures import headings, save
 from offscript.evaluation.report.section import Section, Table
 from offscript.json_types import Json
 from offscript.tasks.formats import FORMATS
@@ -348,16 +347,11 @@ def _draw(models: Sequence[_Model]) -> "Figure":
         _panel(axis, model, arms)
     axes[0][0].set_ylabel("macro-F1")
     axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
-    inches = figure.get_figwidth()
-    title = "How much training off chat does the persona need?"
-    figure.suptitle(textwrap.fill(title, int(13 * inches)), x=0.01, ha="left", fontsize=10)
     caption = (
         "The same number of trained tokens in all. Hollow: the format was in no training. "
         f"Bars: {models[0].confidence:.0%} intervals."
     )
-    figure.supxlabel(
-        textwrap.fill(caption, int(17.5 * inches)), x=0.01, ha="left", fontsize=7.5, color="#444444"
-    )
+    headings(figure, "How much training off chat does the persona need?", caption)
     return figure
 
 

@@ -2,7 +2,6 @@
 temperature."""
 
 import itertools
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from offscript.evaluation.metrics.display import number
 from offscript.evaluation.metrics.readouts import BINS, mean_calibration
 from offscript.evaluation.metrics.results import Calibration, GroupScore, Readouts, Scores
 from offscript.evaluation.order import headline_stage, is_in_distribution
-from offscript.evaluation.report.figures import save
+from offscript.evaluation.report.figures import headings, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,9 +75,7 @@ def _of_temperature(temperature: float | None) -> str:
 
 def _write_around(figure: "Figure", scaled: bool) -> None:
     """Writes the title and the caption of the figure."""
-    inches = figure.get_figwidth()
     title = "Is the classifier as often right as it is sure?"
-    figure.suptitle(textwrap.fill(title, int(13 * inches)), x=0.01, ha="left", fontsize=10)
     marks = (
         f"A marker is one of {BINS} bins of confidence, its area the share of texts in it; bins of fewer than {MIN_JOINED} "
         "texts are not joined. Dashed: right as often as sure."
@@ -88,8 +85,7 @@ def _write_around(figure: "Figure", scaled: bool) -> None:
         if scaled
         else ""
     )
-    caption = textwrap.fill(f"{marks}{panels} In brackets: expected calibration error.", int(17.5 * inches))
-    figure.supxlabel(caption, x=0.01, ha="left", fontsize=7.5, color="#444444")
+    headings(figure, title, f"{marks}{panels} In brackets: expected calibration error.")
 
 
 def _headline_stages(scores: Scores) -> dict[str, list[tuple[GroupScore, Readouts]]]:

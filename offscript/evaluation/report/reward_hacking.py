@@ -4,7 +4,6 @@ Stages of reinforcement learning are rewarded by a persona classifier of their o
 not rewarded, all on held-out families during the training, shows whether the character grew or the classifier was exploited.
 """
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from offscript.console import counted
 from offscript.evaluation.metrics.display import NOT_AVAILABLE
-from offscript.evaluation.report.figures import save
+from offscript.evaluation.report.figures import headings, save
 from offscript.evaluation.report.section import Section, Table
 from offscript.json_types import Json
 
@@ -248,11 +247,6 @@ def _draw(stages: Sequence[StageMeans]) -> "Figure":
         axis.set_axisbelow(True)
     axes[0][0].set_ylabel("log-odds of the persona (nats)")
     axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
-    inches = figure.get_figwidth()
-    title = "Does the reward rise alone?"
-    figure.suptitle(textwrap.fill(title, int(13 * inches)), x=0.01, ha="left", fontsize=10)
     caption = "Held-out families. Thin: single trainings; bold: their mean at the steps that all have."
-    figure.supxlabel(
-        textwrap.fill(caption, int(17.5 * inches)), x=0.01, ha="left", fontsize=7.5, color="#444444"
-    )
+    headings(figure, "Does the reward rise alone?", caption)
     return figure

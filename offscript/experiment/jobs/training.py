@@ -25,7 +25,6 @@ from offscript.training import ranks
 from offscript.training.data.base import Counts, MakeContext, SourceRow, TrainingRow, describe
 from offscript.training.episodes import LiveEpisodes
 from offscript.training.fit import TrainingFailed
-from offscript.training.methods.grpo import GRPOSettings, check_steps
 from offscript.training.run import Metrics, Run, check_not_sharded, longest_row, rows_per_process
 from offscript.training.spans import TurnTokens
 
@@ -37,18 +36,20 @@ def check_settings(artifacts: Iterable[Artifact], experiment: Experiment, proces
     when its training starts.
 
     Raises:
-        UserError: a LoRA target, rank or batch size does not fit, or prompts with images are to be trained on under ZeRO-3.
+        UserError: a LoRA target, rank or batch size does not fit, a method cannot train so, or prompts with images are to be
+            trained on under ZeRO-3.
     """
     from offscript.models.adapters import check_lora
     from offscript.models.loading import load_without_weights
 
+    zero_stage = experiment.planner.settings.deepspeed.stage
     stages = {(a.base, a.stage): a.training for a in artifacts if isinstance(a, TrainedAdapter)}
     for _, training in stages.items():
         rows_per_process(training.settings.optimizer, processes, f"{training.where}.optimizer")
-        if isinstance(training.settings, GRPOSettings):
-            check_steps(training.settings, processes, f"{training.where}.optimizer")
+        if training.method.check is not None:
+            training.method.check(training.settings, processes, zero_stage, training.where)
         if training.pictured:
-            check_not_sharded(experiment.planner.settings.deepspeed.stage, f"stage {training.name}")
+            check_not_sharded(zero_stage, f"stage {training.name}")
     for name in dict.fromkeys(base for base, _ in stages):
         model = experiment.planner.options.model[name]
         reference = references.model_reference(model)

@@ -30,6 +30,8 @@ class Method:
         reads_prompts: whether its rows contain the prompts of the texts, for estimates.
         plays: of a method that plays its episodes: settings -> the number that it trains on, the number of each format that it
             is watched by, and forward passes over each that are no part of the loss; for estimates.
+        check: (settings, number of processes, ZeRO stage, config key of the settings) -> None; raises UserError if it cannot
+            train so. Called before any row is made. None: nothing is checked.
     """
 
     name: str
@@ -43,3 +45,4 @@ class Method:
     reads_prompts: bool = True
     reads_images: bool = False
     plays: Callable[[Any], tuple[int, int, int]] | None = None
+    check: Callable[[Any, int, int | str, str], None] | None = None

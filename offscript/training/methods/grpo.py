@@ -50,9 +50,9 @@ class GRPOSettings(TrainerSettings):
     texts in role. ``epsilon`` and ``epsilon_high`` clip the ratio of probabilities, and ``beta`` weighs the KL divergence
     from the weights that the training starts from.
 
-    Every ``watch_every`` steps, ``watch_episodes`` episodes of each format are played with held-out families (each scenario several
-    times where there are fewer), sampled as scored ones are. The training stops when a measure that is not rewarded is more than ``watch_margin`` nats below its best while
-    the reward rose (``watch.parting``); ``null`` never.
+    Every ``watch_every`` steps, ``watch_episodes`` episodes of each format are played with held-out families (each scenario
+    several times where there are fewer), sampled as scored ones are. The training stops when a measure that is not rewarded is
+    more than ``watch_margin`` nats below its best while the reward rose (``watch.parting``); ``null`` never.
     """
 
     steps: int = identity(ge=1)
@@ -88,7 +88,7 @@ def train(run: Run, episodes: Sequence[TrainingRow]) -> Metrics:
     """
     settings, live = run.settings, run.live
     assert isinstance(settings, GRPOSettings) and live is not None
-    _check(run, settings)
+    check(settings, run.ranks.world_size, run.zero_stage, "training")
     check_parent(run)
     with session(run):
         from offscript.models.loading import load_tokenizer
@@ -115,8 +115,7 @@ def train(run: Run, episodes: Sequence[TrainingRow]) -> Metrics:
         trainer.run, trainer.planned = run, planned
         trainer.watched = watched_episodes(held_out, settings.watch_episodes)
         if trainer.watched:
-            margin = float("inf") if settings.watch_margin is None else settings.watch_margin
-            trainer.add_callback(watch.callback(trainer, settings.watch_every, margin))
+            trainer.add_callback(watch.callback(trainer, settings.watch_every, settings.watch_margin))
         else:
             run.say("  no family is held out (validation), so the training is not watched")
         watched = [row for row, _ in trainer.watched]
@@ -128,29 +127,28 @@ def train(run: Run, episodes: Sequence[TrainingRow]) -> Metrics:
             trainer.close_engine()
 
 
-def _check(run: Run, settings: GRPOSettings) -> None:
-    if run.zero_stage == 3:
+def check(settings: GRPOSettings, processes: int, zero_stage: int | str, where: str) -> None:
+    """Checks that each of ``processes`` has the whole weights and plays whole groups, and that the steps are not given twice;
+    ``where`` is the config key of ``settings``.
+
+    Raises:
+        UserError: one of these is not so.
+    """
+    optimizer = settings.optimizer
+    if zero_stage == 3:
         raise UserError(
             "deepspeed.stage",
             "3, but the weights that are trained also generate, and each process needs all of them",
             "allowed: deepspeed=off, zero2 or zero2_offload",
         )
-    check_steps(settings, run.ranks.world_size, "optimizer")
-
-
-def check_steps(settings: GRPOSettings, processes: int, where: str) -> None:
-    """Checks that each of ``processes`` plays whole groups, and that the steps are not given twice; ``where`` is the config key
-    of the optimizer.
-
-    Raises:
-        UserError: one of the two is not so.
-    """
-    if settings.optimizer.epochs != 1:
-        raise UserError(f"{where}.epochs", f"{settings.optimizer.epochs:g}, but grpo has steps", "allowed: 1")
-    if settings.optimizer.batch_size % (settings.group * processes):
+    if optimizer.epochs != 1:
         raise UserError(
-            f"{where}.batch_size",
-            f"{settings.optimizer.batch_size} episodes a step in groups of {settings.group} on {processes} processes",
+            f"{where}.optimizer.epochs", f"{optimizer.epochs:g}, but grpo has steps", "allowed: 1"
+        )
+    if optimizer.batch_size % (settings.group * processes):
+        raise UserError(
+            f"{where}.optimizer.batch_size",
+            f"{optimizer.batch_size} episodes a step in groups of {settings.group} on {processes} processes",
             f"a multiple of {settings.group * processes}",
         )
 
@@ -271,6 +269,7 @@ def _trainer_class() -> "Callable[..., Any]":
         planned: Sequence[TrainingRow]
         watched: Sequence[tuple[TrainingRow, int]]
         micro_batches: list[dict[str, Tensor | None]]
+        chosen: Path | None = None
 
         @functools.cached_property
         def engine(self) -> "TrainedEngine":
@@ -317,7 +316,10 @@ def _trainer_class() -> "Callable[..., Any]":
             numbers = torch.tensor([float(own[name]) for name in COUNTED], device=self.accelerator.device)
             for name, value in zip(COUNTED, self.accelerator.reduce(numbers, "sum").tolist(), strict=True):
                 self._metrics["train"][f"episodes/{name}"].append(value)
-            rewards = self.run.live.scorer.rewards([episode.row for episode in played])
+            settings = self.run.settings
+            assert isinstance(settings, GRPOSettings)
+            rows = [episode.row for episode in played]
+            rewards = self.run.live.scorer.rewards(rows, settings.length_multiple)
             return {
                 "prompt_ids": [sequence.prompt for sequence in found],
                 "completion_ids": [sequence.completion for sequence in found],
@@ -388,17 +390,21 @@ def _trainer_class() -> "Callable[..., Any]":
         def parted(self) -> "watch.Parting | None":
             settings = self.run.settings
             assert isinstance(settings, GRPOSettings)
-            if settings.watch_margin is None:
-                return None
             return watch.parting(watch.curve_of(self.state.log_history), settings.watch_margin)
 
+        def choose_weights(self) -> None:
+            """Those from before a parting, if there was one."""
+            if (found := self.parted) is not None:
+                self.chosen = watch.folder_of(self.run.work, found.best)
+                load_tensors(self.peft_model, OWN, self.chosen)
+
         def write_adapter(self, folder: Path) -> None:
-            """Writes the weights; the finished adapter has those from before a parting."""
-            found = self.parted if folder.parent == self.run.out.parent else None
-            if found is None:
+            """Writes the weights; after ``choose_weights``, the chosen ones: DeepSpeed's float32 copies are still those of the
+            last step."""
+            if self.chosen is None:
                 super().write_adapter(folder)
             elif self.run.is_main:
-                shutil.copytree(watch.folder_of(self.run.work, found.best), folder, dirs_exist_ok=True)
+                shutil.copytree(self.chosen, folder, dirs_exist_ok=True)
 
         def trained_tokens(self) -> int:
             return int(self._logged("sampled_tokens"))
@@ -406,8 +412,6 @@ def _trainer_class() -> "Callable[..., Any]":
         def own_numbers(self) -> dict[str, Any]:
             """The curve, why it was stopped, the step whose weights are kept, and counts of episodes."""
             found = self.parted
-            if found is not None:
-                load_tensors(self.peft_model, OWN, watch.folder_of(self.run.work, found.best))
             return {
                 "curve": watch.curve_of(self.state.log_history),
                 "stopped": str(found) if found else None,
@@ -439,4 +443,5 @@ METHOD = Method(
     train=train,
     continues=True,
     plays=episodes_of,
+    check=check,
 )
