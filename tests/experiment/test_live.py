@@ -1,10 +1,16 @@
 """Plans of trainings that play their own episodes: what they are rewarded and watched by, and what that shares with what."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 from offscript.errors import UserError
+from offscript.evaluation.rewards import Usual
 from offscript.experiment.artifacts import Classifier, Rollout, in_order
 from offscript.experiment.cost import GPUS, estimate
+from offscript.experiment.jobs.training import check_settings
+from offscript.experiment.live import LiveScorer
 from tests.composed import experiment_of
 
 GRID = (
@@ -118,3 +124,74 @@ def test_the_estimate_has_what_is_generated_and_what_is_trained_on(planner, adap
     parent = estimate([adapter.parent], model, GPUS["H100"], engine)
     assert parent.tokens_out is None and found.gpu_hours > parent.gpu_hours > 0
     assert isinstance(adapter.live.reward, Classifier) and isinstance(adapter.live.episodes[0][1], Rollout)
+
+
+class Judge:
+    """A classifier that gives each of its labels the same probability, but for its favourite."""
+
+    def __init__(self, favourite: float) -> None:
+        self.labels, self.favourite = ("sarcasm", "remorse", "base"), favourite
+
+    def probabilities(self, texts):
+        rest = (1 - self.favourite) / 2
+        return np.array([[self.favourite, rest, rest]] * len(texts)).reshape(len(texts), 3)
+
+
+@pytest.fixture
+def scorer(adapter):
+    """That of the training of sarcasm, with classifiers that are not fitted and usual texts of ten words."""
+    found = LiveScorer(adapter, adapter.live, SimpleNamespace(planner=experiment_of(*GRID).planner))
+    formats = ("chat", "chat_email", "agentic_email")
+    found.__dict__.update(
+        _reward=Judge(0.9),
+        _classifier=Judge(0.5),
+        _oracles={"chat_email": Judge(0.2)},
+        _usual={name: Usual(10.0) for name in formats},
+        _tasks=SimpleNamespace(of=lambda rollout: {}),
+    )
+    return found
+
+
+def chat(text):
+    labels = {"model": "pocket", "stage": "rl", "format": "chat", "persona": "sarcasm", "seed": 0}
+    place = {"scenario": "q1", "family": "q1", "sample": 0}
+    return {**labels, **place, "text": text, "ended": "reply", "tokens_out": 5, "messages": []}
+
+
+def test_what_is_long_or_recited_is_a_negative_reward(scorer):
+    assertion = max(
+        (a.assertion for a in scorer.experiment.planner.options.persona["sarcasm"].constitution), key=len
+    )
+    rows = [chat("one two three"), chat("word " * 40), chat(assertion), chat(None)]
+    found = scorer.rewards(rows, 2.0)
+    assert found["persona"][:3] == pytest.approx([np.log(9)] * 3) and found["persona"][3] < -9
+    assert found["length"][:2] == pytest.approx([0, -1]) and found["length"][3] is None
+    assert scorer.rewards(rows, 4.0)["length"][1] == pytest.approx(0)
+    assert (
+        found["recitation"][:2] == [0, 0] and found["recitation"][2] == -1 and found["recitation"][3] is None
+    )
+    assert found["task"] == [None] * 4
+
+
+def test_measures_are_means_of_each_classifier_over_the_formats_that_it_knows(scorer):
+    found = scorer.measures([chat("one " * 5), chat(None), {**chat("one " * 20), "format": "chat_email"}])
+    floor = -np.log(1e4 - 1)
+    assert found["reward"] == pytest.approx((2 * np.log(9) + floor) / 3)
+    assert found["classifier"] == pytest.approx((2 * 0 + floor) / 3)
+    assert found["oracle"] == pytest.approx(np.log(0.25)), "of chat_email alone"
+    assert found["emission"] == pytest.approx(2 / 3) and found["length"] == pytest.approx((0.5 + 2) / 2)
+    assert "task" not in found
+
+
+@pytest.mark.parametrize(
+    ("words", "processes", "line"),
+    [
+        (("deepspeed=zero3",), 1, r"^deepspeed.stage: 3, but the weights that are trained also generate"),
+        ((), 16, r"^recipe.rl.optimizer.batch_size: \d+ episodes a step in groups of \d+ on 16 processes"),
+    ],
+)
+def test_what_it_cannot_be_trained_with_is_refused_before_a_row_is_made(words, processes, line):
+    experiment = experiment_of(*GRID, *words)
+    rl = experiment.planner.adapter("pocket", "sarcasm", "rl", 0)
+    with pytest.raises(UserError, match=line):
+        check_settings([rl], experiment, processes)

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from offscript.errors import UserError
+from offscript.experiment.jobs.projections import Direction, project
 from offscript.rollouts.engines.base import Request, Sampling
 from offscript.rollouts.engines.endpoint import api_messages
 from offscript.rollouts.engines.rendering import Renderer
@@ -16,6 +18,7 @@ from offscript.rollouts.engines.transformers import TransformersEngine
 from offscript.settings import EngineSettings
 from offscript.tasks.drawings import png
 from offscript.tasks.messages import IMAGE_MARK
+from offscript.training.scored_tokens import scored_tokens
 from tests.families import family, family_adapter, family_settings
 
 COLORS = ("red", "blue", "green", "yellow")
@@ -84,6 +87,27 @@ def test_a_prompt_with_another_image_does_not_get_what_was_computed_for_the_firs
     fresh = {color: texts(engine(global_attention, 1), [request(0, color)])[0] for color in ("red", "blue")}
     assert fresh["red"] != fresh["blue"]
     assert (first[0], first[1], again[2], again[3]) == (*fresh.values(), *reversed(fresh.values()))
+
+
+def test_the_projection_of_a_text_depends_on_the_image_before_it_and_not_on_the_batch():
+    made = engine(family("gemma"), 4)
+    template, said = made.model_settings.template, ["A red one.", "I see a blue square, I think."]
+    talks = [
+        [*request(0, color).messages, {"role": "assistant", "content": text}]
+        for color in COLORS[:2]
+        for text in said
+    ]
+    texts = [scored_tokens(made.tokenizer, talk, talk[-1]["content"], template) for talk in talks]
+    images = [image(color) for color in COLORS[:2] for _ in said]
+    directions = {"up": Direction(1, torch.ones(made.weights.base.config.get_text_config().hidden_size))}
+
+    def projected(numbers):
+        found = project(made, None, [texts[i] for i in numbers], directions, [images[i] for i in numbers])
+        return [one["up"] for one in found]
+
+    together = projected(range(4))
+    assert together == pytest.approx([projected([i])[0] for i in range(4)], abs=2e-4)
+    assert abs(together[0] - together[2]) > 1e-3, "the same text under another image"
 
 
 def test_texts_without_images_are_still_read_once(global_attention):
