@@ -42,6 +42,7 @@ from offscript.settings import (
 from offscript.storage.files import HOME
 from offscript.tasks.formats import get_format
 from offscript.tasks.formats.base import Rules
+from offscript.tasks.messages import IMAGE_MARK
 from offscript.tasks.scenario_files import load_scenarios
 from offscript.tasks.scenarios import Scenario
 from offscript.training.stages import training_stage
@@ -118,6 +119,18 @@ def adapter(
         parent=parent,
         rows=tuple(rows),
     )
+
+
+def test_an_image_is_as_many_tokens_as_the_model_reads_it_as():
+    reads = model(template=model().template.model_copy(update={"image_tokens": 256}))
+    assert (
+        conversation(cell("chat_image"), reads).prompt - conversation(cell("chat_image"), model()).prompt
+        == 256
+    )
+    sign = {"kind": "sign", "title": "A", "color": "red", "lines": ["B"]}
+    message = {"role": "user", "content": 2 * IMAGE_MARK + "x" * 78, "images": [sign, sign]}
+    asked = cell("chat_image", scenarios=[Scenario("i0", "i", (message,))])
+    assert conversation(asked, reads).prompt == pytest.approx(20 + 512, abs=2)
 
 
 def test_trainings_of_one_job_are_added_and_its_memory_is_that_of_one():

@@ -273,6 +273,52 @@ def test_a_training_stops_when_the_reward_rises_alone_and_keeps_the_weights_from
     assert all(kept[k].allclose(two[k], atol=1e-7) for k in kept)
 
 
+def test_the_weights_from_before_a_parting_are_written_whatever_the_model_holds(
+    tiny_settings, tiny_adapter, tmp_path, monkeypatch
+):
+    """DeepSpeed's float32 copies are those of the last step also after the model was given others."""
+    real = grpo.fit
+
+    def fit(trainer, *rest):
+        choose = trainer.choose_weights
+
+        def choose_in_vain():
+            last = {name: p.detach().clone() for name, p in trainer.trained().items()}
+            choose()
+            for name, p in trainer.trained().items():
+                p.data = last[name]
+
+        trainer.choose_weights = choose_in_vain
+        return real(trainer, *rest)
+
+    monkeypatch.setattr(grpo, "fit", fit)
+    measured = [{"reward": 0.0, "classifier": 3.0}, {"reward": 1.0, "classifier": 0.0}]
+    live = live_episodes(Letters(measured))
+    numbers = train_grpo(tiny_settings, rl(steps=10), tiny_adapter, tmp_path / "a", live=live)
+    assert (numbers["steps"], numbers["kept_step"]) == (2, 0)
+    start, written = load_file(tiny_adapter / WEIGHTS), load_file(tmp_path / "a" / WEIGHTS)
+    assert all(start[k].equal(written[k]) for k in start)
+
+
+def test_the_same_scenario_has_other_replies_in_another_step(
+    tiny_settings, tiny_adapter, tmp_path, monkeypatch
+):
+    """Two scenarios in all, so that every step has both, and weights that hardly change."""
+    texts, real = [], grpo.play
+
+    def kept(*args):
+        played = real(*args)
+        texts.append([episode.row["text"] for episode in played])
+        return played
+
+    monkeypatch.setattr(grpo, "play", kept)
+    settings = rl(steps=2, prompts=1, validation=0.0, optimizer_changes={"learning_rate": 1e-12})
+    live = live_episodes(n=1)
+    train_grpo(tiny_settings, settings, tiny_adapter, tmp_path / "a", live=live)
+    first, second = texts
+    assert len(first) == len(second) == 8 and not set(first) & set(second)
+
+
 @pytest.mark.parametrize(
     ("settings", "run", "line"),
     [
