@@ -199,8 +199,10 @@ def load_without_weights(model: ModelSettings) -> "PreTrainedModel":
     import torch
     from transformers import AutoModelForCausalLM
 
+    # Outside of the block, within which a GGUF file cannot be converted.
+    config = load_config(model)
     with torch.device("meta"):
-        empty: PreTrainedModel = AutoModelForCausalLM.from_config(load_config(model))
+        empty: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     zero = torch.zeros(())
     replaced: dict[int, Parameter] = {}
     for module in empty.modules():

@@ -9,7 +9,7 @@ import torch
 
 from offscript.errors import UserError
 from offscript.models import converted
-from offscript.models.loading import load_model, load_tokenizer
+from offscript.models.loading import load_model, load_tokenizer, load_without_weights
 from tests.conftest import tiny_model_settings
 from tests.models.gguf_file import write_gguf
 
@@ -34,6 +34,11 @@ def test_a_gguf_file_is_the_model_that_it_was_made_from(file, tiny_model):
     with torch.inference_mode():
         logits = [load_model(model, "cpu")(probe).logits for model in (from_file, from_folder)]
     torch.testing.assert_close(logits[0], logits[1])
+
+
+def test_a_file_that_was_not_converted_yet_gives_a_model_without_weights(file, cache):
+    model = load_without_weights(tiny_model_settings(file))
+    assert any(cache.iterdir()) and {p.device.type for p in model.parameters()} == {"cpu"}
 
 
 def test_a_file_is_converted_once(file, cache, capsys):
