@@ -46,7 +46,7 @@ def test_requeue_runs_the_job_again_and_counts_it(idle_cluster: Slurm, tmp_path)
     idle_cluster.requeue(job)
     idle_cluster.wait_for_state(job, "COMPLETED")
     assert [line.split()[1] for line in log.read_text().splitlines()] == ["0", "1"]
-    assert [row["State"] for row in idle_cluster.sacct(job, every_run=True)] == ["REQUEUED", "COMPLETED"]
+    _wait_for_accounting(idle_cluster, job, ["REQUEUED", "COMPLETED"])
 
 
 @pytest.mark.parametrize("failure", ["down", "lose"])
@@ -204,6 +204,15 @@ def _twice(log: Path) -> str:
     """A job that sleeps in its first run and exits in its second; each run logs its node and its number."""
     again = f"echo $(hostname) ${{SLURM_RESTART_COUNT:-0}} >> {log}"
     return f'{again}\n[ "$SLURM_RESTART_COUNT" ] || sleep 300'
+
+
+def _wait_for_accounting(slurm: Slurm, job: int, wanted: list[str]) -> None:
+    """Waits until the accounting has the states ``wanted`` of the runs of a job: it hears of an end after the controller."""
+
+    def states() -> list[str]:
+        return [row["State"] for row in slurm.sacct(job, every_run=True)]
+
+    slurm.wait_until(lambda: states() == wanted, f"runs of job {job} to be {wanted}", found=states)
 
 
 def _wait_for_lines(slurm: Slurm, log: Path, count: int) -> None:
