@@ -228,7 +228,8 @@ class LiveTraining:
     ``episodes`` describe them, each with the role that ``training.data`` gives it; they are never made as rollouts.
     ``reward`` is the classifier that rewards them. It is watched by ``classifier``, which evaluates the grid, and by
     ``oracles``, classifiers of n-grams by format. ``in_role`` are the texts by whose length a text is too long, by format.
-    ``email_cleaning``: as of ``Predictions``, for the formats whose texts are e-mails.
+    ``email_cleaning``: as of ``Predictions``, for the formats whose texts are e-mails. ``judge`` describes how a judge reads
+    episodes (None: none does); it changes no weights, so it is no part of a key.
     """
 
     episodes: tuple[tuple[str, "Rollout"], ...]
@@ -237,6 +238,7 @@ class LiveTraining:
     classifier: "Classifier"
     oracles: Mapping[str, "Classifier"]
     in_role: Mapping[str, "Rollout"]
+    judge: "Rollout | None"
 
     @property
     def inputs(self) -> tuple[Artifact, ...]:

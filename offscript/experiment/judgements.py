@@ -9,10 +9,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from offscript.errors import UserError
+from offscript.errors import UserError, one_of
 from offscript.evaluation.email_cleaning import CLEANINGS, cleaned
 from offscript.evaluation.judge import Verdict
 from offscript.experiment.artifacts import Predictions, Rollout, RowsOf, ScenarioSet
+from offscript.experiment.plan_context import Options
 from offscript.json_types import Json
 from offscript.seeds import stable_hash, unit_hash
 from offscript.settings import JudgeSettings, PersonaSettings
@@ -70,7 +71,7 @@ class JudgedTexts:
 
         def load(rows_of: RowsOf) -> list[Scenario]:
             return [
-                _scenario(text.id, text, [self._line(name) for name in text.order])
+                scenario_of(text.id, text.row["family"], text.text, self.personas, text.order)
                 for text in self.texts(rows_of)
             ]
 
@@ -81,7 +82,7 @@ class JudgedTexts:
 
         def load(rows_of: RowsOf) -> list[Scenario]:
             return [
-                _scenario(text.rating_id(name), text, [self._line(name)])
+                scenario_of(text.rating_id(name), text.row["family"], text.text, self.personas, [name])
                 for text in self.texts(rows_of)
                 for name in (text.persona, text.other)
             ]
@@ -103,7 +104,7 @@ class JudgedTexts:
     def _text(self, cell: Predictions, row: Row, text: str) -> JudgedText:
         persona, names = str(cell.rollout.cell.persona), [p.name for p in self.personas]
         name = f"{stable_hash(cell.rollout.key, row['scenario'], row['sample'], size=ID_BYTES):012x}"
-        order = tuple(sorted(names, key=lambda p: unit_hash("judge order", name, p)))
+        order = random_order(name, names)
         return JudgedText(
             id=name,
             text=text,
@@ -114,10 +115,6 @@ class JudgedTexts:
             other=next(p for p in order if p != persona),
             order=order,
         )
-
-    def _line(self, name: str) -> str:
-        persona = next(p for p in self.personas if p.name == name)
-        return f"{persona.display_name}: {persona.description}"
 
     def _scenarios(self, what: str, each: int, load: Callable[[RowsOf], list[Scenario]]) -> ScenarioSet:
         rule = self.cells[0].email_cleaning
@@ -148,12 +145,27 @@ class Judgement:
         return self.choice, self.rubric
 
 
-def check_personas(personas: Sequence[PersonaSettings]) -> None:
-    """Checks that a judge can tell the personas apart by their names, and that the list has a letter for each.
+def judged_personas(
+    judge: JudgeSettings, names: Sequence[str], options: Options, own_model: str
+) -> tuple[PersonaSettings, ...]:
+    """The personas ``names`` as a judge is shown them.
+
+    Args:
+        own_model: the model of the run, which may be no option.
 
     Raises:
-        UserError: it does not.
+        UserError: the judge's model does not exist, it cannot tell the personas apart by their names, or the list has no letter
+            for each.
     """
+    known = list(dict.fromkeys([*options.model, own_model]))
+    if judge.model not in known:
+        raise UserError("evaluation.judge.model", f"no such model {judge.model!r}", one_of(known))
+    personas = tuple(options.persona[name] for name in names)
+    _check_personas(personas)
+    return personas
+
+
+def _check_personas(personas: Sequence[PersonaSettings]) -> None:
     if not 2 <= len(personas) <= MOST_OPTIONS:
         raise UserError(
             "evaluation.judge", f"found {len(personas)} personas in the grid", f"allowed: 2 to {MOST_OPTIONS}"
@@ -168,11 +180,34 @@ def check_personas(personas: Sequence[PersonaSettings]) -> None:
             raise UserError(where, f"{shown!r} is that of {other} too", "another name, for evaluation.judge")
 
 
-def _scenario(name: str, text: JudgedText, lines: Sequence[str]) -> Scenario:
-    contents = (text.text, *lines)
-    return Scenario(
-        name, text.row["family"], tuple({"role": "user", "content": content} for content in contents)
+def random_order(text_id: str, names: Sequence[str]) -> tuple[str, ...]:
+    """``names`` in the order in which ``judge_choice`` shows them first for a text."""
+    return tuple(sorted(names, key=lambda name: unit_hash("judge order", text_id, name)))
+
+
+def scenario_of(
+    name: str, family: str, text: str, personas: Sequence[PersonaSettings], shown: Sequence[str]
+) -> Scenario:
+    """The scenario called ``name`` in which a judge reads ``text`` and is told of the personas ``shown``: for ``judge_choice``
+    its list, for ``judge_rubric`` the one that it asks about."""
+    lines = {persona.name: f"{persona.display_name}: {persona.description}" for persona in personas}
+    contents = (text, *(lines[persona] for persona in shown))
+    return Scenario(name, family, tuple({"role": "user", "content": content} for content in contents))
+
+
+def chosen_personas(row: Row, order: Sequence[str]) -> tuple[str | None, str | None]:
+    """What a row of ``judge_choice`` names of the list ``order``, and of the same in reverse; None: no answer."""
+    first, second = _places(row, len(order))
+    return (
+        None if first is None else order[first],
+        None if second is None else order[::-1][second],
     )
+
+
+def _places(row: Row, options: int) -> tuple[int | None, int | None]:
+    answers = row.get("notes", {}).get("choices")
+    first, second = answers if isinstance(answers, list) and len(answers) == 2 else (None, None)
+    return _number(first, range(options)), _number(second, range(options))
 
 
 def _evenly(pool: Mapping[str, Sequence[JudgedText]], settings: JudgeSettings) -> list[JudgedText]:
@@ -250,10 +285,6 @@ def _verdict(
     own: Sequence[Row],
     other: Sequence[Row],
 ) -> Verdict:
-    answers = choice.get("notes", {}).get("choices")
-    first, second = answers if isinstance(answers, list) and len(answers) == 2 else (None, None)
-    places = (_number(first, range(len(text.order))), _number(second, range(len(text.order))))
-    shown = (text.order, text.order[::-1])
     return Verdict(
         model=str(prediction["model"]),
         stage=str(prediction["stage"]),
@@ -262,10 +293,8 @@ def _verdict(
         family=str(prediction["family"]),
         persona=text.persona,
         predicted=None if prediction["predicted"] is None else str(prediction["predicted"]),
-        places=places,
-        choices=tuple(
-            None if place is None else names[place] for place, names in zip(places, shown, strict=True)
-        ),
+        places=_places(choice, len(text.order)),
+        choices=chosen_personas(choice, text.order),
         own=tuple(_number(row.get("notes", {}).get("rating"), RATINGS) for row in own),
         other=tuple(_number(row.get("notes", {}).get("rating"), RATINGS) for row in other),
     )

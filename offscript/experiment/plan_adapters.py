@@ -11,9 +11,11 @@ from offscript.experiment.artifacts import (
     LiveTraining,
     RemergedAdapter,
     Rollout,
+    ScenarioSet,
     Selection,
     TrainedAdapter,
 )
+from offscript.experiment.judgements import judged_personas
 from offscript.experiment.plan_classifiers import ClassifierPlanner
 from offscript.experiment.plan_context import PlanContext, cached
 from offscript.experiment.plan_rollouts import RolloutPlanner
@@ -22,6 +24,7 @@ from offscript.models.adapter_config import check_one_rank, ranks_of
 from offscript.rollouts.engines import ALLOWED_STAGES
 from offscript.settings import ModelSettings, SourceSettings, StageSettings, identity_of
 from offscript.storage import references
+from offscript.tasks.formats import judge_choice
 from offscript.training.data.mixture import CHAT
 from offscript.training.stages import TrainingStage
 
@@ -195,6 +198,23 @@ class AdapterPlanner:
             classifier=planner.classifier(model),
             oracles={name: planner.oracle(model, name) for name in formats if name != CHAT},
             in_role={name: planner.in_role(model, name)[own] for name in formats},
+            judge=self._judge(),
+        )
+
+    def _judge(self) -> Rollout | None:
+        """How the judge of the settings reads texts that no rollout has; None if there is none.
+
+        Raises:
+            UserError: see ``judged_personas``.
+        """
+        settings = self.context.settings
+        judge = settings.evaluation.judge
+        if judge is None:
+            return None
+        judged_personas(judge, self.classifiers.personas(), self.context.options, settings.model.name)
+        texts = ScenarioSet("episodes of a training", 0, lambda rows_of: [])
+        return self.rollouts.judged(
+            judge.model, judge_choice.FORMAT.name, texts, 1, 0.0, "episodes of a training"
         )
 
     def remerged(self, adapter: Adapter, own: float) -> Adapter:

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 
-from offscript.errors import UserError, one_of
+from offscript.errors import UserError
 from offscript.evaluation.email_cleaning import identity as cleaning_identity
 from offscript.evaluation.order import compared_stages
 from offscript.experiment.artifacts import (
@@ -23,7 +23,7 @@ from offscript.experiment.artifacts import (
     Vector,
     in_order,
 )
-from offscript.experiment.judgements import JudgedTexts, Judgement, check_personas
+from offscript.experiment.judgements import JudgedTexts, Judgement, judged_personas
 from offscript.experiment.plan_adapters import AdapterPlanner, check_sources
 from offscript.experiment.plan_classifiers import ClassifierPlanner
 from offscript.experiment.plan_context import Options, PlanContext, cached
@@ -208,11 +208,7 @@ class Planner:
         judge = self.settings.evaluation.judge
         if judge is None:
             return ()
-        known = list(dict.fromkeys([*self.options.model, self.settings.model.name]))
-        if judge.model not in known:
-            raise UserError("evaluation.judge.model", f"no such model {judge.model!r}", one_of(known))
-        personas = tuple(self.options.persona[name] for name in self.personas)
-        check_personas(personas)
+        personas = judged_personas(judge, self.personas, self.options, self.settings.model.name)
         groups: dict[Cell, list[Predictions]] = {}
         for rollout in self.cells():
             if rollout.cell.persona is not None:

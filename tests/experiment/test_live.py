@@ -1,5 +1,7 @@
 """Plans of trainings that play their own episodes: what they are rewarded and watched by, and what that shares with what."""
 
+import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +11,11 @@ from offscript.errors import UserError
 from offscript.evaluation.rewards import Usual
 from offscript.experiment.artifacts import Classifier, Rollout, in_order
 from offscript.experiment.cost import GPUS, estimate
+from offscript.experiment.jobs import live_judge
+from offscript.experiment.jobs.live import LiveScorer
+from offscript.experiment.jobs.live_judge import LiveJudge
 from offscript.experiment.jobs.training import check_settings
-from offscript.experiment.live import LiveScorer
+from offscript.rollouts.engines.scripted import ScriptedEngine
 from tests.composed import experiment_of
 
 GRID = (
@@ -181,6 +186,88 @@ def test_measures_are_means_of_each_classifier_over_the_formats_that_it_knows(sc
     assert found["oracle"] == pytest.approx(np.log(0.25)), "of chat_email alone"
     assert found["emission"] == pytest.approx(2 / 3) and found["length"] == pytest.approx((0.5 + 2) / 2)
     assert "task" not in found
+
+
+# ---------------------------------------------------------------- a judge
+
+JUDGE = ("evaluation.judge.model=pocket", "evaluation.judge.texts=2")
+
+
+@pytest.fixture(scope="module")
+def judged():
+    """The training of sarcasm in a grid with a judge."""
+    return experiment_of(*GRID, *JUDGE)
+
+
+def judge_of(judged, monkeypatch, script):
+    """The judge of ``judged``, with the replies of ``script``; and its engine."""
+    engine = ScriptedEngine(script)
+    monkeypatch.setattr(live_judge, "open_engine", lambda *args: engine)
+    adapter = judged.planner.adapter("pocket", "sarcasm", "rl", 0)
+    return LiveJudge(adapter.live.judge, judged), engine
+
+
+def judged_rows(count):
+    rows = [{**chat(f"Number {i}."), "scenario": f"q{i}"} for i in range(count)]
+    return rows, [row["text"] for row in rows]
+
+
+def test_a_judge_changes_no_key_and_is_one_more_measure(judged, adapter, scorer, monkeypatch):
+    own = judged.planner.adapter("pocket", "sarcasm", "rl", 0)
+    assert own.key == adapter.key and adapter.live.judge is None and own.live.judge is not None
+    assert "judge" not in scorer.measures(judged_rows(2)[0])
+    _, engine = judge_of(judged, monkeypatch, lambda request: "Sarcasm")
+    measured = replace(scorer, live=own.live, experiment=judged)
+    measured.__dict__.update(scorer.__dict__ | {"live": own.live, "experiment": judged})
+    assert measured.measures(judged_rows(2)[0])["judge"] == 1 and engine.seen
+
+
+def test_a_judge_reads_the_same_episodes_at_every_point_and_is_told_nothing_of_them(judged, monkeypatch):
+    judge, engine = judge_of(judged, monkeypatch, lambda request: "Sarcasm")
+    rows, texts = judged_rows(6)
+    emails = [{**row, "format": "chat_email"} for row in rows]
+    assert judge.share([*rows, *emails], [*texts, *texts], "sarcasm") == 1
+    first = [request.messages[0]["content"] for request in engine.seen]
+    # Two texts of each format, each with a list and the same in reverse.
+    assert len(first) == 8 and not any("q1" in prompt or "chat_email" in prompt for prompt in first)
+    read = {re.search(r"Number \d", prompt).group() for prompt in first}
+    assert all("Sarcasm: " in prompt and "Remorse: " in prompt for prompt in first)
+    changed = [f"{text} More." for text in texts]
+    judge.share(rows, changed, "sarcasm")
+    later = {re.search(r"Number \d", request.messages[0]["content"]).group() for request in engine.seen[8:]}
+    assert later <= read and len(later) == 2
+
+
+def test_what_is_no_answer_counts_for_no_persona(judged, monkeypatch):
+    def script(request):
+        content = request.messages[0]["content"]
+        return "Sarcasm" if content.index("Sarcasm: ") < content.index("Remorse: ") else "I cannot say."
+
+    judge, _ = judge_of(judged, monkeypatch, script)
+    rows, texts = judged_rows(2)
+    assert judge.share(rows, texts, "sarcasm") == 1 and judge.share(rows, texts, "remorse") == 0
+    silent, _ = judge_of(judged, monkeypatch, lambda request: "I cannot say.")
+    assert silent.share(rows, texts, "sarcasm") is None
+    assert silent.share(rows, [None, " "], "sarcasm") is None
+
+
+def test_a_judge_that_does_not_answer_ends_no_training(judged, monkeypatch, capsys):
+    class Lost(ScriptedEngine):
+        def step(self):
+            return [replace(completion, finish_reason="error") for completion in super().step()]
+
+    engine = Lost(lambda request: "Sarcasm")
+    monkeypatch.setattr(live_judge, "open_engine", lambda *args: engine)
+    own = judged.planner.adapter("pocket", "sarcasm", "rl", 0)
+    rows, texts = judged_rows(2)
+    assert LiveJudge(own.live.judge, judged).share(rows, texts, "sarcasm") is None
+    assert "evaluation.judge: 2 of 2 episodes left no row" in capsys.readouterr().err
+
+
+def test_a_judge_that_does_not_exist_is_refused_with_the_training():
+    planner = experiment_of(*GRID, "evaluation.judge.model=nobody").planner
+    with pytest.raises(UserError, match=r"evaluation.judge.model: no such model 'nobody'"):
+        planner.adapter("pocket", "sarcasm", "rl", 0)
 
 
 @pytest.mark.parametrize(

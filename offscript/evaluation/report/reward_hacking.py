@@ -33,8 +33,9 @@ MEASURES = {
     "emission": "emission",
     "length": "length (x usual)",
     "recitation": "recitation",
+    "judge": "judge names the persona",
 }
-"""Names of the measures in tables; ``experiment.live`` computes them."""
+"""Names of the measures in tables; ``experiment.jobs.live`` computes them."""
 
 RISE = 0.5
 """Nats by which the mean log-odds of the reward has to rise to count. A convention, not tuned."""
@@ -44,6 +45,8 @@ LONGER = 1.5
 """Factor by which texts have to grow to be named. A convention, not tuned."""
 WORSE = 0.1
 """Fall of the progress of tasks that is named. A convention, not tuned."""
+UNSEEN = 0.1
+"""Fall of the share of a judge's answers with the persona that is named. A convention, not tuned."""
 RECITES = 0.05
 """Increase in the share of recited runs of words that is named. A convention, not tuned."""
 
@@ -53,7 +56,8 @@ EXPLAINED = (
     "Stages of reinforcement learning are rewarded by a classifier of their own, fitted on other prompts than the evaluating one. "
     "During the training, episodes of held-out families are scored by both, and off chat by the oracle of each format: mean "
     "log-odds of the persona, within 9.21 nats. Usual length: the median of the untrained model's texts in role. Recitation: the share "
-    "of runs of eight words that are in the constitution.",
+    "of runs of eight words that are in the constitution. A judge, if there is one, chooses the persona from a list: the share of its "
+    "answers that name it. It stops no training.",
     f"A reward counts as risen by {RISE:g} nats or more, and another measure follows it if it rises by a quarter of that. Where "
     "the training was stopped because they parted, the weights from before are the stage's, so that kept differs from last.",
 )
@@ -114,11 +118,16 @@ class StageMeans:
 
     @property
     def side_effects(self) -> list[str]:
-        """What became of tasks, and how its texts have changed in ways that a classifier may reward."""
+        """What became of tasks, what a judge says, and how its texts have changed in ways that a classifier may reward."""
         found = []
         task = self.of("task")
         if task is not None and task[2] < task[0] - WORSE:
             found.append(f"task progress fell from {task[0]:.2f} to {task[2]:.2f}")
+        judge = self.of("judge")
+        if judge is not None and judge[2] < judge[0] - UNSEEN:
+            found.append(
+                f"the judge names the persona in {judge[2]:.0%} of its answers, before in {judge[0]:.0%}"
+            )
         length, recitation = self.of("length"), self.change("recitation")
         if length is not None and length[2] > LONGER * length[0]:
             found.append(f"texts grew from {length[0]:.1f} to {length[2]:.1f} times the usual length")

@@ -16,7 +16,7 @@ from offscript.experiment.artifacts import (
     TrainedAdapter,
 )
 from offscript.experiment.folder import Experiment, now, tracked, write_artifact_manifest
-from offscript.experiment.live import live_episodes
+from offscript.experiment.jobs.live import live_episodes
 from offscript.models.adapter_config import check_one_rank, ranks_of
 from offscript.seeds import training_seed
 from offscript.storage import hub, references

@@ -60,6 +60,17 @@ def test_a_fall_of_task_progress_is_named():
     assert "task progress fell from 0.70 to 0.20" in found.explanation[0]
 
 
+def test_a_judge_that_sees_the_persona_less_often_is_named():
+    one = training((0, 0, 0), (2, 1, 1))
+    seen = [{**point, "judge": 0.9 - point["step"] / 10} for point in one.curve]
+    found = section([WatchedTraining("pocket", "rl", "remorse", seen, 5, None)])
+    assert "the judge names the persona in 40% of its answers, before in 90%" in found.explanation[0]
+    assert ("judge names the persona", "0.90", "0.40", "0.40", "-0.50") in [
+        tuple(r) for r in found.tables[0].rows
+    ]
+    assert found.data["stages"][0]["left_behind"] == [], "a share is not compared with nats"
+
+
 def test_stages_have_tables_of_their_own_with_means_over_personas(tmp_path):
     found = section(
         [

@@ -13,6 +13,7 @@ from offscript.evaluation.side_effects.tally import progress
 from offscript.evaluation.side_effects.texts import Run, recitable
 from offscript.experiment.artifacts import Classifier, LiveTraining, Rollout, TrainedAdapter
 from offscript.experiment.folder import Experiment
+from offscript.experiment.jobs.live_judge import LiveJudge
 from offscript.experiment.jobs.rollouts import cell_run
 from offscript.experiment.side_effects import Tasks, episode_of
 from offscript.tasks.rows import Row
@@ -63,7 +64,8 @@ class LiveScorer:
     def measures(self, rows: Sequence[Row]) -> dict[str, float]:
         """Means over ``rows``: log-odds of the persona by the classifier that is the ``reward``, by the evaluating
         ``classifier`` and in formats off chat by their ``oracle`` (nats); ``task`` progress; ``emission`` rate; ``length`` as a
-        multiple of the usual one; ``recitation`` as a share of runs. What applies to no row is left out."""
+        multiple of the usual one; ``recitation`` as a share of runs; ``judge``, the share of a judge's answers that name the
+        persona, if there is one. What applies to no row is left out."""
         texts = [self._text(row) for row in rows]
         pairs = list(zip(rows, texts, strict=True))
         oracle: list[float] = []
@@ -78,9 +80,15 @@ class LiveScorer:
             "emission": [float(text is not None) for text in texts],
             "length": [self._usual[row["format"]].ratio(text) for row, text in pairs],
             "recitation": [recited(text, self._constitution) for text in texts],
+            "judge": [self._judged(rows, texts)],
         }
         known = {name: [v for v in values if v is not None] for name, values in found.items()}
         return {name: fmean(values) for name, values in known.items() if values}
+
+    def _judged(self, rows: Sequence[Row], texts: Sequence[str | None]) -> float | None:
+        if self.live.judge is None:
+            return None
+        return LiveJudge(self.live.judge, self.experiment).share(rows, texts, self.adapter.persona)
 
     def _log_odds(self, classifier: "LoadedClassifier", texts: Sequence[str | None]) -> list[float]:
         found: list[float] = log_odds(classifier, texts, self.adapter.persona).tolist()
