@@ -248,7 +248,11 @@ def test_what_is_no_answer_counts_for_no_persona(judged, monkeypatch):
     assert judge.share(rows, texts, "sarcasm") == 1 and judge.share(rows, texts, "remorse") == 0
     silent, _ = judge_of(judged, monkeypatch, lambda request: "I cannot say.")
     assert silent.share(rows, texts, "sarcasm") is None
-    assert silent.share(rows, [None, " "], "sarcasm") is None
+
+
+def test_a_judge_is_not_asked_where_no_text_was_left(judged, monkeypatch):
+    judge, engine = judge_of(judged, monkeypatch, lambda request: "Sarcasm")
+    assert judge.share(judged_rows(2)[0], [None, " "], "sarcasm") is None and not engine.seen
 
 
 def test_a_judge_that_does_not_answer_ends_no_training(judged, monkeypatch, capsys):

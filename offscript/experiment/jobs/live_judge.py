@@ -82,13 +82,11 @@ def _read(rows: Sequence[Row], texts: Sequence[str | None], judge: JudgeSettings
     for row, text in zip(rows, texts, strict=True):
         if text is not None and text.strip():
             by_format[row["format"]].append((row, text))
-    return [
-        pair
-        for own in by_format.values()
-        for pair in sorted(own, key=lambda pair: unit_hash("judge text", judge.seed, _id(pair[0])))[
-            : judge.texts
-        ]
-    ]
+    found: list[Text] = []
+    for own in by_format.values():
+        own.sort(key=lambda pair: unit_hash("judge text", judge.seed, _id(pair[0])))
+        found += own[: judge.texts]
+    return found
 
 
 def _id(row: Row) -> str:
