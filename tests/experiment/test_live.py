@@ -246,6 +246,11 @@ def test_what_is_no_answer_counts_for_no_persona(judged, monkeypatch):
     judge, _ = judge_of(judged, monkeypatch, script)
     rows, texts = judged_rows(2)
     assert judge.share(rows, texts, "sarcasm") == 1 and judge.share(rows, texts, "remorse") == 0
+    texts = ["Answer this.", "And not this."]
+    seldom, _ = judge_of(
+        judged, monkeypatch, lambda r: script(r) if texts[0] in r.messages[0]["content"] else "?"
+    )
+    assert seldom.share(rows, texts, "sarcasm") is None, "one answer to four questions"
     silent, _ = judge_of(judged, monkeypatch, lambda request: "I cannot say.")
     assert silent.share(rows, texts, "sarcasm") is None
 

@@ -24,6 +24,9 @@ from offscript.tasks.rows import Row
 ENGINE = "transformers"
 """vLLM would not find the memory that it takes at its start beside a training. An endpoint stays one."""
 
+ANSWERED = 0.5
+"""A judge that answers a smaller share of its questions gives no measure: it would be one of a few texts, others at each point."""
+
 Text = tuple[Row, str]
 
 
@@ -41,7 +44,7 @@ class LiveJudge:
 
     def share(self, rows: Sequence[Row], texts: Sequence[str | None], persona: str) -> float | None:
         """The share of the judge's answers that name ``persona``: it reads ``evaluation.judge.texts`` texts of each format at
-        most, and is asked twice for each. None if it does not answer.
+        most, and is asked twice for each. None if it answers less than ``ANSWERED`` of the questions.
 
         Args:
             texts: what of each row is scored, None where it left no text.
@@ -58,9 +61,11 @@ class LiveJudge:
             scenarios.append(scenario_of(name, row["family"], text, personas, order))
         run = replace(cell_run(self.rollout, self.experiment, None), path=None, scenarios=scenarios)
         replies = self._replies(run)
-        answers = [name for reply in replies for name in chosen_personas(reply, orders[reply["scenario"]])]
+        answers = (name for reply in replies for name in chosen_personas(reply, orders[reply["scenario"]]))
         stated = [name for name in answers if name is not None]
-        return stated.count(persona) / len(stated) if stated else None
+        if not stated or len(stated) < ANSWERED * 2 * len(scenarios):
+            return None
+        return stated.count(persona) / len(stated)
 
     def _replies(self, run: CellRun) -> list[Row]:
         settings: EngineSettings = self.experiment.planner.settings.engine.model_copy(update={"name": ENGINE})
